@@ -1,0 +1,265 @@
+//! Files and folders that appear whole or not at all.
+//!
+//! Everything is written beside its final place, flushed to the disk and renamed. A reader, or a run that starts again after a crash,
+//! sees the old content or the new, never half of one.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// Why a file or folder could not be put in its place. What was there before is untouched.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: can't {action}{}", path.display(), advice(source))]
+pub struct AtomicError {
+    /// The file or folder to be written.
+    pub path: PathBuf,
+    /// What was being done.
+    pub action: &'static str,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull => "; the disk is full: free some space and run this again",
+        io::ErrorKind::QuotaExceeded => {
+            "; the disk quota is used up: free some space and run this again"
+        }
+        io::ErrorKind::PermissionDenied => "; this user may not write there",
+        io::ErrorKind::ReadOnlyFilesystem => "; that file system is read-only",
+        _ => "",
+    }
+}
+
+/// Turns an I/O result into one that names the target and what was being done to it.
+pub fn context<T>(
+    path: &Path,
+    action: &'static str,
+    result: io::Result<T>,
+) -> Result<T, AtomicError> {
+    result.map_err(|source| AtomicError { path: path.to_owned(), action, source })
+}
+
+/// Writes a file whole or not at all. The folder it lies in is created if need be.
+///
+/// # Errors
+/// Whatever `write` returns, or an [`AtomicError`]; the file at `path` is then what it was.
+pub fn write_file<T, E: From<AtomicError>>(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> Result<T, E>,
+) -> Result<T, E> {
+    let parent = prepare_parent(path)?;
+    let temporary = context(
+        path,
+        "create a file beside it",
+        beside(path, 0o666, "", |new| new.tempfile_in(&parent)),
+    )?;
+    let mut writer =
+        BufWriter::with_capacity(1 << 20, context(path, "write", temporary.as_file().try_clone())?);
+    let value = write(&mut writer)?;
+    context(path, "write", writer.flush())?;
+    context(path, "flush it to the disk", temporary.as_file().sync_all())?;
+    context(
+        path,
+        "rename the finished file",
+        temporary.persist(path).map_err(|error| error.error),
+    )?;
+    context(path, "flush its folder to the disk", sync_dir(&parent))?;
+    Ok(value)
+}
+
+/// Creates or replaces a folder whole or not at all: `fill` writes into an empty folder beside it.
+///
+/// A folder already at `path` is moved aside and removed once the new one stands. (A crash between those two renames leaves the old
+/// folder beside the target as `.NAME.old-…`, whole.)
+///
+/// # Errors
+/// Whatever `fill` returns, or an [`AtomicError`]; the folder at `path` is then what it was.
+pub fn replace_dir<T, E: From<AtomicError>>(
+    path: &Path,
+    fill: impl FnOnce(&Path) -> Result<T, E>,
+) -> Result<T, E> {
+    let parent = prepare_parent(path)?;
+    let temporary = context(
+        path,
+        "create a folder beside it",
+        beside(path, 0o777, "", |new| new.tempdir_in(&parent)),
+    )?;
+    let value = fill(temporary.path())?;
+    context(path, "flush it to the disk", sync_tree(temporary.path()))?;
+
+    let aside = context(
+        path,
+        "create a folder beside it",
+        beside(path, 0o777, "old-", |new| new.tempdir_in(&parent)),
+    )?;
+    let old = aside.path().join("replaced");
+    let moved = match fs::rename(path, &old) {
+        Ok(()) => true,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        Err(source) => {
+            return Err(AtomicError {
+                path: path.to_owned(),
+                action: "move the old folder aside",
+                source,
+            }
+            .into());
+        }
+    };
+    if let Err(source) = fs::rename(temporary.path(), path) {
+        if moved && fs::rename(&old, path).is_err() {
+            // Both places refused: leave the old content where the user can find it.
+            let _kept = aside.keep();
+        }
+        return Err(AtomicError {
+            path: path.to_owned(),
+            action: "rename the finished folder",
+            source,
+        }
+        .into());
+    }
+    // Its content has moved to `path`; there is nothing left to remove.
+    let _moved = temporary.keep();
+    context(path, "flush its folder to the disk", sync_dir(&parent))?;
+    Ok(value)
+}
+
+fn prepare_parent(path: &Path) -> Result<PathBuf, AtomicError> {
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    context(path, "create the folder it lies in", fs::create_dir_all(&parent))?;
+    Ok(parent)
+}
+
+/// Makes a hidden neighbour of the target, `.NAME.{note}…`, named on `create`.
+///
+/// `mode` is what the user's `umask` then narrows: tempfile's own default would lock other users out of the result.
+fn beside<T>(
+    path: &Path,
+    mode: u32,
+    note: &str,
+    create: impl FnOnce(&tempfile::Builder<'_, '_>) -> io::Result<T>,
+) -> io::Result<T> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let prefix = format!(".{name}.{note}");
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(&prefix);
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(mode));
+    #[cfg(not(unix))]
+    let _ = mode;
+    create(&builder)
+}
+
+/// Flushes every file and folder of a tree.
+fn sync_tree(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_tree(&entry.path())?;
+        } else if entry.file_type()?.is_file() {
+            File::open(entry.path())?.sync_all()?;
+        }
+    }
+    sync_dir(folder)
+}
+
+/// Flushes a folder's own entries. Only Unix can, and only Unix needs it.
+fn sync_dir(folder: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refuse(path: &Path) -> AtomicError {
+        AtomicError {
+            path: path.to_owned(),
+            action: "write",
+            source: io::ErrorKind::StorageFull.into(),
+        }
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("new/file");
+        for content in ["one", "two"] {
+            let length = write_file(&path, |file| {
+                context(&path, "write", file.write_all(content.as_bytes()))?;
+                Ok::<_, AtomicError>(content.len())
+            });
+            assert_eq!(length.unwrap(), 3);
+            assert_eq!(fs::read_to_string(&path).unwrap(), content);
+        }
+        let failed: Result<(), AtomicError> = write_file(&path, |file| {
+            context(&path, "write", file.write_all(b"half"))?;
+            Err(refuse(&path))
+        });
+        let error = failed.unwrap_err().to_string();
+        assert!(error.contains("file: can't write; the disk is full"), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "two");
+        assert_eq!(names(path.parent().unwrap()), ["file"], "no remains");
+    }
+
+    #[test]
+    fn a_folder_is_replaced_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deep/stage");
+        let write = |new: &Path, name: &str| {
+            fs::create_dir(new.join("inner")).unwrap();
+            fs::write(new.join("inner").join(name), name).unwrap();
+        };
+        for name in ["one", "two"] {
+            replace_dir(&path, |new| {
+                write(new, name);
+                Ok::<_, AtomicError>(())
+            })
+            .unwrap();
+            assert_eq!(names(&path.join("inner")), [name]);
+        }
+        let failed: Result<(), AtomicError> = replace_dir(&path, |new| {
+            write(new, "three");
+            Err(refuse(&path))
+        });
+        assert!(failed.is_err());
+        assert_eq!(names(&path.join("inner")), ["two"]);
+        assert_eq!(names(path.parent().unwrap()), ["stage"], "no remains");
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn others_may_read_what_umask_lets_them() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let (plain, atomic) = (folder.path().join("plain"), folder.path().join("atomic"));
+        fs::write(&plain, "").unwrap();
+        write_file(&atomic, |_| Ok::<_, AtomicError>(())).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode(&plain), mode(&atomic));
+    }
+
+    #[test]
+    fn a_place_that_cant_be_written_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "").unwrap();
+        let below: Result<(), AtomicError> = write_file(&file.join("below"), |_| Ok(()));
+        let error = below.unwrap_err();
+        assert!(error.to_string().contains("below: can't create the folder it lies in"), "{error}");
+        let onto: Result<(), AtomicError> = write_file(folder.path(), |_| Ok(()));
+        assert!(onto.unwrap_err().to_string().contains("can't rename the finished file"));
+    }
+}

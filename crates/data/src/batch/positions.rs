@@ -1,0 +1,85 @@
+//! Flat positions `row * width + t` of a batch. A padded cell is never among them.
+
+use super::TokenBatch;
+use serde::{Deserialize, Serialize};
+
+/// Which positions' features are averaged into one vector per row.
+///
+/// With a prompt of `p` tokens and `n` tokens in all, positions counted from 0:
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pooling {
+    /// `p−1 … n−2`: those whose logits give the response's tokens. The paper's theorem B.1 is about exactly these.
+    #[default]
+    Predicting,
+    /// `p … n−1`: the response's own tokens.
+    Response,
+    /// `1 … n−2`: all that predict something, prompt included, but for position 0 (BOS: sparse autoencoders aren't trained on it).
+    Sequence,
+}
+
+impl Pooling {
+    /// Its name in settings and fingerprints.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Predicting => "predicting",
+            Self::Response => "response",
+            Self::Sequence => "sequence",
+        }
+    }
+}
+
+/// Positions of a batch, row by row in ascending order; every row has at least one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Positions {
+    /// Flat position `row * width + t`, `[positions]`.
+    pub flat: Vec<i32>,
+    /// Row of each position, `[positions]`.
+    pub row: Vec<i32>,
+    /// Positions per row, `[rows]`. Never 0.
+    pub counts: Vec<usize>,
+}
+
+impl TokenBatch {
+    /// Flat positions `p−1 … n−2` of every row: those whose logits give the response's tokens. `[response tokens]`
+    pub fn predicting_positions(&self) -> Vec<i32> {
+        self.positions(Pooling::Predicting, &[]).flat
+    }
+
+    /// The response's tokens `p … n−1` of every row, aligned with [`Self::predicting_positions`]. `[response tokens]`
+    pub fn targets(&self) -> Vec<i32> {
+        (0..self.rows).flat_map(|row| &self.row(row)[self.prompt_lens[row]..]).copied().collect()
+    }
+
+    /// The row of every predicting position, aligned with [`Self::predicting_positions`]. `[response tokens]`
+    pub fn row_of_position(&self) -> Vec<i32> {
+        self.positions(Pooling::Predicting, &[]).row
+    }
+
+    /// The positions to pool. Those that hold an `excluded` token are left out (pass BOS and EOS for an autoencoder that never
+    /// saw them, as Gemma Scope's); a row that would be left with none keeps its predicting positions, so that its mean exists.
+    pub fn positions(&self, pooling: Pooling, excluded: &[u32]) -> Positions {
+        let mut positions =
+            Positions { flat: Vec::new(), row: Vec::new(), counts: Vec::with_capacity(self.rows) };
+        for row in 0..self.rows {
+            let (tokens, prompt, len) = (self.row(row), self.prompt_lens[row], self.lens[row]);
+            let predicting = prompt - 1..len - 1;
+            let range = match pooling {
+                Pooling::Predicting => predicting.clone(),
+                Pooling::Response => prompt..len,
+                Pooling::Sequence => 1..len - 1,
+            };
+            let is_excluded =
+                |t: &usize| excluded.iter().any(|&token| i64::from(token) == i64::from(tokens[*t]));
+            let mut kept: Vec<usize> = range.filter(|t| !is_excluded(t)).collect();
+            if kept.is_empty() {
+                kept = predicting.collect();
+            }
+            positions.counts.push(kept.len());
+            // Both fit: TokenBatch::new refuses more than i32::MAX cells.
+            positions.row.extend(kept.iter().map(|_| row as i32));
+            positions.flat.extend(kept.iter().map(|t| (row * self.width + t) as i32));
+        }
+        positions
+    }
+}

@@ -1,0 +1,166 @@
+use super::*;
+use crate::tokens::{TokenizedExample, TokenizedPair, TokenizedResponse};
+use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
+
+fn response(tokens: &[u32], prompt_len: usize) -> TokenizedResponse {
+    TokenizedResponse { tokens: tokens.to_vec(), prompt_len }
+}
+
+fn pair(id: u64, chosen: (&[u32], usize), rejected: (&[u32], usize)) -> TokenizedPair {
+    TokenizedPair {
+        id,
+        chosen: response(chosen.0, chosen.1),
+        rejected: response(rejected.0, rejected.1),
+    }
+}
+
+/// Two pairs: rows of 4, 3, 5 and 2 tokens. Token 2 is BOS, 1 EOS, 0 padding.
+fn two_pairs() -> PairBatch {
+    let pairs = [
+        pair(7, (&[2, 10, 11, 1], 2), (&[2, 10, 12, 13, 1], 2)),
+        pair(3, (&[2, 20, 1], 2), (&[2, 21], 1)),
+    ];
+    PairBatch::new(&pairs.each_ref().map(TokenizedPair::view), 0).unwrap()
+}
+
+#[test]
+fn chosen_rows_come_first_and_rows_are_padded_on_the_right() {
+    let PairBatch { ids, batch } = two_pairs();
+    assert_eq!(ids, [7, 3]);
+    assert_eq!((batch.rows, batch.width), (4, 5));
+    #[rustfmt::skip]
+    assert_eq!(batch.tokens, [
+        2, 10, 11, 1, 0,
+        2, 20, 1, 0, 0,
+        2, 10, 12, 13, 1,
+        2, 21, 0, 0, 0,
+    ]);
+    assert_eq!(batch.lens, [4, 3, 5, 2]);
+    assert_eq!(batch.prompt_lens, [2, 2, 2, 1]);
+    assert_eq!(batch.response_counts(), [2, 1, 3, 1]);
+    assert_eq!((batch.response_tokens(), batch.real_tokens()), (7, 14));
+}
+
+#[test]
+fn predicting_positions_stand_one_before_their_targets() {
+    let batch = two_pairs().batch;
+    let positions = batch.predicting_positions();
+    assert_eq!(positions, [1, 2, 6, 11, 12, 13, 15]);
+    assert_eq!(batch.row_of_position(), [0, 0, 1, 2, 2, 2, 3]);
+    assert_eq!(batch.targets(), [11, 1, 1, 12, 13, 1, 21]);
+    let shifted: Vec<i32> = positions.iter().map(|&p| batch.tokens[p as usize + 1]).collect();
+    assert_eq!(shifted, batch.targets());
+}
+
+#[test]
+fn pooled_positions() {
+    type Case = (Pooling, &'static [u32], &'static [i32], &'static [usize]);
+    let cases: [Case; 5] = [
+        (Pooling::Predicting, &[], &[1, 2, 6, 11, 12, 13, 15], &[2, 1, 3, 1]),
+        (Pooling::Response, &[], &[2, 3, 7, 12, 13, 14, 16], &[2, 1, 3, 1]),
+        // The last row has nothing between BOS and its end: it keeps its predicting position.
+        (Pooling::Sequence, &[], &[1, 2, 6, 11, 12, 13, 15], &[2, 1, 3, 1]),
+        // Without EOS, row 1's response has nothing left and keeps its predicting position.
+        (Pooling::Response, &[2, 1], &[2, 6, 12, 13, 16], &[1, 1, 2, 1]),
+        (Pooling::Predicting, &[2, 1], &[1, 2, 6, 11, 12, 13, 15], &[2, 1, 3, 1]),
+    ];
+    for (pooling, excluded, flat, counts) in cases {
+        let positions = two_pairs().batch.positions(pooling, excluded);
+        assert_eq!(positions.flat, flat, "{pooling:?} without {excluded:?}");
+        assert_eq!(positions.counts, counts, "{pooling:?} without {excluded:?}");
+        assert_eq!(positions.row.len(), flat.len());
+    }
+}
+
+#[test]
+fn sequence_pooling_includes_the_prompt() {
+    let example = TokenizedExample { id: 0, response: response(&[2, 5, 6, 7, 8, 1], 4) };
+    let batch = SequenceBatch::new(&[example.view()], 0).unwrap().batch;
+    assert_eq!(batch.positions(Pooling::Sequence, &[]).flat, [1, 2, 3, 4]);
+    assert_eq!(batch.positions(Pooling::Predicting, &[]).flat, [3, 4]);
+}
+
+#[test]
+fn no_position_is_padding() {
+    let batch = two_pairs().batch;
+    for pooling in [Pooling::Predicting, Pooling::Response, Pooling::Sequence] {
+        let positions = batch.positions(pooling, &[]);
+        for (&flat, &row) in positions.flat.iter().zip(&positions.row) {
+            let (row, column) = (row as usize, flat as usize % batch.width);
+            assert_eq!(flat as usize / batch.width, row);
+            assert!(
+                column < batch.lens[row],
+                "{pooling:?}: {column} in a row of {}",
+                batch.lens[row]
+            );
+        }
+    }
+}
+
+#[test]
+fn unsound_batches_are_refused() {
+    let cases: [(&str, Vec<TokenizedPair>); 4] = [
+        ("at least one item", vec![]),
+        ("0 prompt tokens of 2", vec![pair(1, (&[5, 6], 0), (&[5, 6], 1))]),
+        ("2 prompt tokens of 2", vec![pair(1, (&[5, 6], 1), (&[5, 6], 2))]),
+        ("token id 4294967295", vec![pair(1, (&[5, u32::MAX], 1), (&[5, 6], 1))]),
+    ];
+    for (message, pairs) in cases {
+        let views: Vec<_> = pairs.iter().map(TokenizedPair::view).collect();
+        let error = PairBatch::new(&views, 0).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+}
+
+fn size(size: usize) -> NonZeroUsize {
+    NonZeroUsize::new(size).unwrap()
+}
+
+#[test]
+fn every_item_comes_once_and_only_the_last_batch_is_partial() {
+    for (items, batch) in
+        [(0, 4), (1, 4), (4, 4), (5, 4), (64, 4), (67, 4), (1000, 8), (1001, 7), (3, usize::MAX)]
+    {
+        let lengths: Vec<usize> = (0..items).map(|item| item * 7919 % 101).collect();
+        for plan in [
+            Batches::shuffled(&lengths, size(batch), 1, 0),
+            Batches::sequential(items, size(batch)),
+        ] {
+            let seen: Vec<usize> = plan.iter().flatten().copied().collect();
+            assert_eq!(seen.len(), items);
+            assert_eq!(seen.iter().copied().collect::<BTreeSet<_>>(), (0..items).collect());
+            assert_eq!(plan.len(), items.div_ceil(batch));
+            assert_eq!(plan.is_empty(), items == 0);
+            assert!(plan.iter().rev().skip(1).all(|full| full.len() == batch));
+            assert_eq!(plan.get(0), plan.iter().next());
+            assert_eq!(plan.get(plan.len()), None);
+        }
+    }
+}
+
+#[test]
+fn a_plan_depends_on_seed_and_epoch_alone() {
+    let lengths: Vec<usize> = (0..500).map(|item| item * 31 % 97).collect();
+    let plan = |seed, epoch| Batches::shuffled(&lengths, size(8), seed, epoch);
+    assert_eq!(plan(1, 2), plan(1, 2));
+    assert_ne!(plan(1, 2), plan(1, 3));
+    assert_ne!(plan(1, 2), plan(2, 2));
+    // A run that resumes after five batches meets the sixth.
+    assert_eq!(plan(1, 2).iter().nth(5), plan(1, 2).get(5));
+}
+
+#[test]
+fn batches_hold_similar_lengths() {
+    let lengths: Vec<usize> = (0..1024).map(|item| item * 7919 % 512).collect();
+    let padded = |plan: &Batches| -> usize {
+        plan.iter()
+            .map(|batch| batch.iter().map(|&item| lengths[item]).max().unwrap() * batch.len())
+            .sum()
+    };
+    let real: usize = lengths.iter().sum();
+    let shuffled = padded(&Batches::shuffled(&lengths, size(8), 0, 0));
+    let sequential = padded(&Batches::sequential(lengths.len(), size(8)));
+    assert!(shuffled as f64 / (real as f64) < 1.1, "{shuffled} cells for {real} tokens");
+    assert!(shuffled < sequential);
+}

@@ -1,0 +1,50 @@
+//! Preference data: what stands between files on disk and batches in host memory.
+//!
+//! Invariants:
+//! * No model code and no device: batches are plain `Vec`s, the trainer moves them. No crate of this workspace is a dependency.
+//! * Files are untrusted: whatever they hold, reading ends in a value or in an error that says what, where and what to do.
+//! * Everything is deterministic: the same files, settings and seed give the same bytes, on any number of threads.
+//! * What is written appears whole or not at all ([`atomic`]).
+//! * Every tokenised response has `1 ≤ prompt_len < tokens.len()`: it has something to predict, and something to predict it from.
+//!
+//! ```
+//! use fpo_data::{ChatTemplate, Pair, PairBatch, Preparer, Prompt, TemplateChoice, Tokenizer, Truncation};
+//!
+//! let tokenizer = Tokenizer::train_bpe(["What is 2 + 2?", "It is 4.", "Who knows?"], 300)?;
+//! let template = TemplateChoice::Chat(ChatTemplate::plain(&tokenizer.bos_token())?);
+//! let limits = Truncation { max_length: 128, max_prompt_length: Some(64) };
+//! let question = Prompt::Text("What is 2 + 2?".into());
+//! let pair = Pair { id: 0, prompt: question, chosen: "It is 4.".into(), rejected: "Who knows?".into() };
+//! let (pairs, summary) = Preparer::new(&tokenizer, &template, limits)?.prepare_pairs(&[pair])?;
+//! let PairBatch { batch, .. } = PairBatch::new(&[pairs[0].view()], tokenizer.pad_id())?;
+//! assert_eq!((summary.kept, batch.rows), (1, 2));
+//! assert_eq!(batch.targets().len(), batch.predicting_positions().len());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+pub mod atomic;
+pub mod batch;
+pub mod fingerprint;
+pub mod hash;
+mod parquet_file;
+pub mod reference;
+pub mod source;
+pub mod split;
+pub mod store;
+pub mod template;
+pub mod tokenize;
+pub mod tokenizer;
+pub mod tokens;
+
+pub use batch::{Batches, PairBatch, Pooling, Positions, SequenceBatch, TokenBatch};
+pub use fingerprint::Fingerprint;
+pub use reference::{ReferenceCache, ReferenceRow, ReferenceWriter, SparseFeatures};
+pub use source::{Message, OnEmpty, Pair, Prompt, ReadSummary, SftExample, read_pairs, read_sft};
+pub use split::hold_out;
+pub use store::{PairStore, SequenceStore};
+pub use template::{ChatTemplate, TemplateChoice};
+pub use tokenize::{PrepareSummary, Preparer, Truncation};
+pub use tokenizer::Tokenizer;
+pub use tokens::{
+    ExampleView, PairView, ResponseView, TokenizedExample, TokenizedPair, TokenizedResponse,
+};

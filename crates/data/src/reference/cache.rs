@@ -1,0 +1,200 @@
+//! Reading a cache: all of it is checked before any of it is used.
+
+use super::columns::{self, BOUND_KEY, Columns, INFO_KEY, ROWS_PER_GROUP, ShardInfo};
+use super::{ReferenceError, ReferenceView, StoredFeatures};
+use crate::{Fingerprint, parquet_file};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+/// Names shown of pairs that are missing.
+const SHOWN: usize = 5;
+
+/// Shards that their names have room for.
+const MAX_SHARDS: usize = 100_000;
+
+/// A reference cache in memory: 8 bytes per stored activation and about 50 per pair.
+#[derive(Debug)]
+pub struct ReferenceCache {
+    folder: PathBuf,
+    info: ShardInfo,
+    dropped_at_most: f32,
+    groups: Vec<Columns>,
+    /// Group and row of each pair.
+    places: HashMap<u64, (u32, u32)>,
+}
+
+impl ReferenceCache {
+    /// Opens a cache that must have been made from `expected`, and checks every row of it.
+    ///
+    /// # Errors
+    /// A fingerprint that differs (every item that does is named), missing shards, damaged or truncated files, pairs that are missing
+    /// or stored twice, and values that can't be right.
+    pub fn open(folder: &Path, expected: &Fingerprint) -> Result<Self, ReferenceError> {
+        let first = any_shard(folder)?;
+        let info = Shard::open(&first)?.info;
+        let differences = expected.differences(&info.fingerprint);
+        if !differences.is_empty() {
+            return Err(ReferenceError::Fingerprint { folder: folder.to_owned(), differences });
+        }
+        let names: Vec<String> =
+            (0..info.shards).map(|shard| columns::shard_name(shard, info.shards)).collect();
+        let missing: Vec<String> =
+            names.iter().filter(|name| !folder.join(name).is_file()).cloned().collect();
+        if !missing.is_empty() {
+            return Err(ReferenceError::MissingShards { folder: folder.to_owned(), missing });
+        }
+
+        let folder_path = folder.to_owned();
+        let mut cache = Self {
+            folder: folder_path,
+            info,
+            dropped_at_most: 0.0,
+            groups: Vec::new(),
+            places: HashMap::new(),
+        };
+        for name in names {
+            cache.add(Shard::open(&folder.join(name))?)?;
+        }
+        let (expected, found) = (cache.info.pairs, cache.places.len());
+        if expected != found {
+            return Err(ReferenceError::Count { folder: folder.to_owned(), expected, found });
+        }
+        Ok(cache)
+    }
+
+    fn add(&mut self, shard: Shard) -> Result<(), ReferenceError> {
+        let Shard { path, info, dropped_at_most, reader } = shard;
+        let damaged = |what: String| ReferenceError::Damaged { path: path.clone(), what };
+        if info != self.info {
+            return Err(damaged("it belongs to another cache than the first shard".to_owned()));
+        }
+        self.dropped_at_most = self.dropped_at_most.max(dropped_at_most);
+        for batch in parquet_file::batches(reader, ROWS_PER_GROUP) {
+            let columns = batch.and_then(|batch| Columns::new(&batch)).map_err(damaged)?;
+            for row in 0..columns.len() {
+                let view = columns.get(row);
+                view.check(self.info.d_sae).map_err(|problem| ReferenceError::Row {
+                    path: path.clone(),
+                    id: view.id,
+                    problem,
+                })?;
+                match self.places.entry(view.id) {
+                    Entry::Vacant(place) => place.insert((self.groups.len() as u32, row as u32)),
+                    Entry::Occupied(_) => {
+                        return Err(ReferenceError::Duplicate { path: path.clone(), id: view.id });
+                    }
+                };
+            }
+            self.groups.push(columns);
+        }
+        Ok(())
+    }
+
+    /// Checks that every one of these pairs is there.
+    ///
+    /// # Errors
+    /// [`ReferenceError::MissingPairs`] with how many aren't, and the first of them.
+    pub fn require(&self, ids: impl IntoIterator<Item = u64>) -> Result<(), ReferenceError> {
+        let missing: Vec<u64> =
+            ids.into_iter().filter(|id| !self.places.contains_key(id)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let (folder, count) = (self.folder.clone(), missing.len());
+        Err(ReferenceError::MissingPairs {
+            folder,
+            count,
+            first: missing.into_iter().take(SHOWN).collect(),
+        })
+    }
+
+    /// What the reference model says of a pair; `None` if the pair isn't there.
+    pub fn get(&self, id: u64) -> Option<ReferenceView<'_>> {
+        let &(group, row) = self.places.get(&id)?;
+        Some(self.groups[group as usize].get(row as usize))
+    }
+
+    /// Number of pairs.
+    pub fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Whether it holds no pair.
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// Length of the pooled vectors.
+    pub fn d_sae(&self) -> usize {
+        self.info.d_sae
+    }
+
+    /// Which pooled activations are stored.
+    pub fn stored(&self) -> StoredFeatures {
+        self.info.stored
+    }
+
+    /// Bound on what isn't stored: no activation left out of any response is larger. 0 if nothing was left out.
+    pub fn dropped_at_most(&self) -> f32 {
+        self.dropped_at_most
+    }
+
+    /// What the cache was made from.
+    pub fn fingerprint(&self) -> &Fingerprint {
+        &self.info.fingerprint
+    }
+}
+
+/// A shard whose footer has been read.
+struct Shard {
+    path: PathBuf,
+    info: ShardInfo,
+    dropped_at_most: f32,
+    reader: ParquetRecordBatchReaderBuilder<File>,
+}
+
+impl Shard {
+    fn open(path: &Path) -> Result<Self, ReferenceError> {
+        let damaged = |what: String| ReferenceError::Damaged { path: path.to_owned(), what };
+        let file = File::open(path)
+            .map_err(|source| ReferenceError::Io { path: path.to_owned(), source })?;
+        let reader = parquet_file::open(file).map_err(damaged)?;
+        let metadata = reader.metadata().file_metadata().key_value_metadata();
+        let value = |key: &str| {
+            let entry = metadata.into_iter().flatten().find(|entry| entry.key == key);
+            entry
+                .and_then(|entry| entry.value.as_deref())
+                .ok_or_else(|| damaged(format!("its metadata lacks `{key}`")))
+        };
+        let info = serde_json::from_str(value(INFO_KEY)?);
+        let info: ShardInfo =
+            info.map_err(|error| damaged(format!("its metadata is unreadable: {error}")))?;
+        if info.shards > MAX_SHARDS {
+            return Err(damaged(format!("its metadata speaks of {} shards", info.shards)));
+        }
+        let bound = value(BOUND_KEY)?.parse::<f32>();
+        let dropped_at_most =
+            bound.map_err(|error| damaged(format!("its metadata is unreadable: {error}")))?;
+        Ok(Self { path: path.to_owned(), info, dropped_at_most, reader })
+    }
+}
+
+/// A shard to learn from what the cache is, by name the first.
+fn any_shard(folder: &Path) -> Result<PathBuf, ReferenceError> {
+    let io = |source| ReferenceError::Io { path: folder.to_owned(), source };
+    let mut shards = Vec::new();
+    for entry in fs::read_dir(folder).map_err(io)? {
+        let path = entry.map_err(io)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with("part-") && name.ends_with(".parquet") {
+            shards.push(path);
+        }
+    }
+    shards.into_iter().min().ok_or_else(|| ReferenceError::MissingShards {
+        folder: folder.to_owned(),
+        missing: vec![columns::shard_name(0, 1).replace("00001", "?????")],
+    })
+}

@@ -1,0 +1,164 @@
+//! Writing a cache, shard by shard.
+
+use super::columns::{self, BOUND_KEY, INFO_KEY, ROWS_PER_GROUP, ShardInfo};
+use super::{CacheShape, ReferenceError, ReferenceRow, StoredFeatures};
+use crate::Fingerprint;
+use crate::atomic::{self, AtomicError};
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::WriterProperties;
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A log-probability above 0 by no more than this is rounding in a sum of many tokens, and is stored as 0.
+const ROUNDING: f32 = 1e-4;
+
+/// Writes a reference cache. Each shard appears whole or not at all; rows of the shard at hand are held in memory.
+///
+/// A writer that is dropped before [`Self::finish`] leaves a cache that [`super::ReferenceCache::open`] refuses. To replace a cache
+/// whole, write into the folder that [`crate::atomic::replace_dir`] hands out.
+#[derive(Debug)]
+pub struct ReferenceWriter {
+    folder: PathBuf,
+    shape: CacheShape,
+    info: ShardInfo,
+    /// Rows of the shard at hand.
+    rows: Vec<ReferenceRow>,
+    /// Largest bound on a dropped value in the shard at hand.
+    dropped_at_most: f32,
+    ids: HashSet<u64>,
+    next_shard: usize,
+}
+
+impl ReferenceWriter {
+    /// Begins a cache in a folder, which is created if need be and must not hold shards yet.
+    ///
+    /// # Errors
+    /// A folder that can't be created, or that already holds something.
+    pub fn create(
+        folder: &Path,
+        fingerprint: &Fingerprint,
+        shape: CacheShape,
+    ) -> Result<Self, ReferenceError> {
+        atomic::context(folder, "create it", fs::create_dir_all(folder))?;
+        let mut entries = atomic::context(folder, "list it", fs::read_dir(folder))?;
+        if entries.next().is_some() {
+            let source = io::Error::new(io::ErrorKind::AlreadyExists, "the folder isn't empty");
+            return Err(AtomicError {
+                path: folder.to_owned(),
+                action: "write a cache into it",
+                source,
+            }
+            .into());
+        }
+        let info = ShardInfo {
+            fingerprint: fingerprint.clone(),
+            pairs: shape.pairs,
+            d_sae: shape.d_sae,
+            shards: shape.pairs.div_ceil(shape.rows_per_shard.get()).max(1),
+            stored: shape.stored,
+        };
+        let (folder, ids) = (folder.to_owned(), HashSet::with_capacity(shape.pairs));
+        Ok(Self { folder, shape, info, rows: Vec::new(), dropped_at_most: 0.0, ids, next_shard: 0 })
+    }
+
+    /// Appends a row, cutting its features as the cache's shape says.
+    ///
+    /// # Errors
+    /// A row that can't be right, a second row of a pair, more rows than announced, or whatever the disk says.
+    pub fn push(&mut self, mut row: ReferenceRow) -> Result<(), ReferenceError> {
+        for response in [&mut row.chosen, &mut row.rejected] {
+            if response.log_prob > 0.0 && response.log_prob <= ROUNDING {
+                response.log_prob = 0.0;
+            }
+        }
+        let (path, id) = (&self.folder, row.id);
+        row.view().check(self.shape.d_sae).map_err(|problem| ReferenceError::Row {
+            path: path.clone(),
+            id,
+            problem,
+        })?;
+        if !self.ids.insert(id) {
+            return Err(ReferenceError::Duplicate { path: path.clone(), id });
+        }
+        if self.ids.len() > self.shape.pairs {
+            return Err(self.wrong_count());
+        }
+        if let StoredFeatures::Top(n) = self.shape.stored {
+            for response in [&mut row.chosen, &mut row.rejected] {
+                self.dropped_at_most =
+                    self.dropped_at_most.max(response.features.keep_top(n.get()));
+            }
+        }
+        self.rows.push(row);
+        if self.rows.len() == self.shape.rows_per_shard.get() { self.write_shard() } else { Ok(()) }
+    }
+
+    /// Writes what is left and ends the cache.
+    ///
+    /// # Errors
+    /// Fewer rows than announced, or whatever the disk says.
+    pub fn finish(mut self) -> Result<(), ReferenceError> {
+        if self.ids.len() != self.shape.pairs {
+            return Err(self.wrong_count());
+        }
+        // An empty cache has one empty shard: it too must be bound to what made it.
+        if !self.rows.is_empty() || self.next_shard == 0 { self.write_shard() } else { Ok(()) }
+    }
+
+    fn wrong_count(&self) -> ReferenceError {
+        ReferenceError::Count {
+            folder: self.folder.clone(),
+            expected: self.shape.pairs,
+            found: self.ids.len(),
+        }
+    }
+
+    fn write_shard(&mut self) -> Result<(), ReferenceError> {
+        let path = self.folder.join(columns::shard_name(self.next_shard, self.info.shards));
+        let failed = |error: ParquetError| encode_error(&path, error);
+        let info = serde_json::to_string(&self.info)
+            .map_err(|error| failed(ParquetError::External(error.into())))?;
+        let properties = WriterProperties::builder()
+            .set_compression(Compression::ZSTD(ZstdLevel::default()))
+            .set_max_row_group_row_count(Some(ROWS_PER_GROUP))
+            .set_key_value_metadata(Some(vec![
+                KeyValue::new(INFO_KEY.to_owned(), info),
+                KeyValue::new(BOUND_KEY.to_owned(), self.dropped_at_most.to_string()),
+            ]))
+            .build();
+        atomic::write_file(&path, |file| {
+            let mut writer =
+                ArrowWriter::try_new(file, columns::schema(), Some(properties)).map_err(failed)?;
+            for rows in self.rows.chunks(ROWS_PER_GROUP) {
+                let batch = columns::encode(rows).map_err(|error| failed(error.into()))?;
+                writer.write(&batch).map_err(failed)?;
+            }
+            writer.close().map_err(failed).map(drop)
+        })?;
+        self.rows.clear();
+        self.dropped_at_most = 0.0;
+        self.next_shard += 1;
+        Ok(())
+    }
+}
+
+/// A disk that is full says so, though Parquet has wrapped it.
+fn encode_error(path: &Path, error: ParquetError) -> ReferenceError {
+    match error {
+        ParquetError::External(inner) => match inner.downcast::<io::Error>() {
+            Ok(source) => {
+                AtomicError { path: path.to_owned(), action: "write", source: *source }.into()
+            }
+            Err(inner) => ReferenceError::Encode {
+                path: path.to_owned(),
+                source: ParquetError::External(inner),
+            },
+        },
+        source => ReferenceError::Encode { path: path.to_owned(), source },
+    }
+}

@@ -1,0 +1,288 @@
+//! Preference pairs and fine-tuning examples from JSONL (plain or gzip) and Parquet files.
+//!
+//! A file's format is told by its first bytes, a row's schema by its columns:
+//!
+//! | `prompt` | `chosen`, `rejected` | known from |
+//! |---|---|---|
+//! | text | texts | plain pairs |
+//! | text | messages that begin with the prompt | ultrafeedback_binarized |
+//! | messages | messages of the response | TRL, conversational |
+//! | messages | texts | |
+//! | none | messages that share a beginning | TRL, implicit prompt |
+//! | none | texts that are whole dialogues (`\n\nHuman: …\n\nAssistant: …`) | HH-RLHF |
+//!
+//! For fine-tuning: `messages`, or `prompt` with `response` or `completion`, or the chosen side of a pair.
+
+mod cells;
+mod dialogue;
+mod jsonl;
+mod parquet;
+mod schema;
+
+pub use schema::RowProblem;
+
+use cells::Row;
+use serde::{Deserialize, Serialize};
+use std::fmt::{self, Display};
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::path::{Path, PathBuf};
+
+/// One message of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// `user`, `assistant` or `system`.
+    pub role: String,
+    /// What it says.
+    pub content: String,
+}
+
+/// What a response answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Prompt {
+    /// A text. A chat template takes it for one user message.
+    Text(String),
+    /// A conversation, up to the message that the response answers.
+    Messages(Vec<Message>),
+}
+
+/// A preference pair.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pair {
+    /// Row in the source, from 0, over all its files in their order.
+    pub id: u64,
+    /// What both responses answer.
+    pub prompt: Prompt,
+    /// The preferred response.
+    pub chosen: String,
+    /// The other response.
+    pub rejected: String,
+}
+
+/// A prompt with its one response, for supervised fine-tuning.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SftExample {
+    /// Row in the source, from 0, over all its files in their order.
+    pub id: u64,
+    /// What the response answers.
+    pub prompt: Prompt,
+    /// The response.
+    pub response: String,
+}
+
+/// What to do with a row that has an empty response. Public sets have a few (HH-RLHF's harmless-base test has 4 in 2,312).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnEmpty {
+    /// Stop with an error that names file and row.
+    #[default]
+    Refuse,
+    /// Leave the row out and count it.
+    Drop,
+}
+
+/// What reading found.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ReadSummary {
+    /// Files read.
+    pub files: usize,
+    /// Rows read, dropped ones included.
+    pub rows: usize,
+    /// Rows dropped for an empty response.
+    pub dropped_empty: usize,
+}
+
+/// Where in a file a row stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Line of a text file, from 1.
+    Line(usize),
+    /// Row of a table, from 0.
+    Row(usize),
+}
+
+/// Why a source can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// A file or folder is missing or can't be opened.
+    #[error("{}: can't be read", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file breaks off, or its compression is damaged.
+    #[error("{}: {place}: can't be read; is the file whole?", path.display())]
+    Broken {
+        /// The file.
+        path: PathBuf,
+        /// Where reading stopped.
+        place: Place,
+        /// What the system or the decompressor said.
+        source: io::Error,
+    },
+    /// A folder without any file of a known kind.
+    #[error("{}: holds no .jsonl, .json, .ndjson (each plain or .gz) or .parquet file", path.display())]
+    NoFiles {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// No rows at all.
+    #[error("{}: holds no rows", path.display())]
+    NoRows {
+        /// The file or folder.
+        path: PathBuf,
+    },
+    /// A line that isn't JSON.
+    #[error("{}: line {line}: isn't a JSON object; the file must hold one object per line", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What the parser said.
+        source: serde_json::Error,
+    },
+    /// A line longer than any example can be.
+    #[error("{}: line {line}: is longer than {limit} bytes; is this a JSONL file?", path.display())]
+    LineTooLong {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// A Parquet file that can't be decoded.
+    #[error("{}: is not a whole Parquet file ({what})", path.display())]
+    Parquet {
+        /// The file.
+        path: PathBuf,
+        /// What the decoder said.
+        what: String,
+    },
+    /// A row that doesn't hold what it should.
+    #[error("{}: {place}: {problem}", path.display())]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// The row.
+        place: Place,
+        /// What is wrong with it.
+        problem: RowProblem,
+    },
+}
+
+/// Reads preference pairs from a file, or from a folder's files in the order of their names.
+///
+/// # Errors
+/// Whatever in the files isn't as it should be; see [`SourceError`].
+pub fn read_pairs(path: &Path, on_empty: OnEmpty) -> Result<(Vec<Pair>, ReadSummary), SourceError> {
+    read(path, on_empty, |id, row| {
+        let (prompt, [chosen, rejected]) = schema::pair(row)?;
+        schema::refuse_empty("chosen", &chosen)?;
+        schema::refuse_empty("rejected", &rejected)?;
+        Ok(Pair { id, prompt, chosen, rejected })
+    })
+}
+
+/// Reads fine-tuning examples from a file, or from a folder's files in the order of their names. Files of pairs give their prompts
+/// and chosen responses.
+///
+/// # Errors
+/// Whatever in the files isn't as it should be; see [`SourceError`].
+pub fn read_sft(
+    path: &Path,
+    on_empty: OnEmpty,
+) -> Result<(Vec<SftExample>, ReadSummary), SourceError> {
+    read(path, on_empty, |id, row| {
+        let (prompt, response) = schema::example(row)?;
+        schema::refuse_empty("response", &response)?;
+        Ok(SftExample { id, prompt, response })
+    })
+}
+
+/// Reads every row of every file; `convert` is given a row's id and its cells.
+fn read<T>(
+    path: &Path,
+    on_empty: OnEmpty,
+    convert: impl Fn(u64, Row) -> Result<T, RowProblem>,
+) -> Result<(Vec<T>, ReadSummary), SourceError> {
+    let files = files(path)?;
+    let mut summary = ReadSummary { files: files.len(), ..Default::default() };
+    let mut items = Vec::new();
+    for file in &files {
+        read_file(file, &mut |row| {
+            let converted = convert(summary.rows as u64, row);
+            summary.rows += 1;
+            match converted {
+                Ok(item) => items.push(item),
+                Err(RowProblem::Empty { .. }) if on_empty == OnEmpty::Drop => {
+                    summary.dropped_empty += 1
+                }
+                Err(problem) => return Err(problem),
+            }
+            Ok(())
+        })?;
+    }
+    if summary.rows == 0 {
+        return Err(SourceError::NoRows { path: path.to_owned() });
+    }
+    Ok((items, summary))
+}
+
+/// What a file's reader hands each row to.
+type Sink<'a> = &'a mut dyn FnMut(Row) -> Result<(), RowProblem>;
+
+fn read_file(path: &Path, sink: Sink<'_>) -> Result<(), SourceError> {
+    let io = |source| SourceError::Io { path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(io)?;
+    let mut magic = Vec::new();
+    file.by_ref().take(4).read_to_end(&mut magic).map_err(io)?;
+    file.rewind().map_err(io)?;
+    match magic[..] {
+        [b'P', b'A', b'R', b'1'] => parquet::read(path, file, sink),
+        [0x1f, 0x8b, ..] => jsonl::read(path, flate2::read::MultiGzDecoder::new(file), sink),
+        _ => jsonl::read(path, file, sink),
+    }
+}
+
+/// The file itself, or a folder's data files by name.
+fn files(path: &Path) -> Result<Vec<PathBuf>, SourceError> {
+    let io = |source| SourceError::Io { path: path.to_owned(), source };
+    if !std::fs::metadata(path).map_err(io)?.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let entries = std::fs::read_dir(path).map_err(io)?;
+    let mut files: Vec<PathBuf> = entries
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<_, _>>()
+        .map_err(io)?;
+    files.retain(|file| file.is_file() && is_data(file));
+    files.sort();
+    if files.is_empty() {
+        return Err(SourceError::NoFiles { path: path.to_owned() });
+    }
+    Ok(files)
+}
+
+fn is_data(file: &Path) -> bool {
+    let name = file.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    let name = name.strip_suffix(".gz").unwrap_or(&name);
+    // A leading dot marks files that are still being written, by this program among others.
+    !name.starts_with('.')
+        && [".jsonl", ".json", ".ndjson", ".parquet"].iter().any(|ending| name.ends_with(ending))
+}
+
+impl Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Line(line) => write!(f, "line {line}"),
+            Self::Row(row) => write!(f, "row {row} (counted from 0)"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,144 @@
+//! Parquet tables, as the Hugging Face hub serves them.
+
+use super::cells::{COLUMNS, Cell, Row};
+use super::{Message, Place, Sink, SourceError};
+use crate::parquet_file;
+use arrow::array::{Array, ArrayRef, AsArray, ListArray, RecordBatch, StringArray};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Field, FieldRef};
+use parquet::arrow::ProjectionMask;
+use std::fmt::Display;
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Rows decoded at a time.
+const BATCH: usize = 1024;
+
+pub(super) fn read(path: &Path, file: File, sink: Sink<'_>) -> Result<(), SourceError> {
+    let broken =
+        |what: &dyn Display| SourceError::Parquet { path: path.to_owned(), what: what.to_string() };
+    let builder = parquet_file::open(file).map_err(|error| broken(&error))?;
+    let names: Vec<String> =
+        builder.schema().fields().iter().map(|field| field.name().clone()).collect();
+    let wanted = (0..names.len()).filter(|&column| COLUMNS.contains(&names[column].as_str()));
+    let mask = ProjectionMask::roots(builder.parquet_schema(), wanted);
+
+    let mut rows = 0;
+    for batch in parquet_file::batches(builder.with_projection(mask), BATCH) {
+        let batch = batch.map_err(|error| broken(&error))?;
+        let columns = columns(&batch).map_err(|error| broken(&error))?;
+        for index in 0..batch.num_rows() {
+            let cells = columns.iter().map(|(name, column)| (*name, column.cell(index))).collect();
+            let place = Place::Row(rows);
+            sink(Row { cells, columns: names.clone() }).map_err(|problem| SourceError::Row {
+                path: path.to_owned(),
+                place,
+                problem,
+            })?;
+            rows += 1;
+        }
+    }
+    Ok(())
+}
+
+/// A column of one batch.
+enum Column {
+    Text(StringArray),
+    Messages(Box<MessageLists>),
+    Other(String),
+}
+
+/// Lists of messages: a row's are those between two offsets of `lists`.
+struct MessageLists {
+    lists: ListArray,
+    roles: StringArray,
+    contents: StringArray,
+}
+
+fn columns(batch: &RecordBatch) -> Result<Vec<(&'static str, Column)>, arrow::error::ArrowError> {
+    let mut columns = Vec::new();
+    for name in COLUMNS {
+        if let Some(array) = batch.column_by_name(name) {
+            columns.push((name, Column::new(array)?));
+        }
+    }
+    Ok(columns)
+}
+
+impl Column {
+    fn new(array: &ArrayRef) -> Result<Self, arrow::error::ArrowError> {
+        if is_text(array.data_type()) {
+            return Ok(Self::Text(text(array)?));
+        }
+        let other = || Ok(Self::Other(format!("a column of the type {}", array.data_type())));
+        let Some(item) = list_item(array.data_type()) else { return other() };
+        // One kind of list instead of three.
+        let lists = cast(array, &DataType::List(Arc::new(Field::clone(item))))?;
+        let lists = lists.as_list::<i32>().clone();
+        let Some(messages) = lists.values().as_struct_opt() else { return other() };
+        match (messages.column_by_name("role"), messages.column_by_name("content")) {
+            (Some(roles), Some(contents))
+                if is_text(roles.data_type()) && is_text(contents.data_type()) =>
+            {
+                let (roles, contents) = (text(roles)?, text(contents)?);
+                Ok(Self::Messages(Box::new(MessageLists { lists, roles, contents })))
+            }
+            _ => other(),
+        }
+    }
+
+    fn cell(&self, row: usize) -> Cell {
+        let null = || Cell::Other("null".to_owned());
+        match self {
+            Self::Text(texts) if texts.is_null(row) => null(),
+            Self::Text(texts) => Cell::Text(texts.value(row).to_owned()),
+            Self::Messages(messages) => messages.cell(row).unwrap_or_else(null),
+            Self::Other(what) => Cell::Other(what.clone()),
+        }
+    }
+}
+
+impl MessageLists {
+    /// The row's messages; `None` if its list is null.
+    fn cell(&self, row: usize) -> Option<Cell> {
+        let Self { lists, roles, contents } = self;
+        if lists.is_null(row) {
+            return None;
+        }
+        let offsets = lists.value_offsets();
+        let range = offsets[row] as usize..offsets[row + 1] as usize;
+        if range.clone().any(|message| roles.is_null(message) || contents.is_null(message)) {
+            return Some(Cell::Other(
+                "a list with a message whose role or content is null".to_owned(),
+            ));
+        }
+        let message = |index| Message {
+            role: roles.value(index).to_owned(),
+            content: contents.value(index).to_owned(),
+        };
+        Some(Cell::Messages(range.map(message).collect()))
+    }
+}
+
+fn is_text(data_type: &DataType) -> bool {
+    match data_type {
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => true,
+        DataType::Dictionary(_, values) => is_text(values),
+        _ => false,
+    }
+}
+
+fn text(array: &ArrayRef) -> Result<StringArray, arrow::error::ArrowError> {
+    Ok(cast(array, &DataType::Utf8)?.as_string::<i32>().clone())
+}
+
+fn list_item(data_type: &DataType) -> Option<&FieldRef> {
+    match data_type {
+        DataType::List(item)
+        | DataType::LargeList(item)
+        | DataType::ListView(item)
+        | DataType::LargeListView(item) => Some(item),
+        _ => None,
+    }
+}

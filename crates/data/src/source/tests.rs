@@ -1,0 +1,308 @@
+use super::*;
+use std::io::Write;
+
+mod parquet_files;
+
+fn messages(turns: &[(&str, &str)]) -> Vec<Message> {
+    turns
+        .iter()
+        .map(|(role, content)| Message { role: (*role).into(), content: (*content).into() })
+        .collect()
+}
+
+/// A folder with this file in it.
+fn file(name: &str, bytes: impl AsRef<[u8]>) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    std::fs::write(&path, bytes).unwrap();
+    (folder, path)
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn pair_from(line: &str) -> Result<Pair, SourceError> {
+    let (_folder, path) = file("a.jsonl", line);
+    read_pairs(&path, OnEmpty::Refuse).map(|(pairs, _)| pairs.into_iter().next().unwrap())
+}
+
+fn example_from(line: &str) -> Result<SftExample, SourceError> {
+    let (_folder, path) = file("a.jsonl", line);
+    read_sft(&path, OnEmpty::Refuse).map(|(examples, _)| examples.into_iter().next().unwrap())
+}
+
+/// An error with all its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |&cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| text + ": " + &cause.to_string())
+}
+
+#[test]
+fn schemas_of_pairs() {
+    let user = || Prompt::Messages(messages(&[("user", "q")]));
+    let text = || Prompt::Text("q".into());
+    let cases = [
+        (r#"{"prompt": "q", "chosen": "a", "rejected": "b", "extra": 1}"#, text()),
+        // ultrafeedback_binarized: the lists hold the prompt too.
+        (
+            r#"{"prompt": "q", "prompt_id": "x",
+                "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+                "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}],
+                "messages": [], "score_chosen": 8.0}"#,
+            user(),
+        ),
+        // TRL, conversational.
+        (
+            r#"{"prompt": [{"role": "user", "content": "q"}], "chosen": [{"role": "assistant", "content": "a"}],
+                "rejected": [{"role": "assistant", "content": "b"}]}"#,
+            user(),
+        ),
+        (
+            r#"{"prompt": [{"role": "user", "content": "q"}], "chosen": "a", "rejected": "b"}"#,
+            user(),
+        ),
+        (
+            r#"{"prompt": "q", "chosen": [{"role": "assistant", "content": "a"}],
+                "rejected": [{"role": "assistant", "content": "b"}]}"#,
+            text(),
+        ),
+        // TRL, implicit prompt.
+        (
+            r#"{"chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+                "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}]}"#,
+            user(),
+        ),
+        // HH-RLHF.
+        (
+            r#"{"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}"#,
+            user(),
+        ),
+    ];
+    for (line, prompt) in cases {
+        let expected = Pair { id: 0, prompt, chosen: "a".into(), rejected: "b".into() };
+        assert_eq!(pair_from(&line.replace('\n', " ")).unwrap(), expected, "{line}");
+    }
+}
+
+#[test]
+fn schemas_of_examples() {
+    let user = || Prompt::Messages(messages(&[("user", "q")]));
+    let text = || Prompt::Text("q".into());
+    let cases = [
+        (r#"{"prompt": "q", "response": "a"}"#, text()),
+        (r#"{"prompt": "q", "completion": "a"}"#, text()),
+        (
+            r#"{"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]}"#,
+            user(),
+        ),
+        (
+            r#"{"prompt": "ignored", "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#,
+            user(),
+        ),
+        (r#"{"prompt": "q", "chosen": "a", "rejected": ""}"#, text()),
+        (r#"{"chosen": "\n\nHuman: q\n\nAssistant: a"}"#, user()),
+        (
+            r#"{"chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#,
+            user(),
+        ),
+    ];
+    for (line, prompt) in cases {
+        assert_eq!(
+            example_from(line).unwrap(),
+            SftExample { id: 0, prompt, response: "a".into() },
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn dialogues() {
+    // (chosen, rejected, prompt, responses)
+    #[rustfmt::skip]
+    let cases = [
+        ("\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d", "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: e",
+         &[("user", "a"), ("assistant", "b"), ("user", "c")][..], ["d", "e"]),
+        // One of them goes on: the prompt is what they share.
+        ("\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d", "\n\nHuman: a\n\nAssistant: x",
+         &[("user", "a")], ["b\n\nHuman: c\n\nAssistant: d", "x"]),
+        // The assistant twice in a row is one message, and not the user's turn to be answered.
+        ("\n\nHuman: a\n\nAssistant: b\n\nAssistant: c\n\nHuman: d\n\nAssistant: e", "\n\nHuman: a\n\nAssistant: b\n\nAssistant: c\n\nHuman: d\n\nAssistant: f",
+         &[("user", "a"), ("assistant", "b\n\nc"), ("user", "d")], ["e", "f"]),
+        ("\n\nHuman: a\n\nAssistant: b\n\nAssistant: c", "\n\nHuman: a\n\nAssistant: b\n\nAssistant: d",
+         &[("user", "a")], ["b\n\nAssistant: c", "b\n\nAssistant: d"]),
+        // A shared beginning may end inside a character.
+        ("\n\nHuman: a\n\nAssistant:ä", "\n\nHuman: a\n\nAssistant:ö", &[("user", "a")], ["ä", "ö"]),
+        ("\n\nHuman:  a \n\nAssistant:  b", "\n\nHuman:  a \n\nAssistant:c ", &[("user", " a ")], [" b", "c "]),
+    ];
+    for (chosen, rejected, prompt, responses) in cases {
+        let (found, [a, b]) = dialogue::split_pair(chosen, rejected).unwrap();
+        assert_eq!((found, [a.as_str(), b.as_str()]), (messages(prompt), responses), "{chosen:?}");
+    }
+    for text in ["", "plain", "\n\nHuman: a", "\n\nAssistant: a", "Human: a\n\nAssistant: b"] {
+        assert_eq!(dialogue::split_pair(text, text), None, "{text:?}");
+    }
+    let text = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: ";
+    let (prompt, _) = dialogue::split_pair(text, text).unwrap();
+    assert_eq!(Prompt::Messages(prompt).to_text(), text, "the form is its own inverse");
+}
+
+#[test]
+fn lines_and_ids() {
+    // A byte order mark, Windows line ends, blank lines and no end of line at the end.
+    let text = "\u{feff}{\"prompt\":\"q\",\"response\":\"a\"}\r\n\n  \n{\"prompt\":\"q\",\"response\":\"b\"}";
+    for bytes in
+        [text.as_bytes().to_vec(), gzip(text.as_bytes()), [gzip(text.as_bytes()), vec![]].concat()]
+    {
+        // The name says nothing: the content decides.
+        let (_folder, path) = file("a.whatever", bytes);
+        let (examples, summary) = read_sft(&path, OnEmpty::Refuse).unwrap();
+        let found: Vec<_> =
+            examples.iter().map(|example| (example.id, example.response.as_str())).collect();
+        assert_eq!(found, [(0, "a"), (1, "b")]);
+        assert_eq!(summary, ReadSummary { files: 1, rows: 2, dropped_empty: 0 });
+    }
+}
+
+#[test]
+fn a_folder_is_read_by_name() {
+    let line = |response: &str| format!("{{\"prompt\": \"q\", \"response\": \"{response}\"}}\n");
+    let (folder, _) = file("b.jsonl", line("2"));
+    std::fs::write(folder.path().join("a.jsonl.gz"), gzip((line("0") + &line("1")).as_bytes()))
+        .unwrap();
+    std::fs::write(folder.path().join("c.json"), line("3")).unwrap();
+    std::fs::write(folder.path().join("README.md"), "not data").unwrap();
+    std::fs::write(folder.path().join(".half.jsonl"), "not whole").unwrap();
+    let (examples, summary) = read_sft(folder.path(), OnEmpty::Refuse).unwrap();
+    let found: Vec<_> =
+        examples.iter().map(|example| format!("{}{}", example.id, example.response)).collect();
+    assert_eq!(found, ["00", "11", "22", "33"]);
+    assert_eq!(summary, ReadSummary { files: 3, rows: 4, dropped_empty: 0 });
+}
+
+#[test]
+fn empty_responses() {
+    let text = "{\"prompt\":\"q\",\"chosen\":\"a\",\"rejected\":\"b\"}\n{\"prompt\":\"q\",\"chosen\":\"a\",\"rejected\":\" \\n\"}\n\
+                {\"prompt\":\"q\",\"chosen\":\"c\",\"rejected\":\"d\"}\n";
+    let (_folder, path) = file("a.jsonl", text);
+    let error = read_pairs(&path, OnEmpty::Refuse).unwrap_err().to_string();
+    assert!(
+        error.contains("a.jsonl: line 2: column `rejected` holds an empty response"),
+        "{error}"
+    );
+    let (pairs, summary) = read_pairs(&path, OnEmpty::Drop).unwrap();
+    assert_eq!(pairs.iter().map(|pair| pair.id).collect::<Vec<_>>(), [0, 2]);
+    assert_eq!(summary, ReadSummary { files: 1, rows: 3, dropped_empty: 1 });
+    assert_eq!(
+        read_sft(&path, OnEmpty::Refuse).unwrap().0.len(),
+        3,
+        "fine-tuning looks at the chosen side alone"
+    );
+}
+
+#[test]
+fn errors_say_what_where_and_what_to_do() {
+    let good = r#"{"prompt": "q", "chosen": "a", "rejected": "b"}"#;
+    let lines = |bad: &str| format!("{good}\n{bad}\n").into_bytes();
+    let whole = gzip(good.repeat(50).as_bytes());
+    #[rustfmt::skip]
+    let cases: [(Vec<u8>, &[&str]); 18] = [
+        (lines("{\"prompt\": "), &["line 2: isn't a JSON object", "EOF"]),
+        (lines("[1, 2]"), &["line 2: isn't a JSON object", "one object per line"]),
+        (lines("\u{1}\u{2}"), &["line 2"]),
+        (b"[\n{}]".to_vec(), &["line 1: isn't a JSON object"]),
+        ([good.as_bytes(), b"\n{\"prompt\": \"\xff\xfe\"}"].concat(), &["line 2: isn't a JSON object", "unicode"]),
+        (lines(&"[".repeat(100_000)), &["line 2"]),
+        (lines(r#"{"question": "q", "answer": "a"}"#), &["line 2: needs `chosen` and `rejected`", "[question, answer]"]),
+        (lines(r#"{"prompt": "q", "chosen": 3, "rejected": "b"}"#), &["line 2: column `chosen` must be a text or a list of messages, but is a number"]),
+        (lines(r#"{"prompt": "q", "chosen": "a", "rejected": null}"#), &["column `rejected` must be a text, but is null"]),
+        (lines(r#"{"prompt": {}, "chosen": "a", "rejected": "b"}"#), &["column `prompt`", "an object"]),
+        (lines(r#"{"prompt": [], "chosen": "a", "rejected": "b"}"#), &["column `prompt`", "an empty list"]),
+        (lines(r#"{"prompt": "q", "chosen": [{"role": "assistant"}], "rejected": "b"}"#), &["column `chosen`", "message 0: missing field `content`"]),
+        (lines(r#"{"prompt": "q", "chosen": [{"role": "user", "content": "q"}], "rejected": []}"#), &["`chosen` must end in one assistant message"]),
+        (lines(r#"{"chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "rejected": [{"role": "user", "content": "r"}, {"role": "assistant", "content": "b"}]}"#), &["line 2: `chosen` and `rejected` don't answer the same prompt"]),
+        (lines(r#"{"chosen": "a", "rejected": "b"}"#), &["line 2: without a `prompt` column"]),
+        (b"\n\n".to_vec(), &["holds no rows"]),
+        (whole[..whole.len() - 9].to_vec(), &["line 1: can't be read; is the file whole?"]),
+        ([&whole[..30], &[0xaa; 40]].concat(), &["line 1: can't be read"]),
+    ];
+    for (bytes, expected) in cases {
+        let (_folder, path) = file("data.jsonl", &bytes);
+        let error = chain(&read_pairs(&path, OnEmpty::Drop).unwrap_err());
+        assert!(error.contains("data.jsonl"), "{error}");
+        for part in expected {
+            assert!(error.contains(part), "{error}\nlacks {part}");
+        }
+    }
+    let error = example_from(r#"{"response": "a"}"#).unwrap_err().to_string();
+    assert!(
+        error.contains("needs `messages`, or `prompt` with") && error.contains("[response]"),
+        "{error}"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    assert!(matches!(read_pairs(folder.path(), OnEmpty::Drop), Err(SourceError::NoFiles { .. })));
+    assert!(matches!(
+        read_pairs(&folder.path().join("x"), OnEmpty::Drop),
+        Err(SourceError::Io { .. })
+    ));
+}
+
+#[test]
+fn endless_lines_are_refused() {
+    // Compresses to 64 KiB, which is why the limit is on what comes out.
+    let (_folder, path) = file("bomb.jsonl.gz", gzip(&vec![b' '; 70 << 20]));
+    let error = read_pairs(&path, OnEmpty::Refuse).unwrap_err().to_string();
+    assert!(error.contains("line 1: is longer than 67108864 bytes"), "{error}");
+}
+
+#[test]
+fn damaged_lines_never_panic() {
+    use rand::{RngExt, SeedableRng};
+    let text = concat!(
+        "{\"prompt\": \"q\", \"chosen\": \"a\", \"rejected\": \"b\"}\n",
+        "{\"prompt\": [{\"role\": \"user\", \"content\": \"q\"}], \"chosen\": \"a\", \"rejected\": \"b\"}\n",
+        "{\"chosen\": \"\\n\\nHuman: q\\n\\nAssistant: ä\", \"rejected\": \"\\n\\nHuman: q\\n\\nAssistant: ö\"}\n",
+    );
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(2);
+    let (_folder, path) = file("a", "");
+    for original in [text.as_bytes().to_vec(), gzip(text.as_bytes())] {
+        for _ in 0..1000 {
+            let mut damaged = original.clone();
+            for _ in 0..rng.random_range(1..4) {
+                let at = rng.random_range(0..damaged.len());
+                damaged[at] = rng.random();
+            }
+            std::fs::write(&path, damaged).unwrap();
+            let _ = read_pairs(&path, OnEmpty::Drop);
+            let _ = read_sft(&path, OnEmpty::Refuse);
+        }
+    }
+}
+
+#[test]
+fn hh_rlhf() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../../shared/data/hh-rlhf/harmless-base-test.jsonl.gz");
+    if !path.is_file() {
+        eprintln!("SKIPPED hh_rlhf: there is no {}", path.display());
+        return;
+    }
+    let error = read_pairs(&path, OnEmpty::Refuse).unwrap_err().to_string();
+    assert!(error.contains("line 87: column `chosen` holds an empty response"), "{error}");
+    let (pairs, summary) = read_pairs(&path, OnEmpty::Drop).unwrap();
+    assert_eq!(summary, ReadSummary { files: 1, rows: 2312, dropped_empty: 4 });
+    for pair in &pairs {
+        let Prompt::Messages(messages) = &pair.prompt else { panic!("{pair:?}") };
+        let roles = messages.iter().map(|message| message.role.as_str());
+        assert!(
+            roles.eq(["user", "assistant"].into_iter().cycle().take(messages.len())),
+            "pair {}",
+            pair.id
+        );
+        assert_eq!(messages.len() % 2, 1, "pair {} ends in the user's turn", pair.id);
+        assert!(!pair.chosen.starts_with("\n\nAssistant:"));
+    }
+    assert_eq!(pairs[1].prompt.to_messages()[0].content, "How much alcohol can I drink per day?");
+}

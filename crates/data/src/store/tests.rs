@@ -1,0 +1,147 @@
+use super::*;
+use crate::tokens::TokenizedResponse;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+fn response(id: u64, salt: u64) -> TokenizedResponse {
+    let len = 2 + ((id * 7 + salt) % 30) as u32;
+    let tokens = (0..len).map(|t| t * 1000 + id as u32).collect();
+    TokenizedResponse { tokens, prompt_len: 1 + (id as usize % (len as usize - 1)) }
+}
+
+fn pairs(count: u64) -> Vec<TokenizedPair> {
+    (0..count)
+        .map(|id| TokenizedPair { id: id * 3, chosen: response(id, 0), rejected: response(id, 5) })
+        .collect()
+}
+
+fn fingerprint() -> Fingerprint {
+    Fingerprint::default().with("tokenizer", "abc").with("odd \"text\" ü", "\n")
+}
+
+/// A folder with a store of so many pairs in it.
+fn stored(count: u64) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pairs.arrow");
+    assert_eq!(PairStore::write(&path, &fingerprint(), pairs(count)).unwrap(), count as usize);
+    (folder, path)
+}
+
+#[test]
+fn what_is_written_is_read() {
+    // Blocks hold 4,096 records.
+    for count in [0, 1, 4095, 4096, 4097, 10_000] {
+        let (_folder, path) = stored(count);
+        let store = PairStore::open(&path).unwrap();
+        assert_eq!((store.len(), store.is_empty()), (count as usize, count == 0));
+        assert_eq!(store.fingerprint(), &fingerprint());
+        let expected = pairs(count);
+        assert!(store.iter().map(|pair| pair.to_owned()).eq(expected.iter().cloned()));
+        for index in [0, 4095, 4096, 9999].into_iter().filter(|&index| index < expected.len()) {
+            assert_eq!(store.get(index).unwrap(), expected[index].view());
+        }
+        let longest = expected.iter().map(|pair| pair.view().longest());
+        assert_eq!(store.lengths(), longest.collect::<Vec<_>>());
+        let error = store.get(count as usize).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("record {count} asked for, but the store holds {count}")),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn examples_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("deep/er/examples.arrow");
+    let examples: Vec<_> =
+        (0..5000).map(|id| TokenizedExample { id, response: response(id, 0) }).collect();
+    assert_eq!(SequenceStore::write(&path, &fingerprint(), examples.clone()).unwrap(), 5000);
+    let store = SequenceStore::open(&path).unwrap();
+    assert!(store.iter().map(|example| example.to_owned()).eq(examples.iter().cloned()));
+    assert_eq!(store.views(&[4999, 0]).unwrap(), [examples[4999].view(), examples[0].view()]);
+    assert_eq!(store.lengths()[7], examples[7].response.tokens.len());
+    assert!(!store.is_empty() && store.fingerprint() == &fingerprint());
+}
+
+#[test]
+fn reading_copies_nothing() {
+    let (_folder, path) = stored(10);
+    let store = PairStore::open(&path).unwrap();
+    let (first, again) = (store.get(3).unwrap(), store.get(3).unwrap());
+    assert_eq!(first.chosen.tokens.as_ptr(), again.chosen.tokens.as_ptr());
+}
+
+#[test]
+fn the_same_pairs_give_the_same_bytes() {
+    let ((_a, a), (_b, b)) = (stored(5000), stored(5000));
+    assert_eq!(crate::hash::hash_file(&a).unwrap(), crate::hash::hash_file(&b).unwrap());
+}
+
+#[test]
+fn a_failed_write_leaves_the_old_store() {
+    let (folder, path) = stored(3);
+    let mut bad = pairs(5000);
+    bad[4999].rejected.prompt_len = 0;
+    let error = PairStore::write(&path, &fingerprint(), bad).unwrap_err().to_string();
+    assert!(error.contains("record 4999 (id 14997) has 0 prompt tokens"), "{error}");
+    assert_eq!(PairStore::open(&path).unwrap().len(), 3);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no remains");
+}
+
+#[test]
+fn other_files_are_refused() {
+    let (folder, path) = stored(3);
+    let bytes = std::fs::read(&path).unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    let examples = folder.path().join("examples.arrow");
+    SequenceStore::write(&examples, &fingerprint(), []).unwrap();
+    let cases = [
+        (folder.path().join("none"), "can't be read"),
+        (file("empty", b""), "shorter than an empty one"),
+        (file("text", b"this is not an Arrow file at all"), "its end is missing"),
+        (file("cut", &bytes[..bytes.len() / 2]), "its end is missing"),
+        (file("tail", &bytes[bytes.len() - 10..]), "footer is longer than the file"),
+        (file("headless", &bytes[64..]), "is not a whole Arrow IPC file"),
+        (examples, "another kind of store"),
+    ];
+    for (path, expected) in cases {
+        let error = PairStore::open(&path).unwrap_err().to_string();
+        assert!(error.contains(expected), "{}: {error}", path.display());
+        assert!(error.contains(&path.display().to_string()));
+    }
+    assert!(matches!(SequenceStore::open(&path), Err(StoreError::Columns { .. })));
+}
+
+#[test]
+fn damaged_bytes_never_panic() {
+    let (_folder, path) = stored(40);
+    let bytes = std::fs::read(&path).unwrap();
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    for round in 0..1500 {
+        let mut damaged = bytes.clone();
+        for _ in 0..rng.random_range(1..6) {
+            // Half of the damage goes to the footer, where the structure is.
+            let low = if round % 2 == 0 { 0 } else { bytes.len() - 1500 };
+            let at = rng.random_range(low..bytes.len());
+            damaged[at] = match rng.random_range(0..3) {
+                0 => rng.random(),
+                1 => 0xff,
+                _ => damaged[at] ^ 1 << rng.random_range(0..8),
+            };
+        }
+        if round % 10 == 0 {
+            damaged.truncate(rng.random_range(0..bytes.len()));
+        }
+        std::fs::write(&path, &damaged).unwrap();
+        if let Ok(store) = PairStore::open(&path) {
+            store
+                .iter()
+                .for_each(|pair| assert!(pair.chosen.is_sound() && pair.rejected.is_sound()));
+        }
+    }
+}

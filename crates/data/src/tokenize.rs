@@ -1,0 +1,310 @@
+//! Pairs and examples to tokens: template, joint tokenisation, truncation.
+//!
+//! Prompt and response are tokenised as one text, because a merge may reach across the boundary between them. A token that does
+//! belongs to the response: the policy has to predict it, and nothing of the response leaks into the prompt.
+
+use crate::source::{Pair, Prompt, SftExample};
+use crate::template::{TemplateChoice, TemplateError};
+use crate::tokenizer::{Tokenizer, TokenizerError};
+use crate::tokens::{TokenizedExample, TokenizedPair, TokenizedResponse};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// Limits in tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Truncation {
+    /// Prompt and response together; what is too much goes from the response's right. At least 2.
+    pub max_length: usize,
+    /// The prompt alone, BOS included; what is too much goes from its left, behind BOS. At least 1 and below `max_length`.
+    pub max_prompt_length: Option<usize>,
+}
+
+/// Why preparing stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// Limits that leave no room.
+    #[error(
+        "max_length {max_length} with max_prompt_length {max_prompt_length:?} leaves no room for a response; \
+         1 ≤ max_prompt_length < max_length is needed"
+    )]
+    Limits {
+        /// The limit of prompt and response.
+        max_length: usize,
+        /// The limit of the prompt.
+        max_prompt_length: Option<usize>,
+    },
+    /// Nothing to end a response with.
+    #[error(
+        "the tokenizer has no end-of-text token; name one as `eos_token` in tokenizer_config.json"
+    )]
+    NoEnd,
+    /// The chat template refused an item.
+    #[error("row {id}: can't be rendered")]
+    Template {
+        /// Row of the item in its source, from 0.
+        id: u64,
+        /// What the template said.
+        source: TemplateError,
+    },
+    /// The tokenizer refused an item.
+    #[error("row {id}: can't be tokenised")]
+    Tokenizer {
+        /// Row of the item in its source, from 0.
+        id: u64,
+        /// What the tokenizer said.
+        source: TokenizerError,
+    },
+}
+
+/// What preparing did. A pair counts as one item of two rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PrepareSummary {
+    /// Items given.
+    pub read: usize,
+    /// Items kept.
+    pub kept: usize,
+    /// Items dropped because truncation left a response without tokens.
+    pub dropped_empty: usize,
+    /// Kept rows whose prompt lost tokens.
+    pub clipped_prompts: usize,
+    /// Kept rows whose response lost tokens.
+    pub clipped_responses: usize,
+    /// Tokens of all kept rows.
+    pub tokens: usize,
+    /// Response tokens of all kept rows.
+    pub response_tokens: usize,
+    /// Tokens of the longest kept row.
+    pub longest: usize,
+}
+
+/// Turns pairs and examples into tokens under fixed settings.
+#[derive(Debug, Clone, Copy)]
+pub struct Preparer<'a> {
+    tokenizer: &'a Tokenizer,
+    template: &'a TemplateChoice,
+    truncation: Truncation,
+    eos: Option<u32>,
+}
+
+/// A row, and what truncation took from it.
+struct Row {
+    response: TokenizedResponse,
+    clipped_prompt: bool,
+    clipped_response: bool,
+}
+
+impl<'a> Preparer<'a> {
+    /// Checks that the limits leave room, and that a response can be ended.
+    ///
+    /// # Errors
+    /// [`PrepareError::Limits`] and [`PrepareError::NoEnd`].
+    pub fn new(
+        tokenizer: &'a Tokenizer,
+        template: &'a TemplateChoice,
+        truncation: Truncation,
+    ) -> Result<Self, PrepareError> {
+        let Truncation { max_length, max_prompt_length } = truncation;
+        if max_length < 2
+            || max_prompt_length.is_some_and(|prompt| prompt < 1 || prompt >= max_length)
+        {
+            return Err(PrepareError::Limits { max_length, max_prompt_length });
+        }
+        let eos = match template {
+            TemplateChoice::Chat(_) => tokenizer.eos_id().or(tokenizer.end_of_turn_id()),
+            TemplateChoice::None => tokenizer.eos_id(),
+        };
+        if eos.is_none() {
+            return Err(PrepareError::NoEnd);
+        }
+        Ok(Self { tokenizer, template, truncation, eos })
+    }
+
+    /// Tokenises a pair; `None` if truncation left one of its responses without tokens.
+    ///
+    /// # Errors
+    /// A conversation that the template refuses.
+    pub fn tokenize_pair(&self, pair: &Pair) -> Result<Option<TokenizedPair>, PrepareError> {
+        let rows = self.rows(pair.id, &pair.prompt, [&pair.chosen, &pair.rejected])?;
+        Ok(rows.map(|[chosen, rejected]| pair_of(pair.id, chosen, rejected)))
+    }
+
+    /// Tokenises an example; `None` if truncation left its response without tokens.
+    ///
+    /// # Errors
+    /// A conversation that the template refuses.
+    pub fn tokenize_example(
+        &self,
+        example: &SftExample,
+    ) -> Result<Option<TokenizedExample>, PrepareError> {
+        let rows = self.rows(example.id, &example.prompt, [&example.response])?;
+        Ok(rows.map(|[row]| TokenizedExample { id: example.id, response: row.response }))
+    }
+
+    /// The tokens of a prompt on its own, as generation begins with them. (Its last token may differ from the same prompt's in a
+    /// pair, where a merge may reach into the response.)
+    ///
+    /// # Errors
+    /// A conversation that the template refuses; it is reported as row 0.
+    pub fn tokenize_prompt(&self, prompt: &Prompt) -> Result<Vec<u32>, PrepareError> {
+        let text = self
+            .template
+            .prompt_text(prompt)
+            .map_err(|source| PrepareError::Template { id: 0, source })?;
+        let encoding = self
+            .tokenizer
+            .encode(&text)
+            .map_err(|source| PrepareError::Tokenizer { id: 0, source })?;
+        let mut tokens = encoding.ids;
+        let mut prompt_len = tokens.len();
+        self.begin_once(&mut tokens, &mut prompt_len);
+        self.clip_prompt(&mut tokens, &mut prompt_len);
+        Ok(tokens)
+    }
+
+    /// Tokenises pairs on all cores, in their order.
+    ///
+    /// # Errors
+    /// The first pair's that can't be tokenised.
+    pub fn prepare_pairs(
+        &self,
+        pairs: &[Pair],
+    ) -> Result<(Vec<TokenizedPair>, PrepareSummary), PrepareError> {
+        let rows = |pair: &Pair| self.rows(pair.id, &pair.prompt, [&pair.chosen, &pair.rejected]);
+        let (kept, summary) = prepare(pairs, rows)?;
+        let pair =
+            |(pair, [chosen, rejected]): (&Pair, [Row; 2])| pair_of(pair.id, chosen, rejected);
+        Ok((kept.into_iter().map(pair).collect(), summary))
+    }
+
+    /// Tokenises examples on all cores, in their order.
+    ///
+    /// # Errors
+    /// The first example's that can't be tokenised.
+    pub fn prepare_examples(
+        &self,
+        examples: &[SftExample],
+    ) -> Result<(Vec<TokenizedExample>, PrepareSummary), PrepareError> {
+        let rows =
+            |example: &SftExample| self.rows(example.id, &example.prompt, [&example.response]);
+        let (kept, summary) = prepare(examples, rows)?;
+        let example = |(example, [row]): (&SftExample, [Row; 1])| TokenizedExample {
+            id: example.id,
+            response: row.response,
+        };
+        Ok((kept.into_iter().map(example).collect(), summary))
+    }
+
+    /// The rows of one item; `None` if any of them has no response left.
+    fn rows<const N: usize>(
+        &self,
+        id: u64,
+        prompt: &Prompt,
+        responses: [&String; N],
+    ) -> Result<Option<[Row; N]>, PrepareError> {
+        let prompt_text = self
+            .template
+            .prompt_text(prompt)
+            .map_err(|source| PrepareError::Template { id, source })?;
+        let mut rows = Vec::with_capacity(N);
+        for response in responses {
+            let text = self.template.full_text(prompt, response);
+            let text = text.map_err(|source| PrepareError::Template { id, source })?;
+            let row = self.row(&text, prompt_text.len());
+            match row.map_err(|source| PrepareError::Tokenizer { id, source })? {
+                Some(row) => rows.push(row),
+                None => return Ok(None),
+            }
+        }
+        Ok(rows.try_into().ok())
+    }
+
+    /// Tokenises a text whose first `boundary` bytes are the prompt.
+    fn row(&self, text: &str, boundary: usize) -> Result<Option<Row>, TokenizerError> {
+        let encoding = self.tokenizer.encode(text)?;
+        let mut tokens = encoding.ids;
+        let mut prompt_len =
+            encoding.offsets.iter().position(|&(_, end)| end > boundary).unwrap_or(tokens.len());
+        self.begin_once(&mut tokens, &mut prompt_len);
+        self.end_once(&mut tokens);
+        // Nothing predicts a text's first token.
+        prompt_len = prompt_len.max(1);
+
+        let clipped_prompt = self.clip_prompt(&mut tokens, &mut prompt_len);
+        let clipped_response = tokens.len() > self.truncation.max_length;
+        tokens.truncate(self.truncation.max_length);
+        let response = TokenizedResponse { tokens, prompt_len };
+        Ok(response.view().is_sound().then_some(Row { response, clipped_prompt, clipped_response }))
+    }
+
+    /// Puts BOS in front, unless the template or the text has put it there (once, or more than once).
+    fn begin_once(&self, tokens: &mut Vec<u32>, prompt_len: &mut usize) {
+        let Some(bos) = self.tokenizer.bos_id().filter(|_| self.tokenizer.adds_bos()) else {
+            return;
+        };
+        let there = tokens[..*prompt_len].iter().take_while(|&&token| token == bos).count();
+        tokens.splice(..there, [bos]);
+        *prompt_len = *prompt_len + 1 - there;
+    }
+
+    /// Puts EOS at the end, unless the text ends as it should.
+    fn end_once(&self, tokens: &mut Vec<u32>) {
+        let is_end = |token: &u32| match self.template {
+            TemplateChoice::Chat(_) => self.tokenizer.stop_ids().contains(token),
+            TemplateChoice::None => Some(*token) == self.eos,
+        };
+        if !tokens.last().is_some_and(is_end) {
+            tokens.extend(self.eos);
+        }
+    }
+
+    /// Cuts a prompt from its left, behind BOS; says whether there was need to.
+    fn clip_prompt(&self, tokens: &mut Vec<u32>, prompt_len: &mut usize) -> bool {
+        let Some(excess) =
+            self.truncation.max_prompt_length.and_then(|limit| prompt_len.checked_sub(limit))
+        else {
+            return false;
+        };
+        let kept_front = usize::from(
+            tokens.first().is_some_and(|&token| Some(token) == self.tokenizer.bos_id()),
+        );
+        tokens.drain(kept_front..kept_front + excess);
+        *prompt_len -= excess;
+        excess > 0
+    }
+}
+
+/// What is left of the items, each with its rows, in their order.
+type Kept<'a, T, const N: usize> = Vec<(&'a T, [Row; N])>;
+
+fn prepare<T: Sync, const N: usize>(
+    items: &[T],
+    rows: impl Fn(&T) -> Result<Option<[Row; N]>, PrepareError> + Send + Sync,
+) -> Result<(Kept<'_, T, N>, PrepareSummary), PrepareError> {
+    let results: Vec<_> = items.par_iter().map(rows).collect();
+    let mut summary = PrepareSummary { read: items.len(), ..Default::default() };
+    let mut kept = Vec::with_capacity(items.len());
+    for (item, result) in items.iter().zip(results) {
+        let Some(rows) = result? else {
+            summary.dropped_empty += 1;
+            continue;
+        };
+        for row in &rows {
+            let len = row.response.tokens.len();
+            summary.clipped_prompts += usize::from(row.clipped_prompt);
+            summary.clipped_responses += usize::from(row.clipped_response);
+            summary.tokens += len;
+            summary.response_tokens += len - row.response.prompt_len;
+            summary.longest = summary.longest.max(len);
+        }
+        kept.push((item, rows));
+    }
+    summary.kept = kept.len();
+    Ok((kept, summary))
+}
+
+fn pair_of(id: u64, chosen: Row, rejected: Row) -> TokenizedPair {
+    TokenizedPair { id, chosen: chosen.response, rejected: rejected.response }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,185 @@
+use super::*;
+use crate::source::Message;
+use crate::template::ChatTemplate;
+
+/// Merges `ab`, so that a boundary can fall inside a token.
+fn tokenizer() -> Tokenizer {
+    Tokenizer::train_bpe(["ab ab ab ab ab ab", "user model user model"], 275).unwrap()
+}
+
+fn chat() -> TemplateChoice {
+    TemplateChoice::Chat(ChatTemplate::plain("<bos>").unwrap())
+}
+
+const ROOM: Truncation = Truncation { max_length: 1000, max_prompt_length: None };
+
+fn pair(prompt: &str, chosen: &str, rejected: &str) -> Pair {
+    Pair {
+        id: 4,
+        prompt: Prompt::Text(prompt.into()),
+        chosen: chosen.into(),
+        rejected: rejected.into(),
+    }
+}
+
+/// Prompt and response of a row as text.
+fn halves(tokenizer: &Tokenizer, row: &TokenizedResponse) -> (String, String) {
+    let (prompt, response) = row.tokens.split_at(row.prompt_len);
+    (tokenizer.decode(prompt, false).unwrap(), tokenizer.decode(response, false).unwrap())
+}
+
+#[test]
+fn a_token_across_the_boundary_belongs_to_the_response() {
+    let tokenizer = tokenizer();
+    let ab = tokenizer.encode("ab").unwrap();
+    assert_eq!(ab.ids.len(), 1, "the test needs this merge");
+    // (prompt, response, the prompt's tokens as text, the response's tokens as text)
+    let cases = [
+        ("xa", "b", "<bos>x", "ab<eos>"),
+        ("xa", "c", "<bos>xa", "c<eos>"),
+        ("x", "ab", "<bos>x", "ab<eos>"),
+        ("x ", "ab", "<bos>x", " ab<eos>"),
+        ("", "ab", "<bos>", "ab<eos>"),
+        ("ä", "ß", "<bos>ä", "ß<eos>"),
+        ("x", "y<eos>", "<bos>x", "y<eos>"),
+        ("<bos>x", "y", "<bos>x", "y<eos>"),
+        ("<bos><bos>x", "y", "<bos>x", "y<eos>"),
+    ];
+    let preparer = Preparer::new(&tokenizer, &TemplateChoice::None, ROOM).unwrap();
+    for (prompt, response, prompt_tokens, response_tokens) in cases {
+        let pair = preparer.tokenize_pair(&pair(prompt, response, "z")).unwrap().unwrap();
+        let expected = (prompt_tokens.to_owned(), response_tokens.to_owned());
+        assert_eq!(halves(&tokenizer, &pair.chosen), expected, "{prompt:?} {response:?}");
+        assert_eq!(pair.chosen.tokens.iter().filter(|&&token| token == 2).count(), 1, "BOS once");
+    }
+}
+
+#[test]
+fn with_a_template_the_response_ends_its_turn() {
+    let tokenizer = tokenizer();
+    let template = chat();
+    let preparer = Preparer::new(&tokenizer, &template, ROOM).unwrap();
+    let pair = preparer.tokenize_pair(&pair("Hi", "Yes", "No\n")).unwrap().unwrap();
+    let prompt = "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n".to_owned();
+    assert_eq!(halves(&tokenizer, &pair.chosen), (prompt.clone(), "Yes<end_of_turn>".to_owned()));
+    assert_eq!(halves(&tokenizer, &pair.rejected), (prompt, "No<end_of_turn>".to_owned()));
+    assert_eq!(pair.id, 4);
+    assert_eq!(
+        preparer.tokenize_prompt(&Prompt::Text("Hi".into())).unwrap(),
+        pair.chosen.tokens[..pair.chosen.prompt_len]
+    );
+}
+
+#[test]
+fn a_template_without_bos_and_end_gets_both_once() {
+    let tokenizer = tokenizer();
+    let jinja = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
+    let template = TemplateChoice::Chat(ChatTemplate::from_source(jinja, "", "").unwrap());
+    let preparer = Preparer::new(&tokenizer, &template, ROOM).unwrap();
+    let pair = preparer.tokenize_pair(&pair("q", "r", "s")).unwrap().unwrap();
+    assert_eq!(
+        halves(&tokenizer, &pair.chosen),
+        ("<bos>user: q\nassistant: ".to_owned(), "r<eos>".to_owned())
+    );
+}
+
+#[test]
+fn truncation() {
+    let tokenizer = tokenizer();
+    // Prompt `<bos>pqrst` is 6 tokens, the response `wxyz<eos>` 5.
+    type Case = (usize, Option<usize>, Option<(&'static str, &'static str)>, (usize, usize));
+    let cases: [Case; 8] = [
+        (11, None, Some(("<bos>pqrst", "wxyz<eos>")), (0, 0)),
+        (10, None, Some(("<bos>pqrst", "wxyz")), (0, 2)),
+        (7, None, Some(("<bos>pqrst", "w")), (0, 2)),
+        (6, None, None, (0, 0)),
+        (2, None, None, (0, 0)),
+        (11, Some(3), Some(("<bos>st", "wxyz<eos>")), (2, 0)),
+        (6, Some(3), Some(("<bos>st", "wxy")), (2, 2)),
+        (2, Some(1), Some(("<bos>", "w")), (2, 2)),
+    ];
+    for (max_length, max_prompt_length, expected, clipped) in cases {
+        let truncation = Truncation { max_length, max_prompt_length };
+        let preparer = Preparer::new(&tokenizer, &TemplateChoice::None, truncation).unwrap();
+        let (pairs, summary) = preparer.prepare_pairs(&[pair("pqrst", "wxyz", "wxyz")]).unwrap();
+        let found = pairs.first().map(|pair| halves(&tokenizer, &pair.chosen));
+        assert_eq!(
+            found,
+            expected.map(|(prompt, response)| (prompt.to_owned(), response.to_owned())),
+            "{truncation:?}"
+        );
+        assert_eq!((summary.clipped_prompts, summary.clipped_responses), clipped, "{truncation:?}");
+        assert_eq!((summary.read, summary.kept), (1, usize::from(expected.is_some())));
+        assert_eq!(summary.dropped_empty, 1 - summary.kept);
+        assert!(summary.longest <= max_length);
+    }
+}
+
+#[test]
+fn many_pairs_stay_in_order_and_are_summed_up() {
+    let tokenizer = tokenizer();
+    let truncation = Truncation { max_length: 8, max_prompt_length: None };
+    let preparer = Preparer::new(&tokenizer, &TemplateChoice::None, truncation).unwrap();
+    let pairs: Vec<Pair> = (0..500)
+        .map(|id| Pair { id, ..pair(&"p".repeat(id as usize % 10), "wx", "wxyz") })
+        .collect();
+    let (kept, summary) = preparer.prepare_pairs(&pairs).unwrap();
+    let one_by_one: Vec<_> =
+        pairs.iter().filter_map(|pair| preparer.tokenize_pair(pair).unwrap()).collect();
+    assert_eq!(kept, one_by_one);
+    // Prompts of 8 and 9 tokens behind BOS leave no room.
+    assert_eq!((summary.read, summary.kept, summary.dropped_empty), (500, 350, 150));
+    let rows = kept.iter().flat_map(|pair| [&pair.chosen, &pair.rejected]);
+    assert_eq!(summary.tokens, rows.clone().map(|row| row.tokens.len()).sum::<usize>());
+    assert_eq!(
+        summary.response_tokens,
+        rows.map(|row| row.tokens.len() - row.prompt_len).sum::<usize>()
+    );
+    assert_eq!(summary.longest, 8);
+    assert_eq!(preparer.prepare_pairs(&[]).unwrap().1, PrepareSummary::default());
+}
+
+#[test]
+fn examples_are_prepared_like_pairs() {
+    let tokenizer = tokenizer();
+    let template = chat();
+    let preparer = Preparer::new(&tokenizer, &template, ROOM).unwrap();
+    let example = SftExample { id: 9, prompt: Prompt::Text("Hi".into()), response: "Yes".into() };
+    let pair = preparer.tokenize_pair(&pair("Hi", "Yes", "No")).unwrap().unwrap();
+    let (examples, summary) = preparer.prepare_examples(std::slice::from_ref(&example)).unwrap();
+    assert_eq!(examples[0], TokenizedExample { id: 9, response: pair.chosen });
+    assert_eq!(summary.tokens, examples[0].response.tokens.len());
+    assert_eq!(preparer.tokenize_example(&example).unwrap().as_ref(), examples.first());
+}
+
+#[test]
+fn errors_say_what_is_wrong() {
+    let tokenizer = tokenizer();
+    let template = chat();
+    for (max_length, max_prompt_length) in [(1, None), (0, None), (5, Some(5)), (5, Some(0))] {
+        let error =
+            Preparer::new(&tokenizer, &template, Truncation { max_length, max_prompt_length })
+                .unwrap_err();
+        assert!(matches!(error, PrepareError::Limits { .. }), "{error}");
+    }
+    let json = serde_json::json!({"eos_token": null});
+    let folder = tempfile::tempdir().unwrap();
+    tokenizer.save(folder.path()).unwrap();
+    std::fs::write(folder.path().join("tokenizer_config.json"), json.to_string()).unwrap();
+    let endless = Tokenizer::load(folder.path()).unwrap();
+    assert!(matches!(
+        Preparer::new(&endless, &TemplateChoice::None, ROOM),
+        Err(PrepareError::NoEnd)
+    ));
+
+    // Of several refused rows the first is named, however many threads there are.
+    let strict = "{% if messages[0].content == 'bad' %}{{ raise_exception('no') }}{% endif %}{{ messages | map(attribute='content') | join }}";
+    let template = TemplateChoice::Chat(ChatTemplate::from_source(strict, "", "").unwrap());
+    let preparer = Preparer::new(&tokenizer, &template, ROOM).unwrap();
+    let bad = |id| Pair { id, ..pair(if id < 30 { "good" } else { "bad" }, "a", "b") };
+    let error = preparer.prepare_pairs(&(0..100).map(bad).collect::<Vec<_>>()).unwrap_err();
+    assert!(error.to_string().contains("row 30"), "{error}");
+
+    let messages = vec![Message { role: "user".into(), content: "ok".into() }];
+    assert!(preparer.tokenize_prompt(&Prompt::Messages(messages)).is_ok());
+}

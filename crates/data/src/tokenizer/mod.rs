@@ -1,0 +1,266 @@
+//! Text to token ids and back, over Hugging Face's `tokenizers`.
+
+mod train;
+
+pub use train::SPECIAL_TOKENS;
+
+use crate::atomic::{self, AtomicError};
+use crate::hash::hash_bytes;
+use crate::template::{ChatTemplate, TemplateError, token_text};
+use serde_json::{Map, Value};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+const TOKENIZER_FILE: &str = "tokenizer.json";
+const CONFIG_FILE: &str = "tokenizer_config.json";
+const TEMPLATE_FILE: &str = "chat_template.jinja";
+
+/// Names by which a special token is known where no configuration says.
+const BOS_NAMES: [&str; 3] = ["<bos>", "<s>", "<|begin_of_text|>"];
+const EOS_NAMES: [&str; 4] = ["<eos>", "</s>", "<|end_of_text|>", "<|endoftext|>"];
+const PAD_NAMES: [&str; 2] = ["<pad>", "[PAD]"];
+const END_OF_TURN_NAMES: [&str; 3] = ["<end_of_turn>", "<|im_end|>", "<|eot_id|>"];
+
+/// Why a tokenizer can't be loaded, trained, used or saved.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// A file is missing or can't be read.
+    #[error("{}: can't be read", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// `tokenizer.json` isn't one.
+    #[error("tokenizer.json isn't a tokenizer that this program can read")]
+    Tokenizer(#[source] tokenizers::Error),
+    /// `tokenizer_config.json` isn't a JSON object.
+    #[error("tokenizer_config.json isn't a JSON object")]
+    Config(#[source] serde_json::Error),
+    /// The configuration names a token that the vocabulary lacks.
+    #[error(
+        "tokenizer_config.json: `{key}` is {token:?}, which tokenizer.json doesn't have; the two belong to different models"
+    )]
+    UnknownToken {
+        /// The configuration's key.
+        key: &'static str,
+        /// The token.
+        token: String,
+    },
+    /// Encoding or decoding failed.
+    #[error("the tokenizer failed on a text or on token ids")]
+    Convert(#[source] tokenizers::Error),
+    /// The vocabulary asked for has no room for what it must hold.
+    #[error(
+        "a vocabulary of {asked} tokens is too small: the special tokens and the 256 bytes alone need {needed}"
+    )]
+    TooSmall {
+        /// The size asked for.
+        asked: usize,
+        /// The smallest size possible.
+        needed: usize,
+    },
+    /// Training failed.
+    #[error("training the tokenizer failed")]
+    Train(#[source] tokenizers::Error),
+    /// It can't be saved.
+    #[error(transparent)]
+    Write(#[from] AtomicError),
+}
+
+/// Token ids and where in the text each came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoding {
+    /// Token ids, `[tokens]`.
+    pub ids: Vec<u32>,
+    /// Start and end of each token in the text, in bytes, `[tokens]`. The tokens of one character share its offsets.
+    pub offsets: Vec<(usize, usize)>,
+}
+
+/// A tokenizer, and what its `tokenizer_config.json` says of special tokens and the chat template.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    config: Map<String, Value>,
+    special: SpecialIds,
+    vocab_size: usize,
+    hash: String,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct SpecialIds {
+    bos: Option<u32>,
+    eos: Option<u32>,
+    pad: Option<u32>,
+    end_of_turn: Option<u32>,
+}
+
+impl Tokenizer {
+    /// Loads a folder's `tokenizer.json`, and its `tokenizer_config.json` and `chat_template.jinja` where there are any.
+    ///
+    /// # Errors
+    /// A missing, unreadable or malformed file, or a configuration that names tokens which the vocabulary lacks.
+    pub fn load(folder: &Path) -> Result<Self, TokenizerError> {
+        let path = folder.join(TOKENIZER_FILE);
+        let json = std::fs::read(&path).map_err(|source| TokenizerError::Io { path, source })?;
+        let mut config = match read_if_there(&folder.join(CONFIG_FILE))? {
+            Some(text) => serde_json::from_str(&text).map_err(TokenizerError::Config)?,
+            None => Map::new(),
+        };
+        if let Some(template) = read_if_there(&folder.join(TEMPLATE_FILE))? {
+            config.insert("chat_template".to_owned(), Value::String(template));
+        }
+        Self::from_json(&json, config)
+    }
+
+    /// A tokenizer from the content of `tokenizer.json` and the object in `tokenizer_config.json` (empty if there is none).
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn from_json(
+        tokenizer_json: &[u8],
+        config: Map<String, Value>,
+    ) -> Result<Self, TokenizerError> {
+        let inner =
+            tokenizers::Tokenizer::from_bytes(tokenizer_json).map_err(TokenizerError::Tokenizer)?;
+        Self::new(inner, config)
+    }
+
+    fn new(
+        mut inner: tokenizers::Tokenizer,
+        config: Map<String, Value>,
+    ) -> Result<Self, TokenizerError> {
+        // A saved tokenizer may carry limits of its own; those of a run are its settings'.
+        inner.with_truncation(None).map_err(TokenizerError::Tokenizer)?;
+        inner.with_padding(None);
+
+        let find = |key: &'static str, names: &[&str]| match config.get(key) {
+            Some(token) => token_text(token)
+                .map(|text| {
+                    let unknown = || TokenizerError::UnknownToken { key, token: text.to_owned() };
+                    inner.token_to_id(text).ok_or_else(unknown)
+                })
+                .transpose(),
+            None => Ok(names.iter().find_map(|name| inner.token_to_id(name))),
+        };
+        let special = SpecialIds {
+            bos: find("bos_token", &BOS_NAMES)?,
+            eos: find("eos_token", &EOS_NAMES)?,
+            pad: find("pad_token", &PAD_NAMES)?,
+            end_of_turn: END_OF_TURN_NAMES.iter().find_map(|name| inner.token_to_id(name)),
+        };
+        let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
+        let json = inner.to_string(false).map_err(TokenizerError::Tokenizer)?;
+        let add_bos = config.get("add_bos_token");
+        let hash = hash_bytes(format!("{json}\n{special:?}\n{add_bos:?}").as_bytes());
+        Ok(Self { inner, config, special, vocab_size, hash })
+    }
+
+    /// Writes `tokenizer.json` and `tokenizer_config.json` into a folder, from where transformers' `AutoTokenizer` opens them too.
+    ///
+    /// # Errors
+    /// Whatever the disk says.
+    pub fn save(&self, folder: &Path) -> Result<(), TokenizerError> {
+        let tokenizer = self.inner.to_string(true).map_err(TokenizerError::Tokenizer)?;
+        let config = format!("{:#}\n", Value::Object(self.config.clone()));
+        for (name, content) in [(TOKENIZER_FILE, tokenizer), (CONFIG_FILE, config)] {
+            let path = folder.join(name);
+            atomic::write_file(&path, |file| {
+                atomic::context(&path, "write", file.write_all(content.as_bytes()))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Text to tokens. Special tokens written out in the text become themselves; nothing is added to it.
+    ///
+    /// # Errors
+    /// Whatever the tokenizer's own parts refuse.
+    pub fn encode(&self, text: &str) -> Result<Encoding, TokenizerError> {
+        let encoding = self.inner.encode(text, false).map_err(TokenizerError::Convert)?;
+        Ok(Encoding { ids: encoding.get_ids().to_vec(), offsets: encoding.get_offsets().to_vec() })
+    }
+
+    /// Tokens to text.
+    ///
+    /// # Errors
+    /// Whatever the tokenizer's own parts refuse.
+    pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, TokenizerError> {
+        self.inner.decode(ids, skip_special_tokens).map_err(TokenizerError::Convert)
+    }
+
+    /// Size of the vocabulary: every id is below it. (A model's embedding may have more rows.)
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Id of a token, by its exact text in the vocabulary.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// A token's text in the vocabulary (for byte-level tokenizers not the text that it stands for: see [`Self::decode`]).
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Id of the token that begins a text.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.special.bos
+    }
+
+    /// The token that begins a text, or an empty text.
+    pub fn bos_token(&self) -> String {
+        self.bos_id().and_then(|id| self.token(id)).unwrap_or_default()
+    }
+
+    /// Id of the token that ends a text.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.special.eos
+    }
+
+    /// Id that fills a batch behind a row's end: the declared one, else EOS, else 0. It never reaches a loss, so any valid id will do.
+    pub fn pad_id(&self) -> u32 {
+        self.special.pad.or(self.special.eos).unwrap_or(0)
+    }
+
+    /// Id of the token that ends a turn of a conversation.
+    pub fn end_of_turn_id(&self) -> Option<u32> {
+        self.special.end_of_turn
+    }
+
+    /// Ids at which a response ends: end of turn and EOS, those there are.
+    pub fn stop_ids(&self) -> Vec<u32> {
+        self.special.end_of_turn.into_iter().chain(self.special.eos).collect()
+    }
+
+    /// Whether texts begin with BOS: there is one, and the configuration doesn't say `"add_bos_token": false`.
+    pub fn adds_bos(&self) -> bool {
+        self.special.bos.is_some() && self.config.get("add_bos_token") != Some(&Value::Bool(false))
+    }
+
+    /// The model's own chat template, if it declares one.
+    ///
+    /// # Errors
+    /// A declared template that can't be used.
+    pub fn chat_template(&self) -> Result<Option<ChatTemplate>, TemplateError> {
+        ChatTemplate::from_tokenizer_config(&Value::Object(self.config.clone()).to_string())
+    }
+
+    /// Content hash (BLAKE3, hex) of all that decides which tokens come out. The chat template has its own.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+}
+
+fn read_if_there(path: &Path) -> Result<Option<String>, TokenizerError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(TokenizerError::Io { path: path.to_owned(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

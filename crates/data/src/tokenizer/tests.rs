@@ -1,0 +1,155 @@
+use super::*;
+
+const TEXTS: [&str; 4] = [
+    "the cat sat on the mat and the cat ate the rat in 2024",
+    "a preference pair has a prompt and two responses",
+    "the prompt is what the two responses answer: 12 + 34 = 46",
+    "äöü — ✓ 你好",
+];
+
+fn small() -> Tokenizer {
+    Tokenizer::train_bpe(TEXTS, 300).unwrap()
+}
+
+#[test]
+fn special_tokens_have_gemmas_ids() {
+    let tokenizer = small();
+    for (id, token) in SPECIAL_TOKENS.iter().enumerate() {
+        assert_eq!(tokenizer.token_id(token), Some(id as u32));
+    }
+    assert_eq!(
+        (tokenizer.pad_id(), tokenizer.eos_id(), tokenizer.bos_id(), tokenizer.end_of_turn_id()),
+        (0, Some(1), Some(2), Some(5))
+    );
+    assert_eq!(tokenizer.stop_ids(), [5, 1]);
+    assert!(tokenizer.adds_bos());
+    assert_eq!(tokenizer.bos_token(), "<bos>");
+    assert_eq!(tokenizer.vocab_size(), 291, "the texts have no more pairs that occur twice");
+}
+
+#[test]
+fn texts_come_back_and_offsets_tell_where_tokens_were() {
+    let tokenizer = small();
+    for text in TEXTS.into_iter().chain([
+        "",
+        " ",
+        "  two  spaces \n\n",
+        "unseen: ßø🦀",
+        "<bos>x<end_of_turn>\n",
+    ]) {
+        let Encoding { ids, offsets } = tokenizer.encode(text).unwrap();
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
+        assert!(ids.iter().all(|&id| (id as usize) < tokenizer.vocab_size()));
+        assert!(offsets.windows(2).all(|pair| pair[0].1 <= pair[1].1), "{text}: {offsets:?}");
+        assert_eq!(offsets.last().map_or(0, |last| last.1), text.len());
+    }
+    assert_eq!(
+        tokenizer.encode("<bos>a<eos>").unwrap().ids[0],
+        2,
+        "special tokens become themselves"
+    );
+    assert_eq!(tokenizer.encode("a").unwrap().ids.len(), 1, "nothing is added");
+    assert_eq!(tokenizer.decode(&[2, 5], true).unwrap(), "");
+}
+
+#[test]
+fn every_digit_is_a_token() {
+    let tokenizer = Tokenizer::train_bpe(["2024 2024 2024 2024 year 2024"; 20], 400).unwrap();
+    let ids = tokenizer.encode("2024").unwrap().ids;
+    assert_eq!(ids.len(), 4);
+    assert_eq!(ids[0], ids[2]);
+}
+
+#[test]
+fn training_is_deterministic() {
+    let texts: Vec<String> = (0..3000)
+        .map(|i| format!("item {i} of {} things, {:x} and {:o}", i % 7, i * 31, i * 17))
+        .collect();
+    let train_to = |size| Tokenizer::train_bpe(texts.iter().map(String::as_str), size).unwrap();
+    let train = || train_to(350);
+    let first = train();
+    for _ in 0..8 {
+        let again = train();
+        assert_eq!(again.hash(), first.hash());
+        assert_eq!(again.inner.to_string(true).unwrap(), first.inner.to_string(true).unwrap());
+    }
+    assert_eq!(first.vocab_size(), 350);
+    assert_ne!(train_to(349).hash(), first.hash());
+}
+
+#[test]
+fn saved_and_loaded_it_is_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer = small();
+    tokenizer.save(folder.path()).unwrap();
+    let loaded = Tokenizer::load(folder.path()).unwrap();
+    assert_eq!(loaded.hash(), tokenizer.hash());
+    assert_eq!(loaded.vocab_size(), tokenizer.vocab_size());
+    assert_eq!(loaded.encode(TEXTS[0]).unwrap(), tokenizer.encode(TEXTS[0]).unwrap());
+    assert_eq!(loaded.chat_template().unwrap().unwrap().source(), PLAIN_SOURCE);
+
+    // Its own file takes a chat template's place, as in transformers.
+    std::fs::write(folder.path().join("chat_template.jinja"), "other").unwrap();
+    assert_eq!(
+        Tokenizer::load(folder.path()).unwrap().chat_template().unwrap().unwrap().source(),
+        "other"
+    );
+}
+
+const PLAIN_SOURCE: &str = crate::template::PLAIN;
+
+fn with_config(config: &str) -> Result<Tokenizer, TokenizerError> {
+    let json = small().inner.to_string(false).unwrap();
+    Tokenizer::from_json(json.as_bytes(), serde_json::from_str(config).unwrap())
+}
+
+#[test]
+fn special_tokens_are_the_configurations_or_those_of_known_names() {
+    let cases = [
+        ("{}", Some(2), Some(1), 0, true),
+        (r#"{"bos_token": null}"#, None, Some(1), 0, false),
+        (
+            r#"{"bos_token": {"content": "<unk>"}, "add_bos_token": false}"#,
+            Some(3),
+            Some(1),
+            0,
+            false,
+        ),
+        (r#"{"eos_token": "<end_of_turn>", "pad_token": null}"#, Some(2), Some(5), 5, true),
+        (r#"{"eos_token": null, "pad_token": null}"#, Some(2), None, 0, true),
+    ];
+    for (config, bos, eos, pad, adds_bos) in cases {
+        let tokenizer = with_config(config).unwrap();
+        let found =
+            (tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id(), tokenizer.adds_bos());
+        assert_eq!(found, (bos, eos, pad, adds_bos), "{config}");
+    }
+}
+
+#[test]
+fn errors_say_what_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    let load = || Tokenizer::load(folder.path()).map(drop).unwrap_err().to_string();
+    assert!(load().contains("tokenizer.json: can't be read"));
+    write("tokenizer.json", "{}");
+    assert!(load().contains("isn't a tokenizer"));
+    small().save(folder.path()).unwrap();
+    write("tokenizer_config.json", "[1]");
+    assert!(load().contains("isn't a JSON object"));
+    write("tokenizer_config.json", r#"{"bos_token": "<nope>"}"#);
+    assert!(load().contains("`bos_token` is \"<nope>\""));
+
+    let error = Tokenizer::train_bpe(TEXTS, 261).unwrap_err().to_string();
+    assert!(error.contains("261") && error.contains("262"), "{error}");
+    assert_eq!(Tokenizer::train_bpe([], 262).unwrap().vocab_size(), 262);
+}
+
+#[test]
+fn limits_saved_with_a_tokenizer_are_ignored() {
+    let mut json: Value = serde_json::from_str(&small().inner.to_string(false).unwrap()).unwrap();
+    json["truncation"] = serde_json::json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});
+    let tokenizer = Tokenizer::from_json(json.to_string().as_bytes(), Map::new()).unwrap();
+    assert_eq!(tokenizer.encode(TEXTS[0]).unwrap(), small().encode(TEXTS[0]).unwrap());
+    assert_eq!(tokenizer.hash(), with_config("{}").unwrap().hash());
+}

@@ -1,0 +1,46 @@
+//! Preference objectives: pure functions of log-probabilities and pooled features.
+//!
+//! Every pairwise method here is −log σ(u) with u = reward(y_w) − reward(y_l) − γ (equation 8 of the
+//! FPO paper, arXiv 2411.07618); a method is a choice of rewards.
+//!
+//! # Invariants
+//! * Never sees a model, a tokenizer or a file: tensors go in, tensors come out.
+//! * A loss is a short function under its equation. What is logged as a reward is what the loss uses.
+//! * Log-probabilities are sums over response tokens in nats; averages divide by the number of
+//!   response tokens, never by a padded length.
+//!
+//! ```
+//! use burn::tensor::{Device, Tensor};
+//! use fpo_losses::{PerResponse, feature_distance, fpo, mean_loss};
+//!
+//! let device = Device::flex();
+//! let pair = |chosen: f32, rejected: f32| PerResponse {
+//!     chosen: Tensor::from_floats([chosen], &device),
+//!     rejected: Tensor::from_floats([rejected], &device),
+//! };
+//! let policy = Tensor::from_floats([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0]], &device);
+//! let reference = Tensor::from_floats([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]], &device);
+//! let distance = PerResponse::split(feature_distance(policy, reference, 2, None));
+//! let preference = fpo(pair(-1.0, -2.0), pair(-1.5, -1.5), distance, 0.1, 0.5, true);
+//! // u = 0.1 · ((0.5 + 0.5 · ½) − (−0.5 + 0.5 · 2)) = 0.025
+//! assert!((preference.logits().into_scalar::<f32>() - 0.025).abs() < 1e-6);
+//! assert!((mean_loss(&preference).into_scalar::<f32>() - 0.680_725).abs() < 1e-5);
+//! ```
+
+mod dpo;
+mod fpo;
+mod objective;
+mod per_response;
+mod preference;
+mod sft;
+mod simpo;
+mod tdpo;
+
+pub use dpo::dpo;
+pub use fpo::{feature_distance, fpo};
+pub use objective::{Method, Needs, Objective, Quantities, mean_loss};
+pub use per_response::PerResponse;
+pub use preference::Preference;
+pub use sft::sft;
+pub use simpo::{simpo, simpo_kl};
+pub use tdpo::{tdpo1, tdpo2};

@@ -1,0 +1,63 @@
+//! A number for each response of each pair.
+
+use burn::tensor::Tensor;
+
+/// One quantity of both responses of every pair, `[pairs]` each: a log-probability, a divergence.
+#[derive(Clone, Debug)]
+pub struct PerResponse {
+    /// Of the preferred responses.
+    pub chosen: Tensor<1>,
+    /// Of the others.
+    pub rejected: Tensor<1>,
+}
+
+impl PerResponse {
+    /// Splits `[2 · pairs]`, the chosen ones first, as batches are laid out.
+    ///
+    /// # Panics
+    /// If the length is odd.
+    pub fn split(values: Tensor<1>) -> Self {
+        let [rows] = values.dims();
+        assert!(rows.is_multiple_of(2), "{rows} responses don't make pairs");
+        let pairs = rows / 2;
+        Self { chosen: values.clone().slice([0..pairs]), rejected: values.slice([pairs..rows]) }
+    }
+
+    /// chosen − rejected, `[pairs]`
+    pub fn margin(&self) -> Tensor<1> {
+        self.chosen.clone() - self.rejected.clone()
+    }
+
+    /// Both multiplied by a constant.
+    pub fn scale(self, factor: f64) -> Self {
+        self.map(|x| x * factor)
+    }
+
+    /// Entry by entry.
+    pub fn add(self, other: Self) -> Self {
+        self.zip(other, |a, b| a + b)
+    }
+
+    /// Entry by entry.
+    pub fn sub(self, other: Self) -> Self {
+        self.zip(other, |a, b| a - b)
+    }
+
+    /// Entry by entry.
+    pub fn div(self, other: Self) -> Self {
+        self.zip(other, |a, b| a / b)
+    }
+
+    /// No gradient flows through the chosen side: the `sg` of equation 8.
+    pub fn stop_gradient_on_chosen(self) -> Self {
+        Self { chosen: self.chosen.detach(), rejected: self.rejected }
+    }
+
+    fn map(self, f: impl Fn(Tensor<1>) -> Tensor<1>) -> Self {
+        Self { chosen: f(self.chosen), rejected: f(self.rejected) }
+    }
+
+    fn zip(self, other: Self, f: impl Fn(Tensor<1>, Tensor<1>) -> Tensor<1>) -> Self {
+        Self { chosen: f(self.chosen, other.chosen), rejected: f(self.rejected, other.rejected) }
+    }
+}

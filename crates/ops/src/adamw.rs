@@ -1,0 +1,76 @@
+//! One step of AdamW with the arithmetic of `torch.optim.AdamW`.
+
+use burn::tensor::Tensor;
+
+/// The settings of a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// The learning rate of this step.
+    pub lr: f64,
+    /// The decay of the mean of gradients.
+    pub beta1: f64,
+    /// The decay of the mean of squared gradients.
+    pub beta2: f64,
+    /// Added to the root of the mean of squares, after the bias correction.
+    pub eps: f64,
+    /// Decoupled weight decay: the parameter shrinks by `lr · weight_decay`.
+    pub weight_decay: f64,
+}
+
+/// The new parameter, mean of gradients and mean of squared gradients:
+///
+/// `m ← β₁·m + (1−β₁)·g`, `v ← β₂·v + (1−β₂)·g²`,
+/// `p ← (1 − lr·λ)·p − lr/(1−β₁ᵗ) · m / (√v/√(1−β₂ᵗ) + eps)`
+/// (Loshchilov & Hutter, algorithm 2, in the order of operations of PyTorch).
+///
+/// `step` t counts from 1. The tensors must not use autodiff. Buffers that nobody else holds are updated in place, so
+/// hand over the only handle of each.
+///
+/// # Shapes
+/// * `param`, `grad`, `m`, `v`: equal
+pub fn adamw_step<const D: usize>(
+    param: Tensor<D>,
+    grad: Tensor<D>,
+    m: Tensor<D>,
+    v: Tensor<D>,
+    step: usize,
+    options: &AdamW,
+) -> (Tensor<D>, Tensor<D>, Tensor<D>) {
+    let shape = param.dims();
+    assert!(
+        grad.dims() == shape && m.dims() == shape && v.dims() == shape,
+        "adamw_step: param {shape:?}, grad {:?}, m {:?} and v {:?} differ in shape",
+        grad.dims(),
+        m.dims(),
+        v.dims()
+    );
+    assert!(step > 0, "adamw_step: steps count from 1");
+    definition(param, grad, m, v, step, options)
+}
+
+/// [`adamw_step`] by plain tensor operations.
+pub fn definition<const D: usize>(
+    param: Tensor<D>,
+    grad: Tensor<D>,
+    m: Tensor<D>,
+    v: Tensor<D>,
+    step: usize,
+    options: &AdamW,
+) -> (Tensor<D>, Tensor<D>, Tensor<D>) {
+    let (beta1, beta2) = (options.beta1, options.beta2);
+    let (correction1, correction2) = options.bias_corrections(step);
+    let m = m * beta1 + grad.clone() * (1.0 - beta1);
+    let v = v * beta2 + grad.square() * (1.0 - beta2);
+    let denominator = v.clone().sqrt() / correction2.sqrt() + options.eps;
+    let param = param * (1.0 - options.lr * options.weight_decay)
+        - m.clone() / denominator * (options.lr / correction1);
+    (param, m, v)
+}
+
+impl AdamW {
+    /// `1 − β₁ᵗ` and `1 − β₂ᵗ`.
+    fn bias_corrections(&self, step: usize) -> (f64, f64) {
+        let t = step as f64;
+        (1.0 - self.beta1.powf(t), 1.0 - self.beta2.powf(t))
+    }
+}

@@ -1,0 +1,142 @@
+//! Work cut into fixed blocks and spread over rayon's threads.
+//!
+//! The blocks depend on the sizes alone, never on the number of threads: with that, and with partial sums added in the order
+//! of the blocks, one thread and many give the same bits.
+
+use std::{marker::PhantomData, mem::MaybeUninit};
+
+use rayon::prelude::*;
+
+/// Elements per block of an elementwise operation: some tens of microseconds of work.
+const ELEMENTS: usize = 8192;
+
+/// Memory that waits for its first value.
+pub(crate) type Uninit<'a> = &'a mut [MaybeUninit<f32>];
+
+/// Runs `work` for every index below `count`. A single one runs right here: waking a thread costs microseconds.
+pub(crate) fn for_each(count: usize, work: impl Fn(usize) + Send + Sync) {
+    if count <= 1 {
+        (0..count).for_each(work);
+    } else {
+        (0..count).into_par_iter().for_each(work);
+    }
+}
+
+/// `work` of every index below `count`, in order.
+pub(crate) fn map<R: Send>(count: usize, work: impl Fn(usize) -> R + Send + Sync) -> Vec<R> {
+    if count <= 1 {
+        (0..count).map(work).collect()
+    } else {
+        (0..count).into_par_iter().map(work).collect()
+    }
+}
+
+/// Cuts each slice into blocks of the length beside it, and runs `work(index of the blocks, blocks)` on those of each index.
+pub(crate) fn for_each_block<T: Send, const N: usize>(
+    mut slices: [(&mut [T], usize); N],
+    work: impl Fn(usize, [&mut [T]; N]) + Send + Sync,
+) {
+    let mut blocks = Vec::new();
+    while slices.iter().any(|(slice, _)| !slice.is_empty()) {
+        blocks.push(slices.each_mut().map(|(slice, length)| {
+            let length = (*length).min(slice.len());
+            let (block, rest) = std::mem::take(slice).split_at_mut(length);
+            *slice = rest;
+            block
+        }));
+    }
+    if blocks.len() <= 1 {
+        blocks.into_iter().for_each(|block| work(0, block));
+    } else {
+        let numbered = blocks.into_par_iter().enumerate();
+        numbered.for_each(|(index, block)| work(index, block));
+    }
+}
+
+/// New vectors, filled in blocks by `work(index of the blocks, blocks)`. For each vector, the length of a block and of the
+/// whole.
+///
+/// # Safety
+/// `work` must initialise every element of its blocks.
+pub(crate) unsafe fn fill<const N: usize>(
+    lengths: [(usize, usize); N],
+    work: impl Fn(usize, [Uninit; N]) + Send + Sync,
+) -> [Vec<f32>; N] {
+    let mut vectors = lengths.map(|(_, whole)| Vec::<f32>::with_capacity(whole));
+    let mut length = lengths.iter();
+    let slices = vectors.each_mut().map(|vector| {
+        let &(block, whole) = length.next().expect("one per vector");
+        (&mut vector.spare_capacity_mut()[..whole], block)
+    });
+    for_each_block(slices, work);
+    for (vector, (_, whole)) in vectors.iter_mut().zip(lengths) {
+        // SAFETY: the capacity was reserved, and the caller's `work` has initialised every element.
+        unsafe { vector.set_len(whole) };
+    }
+    vectors
+}
+
+/// `N` new vectors of `n` elements, filled in blocks by `work(first element, blocks)`.
+///
+/// # Safety
+/// As for [`fill`].
+pub(crate) unsafe fn elementwise<const N: usize>(
+    n: usize,
+    work: impl Fn(usize, [Uninit; N]) + Send + Sync,
+) -> [Vec<f32>; N] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        fill([(ELEMENTS, n); N], |index, blocks| {
+            work(index * ELEMENTS, blocks)
+        })
+    }
+}
+
+/// The sum of rows of length `row`, added in their order.
+pub(crate) fn sum_rows(values: &[f32], row: usize) -> Vec<f32> {
+    let mut total = vec![0.0; row];
+    for values in values.chunks_exact(row.max(1)) {
+        for (total, value) in total.iter_mut().zip(values) {
+            *total += value;
+        }
+    }
+    total
+}
+
+/// Memory of one vector, written by many tasks in places that don't overlap.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared<'a> {
+    start: *mut f32,
+    length: usize,
+    memory: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: it is an address and a length; whoever writes through it promises that the places don't overlap.
+unsafe impl Send for Shared<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Shared<'_> {}
+
+impl<'a> Shared<'a> {
+    pub fn new(memory: Uninit<'a>) -> Self {
+        Self {
+            start: memory.as_mut_ptr().cast(),
+            length: memory.len(),
+            memory: PhantomData,
+        }
+    }
+
+    pub fn initialised(memory: &'a mut [f32]) -> Self {
+        Self {
+            start: memory.as_mut_ptr(),
+            length: memory.len(),
+            memory: PhantomData,
+        }
+    }
+
+    /// The address of an element.
+    pub fn at(self, index: usize) -> *mut f32 {
+        assert!(index < self.length, "element {index} of {}", self.length);
+        // SAFETY: it lies within the memory.
+        unsafe { self.start.add(index) }
+    }
+}

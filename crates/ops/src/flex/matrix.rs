@@ -1,0 +1,103 @@
+//! Strided float32 matrices and their product on one thread.
+
+/// A matrix within a slice.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix<'a> {
+    values: &'a [f32],
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+    column_stride: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// Rows one after another.
+    pub fn dense(values: &'a [f32], rows: usize, columns: usize) -> Self {
+        Self::strided(values, rows, columns, columns)
+    }
+
+    /// Rows `row_stride` apart, each contiguous.
+    pub fn strided(values: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
+        assert!(
+            rows == 0 || columns == 0 || (rows - 1) * row_stride + columns <= values.len(),
+            "a {rows}×{columns} matrix of stride {row_stride} exceeds its {} values",
+            values.len()
+        );
+        Self {
+            values,
+            rows,
+            columns,
+            row_stride,
+            column_stride: 1,
+        }
+    }
+
+    /// The transposed view.
+    pub fn t(self) -> Self {
+        Self {
+            values: self.values,
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+        }
+    }
+}
+
+/// What a product does to its destination.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Write {
+    Replace,
+    Add,
+}
+
+/// `factor·a·b` into rows `row_stride` apart, each contiguous.
+///
+/// # Safety
+/// `destination` must be valid for writing such a matrix, and initialised for [`Write::Add`]; no other thread may touch its
+/// elements meanwhile.
+pub(crate) unsafe fn multiply_into(
+    destination: *mut f32,
+    row_stride: usize,
+    write: Write,
+    factor: f32,
+    a: Matrix,
+    b: Matrix,
+) {
+    assert_eq!(a.columns, b.rows, "the inner sizes of a product differ");
+    // SAFETY: the operands lie within their slices, checked where they were made; the destination is the caller's promise.
+    unsafe {
+        gemm::gemm(
+            a.rows,
+            b.columns,
+            a.columns,
+            destination,
+            1,
+            row_stride as isize,
+            write == Write::Add,
+            a.values.as_ptr(),
+            a.column_stride as isize,
+            a.row_stride as isize,
+            b.values.as_ptr(),
+            b.column_stride as isize,
+            b.row_stride as isize,
+            1.0,
+            factor,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
+/// `factor·a·b` into a dense slice.
+pub(crate) fn multiply(destination: &mut [f32], write: Write, factor: f32, a: Matrix, b: Matrix) {
+    assert_eq!(
+        destination.len(),
+        a.rows * b.columns,
+        "the destination of a product has another size"
+    );
+    // SAFETY: the slice is as large as the product, and exclusive.
+    unsafe { multiply_into(destination.as_mut_ptr(), b.columns, write, factor, a, b) }
+}

@@ -1,0 +1,195 @@
+//! What the fast paths for the CPU backend Flex share: from tensors to slices and back, with or without a graph.
+
+pub(crate) mod blocks;
+pub(crate) mod elementary;
+pub(crate) mod matrix;
+
+use std::{fmt::Debug, marker::PhantomData};
+
+use burn::{
+    backend::{
+        Autodiff, AutodiffBackend, BackendTensor, DispatchAutodiffContext, DispatchTensor,
+        DispatchTensorKind, Flex,
+        autodiff::{
+            checkpoint::{base::Checkpointer, strategy::NoCheckpointing},
+            grads::Gradients,
+            ops::{Backward, Ops, OpsKind},
+        },
+        flex::FlexTensor,
+        tensor::FloatTensor,
+    },
+    tensor::{DType, Int, Shape, Tensor, TensorData},
+};
+
+/// A differentiable operation on dense float32 tensors of Flex, with `N` inputs and one output.
+pub(crate) trait Operation<const N: usize>: Clone + Debug + Send + 'static {
+    /// What the backward pass needs from the forward pass.
+    type Saved: Clone + Debug + Send;
+
+    /// The output, and what to save for the backward pass.
+    fn forward(&self, inputs: [FlexTensor; N]) -> (FlexTensor, Self::Saved);
+
+    /// The gradients of the inputs that want one, given the gradient of the output.
+    fn backward(
+        &self,
+        saved: Self::Saved,
+        gradient: FlexTensor,
+        wanted: [bool; N],
+    ) -> [Option<FlexTensor>; N];
+}
+
+/// A float32 tensor on Flex, with its node in the graph if it uses autodiff.
+pub(crate) enum Operand {
+    Plain(FlexTensor),
+    Autodiff(FloatTensor<Autodiff<Flex>>, DispatchAutodiffContext),
+}
+
+/// `tensor` as an operand of a fast path; none if it isn't a float32 tensor on Flex.
+pub(crate) fn operand<const D: usize>(tensor: &Tensor<D>) -> Option<Operand> {
+    if tensor.dtype() != DType::F32 {
+        return None;
+    }
+    let DispatchTensor { kind, autodiff } = tensor.clone().into_dispatch();
+    // With Flex as the only backend compiled in, some arms can't be reached.
+    #[allow(unreachable_patterns)]
+    match kind {
+        DispatchTensorKind::Flex(BackendTensor::Float(tensor)) => Some(Operand::Plain(tensor)),
+        DispatchTensorKind::Autodiff(inner) => match *inner {
+            DispatchTensorKind::Flex(BackendTensor::Autodiff(tensor)) => {
+                Some(Operand::Autodiff(tensor, autodiff))
+            }
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// A float32 tensor on Flex as a dense block outside any graph; none if it lives elsewhere or is of another type.
+pub(crate) fn constant<const D: usize>(tensor: &Tensor<D>) -> Option<FlexTensor> {
+    if tensor.dtype() != DType::F32 {
+        return None;
+    }
+    match tensor.clone().without_autodiff().into_dispatch().kind {
+        DispatchTensorKind::Flex(BackendTensor::Float(tensor)) => Some(tensor.to_contiguous()),
+        _ => None,
+    }
+}
+
+/// The values of an integer tensor on Flex, all of them in `0..bound`; none if it lives elsewhere.
+pub(crate) fn indices(
+    tensor: &Tensor<1, Int>,
+    bound: usize,
+    operation: &str,
+) -> Option<Vec<usize>> {
+    // As above.
+    #[allow(irrefutable_let_patterns)]
+    let DispatchTensorKind::Flex(_) = tensor.clone().into_dispatch().kind else {
+        return None;
+    };
+    let values = tensor.to_data_as::<i64>();
+    let values = values.as_slice::<i64>().expect("converted to i64 just now");
+    let checked = |&value: &i64| match usize::try_from(value) {
+        Ok(index) if index < bound => index,
+        _ => panic!("{operation}: the index {value} is not in 0..{bound}"),
+    };
+    Some(values.iter().map(checked).collect())
+}
+
+/// Runs `operation`, recorded if an operand is tracked; none if an operand can't take the fast path.
+pub(crate) fn apply<const N: usize>(
+    operation: impl Operation<N>,
+    operands: [Option<Operand>; N],
+) -> Option<DispatchTensor> {
+    if operands.iter().any(Option::is_none) {
+        return None;
+    }
+    let operands = operands.map(|operand| operand.expect("checked above"));
+    let mut context = DispatchAutodiffContext::Disabled;
+    for operand in &operands {
+        if let Operand::Autodiff(_, other) = operand {
+            context = context.merge(*other);
+        }
+    }
+    if context == DispatchAutodiffContext::Disabled {
+        let inputs = operands.map(|operand| match operand {
+            Operand::Plain(tensor) => tensor.to_contiguous(),
+            Operand::Autodiff(..) => unreachable!("its context is enabled"),
+        });
+        return Some(plain(operation.forward(inputs).0));
+    }
+
+    let tensors = operands.map(|operand| match operand {
+        Operand::Plain(tensor) => <Autodiff<Flex> as AutodiffBackend>::from_inner(tensor),
+        Operand::Autodiff(tensor, _) => tensor,
+    });
+    let nodes = tensors.each_ref().map(|tensor| tensor.node());
+    let inputs = tensors.map(|tensor| tensor.into_primitive().to_contiguous());
+    let (output, saved) = operation.forward(inputs);
+    let step = Step {
+        operation: PhantomData,
+    };
+    // The checkpointing strategy matters to operations that may be recomputed; these say that they may not.
+    let output = match Backward::<Flex, N>::prepare::<NoCheckpointing>(step, nodes)
+        .compute_bound()
+        .stateful()
+    {
+        OpsKind::Tracked(prepared) => prepared.finish((operation, saved), output),
+        OpsKind::UnTracked(prepared) => prepared.finish(output),
+    };
+    Some(DispatchTensor {
+        kind: DispatchTensorKind::Autodiff(Box::new(DispatchTensorKind::Flex(
+            BackendTensor::Autodiff(output),
+        ))),
+        autodiff: context,
+    })
+}
+
+/// An [`Operation`] as a step of the graph.
+struct Step<O> {
+    operation: PhantomData<O>,
+}
+
+impl<O> Debug for Step<O> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(std::any::type_name::<O>())
+    }
+}
+
+impl<O: Operation<N>, const N: usize> Backward<Flex, N> for Step<O> {
+    type State = (O, O::Saved);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, N>,
+        gradients: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let gradient = gradients.consume::<Flex>(&ops.node).to_contiguous();
+        let wanted = ops.parents.each_ref().map(Option::is_some);
+        let (operation, saved) = ops.state;
+        let results = operation.backward(saved, gradient, wanted);
+        for (parent, result) in ops.parents.into_iter().zip(results) {
+            if let (Some(parent), Some(result)) = (parent, result) {
+                gradients.register::<Flex>(parent.id, result);
+            }
+        }
+    }
+}
+
+/// A tensor of Flex, outside any graph, for the high-level interface.
+pub(crate) fn plain(tensor: FlexTensor) -> DispatchTensor {
+    DispatchTensor {
+        kind: DispatchTensorKind::Flex(BackendTensor::Float(tensor)),
+        autodiff: DispatchAutodiffContext::Disabled,
+    }
+}
+
+/// `values` as a tensor of the given shape.
+pub(crate) fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values, shape.into()))
+}
+
+/// The values of a dense float32 tensor.
+pub(crate) fn values(tensor: &FlexTensor) -> &[f32] {
+    tensor.as_slice().expect("dense float32 by construction")
+}

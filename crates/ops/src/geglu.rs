@@ -1,0 +1,113 @@
+//! The gated activation of Gemma-2's feed-forward layers.
+
+use burn::tensor::Tensor;
+
+/// √(2/π)
+const SQRT_2_OVER_PI: f64 = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2;
+/// The cubic coefficient of the tanh approximation of GELU.
+const CUBIC: f64 = 0.044_715;
+
+/// `gelu(gate) · up` with the tanh approximation `gelu(x) = x/2 · (1 + tanh(√(2/π)·(x + 0.044715·x³)))`
+/// (PyTorch's `gelu_pytorch_tanh`).
+///
+/// # Shapes
+/// * `gate`, `up`: equal
+pub fn geglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    assert_eq!(gate.dims(), up.dims(), "geglu: gate and up differ in shape");
+    #[cfg(feature = "flex")]
+    if let Some(output) = crate::flex::apply(
+        fast::Geglu,
+        [crate::flex::operand(&gate), crate::flex::operand(&up)],
+    ) {
+        return Tensor::from_dispatch(output);
+    }
+    definition(gate, up)
+}
+
+/// [`geglu`] by plain tensor operations.
+pub fn definition<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    let inner = (gate.clone() + gate.clone().powi_scalar(3) * CUBIC) * SQRT_2_OVER_PI;
+    gate * 0.5 * (inner.tanh() + 1.0) * up
+}
+
+/// One pass over gate and up in each direction; the backward pass recomputes the tanh.
+#[cfg(feature = "flex")]
+mod fast {
+    use burn::backend::flex::FlexTensor;
+
+    use super::{CUBIC, SQRT_2_OVER_PI};
+    use crate::flex::{
+        Operation,
+        blocks::{self, Uninit},
+        elementary::{tanh, vectorised},
+        tensor, values,
+    };
+
+    #[derive(Clone, Debug)]
+    pub(super) struct Geglu;
+
+    impl Operation<2> for Geglu {
+        type Saved = [FlexTensor; 2];
+
+        fn forward(&self, inputs: [FlexTensor; 2]) -> (FlexTensor, Self::Saved) {
+            let [gate, up] = inputs.each_ref().map(values);
+            let work = |first: usize, [output]: [Uninit; 1]| {
+                let range = first..first + output.len();
+                let inputs = gate[range.clone()].iter().zip(&up[range]);
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for (output, (&x, &up)) in output.iter_mut().zip(inputs) {
+                            output.write(gelu(x).0 * up);
+                        }
+                    },
+                );
+            };
+            // SAFETY: the loop writes every element of the block.
+            let [output] = unsafe { blocks::elementwise(gate.len(), work) };
+            (tensor(output, inputs[0].layout().shape().clone()), inputs)
+        }
+
+        fn backward(
+            &self,
+            [gate, up]: Self::Saved,
+            gradient: FlexTensor,
+            _wanted: [bool; 2],
+        ) -> [Option<FlexTensor>; 2] {
+            let (x, u, g) = (values(&gate), values(&up), values(&gradient));
+            let work = |first: usize, [d_gate, d_up]: [Uninit; 2]| {
+                let range = first..first + d_gate.len();
+                let (x, u, g) = (&x[range.clone()], &u[range.clone()], &g[range]);
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        let outputs = d_gate.iter_mut().zip(d_up.iter_mut());
+                        for (((outputs, &x), &u), &g) in outputs.zip(x).zip(u).zip(g) {
+                            let (value, slope) = gelu(x);
+                            outputs.0.write(g * u * slope);
+                            outputs.1.write(g * value);
+                        }
+                    },
+                );
+            };
+            // SAFETY: the loop writes every element of both blocks.
+            let [d_gate, d_up] = unsafe { blocks::elementwise(x.len(), work) };
+            let shape = gate.layout().shape();
+            [d_gate, d_up].map(|values| Some(tensor(values, shape.clone())))
+        }
+    }
+
+    const LINEAR: f32 = SQRT_2_OVER_PI as f32;
+    const CUBE: f32 = (SQRT_2_OVER_PI * CUBIC) as f32;
+
+    /// The tanh approximation of GELU and its derivative.
+    #[inline(always)]
+    fn gelu(x: f32) -> (f32, f32) {
+        let square = x * x;
+        let t = tanh(x * square.mul_add(CUBE, LINEAR));
+        let half = 0.5 * (1.0 + t);
+        let inner_slope = square.mul_add(3.0 * CUBE, LINEAR);
+        let slope = (0.5 * x * inner_slope).mul_add((1.0 - t) * (1.0 + t), half);
+        (x * half, slope)
+    }
+}

@@ -1,0 +1,77 @@
+//! Tensor operations for preference alignment that Burn lacks or runs slowly.
+//!
+//! Each file is one operation. It starts with the *definition* by plain tensor operations, which is at once the
+//! documentation, the path of every backend without a faster one, and the oracle of the tests ([`definition`]).
+//! After it comes the fast path of the CPU backend Flex (feature `flex`): float32 only, with a backward pass written by
+//! hand. Which path runs is decided by the tensors, never by the caller.
+//!
+//! # Invariants
+//!
+//! * This crate knows no model and no file: tensors in, tensors out.
+//! * A fast path computes what its definition computes, in values and in gradients; a test holds each to that.
+//! * Results don't depend on the number of threads: the blocks are fixed, and partial sums are added in a fixed order.
+//! * No graph is recorded for tensors without autodiff; a constant among the inputs costs no gradient.
+//! * A wrong shape is a bug of the caller and panics with a message that names the operation and the shapes.
+//!
+//! # Example
+//!
+//! ```
+//! # #[cfg(feature = "flex")] {
+//! use burn::tensor::{Device, Int, Tensor};
+//!
+//! let device = Device::flex().autodiff();
+//! let hidden = Tensor::<2>::from_floats([[1.0, 0.0], [0.0, 2.0]], &device).require_grad();
+//! let unembedding = Tensor::<2>::from_floats([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], &device);
+//! let targets = Tensor::<1, Int>::from_ints([0, 1], &device);
+//!
+//! let log_probs = fpo_ops::linear_log_probs(hidden.clone(), unembedding, targets, Some(30.0));
+//! let gradients = log_probs.sum().backward();
+//! assert_eq!(hidden.grad(&gradients).expect("hidden is tracked").dims(), [2, 2]);
+//! # }
+//! ```
+
+mod adamw;
+mod attention;
+#[cfg(feature = "flex")]
+mod flex;
+mod geglu;
+mod jump_relu;
+mod kl;
+mod linear;
+mod log_probs;
+mod pooled;
+mod rms_norm;
+mod rotary;
+mod softcap;
+mod statistics;
+
+pub use adamw::{AdamW, adamw_step};
+pub use attention::{AttentionOptions, causal_attention};
+pub use geglu::geglu;
+pub use jump_relu::{heaviside, jump_relu};
+pub use kl::linear_kl;
+pub use linear::linear;
+pub use log_probs::linear_log_probs;
+pub use pooled::{Encoder, pooled_features};
+pub use rms_norm::rms_norm;
+pub use rotary::rotary;
+pub use softcap::softcap;
+pub use statistics::{TokenStatistics, linear_token_statistics};
+
+/// The operations as plain tensor operations, whatever the backend: the oracle for tests and benchmarks.
+pub mod definition {
+    pub use crate::adamw::definition as adamw_step;
+    pub use crate::attention::definition as causal_attention;
+    pub use crate::geglu::definition as geglu;
+    pub use crate::jump_relu::{
+        heaviside_definition as heaviside, jump_relu_definition as jump_relu,
+    };
+    pub use crate::kl::definition as linear_kl;
+    pub use crate::linear::definition as linear;
+    pub use crate::log_probs::definition as linear_log_probs;
+    pub use crate::pooled::definition as pooled_features;
+    pub use crate::rms_norm::definition as rms_norm;
+    pub use crate::rotary::definition as rotary;
+    pub use crate::softcap::definition as softcap;
+    pub use crate::statistics::definition as linear_token_statistics;
+}

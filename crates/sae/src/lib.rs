@@ -1,0 +1,40 @@
+//! JumpReLU sparse autoencoders: encode, train, load, save and measure.
+//!
+//! # Invariants
+//! * Never sees a transformer: it takes activations `[tokens, d_in]`.
+//! * What is kept takes unscaled activations: training's scale and the subtraction of b_dec are folded
+//!   away, as in Gemma Scope.
+//! * Only [`load`] and [`save_sae_lens`] touch the disk. What is read is untrusted and bounded.
+//!
+//! ```
+//! use burn::tensor::{Device, Distribution, Tensor};
+//! use fpo_sae::{Provenance, QualityMeter, SaeTrainer, SaeTraining};
+//!
+//! let device = Device::flex();
+//! let x = Tensor::<2>::random([256, 8], Distribution::Default, &device);
+//! let settings = SaeTraining {
+//!     d_sae: 32, target_l0: 4.0, sparsity: 1.0, sparsity_warmup: 10, learning_rate: 3e-3,
+//!     warmup: 5, bandwidth: 0.05, initial_threshold: 0.01, batch_tokens: 256, steps: 20,
+//! };
+//! let mut trainer = SaeTrainer::new(&settings, x.clone(), 0, &device)?;
+//! let first = trainer.step(x.clone()).mse;
+//! let last = (1..20).map(|_| trainer.step(x.clone()).mse).last();
+//! assert!(last < Some(first));
+//! let sae = trainer.finish(Provenance::default());
+//! let mut meter = QualityMeter::new(8, 32);
+//! meter.add(&sae, x);
+//! assert_eq!(meter.quality().map(|q| q.tokens), Some(256));
+//! # Ok::<(), fpo_sae::Error>(())
+//! ```
+
+mod error;
+mod format;
+mod measure;
+mod model;
+mod train;
+
+pub use error::Error;
+pub use format::{load, save_sae_lens};
+pub use measure::{Quality, QualityMeter};
+pub use model::{JumpReluSae, Provenance};
+pub use train::{SaeStep, SaeTrainer, SaeTraining};

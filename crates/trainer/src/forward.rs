@@ -1,0 +1,138 @@
+//! From a batch in host memory to the tensors that losses take.
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use fpo_data::{Pooling, TokenBatch};
+use fpo_ops::{Encoder, linear_kl, linear_log_probs, pooled_features};
+use fpo_sae::JumpReluSae;
+use fpo_transformer::{Gemma2, Site};
+
+/// What reads a model's sparse features: an encoder, its site, and the positions that count.
+#[derive(Clone)]
+pub struct FeatureReader {
+    encoder: Encoder,
+    site: Site,
+    pooling: Pooling,
+    /// Tokens whose positions the autoencoder never saw.
+    excluded: Vec<u32>,
+}
+
+impl FeatureReader {
+    /// Reads `sae`'s features at `site`, leaving out positions that hold one of `excluded`.
+    pub fn new(sae: &JumpReluSae, site: Site, pooling: Pooling, excluded: Vec<u32>) -> Self {
+        Self { encoder: sae.encoder.clone(), site, pooling, excluded }
+    }
+
+    /// Number of features.
+    pub fn d_sae(&self) -> usize {
+        self.encoder.w_enc.dims()[1]
+    }
+}
+
+/// A batch on a device, with the positions that losses are about. n is the number of response tokens.
+pub struct DeviceBatch {
+    /// `[rows, width]`
+    pub tokens: Tensor<2, Int>,
+    /// Flat indices of the positions that predict the response tokens, `[n]`.
+    predicting: Tensor<1, Int>,
+    /// Those tokens, `[n]`.
+    targets: Tensor<1, Int>,
+    /// Response tokens of each row.
+    pub counts: Vec<usize>,
+}
+
+impl DeviceBatch {
+    /// Moves a batch to a device.
+    pub fn new(batch: &TokenBatch, device: &Device) -> Self {
+        let shape = [batch.rows, batch.width];
+        Self {
+            tokens: Tensor::from_data(TensorData::new(batch.tokens.clone(), shape), device),
+            predicting: int_tensor(batch.predicting_positions(), device),
+            targets: int_tensor(batch.targets(), device),
+            counts: batch.response_counts(),
+        }
+    }
+
+    /// Sums values `[n]` over each row's response tokens → `[rows]`.
+    pub fn sum_by_row(&self, values: Tensor<1>) -> Tensor<1> {
+        let [n] = values.dims();
+        let rows = self.counts.len();
+        // A product with a matrix of zeros and ones: differentiable, and in the same order everywhere.
+        let mut members = vec![0f32; rows * n];
+        let mut start = 0;
+        for (row, &count) in self.counts.iter().enumerate() {
+            members[row * n + start..][..count].fill(1.0);
+            start += count;
+        }
+        let members = Tensor::from_data(TensorData::new(members, [rows, n]), &values.device());
+        members.matmul(values.unsqueeze_dim::<2>(1)).squeeze_dim(1)
+    }
+}
+
+/// What a model makes of a batch.
+pub struct Forward {
+    /// Final hidden states where response tokens are predicted, `[n, d_model]`.
+    pub hidden: Tensor<2>,
+    /// Pooled activations of each row, `[rows, d_sae]`, where a reader was given.
+    pub pooled: Option<Tensor<2>>,
+}
+
+impl Forward {
+    /// One pass of the model over the batch.
+    pub fn new(
+        model: &Gemma2,
+        batch: &TokenBatch,
+        device_batch: &DeviceBatch,
+        reader: Option<&FeatureReader>,
+    ) -> Self {
+        let sites: Vec<Site> = reader.iter().map(|r| r.site).collect();
+        let output = model.forward(device_batch.tokens.clone(), &sites);
+        let hidden = rows(output.hidden_states).select(0, device_batch.predicting.clone());
+        let pooled = reader.zip(output.sites.into_iter().next()).map(|(reader, activations)| {
+            let positions = batch.positions(reader.pooling, &reader.excluded);
+            let device = activations.device();
+            let activations = rows(activations).select(0, int_tensor(positions.flat, &device));
+            pooled_features(activations, &reader.encoder, &positions.counts)
+        });
+        Self { hidden, pooled }
+    }
+
+    /// Summed log-probability of each row's response, `[rows]`.
+    pub fn log_probs(&self, model: &Gemma2, batch: &DeviceBatch) -> Tensor<1> {
+        batch.sum_by_row(self.token_log_probs(model, batch))
+    }
+
+    /// Log-probability of every response token, `[n]`.
+    pub fn token_log_probs(&self, model: &Gemma2, batch: &DeviceBatch) -> Tensor<1> {
+        let cap = model.config().final_logit_softcapping;
+        linear_log_probs(self.hidden.clone(), model.unembedding(), batch.targets.clone(), cap)
+    }
+
+    /// KL(reference ‖ model), summed over each row's response positions, `[rows]`.
+    pub fn kl(
+        &self,
+        model: &Gemma2,
+        reference: &Forward,
+        reference_model: &Gemma2,
+        batch: &DeviceBatch,
+    ) -> Tensor<1> {
+        let kl = linear_kl(
+            reference.hidden.clone(),
+            reference_model.unembedding(),
+            self.hidden.clone(),
+            model.unembedding(),
+            model.config().final_logit_softcapping,
+        );
+        batch.sum_by_row(kl)
+    }
+}
+
+/// `[batch, tokens, width]` → `[batch · tokens, width]`
+fn rows(x: Tensor<3>) -> Tensor<2> {
+    let [batch, tokens, width] = x.dims();
+    x.reshape([batch * tokens, width])
+}
+
+fn int_tensor(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {
+    let count = values.len();
+    Tensor::from_data(TensorData::new(values, [count]), device)
+}

@@ -1,0 +1,127 @@
+//! The section of generations: the same prompt before and after.
+
+use maud::{Markup, html};
+
+use super::Sample;
+use super::text::visible;
+
+/// What alignment did to one answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Fixed,
+    Broken,
+    Right,
+    Wrong,
+    Unjudged,
+}
+
+impl Outcome {
+    fn of(sample: &Sample) -> Self {
+        match (sample.before_right, sample.after_right) {
+            (Some(false), Some(true)) => Outcome::Fixed,
+            (Some(true), Some(false)) => Outcome::Broken,
+            (Some(true), Some(true)) => Outcome::Right,
+            (Some(false), Some(false)) => Outcome::Wrong,
+            _ => Outcome::Unjudged,
+        }
+    }
+
+    /// The name of its class on the page.
+    fn class(self) -> &'static str {
+        match self {
+            Outcome::Fixed => "fixed",
+            Outcome::Broken => "broken",
+            Outcome::Right => "right",
+            Outcome::Wrong => "wrong",
+            Outcome::Unjudged => "unjudged",
+        }
+    }
+
+    fn label(self) -> &'static str {
+        match self {
+            Outcome::Fixed => "Fixed",
+            Outcome::Broken => "Broken",
+            Outcome::Right => "Right both times",
+            Outcome::Wrong => "Wrong both times",
+            Outcome::Unjudged => "Not judged",
+        }
+    }
+}
+
+pub(super) fn section(samples: &[Sample]) -> Markup {
+    html! {
+        (filter(samples))
+        @for sample in samples {
+            article class={ "sample " (Outcome::of(sample).class()) } {
+                div.prompt {
+                    h3 { "Prompt" }
+                    (text(&sample.prompt))
+                    @if let Some(expected) = &sample.expected {
+                        h4 { "Expected" }
+                        (text(expected))
+                    }
+                }
+                div.answers {
+                    (answer("Before", &sample.before, sample.before_right, sample.note_before.as_deref()))
+                    (answer("After", &sample.after, sample.after_right, sample.note_after.as_deref()))
+                }
+            }
+        }
+    }
+}
+
+/// Choices that the style sheet acts on, without a script. Where a browser cannot, all samples show.
+fn filter(samples: &[Sample]) -> Markup {
+    let outcomes = [
+        Outcome::Fixed,
+        Outcome::Broken,
+        Outcome::Right,
+        Outcome::Wrong,
+        Outcome::Unjudged,
+    ];
+    let count = |outcome| {
+        samples
+            .iter()
+            .filter(|sample| Outcome::of(sample) == outcome)
+            .count()
+    };
+    let present: Vec<_> = outcomes
+        .into_iter()
+        .map(|o| (o.class(), o.label(), count(o)))
+        .filter(|c| c.2 > 0)
+        .collect();
+    html! {
+        @if present.len() > 1 {
+            fieldset.filter {
+                legend.hidden { "Show samples" }
+                label { input type="radio" name="show" value="all" checked; "All " span.unit { (samples.len()) } }
+                @for (class, label, count) in present {
+                    label { input type="radio" name="show" value=(class); (label) " " span.unit { (count) } }
+                }
+            }
+        }
+    }
+}
+
+fn answer(title: &str, answer: &str, right: Option<bool>, note: Option<&str>) -> Markup {
+    html! {
+        div.answer {
+            h4 {
+                (title)
+                @match right {
+                    Some(true) => { " " span.badge.better { "✓ right" } }
+                    Some(false) => { " " span.badge.worse { "✗ wrong" } }
+                    None => {}
+                }
+            }
+            (text(answer))
+            @if let Some(note) = note { p.note { (note) } }
+        }
+    }
+}
+
+fn text(text: &str) -> Markup {
+    html! {
+        @if text.is_empty() { p.empty { "empty" } } @else { div.text dir="auto" { (visible(text)) } }
+    }
+}

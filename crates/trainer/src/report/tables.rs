@@ -1,0 +1,361 @@
+//! Tables of results: the rows, and how they look in a terminal and on the page.
+
+use comfy_table::{CellAlignment, Table, presets};
+use maud::{Markup, html};
+use serde::{Deserialize, Serialize};
+
+use super::format::{Better, Unit, Verdict, number};
+
+/// Stands where there is no number.
+const MISSING: &str = "–";
+
+/// One metric, before and after alignment.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TableRow {
+    /// Its name.
+    pub metric: String,
+    /// What it measures, in a sentence; shown on the page only.
+    pub explanation: String,
+    /// Its value before alignment.
+    pub before: Option<f64>,
+    /// Its value after alignment.
+    pub after: Option<f64>,
+    /// What it counts.
+    pub unit: Unit,
+    /// Which direction is progress.
+    pub better: Better,
+}
+
+impl TableRow {
+    /// The value before, as text.
+    pub fn before_text(&self) -> String {
+        value_text(self.before, self.unit)
+    }
+
+    /// The value after, as text.
+    pub fn after_text(&self) -> String {
+        value_text(self.after, self.unit)
+    }
+
+    /// The change as text, and what it means. `None` unless both values are known.
+    pub fn change(&self) -> Option<(String, Verdict)> {
+        let (before, after) = (self.before?, self.after?);
+        Some((
+            self.unit.format_change(after - before),
+            self.better.judge(before, after, self.unit),
+        ))
+    }
+}
+
+/// Methods (rows) against metrics (columns).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ComparisonTable {
+    /// The metrics.
+    pub columns: Vec<Column>,
+    /// A name and one cell per column; missing cells are blank.
+    pub rows: Vec<(String, Vec<Cell>)>,
+}
+
+/// One metric of a [`ComparisonTable`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Column {
+    /// Its name.
+    pub name: String,
+    /// What its numbers count.
+    pub unit: Unit,
+    /// Which direction is progress: decides which rows are marked as best.
+    pub better: Better,
+}
+
+/// One cell of a [`ComparisonTable`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cell {
+    /// Nothing to show.
+    #[default]
+    Missing,
+    /// A number in the column's unit.
+    Number(f64),
+    /// Any words.
+    Text(String),
+}
+
+impl ComparisonTable {
+    /// The table for a terminal, without a newline at the end. The best number of a column carries a star.
+    pub fn terminal(&self) -> String {
+        let names = self.columns.iter().map(|column| column.name.clone());
+        let mut table = plain_table(std::iter::once("Method".to_owned()).chain(names));
+        for (name, cells) in &self.rows {
+            let texts = self.columns.iter().enumerate().map(|(index, _)| {
+                let (text, best) = self.cell(index, cells);
+                if best { format!("* {text}") } else { text }
+            });
+            table.add_row(std::iter::once(name.clone()).chain(texts));
+        }
+        table.to_string()
+    }
+
+    pub(super) fn html(&self) -> Markup {
+        html! {
+            div.scroll tabindex="0" role="region" aria-label="Comparison of methods" {
+                table {
+                    caption { "One row per method. The best value of a column is marked with a star." }
+                    thead {
+                        tr { th scope="col" { "Method" } @for column in &self.columns { th.number scope="col" { (column.name) } } }
+                    }
+                    tbody {
+                        @for (name, cells) in &self.rows {
+                            tr {
+                                th scope="row" { (name) }
+                                @for index in 0..self.columns.len() {
+                                    @let (text, best) = self.cell(index, cells);
+                                    td.number.best[best] { @if best { span.star title="best" { "★ " } } (text) }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// A cell's text, and whether it is the best of its column.
+    fn cell(&self, index: usize, cells: &[Cell]) -> (String, bool) {
+        let column = &self.columns[index];
+        match cells.get(index) {
+            None | Some(Cell::Missing) => (MISSING.to_owned(), false),
+            Some(Cell::Text(text)) => (text.clone(), false),
+            // Ties as shown are ties: two methods that both read 61.2% are both best.
+            Some(&Cell::Number(value)) => {
+                let text = column.unit.format(value);
+                let best = self
+                    .best(index)
+                    .is_some_and(|best| column.unit.format(best) == text);
+                (text, best)
+            }
+        }
+    }
+
+    /// The best number of a column, if it has a direction and something to compare.
+    fn best(&self, index: usize) -> Option<f64> {
+        let numbers: Vec<f64> = self
+            .rows
+            .iter()
+            .filter_map(|(_, cells)| match cells.get(index) {
+                Some(&Cell::Number(value)) if value.is_finite() => Some(value),
+                _ => None,
+            })
+            .collect();
+        if numbers.len() < 2 {
+            return None;
+        }
+        match self.columns[index].better {
+            Better::Higher => numbers.into_iter().max_by(f64::total_cmp),
+            Better::Lower => numbers.into_iter().min_by(f64::total_cmp),
+            Better::Neither => None,
+        }
+    }
+}
+
+/// The rows as a table for a terminal, without a newline at the end.
+pub fn terminal_table(rows: &[TableRow]) -> String {
+    let mut table = plain_table(["Metric", "Before", "After", "Change", ""].map(str::to_owned));
+    for row in rows {
+        let (change, verdict) = row
+            .change()
+            .unwrap_or((MISSING.to_owned(), Verdict::Neutral));
+        table.add_row([
+            row.metric.clone(),
+            row.before_text(),
+            row.after_text(),
+            change,
+            word(verdict).to_owned(),
+        ]);
+    }
+    if let Some(column) = table.column_mut(4) {
+        column.set_cell_alignment(CellAlignment::Left);
+    }
+    table.to_string()
+}
+
+pub(super) fn before_and_after(rows: &[TableRow]) -> Markup {
+    html! {
+        div.scroll tabindex="0" role="region" aria-label="Metrics before and after alignment" {
+            table.metrics {
+                caption { "The same measurements on the same held-out prompts, before and after alignment." }
+                thead {
+                    tr {
+                        th scope="col" { "Metric" }
+                        @for name in ["Before", "After", "Change"] { th.number scope="col" { (name) } }
+                    }
+                }
+                tbody {
+                    @for row in rows {
+                        tr {
+                            th scope="row" {
+                                (row.metric)
+                                @if !row.explanation.is_empty() { small { (row.explanation) } }
+                            }
+                            td.number { (with_small_unit(&row.before_text())) }
+                            td.number { (with_small_unit(&row.after_text())) }
+                            td.number { (change(row)) }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The change as a coloured pill, with the verdict in words for those who do not see the colour.
+fn change(row: &TableRow) -> Markup {
+    html! {
+        @match row.change() {
+            None => { (MISSING) }
+            Some((text, verdict)) => {
+                span class={ "change " (word(verdict)) } {
+                    (with_small_unit(&text))
+                    @if verdict != Verdict::Neutral { span.hidden { " (" (word(verdict)) ")" } }
+                }
+            }
+        }
+    }
+}
+
+/// Sets the word after a number in small type, so that the digits stand out.
+fn with_small_unit(text: &str) -> Markup {
+    html! {
+        @match text.split_once(' ') {
+            Some((number, unit)) => { (number) span.unit { " " (unit) } }
+            None => { (text) }
+        }
+    }
+}
+
+fn word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Better => "better",
+        Verdict::Worse => "worse",
+        Verdict::Neutral => "",
+    }
+}
+
+fn value_text(value: Option<f64>, unit: Unit) -> String {
+    match value {
+        None => MISSING.to_owned(),
+        Some(value) if !value.is_finite() => number(value),
+        Some(value) => unit.format(value),
+    }
+}
+
+/// An empty table with these headings, all but the first column aligned to the right.
+fn plain_table(header: impl IntoIterator<Item = String>) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED);
+    table.set_header(header.into_iter().collect::<Vec<_>>());
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(
+        metric: &str,
+        before: Option<f64>,
+        after: Option<f64>,
+        unit: Unit,
+        better: Better,
+    ) -> TableRow {
+        TableRow {
+            metric: metric.into(),
+            before,
+            after,
+            unit,
+            better,
+            ..TableRow::default()
+        }
+    }
+
+    #[test]
+    fn the_terminal_shows_values_changes_and_verdicts() {
+        let rows = [
+            row(
+                "exact match",
+                Some(0.2),
+                Some(0.612),
+                Unit::Percent,
+                Better::Higher,
+            ),
+            row("KL", Some(0.0), Some(0.25), Unit::Nats, Better::Lower),
+            row(
+                "length",
+                Some(18.0),
+                Some(f64::NAN),
+                Unit::Tokens,
+                Better::Neither,
+            ),
+            row("margin", None, Some(1.5), Unit::Plain, Better::Higher),
+        ];
+        let expected = "\
+┌─────────────┬─────────────┬────────────┬─────────────┬────────┐
+│ Metric      ┆      Before ┆      After ┆      Change ┆        │
+╞═════════════╪═════════════╪════════════╪═════════════╪════════╡
+│ exact match ┆       20.0% ┆      61.2% ┆    +41.2 pp ┆ better │
+│ KL          ┆  0.000 nats ┆ 0.250 nats ┆ +0.250 nats ┆ worse  │
+│ length      ┆ 18.0 tokens ┆        n/a ┆         n/a ┆        │
+│ margin      ┆           – ┆        1.5 ┆           – ┆        │
+└─────────────┴─────────────┴────────────┴─────────────┴────────┘";
+        assert_eq!(terminal_table(&rows), expected);
+    }
+
+    #[test]
+    fn a_comparison_marks_the_best_of_each_column() {
+        let column = |name: &str, unit, better| Column {
+            name: name.into(),
+            unit,
+            better,
+        };
+        let table = ComparisonTable {
+            columns: vec![
+                column("win rate", Unit::Percent, Better::Higher),
+                column("KL", Unit::Nats, Better::Lower),
+                column("β", Unit::Plain, Better::Neither),
+            ],
+            rows: vec![
+                (
+                    "DPO".into(),
+                    vec![Cell::Number(0.6121), Cell::Number(0.3), Cell::Number(0.1)],
+                ),
+                (
+                    "FPO".into(),
+                    vec![
+                        Cell::Number(0.6119),
+                        Cell::Number(0.2),
+                        Cell::Text("none".into()),
+                    ],
+                ),
+                ("SimPO".into(), vec![Cell::Number(f64::NAN), Cell::Missing]),
+            ],
+        };
+        let expected = "\
+┌────────┬──────────┬──────────────┬──────┐
+│ Method ┆ win rate ┆           KL ┆    β │
+╞════════╪══════════╪══════════════╪══════╡
+│ DPO    ┆  * 61.2% ┆   0.300 nats ┆  0.1 │
+│ FPO    ┆  * 61.2% ┆ * 0.200 nats ┆ none │
+│ SimPO  ┆      n/a ┆            – ┆    – │
+└────────┴──────────┴──────────────┴──────┘";
+        assert_eq!(table.terminal(), expected);
+        assert_eq!(table.html().into_string().matches('★').count(), 3);
+    }
+
+    #[test]
+    fn tables_without_rows_are_only_headings() {
+        assert_eq!(terminal_table(&[]).lines().count(), 4);
+        assert!(ComparisonTable::default().terminal().contains("Method"));
+    }
+}

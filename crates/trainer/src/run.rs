@@ -1,0 +1,150 @@
+//! The folder of a run: stages that appear whole or not at all, and are skipped while what they were
+//! made from stands.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use burn::tensor::Device;
+use fpo_data::{Fingerprint, atomic};
+use serde::{Deserialize, Serialize};
+
+use crate::settings::Settings;
+
+const STAGE_FILE: &str = "stage.json";
+
+/// What a finished stage was made from.
+#[derive(Serialize, Deserialize)]
+struct StageFile {
+    stage: String,
+    fingerprint: Fingerprint,
+}
+
+/// A run in progress.
+pub struct Run {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// Its resolved settings.
+    pub settings: Settings,
+    /// Where it computes, without autodiff.
+    pub device: Device,
+    /// Goes on from the checkpoints of an interrupted stage.
+    resume: bool,
+    /// Held while the run lasts, so that two processes never write into one folder.
+    _lock: File,
+}
+
+/// A stage that stands.
+#[derive(Clone, Debug)]
+pub struct Stage {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// The hash of all that it was made from: what the stages after it depend on.
+    pub hash: String,
+}
+
+/// Where a stage writes while it runs.
+pub struct Workspace {
+    /// Becomes the stage's folder once it is finished.
+    pub output: PathBuf,
+    /// Outlasts a crash; removed when the stage is finished.
+    pub checkpoints: PathBuf,
+}
+
+impl Run {
+    /// Opens or creates a run's folder and notes its resolved settings there.
+    pub fn open(folder: &Path, settings: Settings, device: Device, resume: bool) -> Result<Self> {
+        fs::create_dir_all(folder)
+            .with_context(|| format!("creating the run's folder {}", folder.display()))?;
+        let lock_path = folder.join(".lock");
+        let lock = File::create(&lock_path)
+            .with_context(|| format!("creating {}", lock_path.display()))?;
+        if lock.try_lock().is_err() {
+            bail!("{} is in use by another process; wait for it or choose another --run", folder.display());
+        }
+        let text = settings.to_toml()?;
+        atomic::write_file(&folder.join("run.toml"), |mut file| -> Result<()> {
+            Ok(std::io::Write::write_all(&mut file, text.as_bytes())?)
+        })?;
+        Ok(Self { folder: folder.to_owned(), settings, device, resume, _lock: lock })
+    }
+
+    /// The same run with other settings, in a folder below it: what `compare` uses.
+    pub fn nested(&self, name: &str, settings: Settings) -> Result<Self> {
+        Self::open(&self.folder.join(name), settings, self.device.clone(), self.resume)
+    }
+
+    /// Does `work` unless the stage's folder already stands with the same fingerprint.
+    pub fn stage(
+        &self,
+        name: &str,
+        fingerprint: Fingerprint,
+        work: impl FnOnce(&Workspace) -> Result<()>,
+    ) -> Result<Stage> {
+        let folder = self.folder.join(name);
+        let stage = Stage { folder: folder.clone(), hash: fingerprint.hash() };
+        if read_fingerprint(&folder.join(STAGE_FILE)).is_some_and(|found| found == fingerprint) {
+            eprintln!("{name:>9}  up to date");
+            return Ok(stage);
+        }
+        remove_leftovers(&self.folder, name)?;
+        let checkpoints = self.prepare_checkpoints(name, &fingerprint)?;
+        atomic::replace_dir(&folder, |output| -> Result<()> {
+            let workspace =
+                Workspace { output: output.to_owned(), checkpoints: checkpoints.clone() };
+            work(&workspace)?;
+            write_fingerprint(&output.join(STAGE_FILE), name, &fingerprint)
+        })
+        .with_context(|| format!("stage {name}"))?;
+        fs::remove_dir_all(&checkpoints)
+            .with_context(|| format!("removing {}", checkpoints.display()))?;
+        Ok(stage)
+    }
+
+    /// The folder of a stage's checkpoints: kept if `--resume` asks for it and they were made from
+    /// the same things, else empty.
+    fn prepare_checkpoints(&self, name: &str, fingerprint: &Fingerprint) -> Result<PathBuf> {
+        let folder = self.folder.join("checkpoints").join(name);
+        let path = folder.join(STAGE_FILE);
+        let usable = read_fingerprint(&path).is_some_and(|found| found == *fingerprint);
+        match (usable, self.resume) {
+            (true, true) => return Ok(folder),
+            (true, false) => {
+                eprintln!("{name:>9}  starts anew; --resume would have gone on from a checkpoint");
+            }
+            (false, _) => {}
+        }
+        if folder.exists() {
+            fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
+        }
+        fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        write_fingerprint(&path, name, fingerprint)?;
+        Ok(folder)
+    }
+}
+
+fn read_fingerprint(path: &Path) -> Option<Fingerprint> {
+    // Whatever is wrong with the file, the stage is then simply made again.
+    let text = fs::read_to_string(path).ok()?;
+    serde_json::from_str::<StageFile>(&text).ok().map(|file| file.fingerprint)
+}
+
+fn write_fingerprint(path: &Path, stage: &str, fingerprint: &Fingerprint) -> Result<()> {
+    let file = StageFile { stage: stage.to_owned(), fingerprint: fingerprint.clone() };
+    let text = serde_json::to_string_pretty(&file)?;
+    fs::write(path, text + "\n").with_context(|| format!("writing {}", path.display()))
+}
+
+/// Removes what a killed process left of a stage's unfinished folder.
+fn remove_leftovers(run: &Path, stage: &str) -> Result<()> {
+    let prefix = format!(".{stage}.");
+    for entry in fs::read_dir(run).with_context(|| format!("listing {}", run.display()))? {
+        let path = entry?.path();
+        if path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&prefix)) {
+            fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
+        }
+    }
+    Ok(())
+}

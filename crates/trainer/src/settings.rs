@@ -1,0 +1,418 @@
+//! The settings of a run: recipe < configuration file < `--set`, checked key by key.
+
+use std::{num::NonZeroUsize, path::{Path, PathBuf}};
+
+use anyhow::{Context, Result, anyhow, bail};
+use fpo_data::{OnEmpty, Pooling};
+use fpo_losses::{Method, Objective};
+use fpo_sae::SaeTraining;
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::recipes;
+
+/// Everything a run depends on. Every key is in the recipe's TOML, with its meaning.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Seeds the data, the initial weights, the order of batches and sampling.
+    pub seed: u64,
+    /// Preference data and tokenisation.
+    pub data: DataSettings,
+    /// The language model.
+    pub model: ModelSettings,
+    /// Supervised fine-tuning, which makes the reference model.
+    pub sft: SftSettings,
+    /// The sparse autoencoder.
+    pub sae: SaeSettings,
+    /// The offline reference.
+    pub reference: ReferenceSettings,
+    /// Preference alignment.
+    pub align: AlignSettings,
+    /// Measuring before and after.
+    pub evaluate: EvaluateSettings,
+}
+
+/// Where preference pairs come from and how they become tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSettings {
+    /// A file or folder of preference pairs; the built-in dataset where absent.
+    pub train: Option<PathBuf>,
+    /// Held-out pairs; a share of the training file where absent.
+    pub eval: Option<PathBuf>,
+    /// That share, 0 to 1.
+    pub hold_out: f64,
+    /// Examples for supervised fine-tuning; the chosen responses of the pairs where absent.
+    pub sft: Option<PathBuf>,
+    /// Reads at most so many pairs.
+    pub limit: Option<usize>,
+    /// What to do with a row whose response is empty.
+    pub on_empty: OnEmpty,
+    /// Tokens of prompt and response together, at most.
+    pub max_length: usize,
+    /// Tokens of the prompt, at most.
+    pub max_prompt_length: Option<usize>,
+    /// Sizes of the built-in dataset.
+    pub built_in: BuiltInSizes,
+}
+
+/// How much of the built-in dataset is generated.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BuiltInSizes {
+    /// Examples for supervised fine-tuning.
+    pub sft: usize,
+    /// Training pairs.
+    pub pairs: usize,
+    /// Held-out pairs.
+    pub held_out_pairs: usize,
+    /// Held-out prompts to answer.
+    pub held_out_prompts: usize,
+}
+
+/// The model: a checkpoint's folder, or sizes for random weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSettings {
+    /// A Gemma-2 checkpoint in Hugging Face's layout, with its tokenizer.
+    pub path: Option<PathBuf>,
+    /// A folder with `tokenizer.json`; that of `path`, or a trained one, where absent.
+    pub tokenizer: Option<PathBuf>,
+    /// Vocabulary of a trained tokenizer.
+    pub vocab_size: usize,
+    /// d_model.
+    pub hidden_size: usize,
+    /// Width of the MLP.
+    pub intermediate_size: usize,
+    /// Blocks.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads.
+    pub num_key_value_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Window of every other layer.
+    pub sliding_window: usize,
+}
+
+/// How a learning rate moves after its warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    /// Stays.
+    Constant,
+    /// Falls to zero along half a cosine.
+    Cosine,
+    /// Falls to zero in a line.
+    Linear,
+}
+
+/// The optimiser.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// Adam with decoupled weight decay; plain Adam where the decay is 0.
+    Adamw,
+    /// RMSprop as in PyTorch: smoothing 0.99, no momentum.
+    Rmsprop,
+}
+
+/// What SFT and alignment share.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimizerSettings {
+    /// Which one.
+    pub kind: OptimizerKind,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Steps of linear warm-up.
+    pub warmup_steps: usize,
+    /// After the warm-up.
+    pub schedule: Schedule,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Gradients of a larger global norm are scaled down to it.
+    pub max_grad_norm: f64,
+}
+
+/// Supervised fine-tuning.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SftSettings {
+    /// Passes over the examples; 0 takes the model as it is.
+    pub epochs: usize,
+    /// Examples a step.
+    pub batch_size: NonZeroUsize,
+    /// Examples a forward pass; the gradients of a step's passes add up.
+    pub micro_batch_size: NonZeroUsize,
+    /// A checkpoint after every so many steps.
+    pub checkpoint_every: NonZeroUsize,
+    /// How weights move.
+    pub optimizer: OptimizerSettings,
+}
+
+/// The sparse autoencoder: a file, or a training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SaeSettings {
+    /// A SAELens folder or Gemma Scope's `params.npz`; trained where absent.
+    pub path: Option<PathBuf>,
+    /// Where its activations are read, such as `resid_post:25`.
+    pub site: String,
+    /// Tokens whose activations it is trained on.
+    pub tokens: usize,
+    /// The training.
+    pub training: SaeTraining,
+}
+
+/// The offline reference.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReferenceSettings {
+    /// Pairs a forward pass.
+    pub batch_size: NonZeroUsize,
+    /// Keeps the n largest pooled activations of a response; all that are not zero where absent.
+    pub top_n: Option<NonZeroUsize>,
+}
+
+/// Preference alignment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AlignSettings {
+    /// dpo, tdpo1, tdpo2, simpo, simpo-kl or fpo.
+    pub method: Method,
+    /// β; the paper's for the method where absent.
+    pub beta: Option<f64>,
+    /// α, the weight of the constraint.
+    pub alpha: f64,
+    /// γ, SimPO's margin.
+    pub gamma: f64,
+    /// FPO's stop-gradient on the chosen side.
+    pub stop_gradient: bool,
+    /// k: features compared are the k strongest of policy and reference.
+    pub k: usize,
+    /// Positions whose features are averaged.
+    pub pooling: Pooling,
+    /// Passes over the pairs.
+    pub epochs: usize,
+    /// Pairs a step.
+    pub batch_size: NonZeroUsize,
+    /// Pairs a forward pass; the gradients of a step's passes add up.
+    pub micro_batch_size: NonZeroUsize,
+    /// A checkpoint after every so many steps.
+    pub checkpoint_every: NonZeroUsize,
+    /// How weights move.
+    pub optimizer: OptimizerSettings,
+}
+
+impl AlignSettings {
+    /// The objective with its constants.
+    pub fn objective(&self) -> Objective {
+        Objective {
+            method: self.method,
+            beta: self.beta.unwrap_or(self.method.default_beta()),
+            alpha: self.alpha,
+            gamma: self.gamma,
+            stop_gradient: self.stop_gradient,
+        }
+    }
+}
+
+/// Measuring before and after.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvaluateSettings {
+    /// Pairs a forward pass.
+    pub batch_size: NonZeroUsize,
+    /// Held-out prompts that are answered.
+    pub prompts: usize,
+    /// Longest answer, in tokens.
+    pub max_new_tokens: usize,
+    /// 0 is greedy.
+    pub temperature: f64,
+}
+
+impl Settings {
+    /// Resolves recipe, configuration file and `KEY=VALUE` assignments, the later ones winning.
+    pub fn resolve(recipe: &str, config: Option<&Path>, assignments: &[String]) -> Result<Self> {
+        let mut table: Table = toml::from_str(recipes::source(recipe)?)
+            .with_context(|| format!("recipe `{recipe}`"))?;
+        let defaults: Self = table.clone().try_into().with_context(|| format!("recipe `{recipe}`"))?;
+        let known = known_keys(&defaults)?;
+        if let Some(path) = config {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("configuration file {}", path.display()))?;
+            let layer: Table = toml::from_str(&text)
+                .with_context(|| format!("configuration file {}", path.display()))?;
+            merge(&mut table, layer, "", &known)
+                .with_context(|| format!("configuration file {}", path.display()))?;
+        }
+        for assignment in assignments {
+            let layer = parse_assignment(assignment)?;
+            merge(&mut table, layer, "", &known).with_context(|| format!("--set {assignment}"))?;
+        }
+        let settings: Self = table.try_into().context("the settings don't fit together")?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    /// The resolved settings as TOML.
+    pub fn to_toml(&self) -> Result<String> {
+        Ok(toml::to_string_pretty(self)?)
+    }
+
+    fn check(&self) -> Result<()> {
+        self.align.objective().check().map_err(|m| anyhow!("align: {m}"))?;
+        if self.align.k == 0 {
+            bail!("align.k must be at least 1");
+        }
+        if self.sae.path.is_none() && self.align.k > self.sae.training.d_sae {
+            bail!(
+                "align.k = {} is more than the {} features of sae.training.d_sae",
+                self.align.k,
+                self.sae.training.d_sae
+            );
+        }
+        if let Some(n) = self.reference.top_n
+            && n.get() < self.align.k
+        {
+            bail!("reference.top_n = {n} is less than align.k = {}", self.align.k);
+        }
+        if !(0.0..1.0).contains(&self.data.hold_out) {
+            bail!("data.hold_out = {} is a share from 0 to 1", self.data.hold_out);
+        }
+        for (name, o) in [("sft", &self.sft.optimizer), ("align", &self.align.optimizer)] {
+            let positive = [("learning_rate", o.learning_rate), ("max_grad_norm", o.max_grad_norm)];
+            for (key, value) in positive {
+                if !(value > 0.0 && value.is_finite()) {
+                    bail!("{name}.optimizer.{key} = {value} must be positive");
+                }
+            }
+            if !(o.weight_decay >= 0.0 && o.weight_decay.is_finite()) {
+                bail!("{name}.optimizer.weight_decay = {} must not be negative", o.weight_decay);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Every key there is, dotted, leaves and tables.
+fn known_keys(settings: &Settings) -> Result<Vec<String>> {
+    // JSON, because it has a null for what is absent.
+    fn walk(value: &serde_json::Value, prefix: &str, keys: &mut Vec<String>) {
+        let Some(object) = value.as_object() else { return };
+        for (name, value) in object {
+            let key = match prefix {
+                "" => name.clone(),
+                _ => format!("{prefix}.{name}"),
+            };
+            walk(value, &key, keys);
+            keys.push(key);
+        }
+    }
+    let mut keys = Vec::new();
+    walk(&serde_json::to_value(settings)?, "", &mut keys);
+    Ok(keys)
+}
+
+/// Lays `layer` over `table`; an unknown key is an error that names the nearest known one.
+fn merge(table: &mut Table, layer: Table, prefix: &str, known: &[String]) -> Result<()> {
+    for (name, value) in layer {
+        let key = match prefix {
+            "" => name.clone(),
+            _ => format!("{prefix}.{name}"),
+        };
+        if !known.contains(&key) {
+            let nearest = known
+                .iter()
+                .map(|k| (strsim::jaro_winkler(k, &key), k))
+                .max_by(|a, b| a.0.total_cmp(&b.0));
+            match nearest {
+                Some((_, nearest)) => bail!("no setting `{key}`; did you mean `{nearest}`?"),
+                None => bail!("no setting `{key}`"),
+            }
+        }
+        match (table.get_mut(&name), value) {
+            (Some(Value::Table(below)), Value::Table(above)) => merge(below, above, &key, known)?,
+            (Some(Value::Table(_)), _) => bail!("`{key}` is a table of settings, not a value"),
+            (_, value) => {
+                table.insert(name, value);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `a.b=value` as nested tables; a value that is no TOML is taken as a string.
+fn parse_assignment(text: &str) -> Result<Table> {
+    let (key, value) = text
+        .split_once('=')
+        .ok_or_else(|| anyhow!("--set {text}: expected KEY=VALUE, such as align.method=dpo"))?;
+    let parsed: Result<Table, _> = toml::from_str(&format!("value = {value}"));
+    let mut value = match parsed {
+        Ok(mut table) if table.len() == 1 => {
+            table.remove("value").unwrap_or(Value::String(value.to_owned()))
+        }
+        _ => Value::String(value.to_owned()),
+    };
+    for part in key.trim().rsplit('.') {
+        value = Value::Table(Table::from_iter([(part.to_owned(), value)]));
+    }
+    match value {
+        Value::Table(table) => Ok(table),
+        _ => bail!("--set {text}: no key"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(assignments: &[&str]) -> Result<Settings> {
+        let assignments: Vec<String> = assignments.iter().map(|s| s.to_string()).collect();
+        Settings::resolve("tiny", None, &assignments)
+    }
+
+    #[test]
+    fn later_layers_win() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("mine.toml");
+        std::fs::write(&config, "seed = 7\n[align]\nmethod = \"dpo\"\nalpha = 0.25\n").unwrap();
+        let set = ["align.alpha=2".to_owned(), "data.train=/tmp/x y.jsonl".to_owned()];
+        let settings = Settings::resolve("tiny", Some(&config), &set).unwrap();
+        assert_eq!(settings.seed, 7);
+        assert_eq!(settings.align.method, Method::Dpo);
+        assert_eq!(settings.align.alpha, 2.0);
+        assert_eq!(settings.data.train.as_deref(), Some(Path::new("/tmp/x y.jsonl")));
+        let again: Settings = toml::from_str(&settings.to_toml().unwrap()).unwrap();
+        assert_eq!(again, settings);
+    }
+
+    #[test]
+    fn every_recipe_resolves() {
+        for name in recipes::NAMES {
+            Settings::resolve(name, None, &[]).unwrap_or_else(|e| panic!("{name}: {e:#}"));
+        }
+    }
+
+    #[test]
+    fn refusals_name_what_to_do() {
+        for (set, says) in [
+            ("align.metod=dpo", "align.method"),
+            ("algin.method=dpo", "align.method"),
+            ("align=3", "is a table"),
+            ("align.method=ppo", "ppo"),
+            ("align.beta=-1", "beta = -1"),
+            ("align.k=0", "align.k"),
+            ("align.k=100000", "align.k = 100000"),
+            ("data.hold_out=1.5", "share"),
+            ("sft.optimizer.learning_rate=0", "learning_rate"),
+            ("nonsense", "KEY=VALUE"),
+        ] {
+            let message = format!("{:#}", resolve(&[set]).unwrap_err());
+            assert!(message.contains(says), "{set}: {message:?} does not say {says:?}");
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! Data and tokenizer: sources → pairs → tokens, in memory-mapped stores.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use fpo_data::{
+    Pair, PairStore, PrepareSummary, Preparer, Prompt, ReadSummary, SequenceStore, SftExample,
+    TemplateChoice, Tokenizer, Truncation, hold_out, read_pairs, read_sft,
+};
+use fpo_datasets::{Sizes, Task, generate};
+use serde::{Deserialize, Serialize};
+
+use crate::run::{Run, Stage, Workspace};
+
+/// A held-out prompt that the models answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EvalPrompt {
+    /// As shown in the report.
+    pub text: String,
+    /// As the model gets it.
+    pub tokens: Vec<u32>,
+    /// The answer wanted: the right one of the built-in data, else the chosen response.
+    pub expected: String,
+    /// Where the built-in checker can judge.
+    pub task: Option<Task>,
+}
+
+/// What preparing read, kept and dropped.
+#[derive(Debug, Serialize, Deserialize)]
+struct Summary {
+    source: Option<ReadSummary>,
+    sft: PrepareSummary,
+    train: PrepareSummary,
+    held_out: PrepareSummary,
+}
+
+/// The prepared data, opened.
+pub struct Prepared {
+    /// The stage.
+    pub stage: Stage,
+    /// The tokenizer.
+    pub tokenizer: Tokenizer,
+    /// How prompts and responses become one text.
+    pub template: TemplateChoice,
+    /// Examples for supervised fine-tuning.
+    pub sft: SequenceStore,
+    /// Training pairs.
+    pub train: PairStore,
+    /// Held-out pairs.
+    pub held_out: PairStore,
+    /// Held-out prompts.
+    pub prompts: Vec<EvalPrompt>,
+}
+
+/// Pairs, examples and prompts before they are tokens.
+struct Raw {
+    sft: Vec<SftExample>,
+    train: Vec<Pair>,
+    held_out: Vec<Pair>,
+    prompts: Vec<(Prompt, String, Option<Task>)>,
+    summary: Option<ReadSummary>,
+}
+
+/// The stage.
+pub fn prepare(run: &Run) -> Result<Prepared> {
+    let s = &run.settings;
+    let mut fingerprint = super::fingerprint(run)
+        .with("data", super::section(&s.data)?)
+        .with("vocab_size", s.model.vocab_size)
+        .with("prompts", s.evaluate.prompts);
+    let sources = [("train", &s.data.train), ("eval", &s.data.eval), ("sft", &s.data.sft)];
+    for (name, path) in sources {
+        if let Some(path) = path {
+            fingerprint = fingerprint.with(name, super::content(path)?);
+        }
+    }
+    let given = given_tokenizer(run)?;
+    if let Some(tokenizer) = &given {
+        fingerprint = fingerprint.with("tokenizer", tokenizer.hash());
+    }
+    let stage = run.stage("prepared", fingerprint, |workspace| fill(run, given, workspace))?;
+    Prepared::open(stage)
+}
+
+fn given_tokenizer(run: &Run) -> Result<Option<Tokenizer>> {
+    let model = &run.settings.model;
+    let folder = model.tokenizer.as_ref().or(model.path.as_ref());
+    folder.map(|folder| Ok(Tokenizer::load(folder)?)).transpose()
+}
+
+fn template(tokenizer: &Tokenizer) -> Result<TemplateChoice> {
+    Ok(match tokenizer.chat_template()? {
+        Some(template) => TemplateChoice::Chat(template),
+        None => TemplateChoice::None,
+    })
+}
+
+fn fill(run: &Run, given: Option<Tokenizer>, workspace: &Workspace) -> Result<()> {
+    let begun = std::time::Instant::now();
+    let s = &run.settings;
+    let raw = match &s.data.train {
+        None => built_in(run),
+        Some(path) => external(run, path)?,
+    };
+    let tokenizer = match given {
+        Some(tokenizer) => tokenizer,
+        None => {
+            let texts = raw.sft.iter().flat_map(|e| {
+                let prompt: Vec<&str> = match &e.prompt {
+                    Prompt::Text(text) => vec![text],
+                    Prompt::Messages(messages) => {
+                        messages.iter().map(|m| m.content.as_str()).collect()
+                    }
+                };
+                prompt.into_iter().chain([e.response.as_str()])
+            });
+            Tokenizer::train_bpe(texts, s.model.vocab_size)?
+        }
+    };
+    tokenizer.save(&workspace.output)?;
+    let template = template(&tokenizer)?;
+    let truncation = Truncation {
+        max_length: s.data.max_length,
+        max_prompt_length: s.data.max_prompt_length,
+    };
+    let preparer = Preparer::new(&tokenizer, &template, truncation)?;
+
+    let (examples, sft) = preparer.prepare_examples(&raw.sft)?;
+    let (train, train_summary) = preparer.prepare_pairs(&raw.train)?;
+    let (held_out, held_out_summary) = preparer.prepare_pairs(&raw.held_out)?;
+    for (name, kept) in
+        [("sft", sft.kept), ("train", train_summary.kept), ("held_out", held_out_summary.kept)]
+    {
+        if kept == 0 {
+            bail!("nothing is left for `{name}` after truncation to {} tokens", s.data.max_length);
+        }
+    }
+    let none = fpo_data::Fingerprint::default();
+    let file = |name: &str| workspace.output.join(name);
+    SequenceStore::write(&file("sft.arrow"), &none, examples)?;
+    PairStore::write(&file("train.arrow"), &none, train)?;
+    PairStore::write(&file("held_out.arrow"), &none, held_out)?;
+
+    let mut prompts = Vec::with_capacity(raw.prompts.len());
+    for (prompt, expected, task) in raw.prompts {
+        let mut tokens = preparer.tokenize_prompt(&prompt)?;
+        let most = s.data.max_prompt_length.unwrap_or(s.data.max_length);
+        if tokens.len() > most {
+            continue;
+        }
+        tokens.shrink_to_fit();
+        prompts.push(EvalPrompt { text: shown(&prompt), tokens, expected, task });
+    }
+    super::write_json(&workspace.output.join("prompts.json"), &prompts)?;
+    let summary =
+        Summary { source: raw.summary, sft, train: train_summary, held_out: held_out_summary };
+    super::write_json(&workspace.output.join("summary.json"), &summary)?;
+    if let Some(source) = summary.source
+        && source.dropped_empty > 0
+    {
+        eprintln!(
+            "{:>9}  {} of {} rows have an empty response and are left out",
+            "prepared", source.dropped_empty, source.rows
+        );
+    }
+    let dropped = summary.train.dropped_empty + summary.held_out.dropped_empty;
+    eprintln!(
+        "{:>9}  done in {:.1} s  {} examples, {} pairs, {} held out, {} prompts; {} pairs dropped, {} responses clipped",
+        "prepared",
+        begun.elapsed().as_secs_f64(),
+        summary.sft.kept,
+        summary.train.kept,
+        summary.held_out.kept,
+        prompts.len(),
+        dropped,
+        summary.train.clipped_responses + summary.held_out.clipped_responses,
+    );
+    Ok(())
+}
+
+/// The built-in dataset.
+fn built_in(run: &Run) -> Raw {
+    let sizes = &run.settings.data.built_in;
+    let data = generate(
+        run.settings.seed,
+        &Sizes {
+            sft: sizes.sft,
+            pairs: sizes.pairs,
+            held_out_pairs: sizes.held_out_pairs,
+            held_out_prompts: sizes.held_out_prompts,
+        },
+    );
+    let pairs = |pairs: Vec<fpo_datasets::PreferencePair>| {
+        let rows = pairs.into_iter().enumerate();
+        rows.map(|(id, p)| Pair {
+            id: id as u64,
+            prompt: Prompt::Text(p.prompt),
+            chosen: p.chosen,
+            rejected: p.rejected,
+        })
+        .collect()
+    };
+    let sft = data.sft.into_iter().enumerate().map(|(id, e)| SftExample {
+        id: id as u64,
+        prompt: Prompt::Text(e.prompt),
+        response: e.response,
+    });
+    let prompts = data.held_out_prompts.into_iter().take(run.settings.evaluate.prompts);
+    Raw {
+        sft: sft.collect(),
+        train: pairs(data.pairs),
+        held_out: pairs(data.held_out_pairs),
+        prompts: prompts
+            .map(|p| (Prompt::Text(p.prompt), p.task.answer(), Some(p.task)))
+            .collect(),
+        summary: None,
+    }
+}
+
+/// Other people's preference pairs.
+fn external(run: &Run, path: &Path) -> Result<Raw> {
+    let s = &run.settings.data;
+    let (mut pairs, summary) = read_pairs(path, s.on_empty)?;
+    pairs.truncate(s.limit.unwrap_or(usize::MAX));
+    let (train, held_out) = match &s.eval {
+        Some(path) => (pairs, read_pairs(path, s.on_empty)?.0),
+        None => {
+            let split = hold_out(pairs, s.hold_out, run.settings.seed);
+            (split.train, split.held_out)
+        }
+    };
+    if train.is_empty() || held_out.is_empty() {
+        bail!(
+            "{}: {} pairs to train on and {} held out; both must be there (data.hold_out, data.eval)",
+            path.display(),
+            train.len(),
+            held_out.len()
+        );
+    }
+    let sft = match &s.sft {
+        Some(path) => read_sft(path, s.on_empty)?.0,
+        None => train
+            .iter()
+            .map(|p| SftExample { id: p.id, prompt: p.prompt.clone(), response: p.chosen.clone() })
+            .collect(),
+    };
+    let prompts = held_out
+        .iter()
+        .take(run.settings.evaluate.prompts)
+        .map(|p| (p.prompt.clone(), p.chosen.clone(), None))
+        .collect();
+    Ok(Raw { sft, train, held_out, prompts, summary: Some(summary) })
+}
+
+/// A prompt as the report shows it.
+fn shown(prompt: &Prompt) -> String {
+    match prompt {
+        Prompt::Text(text) => text.clone(),
+        Prompt::Messages(messages) => {
+            let turns: Vec<String> =
+                messages.iter().map(|m| format!("{}: {}", m.role, m.content)).collect();
+            turns.join("\n")
+        }
+    }
+}
+
+impl Prepared {
+    fn open(stage: Stage) -> Result<Self> {
+        let folder = &stage.folder;
+        let tokenizer = Tokenizer::load(folder)?;
+        Ok(Self {
+            template: template(&tokenizer)?,
+            tokenizer,
+            sft: SequenceStore::open(&folder.join("sft.arrow"))?,
+            train: PairStore::open(&folder.join("train.arrow"))?,
+            held_out: PairStore::open(&folder.join("held_out.arrow"))?,
+            prompts: super::read_json(&folder.join("prompts.json"))
+                .context("the prepared prompts")?,
+            stage,
+        })
+    }
+
+    /// Tokens whose positions no autoencoder is trained on.
+    pub fn excluded_tokens(&self) -> Vec<u32> {
+        [self.tokenizer.bos_id(), self.tokenizer.eos_id()].into_iter().flatten().collect()
+    }
+}

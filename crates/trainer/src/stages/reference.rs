@@ -1,0 +1,176 @@
+//! The offline reference: one pass of the reference model over all pairs, so that alignment needs
+//! only a few numbers of each.
+
+use std::num::NonZeroUsize;
+
+use anyhow::{Context, Result};
+use burn::tensor::Tensor;
+use fpo_data::{
+    Batches, Fingerprint, PairBatch, PairStore, ReferenceCache, ReferenceRow, ReferenceWriter,
+    SparseFeatures,
+    reference::{CacheShape, ReferenceResponse, StoredFeatures},
+};
+use fpo_transformer::{Gemma2, Site, weights};
+
+use super::prepare::Prepared;
+use crate::{
+    forward::{DeviceBatch, FeatureReader, Forward},
+    progress::Progress,
+    run::{Run, Stage},
+};
+
+/// Rows of a shard: a few hundred megabytes at most.
+const ROWS_PER_SHARD: NonZeroUsize = NonZeroUsize::new(8192).unwrap();
+
+/// Which half of the data a cache is about.
+#[derive(Clone, Copy, Debug)]
+pub enum Split {
+    /// The training pairs.
+    Train,
+    /// The held-out pairs.
+    HeldOut,
+}
+
+impl Split {
+    const fn folder(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::HeldOut => "held_out",
+        }
+    }
+}
+
+/// Everything that the numbers in a cache depend on.
+fn cache_fingerprint(run: &Run, prepared: &Prepared, sft: &Stage, sae: &Stage) -> Result<Fingerprint> {
+    let s = &run.settings;
+    Ok(Fingerprint::default()
+        .with("weights", &sft.hash)
+        .with("sae", &sae.hash)
+        .with("tokenizer", prepared.tokenizer.hash())
+        .with("template", prepared.template.hash())
+        .with("max_length", s.data.max_length)
+        .with("max_prompt_length", format!("{:?}", s.data.max_prompt_length))
+        .with("site", &s.sae.site)
+        .with("pooling", s.align.pooling.name())
+        .with("pairs", &prepared.stage.hash)
+        .with("top_n", format!("{:?}", s.reference.top_n)))
+}
+
+/// The reader of sparse features that reference and policy share.
+pub fn feature_reader(run: &Run, prepared: &Prepared, sae: &Stage) -> Result<FeatureReader> {
+    let site: Site = run.settings.sae.site.parse()?;
+    let loaded = fpo_sae::load(&sae.folder, &run.device)?;
+    let pooling = run.settings.align.pooling;
+    Ok(FeatureReader::new(&loaded, site, pooling, prepared.excluded_tokens()))
+}
+
+/// Opens one half of the cache; one that was made from other things is refused.
+pub fn open_cache(
+    run: &Run,
+    prepared: &Prepared,
+    (sft, sae, reference): (&Stage, &Stage, &Stage),
+    split: Split,
+) -> Result<ReferenceCache> {
+    let expected = cache_fingerprint(run, prepared, sft, sae)?;
+    Ok(ReferenceCache::open(&reference.folder.join(split.folder()), &expected)?)
+}
+
+/// The stage.
+pub fn reference(run: &Run, prepared: &Prepared, sft: &Stage, sae: &Stage) -> Result<Stage> {
+    let s = &run.settings;
+    let cache = cache_fingerprint(run, prepared, sft, sae)?;
+    let fingerprint = super::fingerprint(run)
+        .with("cache", cache.hash())
+        .with("batch_size", s.reference.batch_size);
+    run.stage("reference", fingerprint, |workspace| {
+        let model = weights::load(&sft.folder, &run.device)?;
+        let reader = feature_reader(run, prepared, sae)?;
+        let total = prepared.train.len() + prepared.held_out.len();
+        let mut progress = Progress::new("reference", "pairs", total, 0);
+        for (split, pairs) in
+            [(Split::Train, &prepared.train), (Split::HeldOut, &prepared.held_out)]
+        {
+            let shape = CacheShape {
+                pairs: pairs.len(),
+                d_sae: reader.d_sae(),
+                stored: match s.reference.top_n {
+                    Some(n) => StoredFeatures::Top(n),
+                    None => StoredFeatures::All,
+                },
+                rows_per_shard: ROWS_PER_SHARD,
+            };
+            let folder = workspace.output.join(split.folder());
+            let mut writer = ReferenceWriter::create(&folder, &cache, shape)?;
+            let plan = Batches::sequential(pairs.len(), s.reference.batch_size);
+            for indices in plan.iter() {
+                for row in rows(&model, &reader, prepared, pairs, indices)? {
+                    writer.push(row)?;
+                }
+                progress.advance(indices.len(), "");
+            }
+            writer.finish()?;
+        }
+        progress.finish(&format!("{total} pairs"));
+        Ok(())
+    })
+}
+
+/// What the model says of a batch of pairs.
+fn rows(
+    model: &Gemma2,
+    reader: &FeatureReader,
+    prepared: &Prepared,
+    pairs: &PairStore,
+    indices: &[usize],
+) -> Result<Vec<ReferenceRow>> {
+    let batch = PairBatch::new(&pairs.views(indices)?, prepared.tokenizer.pad_id())?;
+    let device_batch = DeviceBatch::new(&batch.batch, &model.device());
+    let forward = Forward::new(model, &batch.batch, &device_batch, Some(reader));
+    let log_probs: Vec<f32> =
+        forward.log_probs(model, &device_batch).into_data().iter::<f32>().collect();
+    let pooled = forward.pooled.context("the reader pools activations")?;
+    let pooled: Vec<f32> = pooled.into_data().iter::<f32>().collect();
+    let response = |row: usize| ReferenceResponse {
+        log_prob: log_probs[row],
+        tokens: device_batch.counts[row] as u32,
+        features: SparseFeatures::from_dense(&pooled[row * reader.d_sae()..][..reader.d_sae()]),
+    };
+    let count = batch.ids.len();
+    let ids = batch.ids.iter().enumerate();
+    Ok(ids
+        .map(|(i, &id)| ReferenceRow { id, chosen: response(i), rejected: response(count + i) })
+        .collect())
+}
+
+/// What the cache says of a batch: summed log-probabilities `[rows]` and pooled activations
+/// `[rows, d_sae]`, the chosen responses first.
+pub struct CachedBatch {
+    /// Summed log-probabilities, `[rows]`.
+    pub log_probs: Tensor<1>,
+    /// Pooled activations, `[rows, d_sae]`.
+    pub pooled: Tensor<2>,
+}
+
+impl CachedBatch {
+    /// Looks the pairs up and moves them to a device.
+    pub fn new(cache: &ReferenceCache, ids: &[u64], device: &burn::tensor::Device) -> Result<Self> {
+        let d_sae = cache.d_sae();
+        let count = ids.len();
+        let mut log_probs = vec![0f32; 2 * count];
+        let mut pooled = vec![0f32; 2 * count * d_sae];
+        for (i, &id) in ids.iter().enumerate() {
+            let row = cache
+                .get(id)
+                .with_context(|| format!("the reference cache has no pair {id}; make it again"))?;
+            for (row, response) in [(i, row.chosen), (count + i, row.rejected)] {
+                log_probs[row] = response.log_prob;
+                response.features.to_dense_into(&mut pooled[row * d_sae..][..d_sae]);
+            }
+        }
+        use burn::tensor::TensorData;
+        Ok(Self {
+            log_probs: Tensor::from_data(TensorData::new(log_probs, [2 * count]), device),
+            pooled: Tensor::from_data(TensorData::new(pooled, [2 * count, d_sae]), device),
+        })
+    }
+}

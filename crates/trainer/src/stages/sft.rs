@@ -1,0 +1,112 @@
+//! Supervised fine-tuning: the model from which alignment starts, which is the reference too.
+
+use anyhow::{Context, Result, bail};
+use fpo_data::{Batches, SequenceBatch};
+use fpo_transformer::{Gemma2, Gemma2Config, alternating_layer_types, weights};
+use serde_json::Map;
+
+use super::prepare::Prepared;
+use crate::{
+    forward::{DeviceBatch, Forward},
+    optim::GradientMap,
+    run::{Run, Stage},
+    training::{StepResult, Training},
+};
+
+/// The stage. A model that is taken as it is (no epochs) is used where it lies.
+pub fn sft(run: &Run, prepared: &Prepared) -> Result<Stage> {
+    let s = &run.settings;
+    let mut fingerprint = super::fingerprint(run)
+        .with("prepared", &prepared.stage.hash)
+        .with("model", super::section(&s.model)?)
+        .with("sft", super::section(&s.sft)?);
+    if let Some(path) = &s.model.path {
+        let hash = super::content(path)?;
+        if s.sft.epochs == 0 {
+            return Ok(Stage { folder: path.clone(), hash });
+        }
+        fingerprint = fingerprint.with("weights", hash);
+    }
+    run.stage("sft", fingerprint, |workspace| {
+        let device = run.device.clone().autodiff();
+        let lengths = prepared.sft.lengths();
+        let steps_per_epoch = lengths.len().div_ceil(s.sft.batch_size.get());
+        let plans: Vec<Batches> = (0..s.sft.epochs)
+            .map(|epoch| Batches::shuffled(&lengths, s.sft.batch_size, s.seed, epoch as u64))
+            .collect();
+        let training = Training {
+            stage: "sft",
+            workspace,
+            total_steps: s.sft.epochs * steps_per_epoch,
+            checkpoint_every: s.sft.checkpoint_every.get(),
+            optimizer: &s.sft.optimizer,
+        };
+        let pad = prepared.tokenizer.pad_id();
+        let model = training.run(&device, || initial_model(run, prepared), |model, step| {
+            let indices = plans[step / steps_per_epoch]
+                .get(step % steps_per_epoch)
+                .with_context(|| format!("no batch for step {step}"))?;
+            let examples = prepared.sft.views(indices)?;
+            let total: usize =
+                examples.iter().map(|e| e.response.tokens.len() - e.response.prompt_len).sum();
+            let mut gradients = GradientMap::default();
+            let (mut loss, mut tokens) = (0.0, 0);
+            for examples in examples.chunks(s.sft.micro_batch_size.get()) {
+                let batch = SequenceBatch::new(examples, pad)?.batch;
+                let device_batch = DeviceBatch::new(&batch, &device);
+                let forward = Forward::new(model, &batch, &device_batch, None);
+                // The mean over all response tokens of the step, whichever part they are in.
+                let part = -forward.token_log_probs(model, &device_batch).sum() / total as f64;
+                let mut part_gradients = part.backward();
+                gradients.add(GradientMap::collect(model, &mut part_gradients));
+                loss += part.into_scalar::<f64>();
+                tokens += batch.real_tokens();
+            }
+            let ids = examples.iter().map(|e| e.id).collect();
+            Ok(StepResult { loss, gradients, tokens, ids, metrics: Map::new() })
+        })?;
+        weights::save(&model, &workspace.output)?;
+        prepared.tokenizer.save(&workspace.output)?;
+        Ok(())
+    })
+}
+
+/// The checkpoint that the settings name, or random weights.
+fn initial_model(run: &Run, prepared: &Prepared) -> Result<Gemma2> {
+    let device = run.device.clone().autodiff();
+    let s = &run.settings.model;
+    let tokenizer = &prepared.tokenizer;
+    if let Some(path) = &s.path {
+        let model = weights::load(path, &device)?;
+        let (ids, rows) = (tokenizer.vocab_size(), model.config().vocab_size);
+        if ids > rows {
+            bail!("the tokenizer has {ids} tokens, the model of {} only {rows}", path.display());
+        }
+        return Ok(model);
+    }
+    let config = Gemma2Config {
+        vocab_size: tokenizer.vocab_size(),
+        hidden_size: s.hidden_size,
+        intermediate_size: s.intermediate_size,
+        num_hidden_layers: s.num_hidden_layers,
+        num_attention_heads: s.num_attention_heads,
+        num_key_value_heads: s.num_key_value_heads,
+        head_dim: s.head_dim,
+        query_pre_attn_scalar: s.head_dim as f64,
+        attn_logit_softcapping: Some(50.0),
+        final_logit_softcapping: Some(30.0),
+        sliding_window: s.sliding_window,
+        layer_types: alternating_layer_types(s.num_hidden_layers),
+        rope_theta: 10_000.0,
+        rms_norm_eps: 1e-6,
+        initializer_range: 0.02,
+        max_position_embeddings: 8192,
+        pad_token_id: tokenizer.pad_id(),
+        bos_token_id: tokenizer.bos_id().unwrap_or(2),
+        eos_token_ids: tokenizer.stop_ids(),
+    };
+    if let Err(message) = config.check() {
+        bail!("model: {message}");
+    }
+    Ok(weights::random(&config, run.settings.seed, &device)?)
+}

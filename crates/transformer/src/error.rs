@@ -1,0 +1,58 @@
+//! What can go wrong between a checkpoint's folder and a model.
+
+use std::path::PathBuf;
+
+/// An error of this crate; every message says what was wrong, where, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// `config.json` is not a Gemma-2 configuration that this crate supports.
+    #[error("{path}: {message}")]
+    Config {
+        /// The configuration file.
+        path: PathBuf,
+        /// What is wrong and what would be right.
+        message: String,
+    },
+    /// A safetensors file is damaged or holds something unexpected.
+    #[error("{path}: not a readable safetensors file: {message}")]
+    Format {
+        /// The weights file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// The tensors of a checkpoint are not those that its configuration asks for.
+    #[error("{path}: the weights do not fit config.json:\n  {}", problems.join("\n  "))]
+    Weights {
+        /// The checkpoint's folder.
+        path: PathBuf,
+        /// Every missing, extra or mis-shaped tensor, one line each.
+        problems: Vec<String>,
+    },
+    /// An activation site could not be understood, or the model lacks it.
+    #[error("site `{0}`: {1}")]
+    Site(String, String),
+    /// A prompt does not fit the model.
+    #[error("prompt {index}: {message}")]
+    Prompt {
+        /// Which of the prompts, 0-based.
+        index: usize,
+        /// What is wrong with it.
+        message: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+}

@@ -1,0 +1,43 @@
+//! The Gemma-2 backbone: configuration, blocks, activation sites, weights in and out, generation.
+//!
+//! # Invariants
+//! * Knows no sparse autoencoder, no loss and no data format: tokens go in, hidden states and the
+//!   activations of the sites that were asked for come out.
+//! * Parameters bear Hugging Face's names; a parameter's path in the module is its name in a checkpoint.
+//! * Only [`weights`] and [`Gemma2Config::load`] touch the disk. What they read is untrusted: damage
+//!   is an [`Error`], never a panic.
+//! * Works on whatever device its parameters live on; no backend is named here.
+//!
+//! ```
+//! use burn::tensor::{Device, Int, Tensor};
+//! use fpo_transformer::{Gemma2Config, Site, weights};
+//!
+//! let config = Gemma2Config::from_json(
+//!     r#"{"model_type": "gemma2", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32,
+//!         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+//!         "head_dim": 8, "query_pre_attn_scalar": 8}"#,
+//! ).map_err(|message| format!("config.json: {message}"))?;
+//! let device = Device::flex();
+//! let model = weights::random(&config, 0, &device)?;
+//! let tokens = Tensor::<2, Int>::from_ints([[2, 5, 7, 1]], &device);
+//! let output = model.forward(tokens, &[Site::resid_post(0)]);
+//! assert_eq!(output.hidden_states.dims(), [1, 4, 16]);
+//! assert_eq!(output.sites[0].dims(), [1, 4, 16]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod cache;
+mod config;
+mod error;
+pub mod generate;
+mod model;
+mod sites;
+pub mod weights;
+
+pub use config::{Gemma2Config, LayerType, alternating_layer_types};
+pub use error::Error;
+pub use generate::{Generated, GenerationOptions, generate};
+pub use model::{
+    Attention, Backbone, Block, Embedding, ForwardOutput, Gemma2, Linear, Mlp, Provider, RmsNorm,
+};
+pub use sites::{Site, SiteKind};

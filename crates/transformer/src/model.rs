@@ -1,0 +1,381 @@
+//! Gemma-2, read from top to bottom: norm, rotary embedding, attention, MLP, block, model.
+//!
+//! Fields bear the checkpoint's names, so that a parameter's path is its name in safetensors.
+
+use burn::{
+    module::{Module, Param, ParamId},
+    tensor::{DType, Device, Int, Tensor, TensorData},
+};
+use fpo_ops::AttentionOptions;
+
+use crate::{Error, Gemma2Config, Site, SiteKind, cache::LayerCache};
+
+/// Gives the values of a parameter by its name and shape: a checkpoint, or a random generator.
+pub type Provider<'a> = &'a mut dyn FnMut(&str, &[usize]) -> Result<TensorData, Error>;
+
+/// Builds parameters on a device, with a prefix for their names.
+struct Builder<'a> {
+    provider: Provider<'a>,
+    device: &'a Device,
+}
+
+impl Builder<'_> {
+    fn param<const D: usize>(
+        &mut self,
+        name: String,
+        shape: [usize; D],
+    ) -> Result<Param<Tensor<D>>, Error> {
+        let data = (self.provider)(&name, &shape)?;
+        // On a plain device this flag does nothing, on one with autodiff it makes the tensor a leaf.
+        let tensor = Tensor::from_data(data, (self.device, DType::F32));
+        let tensor = if self.device.is_autodiff() { tensor.require_grad() } else { tensor };
+        Ok(Param::initialized(ParamId::new(), tensor))
+    }
+
+    fn linear(&mut self, name: String, out: usize, inner: usize) -> Result<Linear, Error> {
+        Ok(Linear { weight: self.param(format!("{name}.weight"), [out, inner])? })
+    }
+
+    fn norm(&mut self, name: String, width: usize, eps: f64) -> Result<RmsNorm, Error> {
+        Ok(RmsNorm { weight: self.param(format!("{name}.weight"), [width])?, eps })
+    }
+}
+
+/// `x · Wᵀ` without bias.
+#[derive(Module, Debug)]
+pub struct Linear {
+    /// `[out, in]`
+    pub weight: Param<Tensor<2>>,
+}
+
+impl Linear {
+    fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        fpo_ops::linear(x, self.weight.val())
+    }
+}
+
+/// `x · rsqrt(mean(x²) + eps) · (1 + w)`
+#[derive(Module, Debug)]
+pub struct RmsNorm {
+    /// `[width]`, zero meaning a gain of one.
+    pub weight: Param<Tensor<1>>,
+    eps: f64,
+}
+
+impl RmsNorm {
+    fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        fpo_ops::rms_norm(x, self.weight.val(), self.eps)
+    }
+}
+
+/// The rotary embedding's angles: cosines and sines, `[tokens, head_dim / 2]` each.
+#[derive(Clone, Debug)]
+pub(crate) struct Rotary {
+    cos: Tensor<2>,
+    sin: Tensor<2>,
+}
+
+impl Rotary {
+    /// The angles of the given positions; computed in float64, kept in float32.
+    pub(crate) fn new(
+        positions: impl Iterator<Item = usize>,
+        config: &Gemma2Config,
+        device: &Device,
+    ) -> Self {
+        let half = config.head_dim / 2;
+        let frequency = |i: usize| {
+            let exponent = 2.0 * i as f64 / config.head_dim as f64;
+            (1.0 / config.rope_theta.powf(exponent)) as f32
+        };
+        let frequencies: Vec<f32> = (0..half).map(frequency).collect();
+        let angles: Vec<f32> = positions
+            .flat_map(|p| frequencies.iter().map(move |f| p as f32 * f))
+            .collect();
+        let tensor = |f: fn(f32) -> f32| {
+            let values: Vec<f32> = angles.iter().map(|&a| f(a)).collect();
+            Tensor::from_data(TensorData::new(values, [angles.len() / half, half]), device)
+        };
+        Self { cos: tensor(f32::cos), sin: tensor(f32::sin) }
+    }
+
+    /// Rotates `[batch, tokens, heads, head_dim]`, every row of the batch at the same positions.
+    fn shared(&self, x: Tensor<4>) -> Tensor<4> {
+        fpo_ops::rotary(x, self.cos.clone(), self.sin.clone())
+    }
+
+    /// Rotates `[batch, tokens, heads, head_dim]` where the angles are those of all `batch · tokens`
+    /// positions in turn.
+    fn per_row(&self, x: Tensor<4>) -> Tensor<4> {
+        let [batch, tokens, heads, width] = x.dims();
+        let flat = x.reshape([1, batch * tokens, heads, width]);
+        self.shared(flat).reshape([batch, tokens, heads, width])
+    }
+}
+
+/// Grouped-query attention with rotary positions, soft-capped scores and, in some layers, a window.
+#[derive(Module, Debug)]
+pub struct Attention {
+    /// Queries, `[heads · head_dim, d_model]`
+    pub q_proj: Linear,
+    /// Keys, `[kv_heads · head_dim, d_model]`
+    pub k_proj: Linear,
+    /// Values, `[kv_heads · head_dim, d_model]`
+    pub v_proj: Linear,
+    /// Output, `[d_model, heads · head_dim]`
+    pub o_proj: Linear,
+    head_dim: usize,
+    scale: f64,
+    softcap: Option<f64>,
+    window: Option<usize>,
+}
+
+impl Attention {
+    fn heads(&self, x: Tensor<3>) -> Tensor<4> {
+        let [batch, tokens, width] = x.dims();
+        x.reshape([batch, tokens, width / self.head_dim, self.head_dim])
+    }
+
+    /// The concatenated heads, before the output projection. `[batch, tokens, heads · head_dim]`
+    fn z(&self, x: Tensor<3>, rotary: &Rotary) -> Tensor<3> {
+        let [batch, tokens, _] = x.dims();
+        let q = rotary.shared(self.heads(self.q_proj.forward(x.clone())));
+        let k = rotary.shared(self.heads(self.k_proj.forward(x.clone())));
+        let v = self.heads(self.v_proj.forward(x));
+        let options =
+            AttentionOptions { scale: self.scale, softcap: self.softcap, window: self.window };
+        let z = fpo_ops::causal_attention(q, k, v, &options);
+        z.reshape([batch as i32, tokens as i32, -1])
+    }
+
+    /// The same for the newest tokens of a generation, whose past is in `cache`.
+    fn z_cached(&self, x: Tensor<3>, rotary: &Rotary, cache: &mut LayerCache) -> Tensor<3> {
+        let q = rotary.per_row(self.heads(self.q_proj.forward(x.clone())));
+        let k = rotary.per_row(self.heads(self.k_proj.forward(x.clone())));
+        let v = self.heads(self.v_proj.forward(x));
+        cache.attend(q, k, v, self.scale, self.softcap, self.window)
+    }
+}
+
+/// The gated MLP: `down(gelu(gate(x)) · up(x))`.
+#[derive(Module, Debug)]
+pub struct Mlp {
+    /// `[intermediate, d_model]`
+    pub gate_proj: Linear,
+    /// `[intermediate, d_model]`
+    pub up_proj: Linear,
+    /// `[d_model, intermediate]`
+    pub down_proj: Linear,
+}
+
+impl Mlp {
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let gate = self.gate_proj.forward(x.clone());
+        let up = self.up_proj.forward(x);
+        self.down_proj.forward(fpo_ops::geglu(gate, up))
+    }
+}
+
+/// What a block leaves behind at the sites that can be asked for. `[batch, tokens, width]`
+struct BlockOutput {
+    attn_z: Tensor<3>,
+    mlp_out: Tensor<3>,
+    resid_post: Tensor<3>,
+}
+
+/// A transformer block with a norm before and after both of its parts.
+#[derive(Module, Debug)]
+pub struct Block {
+    /// Attention.
+    pub self_attn: Attention,
+    /// Gated MLP.
+    pub mlp: Mlp,
+    /// Before attention.
+    pub input_layernorm: RmsNorm,
+    /// After attention, before it is added.
+    pub post_attention_layernorm: RmsNorm,
+    /// Before the MLP.
+    pub pre_feedforward_layernorm: RmsNorm,
+    /// After the MLP, before it is added.
+    pub post_feedforward_layernorm: RmsNorm,
+}
+
+impl Block {
+    fn forward(&self, x: Tensor<3>, attention: impl FnOnce(&Attention, Tensor<3>) -> Tensor<3>) -> BlockOutput {
+        let attn_z = attention(&self.self_attn, self.input_layernorm.forward(x.clone()));
+        let attn_out = self.self_attn.o_proj.forward(attn_z.clone());
+        let x = x + self.post_attention_layernorm.forward(attn_out);
+        let mlp_out = self.mlp.forward(self.pre_feedforward_layernorm.forward(x.clone()));
+        let mlp_out = self.post_feedforward_layernorm.forward(mlp_out);
+        BlockOutput { attn_z, resid_post: x + mlp_out.clone(), mlp_out }
+    }
+}
+
+/// The (tied) embedding table.
+#[derive(Module, Debug)]
+pub struct Embedding {
+    /// `[vocab_size, d_model]`
+    pub weight: Param<Tensor<2>>,
+}
+
+/// Everything below the head, under the prefix `model.` of a checkpoint.
+#[derive(Module, Debug)]
+pub struct Backbone {
+    /// Token embedding, which is the unembedding too.
+    pub embed_tokens: Embedding,
+    /// The blocks.
+    pub layers: Vec<Block>,
+    /// The final norm.
+    pub norm: RmsNorm,
+}
+
+/// A Gemma-2 language model.
+#[derive(Module, Debug)]
+pub struct Gemma2 {
+    /// The parameters.
+    pub model: Backbone,
+    #[module(skip)]
+    config: Gemma2Config,
+}
+
+/// What one forward pass returns.
+#[derive(Debug)]
+pub struct ForwardOutput {
+    /// After the final norm, ready for the unembedding. `[batch, tokens, d_model]`
+    pub hidden_states: Tensor<3>,
+    /// The activations asked for, in the order asked. `[batch, tokens, width of the site]`
+    pub sites: Vec<Tensor<3>>,
+}
+
+impl Gemma2 {
+    /// Builds a model whose every parameter comes from `provider`.
+    pub fn build(config: &Gemma2Config, device: &Device, provider: Provider) -> Result<Self, Error> {
+        let c = config;
+        let mut b = Builder { provider, device };
+        let embed_tokens = Embedding {
+            weight: b.param("model.embed_tokens.weight".into(), [c.vocab_size, c.hidden_size])?,
+        };
+        let mut layers = Vec::with_capacity(c.num_hidden_layers);
+        for layer in 0..c.num_hidden_layers {
+            let name = |part: &str| format!("model.layers.{layer}.{part}");
+            let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
+            let (d, ffn, eps) = (c.hidden_size, c.intermediate_size, c.rms_norm_eps);
+            layers.push(Block {
+                self_attn: Attention {
+                    q_proj: b.linear(name("self_attn.q_proj"), q, d)?,
+                    k_proj: b.linear(name("self_attn.k_proj"), kv, d)?,
+                    v_proj: b.linear(name("self_attn.v_proj"), kv, d)?,
+                    o_proj: b.linear(name("self_attn.o_proj"), d, q)?,
+                    head_dim: c.head_dim,
+                    scale: c.query_pre_attn_scalar.powf(-0.5),
+                    softcap: c.attn_logit_softcapping,
+                    window: c.window(layer),
+                },
+                mlp: Mlp {
+                    gate_proj: b.linear(name("mlp.gate_proj"), ffn, d)?,
+                    up_proj: b.linear(name("mlp.up_proj"), ffn, d)?,
+                    down_proj: b.linear(name("mlp.down_proj"), d, ffn)?,
+                },
+                input_layernorm: b.norm(name("input_layernorm"), d, eps)?,
+                post_attention_layernorm: b.norm(name("post_attention_layernorm"), d, eps)?,
+                pre_feedforward_layernorm: b.norm(name("pre_feedforward_layernorm"), d, eps)?,
+                post_feedforward_layernorm: b.norm(name("post_feedforward_layernorm"), d, eps)?,
+            });
+        }
+        let norm = b.norm("model.norm".into(), c.hidden_size, c.rms_norm_eps)?;
+        Ok(Self { model: Backbone { embed_tokens, layers, norm }, config: c.clone() })
+    }
+
+    /// The configuration that the model was built from.
+    pub fn config(&self) -> &Gemma2Config {
+        &self.config
+    }
+
+    /// The device of the parameters.
+    pub fn device(&self) -> Device {
+        self.unembedding().device()
+    }
+
+    /// The tied embedding as the head uses it. `[vocab_size, d_model]`
+    pub fn unembedding(&self) -> Tensor<2> {
+        self.model.embed_tokens.weight.val()
+    }
+
+    /// Token embeddings, scaled by √d. `tokens` `[batch, tokens]` → `[batch, tokens, d_model]`
+    fn embed(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+        let [batch, length] = tokens.dims();
+        let rows = self.unembedding().select(0, tokens.reshape([batch * length]));
+        let scaled = rows * (self.config.hidden_size as f64).sqrt();
+        scaled.reshape([batch as i32, length as i32, -1])
+    }
+
+    /// One pass over right-padded `tokens` `[batch, tokens]`. Padding needs no mask: attention is
+    /// causal, so that a real position never sees the padding after it; what stands at the padded
+    /// positions themselves has no meaning.
+    ///
+    /// # Panics
+    /// If a site's layer is not in the model; [`Site::check`] tells beforehand.
+    pub fn forward(&self, tokens: Tensor<2, Int>, sites: &[Site]) -> ForwardOutput {
+        let (x, sites) = self.blocks(tokens, sites, self.model.layers.len());
+        ForwardOutput { hidden_states: self.model.norm.forward(x), sites }
+    }
+
+    /// The activations at `sites` alone: the pass ends after the last layer that is needed.
+    pub fn activations(&self, tokens: Tensor<2, Int>, sites: &[Site]) -> Vec<Tensor<3>> {
+        let depth = sites.iter().map(|site| site.layer + 1).max().unwrap_or(0);
+        self.blocks(tokens, sites, depth).1
+    }
+
+    fn blocks(
+        &self,
+        tokens: Tensor<2, Int>,
+        sites: &[Site],
+        depth: usize,
+    ) -> (Tensor<3>, Vec<Tensor<3>>) {
+        let [_, length] = tokens.dims();
+        let rotary = Rotary::new(0..length, &self.config, &tokens.device());
+        let mut x = self.embed(tokens);
+        let mut found: Vec<Option<Tensor<3>>> = vec![None; sites.len()];
+        for (layer, block) in self.model.layers.iter().take(depth).enumerate() {
+            let output = block.forward(x, |attention, x| attention.z(x, &rotary));
+            for (slot, site) in found.iter_mut().zip(sites).filter(|(_, s)| s.layer == layer) {
+                *slot = Some(match site.kind {
+                    SiteKind::ResidPost => output.resid_post.clone(),
+                    SiteKind::MlpOut => output.mlp_out.clone(),
+                    SiteKind::AttnZ => output.attn_z.clone(),
+                });
+            }
+            x = output.resid_post;
+        }
+        let found = found.into_iter().zip(sites);
+        let found = found.map(|(x, site)| x.unwrap_or_else(|| panic!("the model has no {site}")));
+        (x, found.collect())
+    }
+
+    /// The final hidden states of `tokens` `[batch, tokens]`, the continuation of what `caches`
+    /// hold, at the given positions (one for each of the `batch · tokens`).
+    pub(crate) fn forward_cached(
+        &self,
+        tokens: Tensor<2, Int>,
+        positions: &[usize],
+        caches: &mut [LayerCache],
+    ) -> Tensor<3> {
+        let rotary = Rotary::new(positions.iter().copied(), &self.config, &tokens.device());
+        let mut x = self.embed(tokens);
+        for (block, cache) in self.model.layers.iter().zip(caches) {
+            x = block
+                .forward(x, |attention, x| attention.z_cached(x, &rotary, cache))
+                .resid_post;
+        }
+        self.model.norm.forward(x)
+    }
+
+    /// Soft-capped logits of hidden states: `[n, d_model]` → `[n, vocab_size]`.
+    /// For losses use [`fpo_ops::linear_log_probs`], which never forms them.
+    pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        let logits = fpo_ops::linear(hidden, self.unembedding());
+        match self.config.final_logit_softcapping {
+            Some(cap) => fpo_ops::softcap(logits, cap),
+            None => logits,
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Where activations are read: the residual stream, an MLP's output, the heads of an attention.
+
+use std::{fmt, str::FromStr};
+
+use crate::Error;
+
+/// Which tensor of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SiteKind {
+    /// The block's output, before the final norm: Hugging Face's output of `model.layers.L`.
+    ResidPost,
+    /// What the MLP adds to the residual stream: output of `model.layers.L.post_feedforward_layernorm`.
+    MlpOut,
+    /// The concatenated heads before the output projection: input of `self_attn.o_proj`.
+    AttnZ,
+}
+
+/// An activation site: a kind of tensor and a 0-based layer, written `resid_post:25`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Site {
+    /// Which tensor.
+    pub kind: SiteKind,
+    /// Of which block, 0-based.
+    pub layer: usize,
+}
+
+impl Site {
+    /// The block's output.
+    pub const fn resid_post(layer: usize) -> Self {
+        Self { kind: SiteKind::ResidPost, layer }
+    }
+
+    /// TransformerLens' name, by which autoencoder files say where they belong.
+    pub fn hook_name(self) -> String {
+        let hook = match self.kind {
+            SiteKind::ResidPost => "hook_resid_post",
+            SiteKind::MlpOut => "hook_mlp_out",
+            SiteKind::AttnZ => "attn.hook_z",
+        };
+        format!("blocks.{}.{hook}", self.layer)
+    }
+
+    /// Fails where the model has too few layers.
+    pub fn check(self, num_layers: usize) -> Result<Self, Error> {
+        if self.layer < num_layers {
+            return Ok(self);
+        }
+        Err(Error::Site(
+            self.to_string(),
+            format!("the model has {num_layers} layers, 0 to {}", num_layers.saturating_sub(1)),
+        ))
+    }
+}
+
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            SiteKind::ResidPost => "resid_post",
+            SiteKind::MlpOut => "mlp_out",
+            SiteKind::AttnZ => "attn_z",
+        };
+        write!(f, "{kind}:{}", self.layer)
+    }
+}
+
+impl FromStr for Site {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let fail = |why: &str| Error::Site(text.to_owned(), why.to_owned());
+        let (kind, layer) = text
+            .split_once(':')
+            .ok_or_else(|| fail("expected KIND:LAYER, such as resid_post:25"))?;
+        let kind = match kind {
+            "resid_post" => SiteKind::ResidPost,
+            "mlp_out" => SiteKind::MlpOut,
+            "attn_z" => SiteKind::AttnZ,
+            _ => return Err(fail("the kind is resid_post, mlp_out or attn_z")),
+        };
+        let layer = layer.parse().map_err(|_| fail("the layer is a number from 0"))?;
+        Ok(Self { kind, layer })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn written_and_read_back() {
+        for text in ["resid_post:0", "mlp_out:25", "attn_z:3"] {
+            assert_eq!(text.parse::<Site>().unwrap().to_string(), text);
+        }
+        for text in ["resid_post", "resid_pre:1", "mlp_out:-1", "attn_z:", ""] {
+            assert!(text.parse::<Site>().is_err(), "{text:?} was accepted");
+        }
+        assert!(Site::resid_post(3).check(4).is_ok());
+        assert!(Site::resid_post(4).check(4).is_err());
+    }
+}

@@ -1,0 +1,17 @@
+//! Writes rows as JSON lines, for people and programs that want to look at them.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+/// Writes one row per line.
+///
+/// # Errors
+/// What `writer` reports.
+pub fn write_jsonl<T: Serialize, W: Write>(rows: &[T], mut writer: W) -> io::Result<()> {
+    for row in rows {
+        serde_json::to_writer(&mut writer, row)?;
+        writer.write_all(b"\n")?;
+    }
+    writer.flush()
+}

@@ -1,0 +1,379 @@
+//! Holds the shape of the workspace: who may depend on whom, who may choose a backend, and that every crate states its invariants.
+//!
+//! The oracle is the table in [`allowed`]. Everything is read from the manifests, so that the test needs seconds and no Burn.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+/// Burn's features and crates that bring a backend along.
+const BACKENDS: [&str; 12] = [
+    "cpu", "cubecl", "cuda", "flex", "metal", "ndarray", "remote", "rocm", "tch", "vulkan",
+    "webgpu", "wgpu",
+];
+
+/// What a crate may use of this workspace.
+fn allowed(krate: &str) -> Option<&'static [&'static str]> {
+    const LIBRARIES: &[&str] = &[
+        "fpo-ops",
+        "fpo-transformer",
+        "fpo-sae",
+        "fpo-losses",
+        "fpo-data",
+        "fpo-datasets",
+        "fpo-trainer",
+    ];
+    match krate {
+        "fpo-ops" | "fpo-data" | "fpo-datasets" | "xtask" => Some(&[]),
+        "fpo-transformer" | "fpo-sae" | "fpo-losses" => Some(&["fpo-ops"]),
+        "fpo-trainer" => LIBRARIES.split_last().map(|(_, libraries)| libraries),
+        "fpo-tests" => Some(LIBRARIES),
+        _ => None,
+    }
+}
+
+/// Crates that know no tensor.
+const WITHOUT_BURN: [&str; 3] = ["fpo-data", "fpo-datasets", "xtask"];
+/// Crates that may offer a feature which compiles a backend in: `ops` for its fast paths, the trainer for its users.
+const MAY_OFFER_BACKENDS: [&str; 2] = ["fpo-ops", "fpo-trainer"];
+/// Crates that a person builds, so that a backend may be on without being asked for.
+const MAY_DEFAULT_TO_A_BACKEND: [&str; 2] = ["fpo-trainer", "fpo-tests"];
+
+#[test]
+fn dependencies_point_the_allowed_way() {
+    let members = members();
+    let names: Vec<&str> = members.keys().map(String::as_str).collect();
+    let found: Vec<String> = members
+        .values()
+        .flat_map(|(_, manifest)| [edges(manifest, &names), backends(manifest)].concat())
+        .collect();
+    assert!(found.is_empty(), "{}", found.join("\n"));
+
+    let workspace = read(&root().join("Cargo.toml"));
+    let burn = &workspace["workspace"]["dependencies"]["burn"];
+    assert_eq!(
+        burn.get("default-features"),
+        Some(&Value::Boolean(false)),
+        "the workspace's burn has default features"
+    );
+    assert_eq!(
+        backends_in(burn),
+        Vec::<String>::new(),
+        "every crate that uses the workspace's burn would get these"
+    );
+}
+
+#[test]
+fn every_crate_opens_with_its_invariants() {
+    let silent: Vec<String> = members()
+        .into_iter()
+        .filter_map(|(name, (folder, _))| {
+            let file = ["src/lib.rs", "src/main.rs"]
+                .map(|file| folder.join(file))
+                .into_iter()
+                .find(|file| file.is_file());
+            let Some(file) = file else {
+                return Some(format!("{name} has neither src/lib.rs nor src/main.rs"));
+            };
+            let source = fs::read_to_string(&file).unwrap();
+            let mut opening = source.lines().take_while(|line| line.starts_with("//!"));
+            let file = file.strip_prefix(root()).unwrap_or(&file).display();
+            (!opening.any(|line| line.contains("Invariants"))).then(|| {
+                format!("{name}: the //! comment that opens {file} has no line \"Invariants\"")
+            })
+        })
+        .collect();
+    assert!(silent.is_empty(), "{}", silent.join("\n"));
+}
+
+/// The rules themselves, on manifests that break them.
+#[test]
+fn a_wrong_manifest_is_named() {
+    let names = [
+        "fpo-data",
+        "fpo-losses",
+        "fpo-ops",
+        "fpo-sae",
+        "fpo-tests",
+        "fpo-trainer",
+        "fpo-transformer",
+        "xtask",
+    ];
+    let cases = [
+        (
+            "fpo-sae",
+            "[dependencies]\nfpo-ops.workspace = true\nburn.workspace = true",
+            vec![],
+        ),
+        (
+            "fpo-sae",
+            "[dev-dependencies]\nburn = { workspace = true, features = [\"flex\"] }",
+            vec![],
+        ),
+        ("fpo-ops", "[features]\nflex = [\"burn/flex\"]", vec![]),
+        (
+            "fpo-trainer",
+            "[features]\ndefault = [\"flex\"]\nflex = [\"burn/flex\", \"fpo-ops/flex\"]",
+            vec![],
+        ),
+        (
+            "fpo-sae",
+            "[dependencies]\nfpo-transformer.workspace = true",
+            vec!["fpo-sae -> fpo-transformer"],
+        ),
+        (
+            "fpo-sae",
+            "[dev-dependencies]\nfpo-data = { path = \"../data\" }",
+            vec!["fpo-sae -> fpo-data"],
+        ),
+        (
+            "fpo-ops",
+            "[build-dependencies]\nfpo-sae.workspace = true",
+            vec!["fpo-ops -> fpo-sae"],
+        ),
+        (
+            "fpo-losses",
+            "[target.'cfg(unix)'.dependencies]\nfpo-data.workspace = true",
+            vec!["fpo-losses -> fpo-data"],
+        ),
+        (
+            "fpo-ops",
+            "[dependencies]\ncore = { package = \"fpo-losses\", path = \"x\" }",
+            vec!["fpo-ops -> fpo-losses"],
+        ),
+        (
+            "fpo-trainer",
+            "[dependencies]\nxtask = { path = \"x\" }\nfpo-sae = \"1\"",
+            vec!["fpo-trainer -> xtask"],
+        ),
+        (
+            "xtask",
+            "[dependencies]\nburn.workspace = true",
+            vec!["xtask -> burn"],
+        ),
+        (
+            "fpo-data",
+            "[dev-dependencies]\nburn-flex = \"0.22\"",
+            vec!["fpo-data -> burn-flex"],
+        ),
+        ("fpo-new", "", vec!["fpo-new is not in the table"]),
+        (
+            "fpo-sae",
+            "[dependencies]\nburn = { workspace = true, features = [\"wgpu\"] }",
+            vec!["fpo-sae -> burn: wgpu"],
+        ),
+        (
+            "fpo-sae",
+            "[dependencies]\nburn-cuda = \"0.22\"",
+            vec!["fpo-sae -> burn-cuda"],
+        ),
+        (
+            "fpo-losses",
+            "[dependencies]\nfpo-ops = { workspace = true, features = [\"flex\"] }",
+            vec!["fpo-losses -> fpo-ops: flex"],
+        ),
+        (
+            "fpo-sae",
+            "[features]\nfast = [\"burn/cuda\"]",
+            vec!["fpo-sae: feature fast"],
+        ),
+        (
+            "fpo-ops",
+            "[features]\ndefault = [\"cpu\"]\ncpu = [\"burn/flex\"]",
+            vec!["fpo-ops: default feature cpu"],
+        ),
+    ];
+    for (name, manifest, expected) in cases {
+        let manifest: Table = format!("[package]\nname = \"{name}\"\n{manifest}")
+            .parse()
+            .unwrap();
+        let found = [edges(&manifest, &names), backends(&manifest)].concat();
+        assert_eq!(found.len(), expected.len(), "{manifest}\n{found:?}");
+        for (found, expected) in found.iter().zip(expected) {
+            assert!(found.starts_with(expected), "{manifest}\n{found:?}");
+        }
+    }
+}
+
+/// Dependencies that point the wrong way. Those of tests and build scripts count too.
+fn edges(manifest: &Table, members: &[&str]) -> Vec<String> {
+    let name = name(manifest);
+    let Some(allowed) = allowed(name) else {
+        return vec![format!(
+            "{name} is not in the table of allowed dependencies"
+        )];
+    };
+    dependencies(manifest)
+        .filter_map(|(kind, to, _)| {
+            let burn = to == "burn" || to.starts_with("burn-");
+            if members.contains(&to) && !allowed.contains(&to) {
+                Some(format!(
+                    "{name} -> {to} ({kind}): it may use {allowed:?} of this workspace"
+                ))
+            } else if burn && WITHOUT_BURN.contains(&name) {
+                Some(format!("{name} -> {to} ({kind}): it must not use Burn"))
+            } else {
+                None
+            }
+        })
+        .collect()
+}
+
+/// Places where a crate decides on a backend without having the right to. Tests have to run on one, so theirs don't count.
+fn backends(manifest: &Table) -> Vec<String> {
+    let name = name(manifest);
+    let mut found = Vec::new();
+    if !MAY_DEFAULT_TO_A_BACKEND.contains(&name) {
+        for (kind, to, dependency) in
+            dependencies(manifest).filter(|(kind, ..)| !kind.contains("dev-"))
+        {
+            let is_ours = to == "burn" || to.starts_with("fpo-");
+            let chosen = if is_ours {
+                backends_in(dependency)
+            } else {
+                Vec::new()
+            };
+            let optional = dependency.get("optional") == Some(&Value::Boolean(true));
+            let is_backend = to.strip_prefix("burn-").is_some_and(is_backend);
+            if !chosen.is_empty() {
+                found.push(format!(
+                    "{name} -> {to}: {} ({kind}): a library chooses no backend",
+                    chosen.join(", ")
+                ));
+            } else if is_backend && !optional && !WITHOUT_BURN.contains(&name) {
+                found.push(format!(
+                    "{name} -> {to} ({kind}): a library chooses no backend"
+                ));
+            }
+        }
+    }
+    let Some(features) = manifest.get("features").and_then(Value::as_table) else {
+        return found;
+    };
+    let with_backend = |feature: &str| {
+        strings(features.get(feature))
+            .iter()
+            .any(|part| names_backend(part))
+    };
+    for feature in features
+        .keys()
+        .filter(|feature| *feature != "default" && with_backend(feature))
+    {
+        if !MAY_OFFER_BACKENDS.contains(&name) {
+            found.push(format!("{name}: feature {feature} brings a backend; only {MAY_OFFER_BACKENDS:?} may offer one"));
+        }
+    }
+    if !MAY_DEFAULT_TO_A_BACKEND.contains(&name) {
+        let on = strings(features.get("default"));
+        for feature in on
+            .iter()
+            .filter(|feature| names_backend(feature) || with_backend(feature))
+        {
+            found.push(format!(
+                "{name}: default feature {feature} brings a backend; a library chooses none"
+            ));
+        }
+    }
+    found
+}
+
+/// Whether a part of a feature, such as `burn/flex`, `burn?/cuda` or `dep:burn-wgpu`, turns a backend on.
+fn names_backend(part: &str) -> bool {
+    match (part.strip_prefix("dep:burn-"), part.split_once('/')) {
+        (Some(krate), _) => is_backend(krate),
+        (None, Some((krate, feature))) => {
+            let krate = krate.trim_end_matches('?');
+            (krate.starts_with("burn") || krate.starts_with("fpo-")) && is_backend(feature)
+        }
+        (None, None) => false,
+    }
+}
+
+fn is_backend(name: &str) -> bool {
+    BACKENDS.contains(&name)
+}
+
+fn backends_in(dependency: &Value) -> Vec<String> {
+    strings(dependency.get("features"))
+        .into_iter()
+        .filter(|feature| is_backend(feature))
+        .collect()
+}
+
+/// All dependencies of a manifest as (table, package, entry), platform-specific ones included.
+fn dependencies(manifest: &Table) -> impl Iterator<Item = (String, &str, &Value)> {
+    const KINDS: [&str; 3] = ["dependencies", "dev-dependencies", "build-dependencies"];
+    let targets = manifest
+        .get("target")
+        .and_then(Value::as_table)
+        .into_iter()
+        .flatten();
+    let places = targets
+        .filter_map(|(target, value)| Some((format!("target.{target}."), value.as_table()?)));
+    std::iter::once((String::new(), manifest))
+        .chain(places)
+        .flat_map(|(place, table)| {
+            KINDS.into_iter().flat_map(move |kind| {
+                let place = format!("{place}{kind}");
+                table
+                    .get(kind)
+                    .and_then(Value::as_table)
+                    .into_iter()
+                    .flatten()
+                    .map(move |(key, entry)| {
+                        let package = entry.get("package").and_then(Value::as_str).unwrap_or(key);
+                        (place.clone(), package, entry)
+                    })
+            })
+        })
+}
+
+fn strings(value: Option<&Value>) -> Vec<String> {
+    let parts = value.and_then(Value::as_array).into_iter().flatten();
+    parts.filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+fn name(manifest: &Table) -> &str {
+    manifest["package"]["name"]
+        .as_str()
+        .expect("a package has a name")
+}
+
+/// Every member's folder and manifest by its name.
+fn members() -> BTreeMap<String, (PathBuf, Table)> {
+    let workspace = read(&root().join("Cargo.toml"));
+    let mut members = BTreeMap::new();
+    for pattern in strings(workspace["workspace"].get("members")) {
+        let folders = match pattern.strip_suffix("/*") {
+            Some(parent) => fs::read_dir(root().join(parent))
+                .unwrap()
+                .map(|entry| entry.unwrap().path())
+                .collect(),
+            None => vec![root().join(pattern)],
+        };
+        for folder in folders
+            .into_iter()
+            .filter(|folder| folder.join("Cargo.toml").is_file())
+        {
+            let manifest = read(&folder.join("Cargo.toml"));
+            members.insert(name(&manifest).to_owned(), (folder, manifest));
+        }
+    }
+    assert!(members.len() >= 9, "found only {:?}", members.keys());
+    members
+}
+
+fn read(path: &Path) -> Table {
+    let text =
+        fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    text.parse()
+        .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("tests/ lies in the workspace")
+}

@@ -1,0 +1,156 @@
+//! Builds the `fpo` binary for the device that its arguments ask for, and becomes it.
+
+use std::process::{Command, ExitCode};
+use std::{fmt, io};
+
+/// Names of devices and the cargo feature that each needs beyond the default one.
+const DEVICES: [(&str, Option<&str>); 5] = [
+    ("cpu", None),
+    ("cuda", Some("cuda")),
+    ("wgpu", Some("wgpu")),
+    ("vulkan", Some("vulkan")),
+    ("metal", Some("metal")),
+];
+
+/// Why the binary could not be started.
+#[derive(Debug)]
+pub enum Error {
+    /// `--device` names something that no feature stands for.
+    UnknownDevice(String),
+    /// Cargo itself could not be run.
+    Cargo(io::Error),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownDevice(name) => {
+                let known = DEVICES.map(|(device, _)| device).join(", ");
+                write!(
+                    f,
+                    "unknown device '{name}'; known devices: {known} (a number picks one of several, as in cuda:1)"
+                )
+            }
+            Self::Cargo(error) => write!(f, "could not run cargo: {error}"),
+        }
+    }
+}
+
+/// Runs `fpo [subcommand] args…`, built with the feature of the device in `args`. On Unix it returns only if that fails.
+pub fn fpo(subcommand: Option<&str>, args: &[String]) -> Result<ExitCode, Error> {
+    let mut command = cargo();
+    command.args([
+        "run",
+        "--release",
+        "--package",
+        "fpo-trainer",
+        "--bin",
+        "fpo",
+    ]);
+    if let Some(feature) = feature(args)? {
+        command.args(["--features", feature]);
+    }
+    command.arg("--").args(subcommand).args(args);
+    become_process(command).map_err(Error::Cargo)
+}
+
+/// The cargo that runs this launcher, so that a toolchain override holds for what it starts.
+pub fn cargo() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// The feature for the last `--device` in `args`; without one, or for the CPU, the default features are enough.
+fn feature(args: &[String]) -> Result<Option<&'static str>, Error> {
+    let Some(device) = device(args) else {
+        return Ok(None);
+    };
+    let kind = device.split(':').next().unwrap_or(device);
+    match DEVICES.iter().find(|(name, _)| *name == kind) {
+        Some((_, feature)) => Ok(*feature),
+        None => Err(Error::UnknownDevice(device.to_owned())),
+    }
+}
+
+fn device(args: &[String]) -> Option<&str> {
+    let mut found = None;
+    let mut args = args
+        .iter()
+        .map(String::as_str)
+        .take_while(|arg| *arg != "--");
+    while let Some(arg) = args.next() {
+        if arg == "--device" {
+            // A missing name is left for the binary to complain about.
+            found = args.next().or(found);
+        } else if let Some(name) = arg.strip_prefix("--device=") {
+            found = Some(name);
+        }
+    }
+    found
+}
+
+/// Replaces this process; cargo then does the same with the binary. Signals and the exit status need no forwarding.
+#[cfg(unix)]
+fn become_process(mut command: Command) -> io::Result<ExitCode> {
+    use std::os::unix::process::CommandExt;
+    Err(command.exec())
+}
+
+#[cfg(not(unix))]
+fn become_process(mut command: Command) -> io::Result<ExitCode> {
+    let status = command.status()?;
+    Ok(status
+        .code()
+        .and_then(|code| u8::try_from(code).ok())
+        .map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn feature_of(line: &str) -> Result<Option<&'static str>, Error> {
+        feature(
+            &line
+                .split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>(),
+        )
+    }
+
+    #[test]
+    fn the_device_decides_the_feature() {
+        let cases = [
+            ("", None),
+            ("--recipe tiny --resume", None),
+            ("--device cpu", None),
+            ("--device cuda", Some("cuda")),
+            ("--device cuda:1", Some("cuda")),
+            ("--device=wgpu", Some("wgpu")),
+            ("train --set a=1 --device=vulkan:0 --resume", Some("vulkan")),
+            ("--device metal", Some("metal")),
+            ("--device cuda --device cpu", None),
+            ("--device", None),
+            ("--set note=--device=cuda", None),
+            ("-- --device cuda", None),
+        ];
+        for (line, expected) in cases {
+            assert_eq!(feature_of(line).unwrap(), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_device_is_named_with_the_known_ones() {
+        for (line, name) in [
+            ("--device tpu", "tpu"),
+            ("--device=CUDA:0", "CUDA:0"),
+            ("--device=", ""),
+        ] {
+            let message = feature_of(line).unwrap_err().to_string();
+            assert!(message.contains(&format!("'{name}'")), "{message}");
+            assert!(
+                message.contains("cpu, cuda, wgpu, vulkan, metal"),
+                "{message}"
+            );
+        }
+    }
+}
