@@ -19,7 +19,7 @@ pub struct AdamW {
 
 /// The new parameter, mean of gradients and mean of squared gradients:
 ///
-/// `m ← β₁·m + (1−β₁)·g`, `v ← β₂·v + (1−β₂)·g²`,
+/// `m ← m + (1−β₁)·(g − m)`, `v ← β₂·v + (1−β₂)·g²`,
 /// `p ← (1 − lr·λ)·p − lr/(1−β₁ᵗ) · m / (√v/√(1−β₂ᵗ) + eps)`
 /// (Loshchilov & Hutter, algorithm 2, in the order of operations of PyTorch).
 ///
@@ -45,6 +45,17 @@ pub fn adamw_step<const D: usize>(
         v.dims()
     );
     assert!(step > 0, "adamw_step: steps count from 1");
+    assert!(
+        ![&param, &grad, &m, &v].into_iter().any(Tensor::is_autodiff),
+        "adamw_step: the tensors must be outside autodiff (`Tensor::inner`)"
+    );
+    #[cfg(feature = "flex")]
+    if [&param, &grad, &m, &v].into_iter().all(crate::flex::is_plain) {
+        let take = crate::flex::take::<D>;
+        return fast([take(param), take(m), take(v)], take(grad), step, options)
+            .map(|tensor| Tensor::from_dispatch(crate::flex::plain(tensor)))
+            .into();
+    }
     definition(param, grad, m, v, step, options)
 }
 
@@ -59,7 +70,7 @@ pub fn definition<const D: usize>(
 ) -> (Tensor<D>, Tensor<D>, Tensor<D>) {
     let (beta1, beta2) = (options.beta1, options.beta2);
     let (correction1, correction2) = options.bias_corrections(step);
-    let m = m * beta1 + grad.clone() * (1.0 - beta1);
+    let m = m.clone() + (grad.clone() - m) * (1.0 - beta1);
     let v = v * beta2 + grad.square() * (1.0 - beta2);
     let denominator = v.clone().sqrt() / correction2.sqrt() + options.eps;
     let param = param * (1.0 - options.lr * options.weight_decay)
@@ -73,4 +84,42 @@ impl AdamW {
         let t = step as f64;
         (1.0 - self.beta1.powf(t), 1.0 - self.beta2.powf(t))
     }
+}
+
+/// One pass over all four, in place where the buffers have no other owner.
+#[cfg(feature = "flex")]
+fn fast(
+    mut state: [burn::backend::flex::FlexTensor; 3],
+    grad: burn::backend::flex::FlexTensor,
+    step: usize,
+    options: &AdamW,
+) -> [burn::backend::flex::FlexTensor; 3] {
+    use crate::flex::{
+        blocks::{ELEMENTS, for_each_block},
+        elementary::vectorised,
+        values,
+    };
+
+    let (correction1, correction2) = options.bias_corrections(step);
+    let shrink = (1.0 - options.lr * options.weight_decay) as f32;
+    let rate = (options.lr / correction1) as f32;
+    let inverse = (1.0 / correction2.sqrt()) as f32;
+    let [new1, new2] = [options.beta1, options.beta2].map(|beta| (1.0 - beta) as f32);
+    let (beta2, eps) = (options.beta2 as f32, options.eps as f32);
+    let grad = values(&grad);
+    let slices = state.each_mut().map(|tensor| (tensor.storage_mut::<f32>(), ELEMENTS));
+    for_each_block(slices, |block, [p, m, v]| {
+        let g = &grad[block * ELEMENTS..][..p.len()];
+        vectorised(
+            #[inline(always)]
+            || {
+                for (((p, m), v), &g) in p.iter_mut().zip(m).zip(v).zip(g) {
+                    *m += (g - *m) * new1;
+                    *v = *v * beta2 + g * g * new2;
+                    *p = *p * shrink - rate * *m / (v.sqrt() * inverse + eps);
+                }
+            },
+        );
+    });
+    state
 }

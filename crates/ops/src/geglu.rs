@@ -15,10 +15,9 @@ const CUBIC: f64 = 0.044_715;
 pub fn geglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
     assert_eq!(gate.dims(), up.dims(), "geglu: gate and up differ in shape");
     #[cfg(feature = "flex")]
-    if let Some(output) = crate::flex::apply(
-        fast::Geglu,
-        [crate::flex::operand(&gate), crate::flex::operand(&up)],
-    ) {
+    if let Some(output) =
+        crate::flex::apply(fast::Geglu, [crate::flex::operand(&gate), crate::flex::operand(&up)])
+    {
         return Tensor::from_dispatch(output);
     }
     definition(gate, up)
@@ -40,7 +39,7 @@ mod fast {
         Operation,
         blocks::{self, Uninit},
         elementary::{tanh, vectorised},
-        tensor, values,
+        tensor, tensors_like, values,
     };
 
     #[derive(Clone, Debug)]
@@ -92,8 +91,7 @@ mod fast {
             };
             // SAFETY: the loop writes every element of both blocks.
             let [d_gate, d_up] = unsafe { blocks::elementwise(x.len(), work) };
-            let shape = gate.layout().shape();
-            [d_gate, d_up].map(|values| Some(tensor(values, shape.clone())))
+            tensors_like([d_gate, d_up].map(Some), &[gate, up])
         }
     }
 

@@ -15,6 +15,13 @@ use burn::tensor::Tensor;
 /// * `bandwidth` ε: positive
 pub fn jump_relu(z: Tensor<2>, threshold: Tensor<1>, bandwidth: f64) -> Tensor<2> {
     check_shapes("jump_relu", &z, &threshold, bandwidth);
+    #[cfg(feature = "flex")]
+    if let Some(output) = crate::flex::apply(
+        fast::JumpRelu { bandwidth: bandwidth as f32 },
+        [crate::flex::operand(&z), crate::flex::operand(&threshold)],
+    ) {
+        return Tensor::from_dispatch(output);
+    }
     jump_relu_definition(z, threshold, bandwidth)
 }
 
@@ -26,6 +33,14 @@ pub fn jump_relu(z: Tensor<2>, threshold: Tensor<1>, bandwidth: f64) -> Tensor<2
 /// As for [`jump_relu`].
 pub fn heaviside(z: Tensor<2>, threshold: Tensor<1>, bandwidth: f64) -> Tensor<2> {
     check_shapes("heaviside", &z, &threshold, bandwidth);
+    #[cfg(feature = "flex")]
+    if let Some(output) = crate::flex::apply(
+        fast::Heaviside { bandwidth: bandwidth as f32 },
+        // Not a parent in the graph, for it gets no gradient.
+        [crate::flex::operand(&z.clone().inner()), crate::flex::operand(&threshold)],
+    ) {
+        return Tensor::from_dispatch(output);
+    }
     heaviside_definition(z, threshold, bandwidth)
 }
 
@@ -68,4 +83,153 @@ fn rectangle(z: Tensor<2>, theta: Tensor<2>, bandwidth: f64) -> Tensor<2> {
 fn straight_through(threshold: Tensor<1>, slope: Tensor<2>) -> Tensor<2> {
     let constant = threshold.clone().inner();
     slope * (threshold - constant).unsqueeze::<2>()
+}
+
+/// One pass in each direction; the threshold's gradient is summed in fixed blocks of rows.
+#[cfg(feature = "flex")]
+mod fast {
+    use burn::backend::flex::FlexTensor;
+
+    use crate::flex::{
+        Operation,
+        blocks::{self, Uninit},
+        elementary::vectorised,
+        tensor, tensors_like, values,
+    };
+
+    /// Rows per block; fixed, for the sum of the threshold's gradient.
+    const ROWS: usize = 64;
+
+    #[derive(Clone, Debug)]
+    pub(super) struct JumpRelu {
+        pub bandwidth: f32,
+    }
+
+    #[derive(Clone, Debug)]
+    pub(super) struct Heaviside {
+        pub bandwidth: f32,
+    }
+
+    impl Operation<2> for JumpRelu {
+        type Saved = [FlexTensor; 2];
+
+        fn forward(&self, inputs: [FlexTensor; 2]) -> (FlexTensor, Self::Saved) {
+            let output = map(
+                &inputs,
+                #[inline(always)]
+                |z, theta| if z > theta { z } else { 0.0 },
+            );
+            (output, inputs)
+        }
+
+        fn backward(
+            &self,
+            inputs: Self::Saved,
+            gradient: FlexTensor,
+            [_, threshold_wanted]: [bool; 2],
+        ) -> [Option<FlexTensor>; 2] {
+            let [z, theta] = inputs.each_ref().map(values);
+            let (g, d) = (values(&gradient), theta.len());
+            let (half, inverse) = (0.5 * self.bandwidth, -1.0 / self.bandwidth);
+            let work = |block: usize, [d_z, d_theta]: [Uninit; 2]| {
+                let start = block * ROWS * d;
+                let rows = z[start..].chunks_exact(d).zip(g[start..].chunks_exact(d));
+                let mut sums = vec![0.0; d];
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for (d_z, (z, g)) in d_z.chunks_exact_mut(d).zip(rows) {
+                            let inputs = z.iter().zip(g).zip(theta);
+                            let outputs = d_z.iter_mut().zip(&mut sums);
+                            for (((&z, &g), &theta), (d_z, sum)) in inputs.zip(outputs) {
+                                d_z.write(if z > theta { g } else { 0.0 });
+                                let inside = (z - theta).abs() < half;
+                                *sum += if inside { g * theta * inverse } else { 0.0 };
+                            }
+                        }
+                    },
+                );
+                for (d_theta, sum) in d_theta.iter_mut().zip(sums) {
+                    d_theta.write(sum);
+                }
+            };
+            let partial = (z.len() / d.max(1)).div_ceil(ROWS) * d;
+            // SAFETY: the loops write every element of both blocks.
+            let [d_z, d_theta] = unsafe { blocks::fill([(ROWS * d, z.len()), (d, partial)], work) };
+            let d_theta = threshold_wanted.then(|| blocks::sum_rows(&d_theta, d));
+            tensors_like([Some(d_z), d_theta], &inputs)
+        }
+    }
+
+    impl Operation<2> for Heaviside {
+        type Saved = [FlexTensor; 2];
+
+        fn forward(&self, inputs: [FlexTensor; 2]) -> (FlexTensor, Self::Saved) {
+            let output = map(
+                &inputs,
+                #[inline(always)]
+                |z, theta| if z > theta { 1.0 } else { 0.0 },
+            );
+            (output, inputs)
+        }
+
+        fn backward(
+            &self,
+            inputs: Self::Saved,
+            gradient: FlexTensor,
+            [_, threshold_wanted]: [bool; 2],
+        ) -> [Option<FlexTensor>; 2] {
+            if !threshold_wanted {
+                return [None, None];
+            }
+            let [z, theta] = inputs.each_ref().map(values);
+            let (g, d) = (values(&gradient), theta.len());
+            let (half, inverse) = (0.5 * self.bandwidth, -1.0 / self.bandwidth);
+            let rows = z.len() / d.max(1);
+            let partials = blocks::map(rows.div_ceil(ROWS), |block| {
+                let range = block * ROWS * d..((block + 1) * ROWS).min(rows) * d;
+                let rows = z[range.clone()].chunks_exact(d).zip(g[range].chunks_exact(d));
+                let mut sums = vec![0.0; d];
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for (z, g) in rows {
+                            for (((&z, &g), &theta), sum) in
+                                z.iter().zip(g).zip(theta).zip(&mut sums)
+                            {
+                                let inside = (z - theta).abs() < half;
+                                *sum += if inside { g * inverse } else { 0.0 };
+                            }
+                        }
+                    },
+                );
+                sums
+            });
+            let d_theta = blocks::sum_rows(&partials.concat(), d);
+            tensors_like([None, Some(d_theta)], &inputs)
+        }
+    }
+
+    /// `f(z, θ)` of every element of z `[n, d]` and the threshold of its column.
+    #[inline(always)]
+    fn map(inputs: &[FlexTensor; 2], f: impl Fn(f32, f32) -> f32 + Send + Sync) -> FlexTensor {
+        let [z, theta] = inputs.each_ref().map(values);
+        let d = theta.len();
+        let work = |block: usize, [output]: [Uninit; 1]| {
+            let z = z[block * ROWS * d..].chunks_exact(d);
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (output, z) in output.chunks_exact_mut(d).zip(z) {
+                        for ((output, &z), &theta) in output.iter_mut().zip(z).zip(theta) {
+                            output.write(f(z, theta));
+                        }
+                    }
+                },
+            );
+        };
+        // SAFETY: the loops write every element of the block.
+        let [output] = unsafe { blocks::fill([(ROWS * d, z.len())], work) };
+        tensor(output, inputs[0].layout().shape().clone())
+    }
 }

@@ -28,6 +28,19 @@ pub fn linear_kl(
         hidden.dims(),
         weight.dims()
     );
+    #[cfg(feature = "flex")]
+    if let (Some(reference_hidden), Some(reference_weight)) =
+        (crate::flex::constant(&reference_hidden), crate::flex::constant(&reference_weight))
+        && let Some(output) = crate::flex::apply(
+            fast::LinearKl {
+                reference: [reference_hidden, reference_weight],
+                softcap: softcap.map(|cap| cap as f32),
+            },
+            [crate::flex::operand(&hidden), crate::flex::operand(&weight)],
+        )
+    {
+        return Tensor::from_dispatch(output);
+    }
     definition(reference_hidden, reference_weight, hidden, weight, softcap)
 }
 
@@ -45,7 +58,101 @@ pub fn definition(
         softcap,
     );
     let log_p = log_distribution(hidden, weight, softcap);
-    (log_r.clone().exp() * (log_r - log_p))
-        .sum_dim(1)
-        .squeeze_dim(1)
+    (log_r.clone().exp() * (log_r - log_p)).sum_dim(1).squeeze_dim(1)
+}
+
+/// Both models' logits in the same blocks, recomputed in the backward pass.
+#[cfg(feature = "flex")]
+mod fast {
+    use burn::backend::flex::FlexTensor;
+
+    use crate::flex::{
+        Operation,
+        elementary::{exp, sum, tanh},
+        logits::{Head, LogSumExp, backward, scan},
+        tensor, tensors_like, values,
+    };
+
+    #[derive(Clone, Debug)]
+    pub(super) struct LinearKl {
+        pub reference: [FlexTensor; 2],
+        pub softcap: Option<f32>,
+    }
+
+    impl LinearKl {
+        fn head<'a>(&self, inputs: &'a [FlexTensor; 2]) -> Head<'a> {
+            let [hidden, weight] = inputs.each_ref().map(values);
+            Head { hidden, weight, d: inputs[0].layout().shape()[1], softcap: self.softcap }
+        }
+    }
+
+    #[derive(Clone, Default)]
+    struct State {
+        reference: LogSumExp,
+        policy: LogSumExp,
+        /// Σ eᶻ·(a − b) with a and b the logits of reference and policy, z = a − the largest a
+        difference: f32,
+    }
+
+    impl Operation<2> for LinearKl {
+        /// The inputs, and log Σ exp of each row's logits: the reference's, the policy's.
+        type Saved = ([FlexTensor; 2], [FlexTensor; 2]);
+
+        /// `KL = Σ r·(a − b) − log Σ eᵃ + log Σ eᵇ`.
+        fn forward(&self, inputs: [FlexTensor; 2]) -> (FlexTensor, Self::Saved) {
+            let states: Vec<State> = scan(
+                [self.head(&self.reference), self.head(&inputs)],
+                #[inline(always)]
+                |state: &mut State, _, _, [a, b]| {
+                    let rescale = state.reference.update(a);
+                    state.policy.update(b);
+                    let largest = state.reference.largest;
+                    let more = sum(
+                        [a, b],
+                        #[inline(always)]
+                        |[a, b]| exp(a - largest) * (a - b),
+                    );
+                    state.difference = state.difference * rescale + more;
+                },
+            );
+            let n = states.len();
+            let column = |f: fn(&State) -> f32| tensor(states.iter().map(f).collect(), [n]);
+            let output = column(|state| {
+                let mean = state.difference / state.reference.sum;
+                mean - (state.reference.value() - state.policy.value())
+            });
+            let log_sums =
+                [column(|state| state.reference.value()), column(|state| state.policy.value())];
+            (output, (inputs, log_sums))
+        }
+
+        /// With r and p the distributions, t the tanh of the policy's soft-capping and g the gradient of the row:
+        /// `dz_v = g·(p_v − r_v)·(1 − t_v²)`.
+        fn backward(
+            &self,
+            (inputs, log_sums): Self::Saved,
+            gradient: FlexTensor,
+            wanted: [bool; 2],
+        ) -> [Option<FlexTensor>; 2] {
+            let ([log_r, log_p], g) = (log_sums.each_ref().map(values), values(&gradient));
+            let gradients = backward(
+                self.head(&inputs),
+                Some(self.head(&self.reference)),
+                wanted,
+                #[inline(always)]
+                |row, _, z, a| {
+                    let (g, log_r, log_p) = (g[row], log_r[row], log_p[row]);
+                    for (z, &a) in z.iter_mut().zip(a) {
+                        let (t, logit) = match self.softcap {
+                            Some(cap) => (tanh(*z), cap * tanh(*z)),
+                            None => (0.0, *z),
+                        };
+                        let difference = exp(logit - log_p) - exp(a - log_r);
+                        *z = g * difference * (1.0 - t) * (1.0 + t);
+                    }
+                },
+            );
+            tensors_like(gradients, &inputs)
+        }
+    }
 }

@@ -10,10 +10,7 @@ use burn::tensor::{DType, FloatDType, Tensor};
 /// * `weight`: `[d]`
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Tensor<D> {
     let (d, [d_weight]) = (x.dims()[D - 1], weight.dims());
-    assert_eq!(
-        d, d_weight,
-        "rms_norm: x ends in {d} features, the weight has {d_weight}"
-    );
+    assert_eq!(d, d_weight, "rms_norm: x ends in {d} features, the weight has {d_weight}");
     #[cfg(feature = "flex")]
     if let Some(output) = crate::flex::apply(
         fast::RmsNorm { eps: eps as f32 },
@@ -75,7 +72,11 @@ mod fast {
                     || {
                         let outputs = output.chunks_exact_mut(d).zip(scales);
                         for ((output, scale), x) in outputs.zip(x.chunks_exact(d)) {
-                            let mean = sum(d, |i| x[i] * x[i]) / d as f32;
+                            let mean = sum(
+                                [x],
+                                #[inline(always)]
+                                |[x]| x * x,
+                            ) / d as f32;
                             let r = 1.0 / (mean + self.eps).sqrt();
                             scale.write(r);
                             for ((output, &x), &weight) in output.iter_mut().zip(x).zip(weight) {
@@ -100,12 +101,8 @@ mod fast {
             [_, weight_wanted]: [bool; 2],
         ) -> [Option<FlexTensor>; 2] {
             let shape = x.layout().shape();
-            let (x, w, scales, g) = (
-                values(&x),
-                values(&weight),
-                values(&scales),
-                values(&gradient),
-            );
+            let (x, w, scales, g) =
+                (values(&x), values(&weight), values(&scales), values(&gradient));
             let d = w.len();
             let rows = x.len() / d;
             let work = |block: usize, [d_x, d_w]: [Uninit; 2]| {
@@ -117,7 +114,12 @@ mod fast {
                         for (row, d_x) in (first..).zip(d_x.chunks_exact_mut(d)) {
                             let (x, g) = (&x[row * d..][..d], &g[row * d..][..d]);
                             let r = scales[row];
-                            let mean = sum(d, |i| g[i] * (1.0 + w[i]) * x[i]) * r / d as f32;
+                            let mean = sum(
+                                [g, w, x],
+                                #[inline(always)]
+                                |[g, w, x]| g * (1.0 + w) * x,
+                            ) * r
+                                / d as f32;
                             let inputs = x.iter().zip(g).zip(w);
                             let outputs = d_x.iter_mut().zip(&mut sums);
                             for (((&x, &g), &w), (d_x, d_w)) in inputs.zip(outputs) {

@@ -28,6 +28,10 @@ pub fn linear_token_statistics(
     softcap: Option<f64>,
 ) -> TokenStatistics {
     check_shapes("linear_token_statistics", &hidden, &weight, &targets);
+    #[cfg(feature = "flex")]
+    if let Some(statistics) = fast(&hidden, &weight, &targets, softcap) {
+        return statistics;
+    }
     definition(hidden, weight, targets, softcap)
 }
 
@@ -38,17 +42,84 @@ pub fn definition(
     targets: Tensor<1, Int>,
     softcap: Option<f64>,
 ) -> TokenStatistics {
-    let log_p = log_distribution(
-        hidden.without_autodiff(),
-        weight.without_autodiff(),
-        softcap,
-    );
+    let log_p = log_distribution(hidden.without_autodiff(), weight.without_autodiff(), softcap);
     let targets = targets.without_autodiff().unsqueeze_dim(1);
     TokenStatistics {
         log_probs: log_p.clone().gather(1, targets).squeeze_dim(1),
-        entropy: -(log_p.clone().exp() * log_p.clone())
-            .sum_dim(1)
-            .squeeze_dim(1),
+        entropy: -(log_p.clone().exp() * log_p.clone()).sum_dim(1).squeeze_dim(1),
         argmax: log_p.argmax(1).squeeze_dim(1),
     }
+}
+
+/// One pass over blocks of logits on Flex, with running sums for all three statistics.
+#[cfg(feature = "flex")]
+fn fast(
+    hidden: &Tensor<2>,
+    weight: &Tensor<2>,
+    targets: &Tensor<1, Int>,
+    softcap: Option<f64>,
+) -> Option<TokenStatistics> {
+    use crate::flex::{
+        constant,
+        elementary::{exp, sum},
+        indices,
+        logits::{Head, LogSumExp, scan},
+        plain, tensor, values,
+    };
+
+    #[derive(Clone, Default)]
+    struct State {
+        total: LogSumExp,
+        /// Σ eᶻ·z with z = logit − largest
+        weighted: f32,
+        target: f32,
+        argmax: usize,
+    }
+
+    let device = targets.device().without_autodiff();
+    let targets = indices(targets, weight.dims()[0], "linear_token_statistics")?;
+    let (n, d) = (hidden.dims()[0], hidden.dims()[1]);
+    let (hidden, weight) = (constant(hidden)?, constant(weight)?);
+    let head = Head {
+        hidden: values(&hidden),
+        weight: values(&weight),
+        d,
+        softcap: softcap.map(|cap| cap as f32),
+    };
+    let states: Vec<State> = scan(
+        [head],
+        #[inline(always)]
+        |state: &mut State, row, first, [logits]| {
+            let before = state.total;
+            let rescale = state.total.update(logits);
+            let largest = state.total.largest;
+            if largest > before.largest {
+                // Moving the origin by s turns Σ eᶻ·z into e⁻ˢ·(Σ eᶻ·z − s·Σ eᶻ).
+                if before.sum > 0.0 {
+                    let shift = largest - before.largest;
+                    state.weighted = rescale * (state.weighted - shift * before.sum);
+                }
+                let position = logits.iter().position(|&logit| logit == largest);
+                state.argmax = first + position.expect("the largest came from these logits");
+            }
+            state.weighted += sum(
+                [logits],
+                #[inline(always)]
+                |[logit]| exp(logit - largest) * (logit - largest),
+            );
+            let distance = targets[row].wrapping_sub(first);
+            if let Some(&logit) = logits.get(distance) {
+                state.target = logit;
+            }
+        },
+    );
+    let column = |f: fn(&State) -> f32| {
+        Tensor::from_dispatch(plain(tensor(states.iter().map(f).collect(), [n])))
+    };
+    let argmax: Vec<i64> = states.iter().map(|state| state.argmax as i64).collect();
+    Some(TokenStatistics {
+        log_probs: column(|state| state.target - state.total.value()),
+        entropy: column(|state| state.total.sum.ln() - state.weighted / state.total.sum),
+        argmax: Tensor::from_data(burn::tensor::TensorData::new(argmax, [n]), &device),
+    })
 }

@@ -95,6 +95,8 @@ pub struct ModelSettings {
     pub head_dim: usize,
     /// Window of every other layer.
     pub sliding_window: usize,
+    /// Standard deviation of random weights.
+    pub initializer_range: f64,
 }
 
 /// How a learning rate moves after its warm-up.

@@ -74,8 +74,11 @@ pub struct SftExample {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnEmpty {
-    /// Stop with an error that names file and row.
+    /// Drop where a row holds whole dialogues (no `prompt` column), whose last answer may be missing; refuse elsewhere, where an
+    /// empty response is a mistake.
     #[default]
+    Auto,
+    /// Stop with an error that names file and row.
     Refuse,
     /// Leave the row out and count it.
     Drop,
@@ -214,11 +217,16 @@ fn read<T>(
     let mut items = Vec::new();
     for file in &files {
         read_file(file, &mut |row| {
+            let drops = match on_empty {
+                OnEmpty::Auto => !row.columns.iter().any(|column| column == "prompt"),
+                OnEmpty::Refuse => false,
+                OnEmpty::Drop => true,
+            };
             let converted = convert(summary.rows as u64, row);
             summary.rows += 1;
             match converted {
                 Ok(item) => items.push(item),
-                Err(RowProblem::Empty { .. }) if on_empty == OnEmpty::Drop => {
+                Err(RowProblem::Empty { .. }) if drops => {
                     summary.dropped_empty += 1
                 }
                 Err(problem) => return Err(problem),

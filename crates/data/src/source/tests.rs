@@ -192,6 +192,7 @@ fn empty_responses() {
         error.contains("a.jsonl: line 2: column `rejected` holds an empty response"),
         "{error}"
     );
+    assert!(read_pairs(&path, OnEmpty::Auto).is_err(), "a row with a prompt column is refused");
     let (pairs, summary) = read_pairs(&path, OnEmpty::Drop).unwrap();
     assert_eq!(pairs.iter().map(|pair| pair.id).collect::<Vec<_>>(), [0, 2]);
     assert_eq!(summary, ReadSummary { files: 1, rows: 3, dropped_empty: 1 });
@@ -291,7 +292,8 @@ fn hh_rlhf() {
     }
     let error = read_pairs(&path, OnEmpty::Refuse).unwrap_err().to_string();
     assert!(error.contains("line 87: column `chosen` holds an empty response"), "{error}");
-    let (pairs, summary) = read_pairs(&path, OnEmpty::Drop).unwrap();
+    // Whole dialogues: the four that end before their answer are left out without asking.
+    let (pairs, summary) = read_pairs(&path, OnEmpty::Auto).unwrap();
     assert_eq!(summary, ReadSummary { files: 1, rows: 2312, dropped_empty: 4 });
     for pair in &pairs {
         let Prompt::Messages(messages) = &pair.prompt else { panic!("{pair:?}") };

@@ -13,7 +13,7 @@ use crate::flex::{
     blocks::Shared,
     elementary::{LANES, exp, max, sum, tanh, vectorised},
     matrix::{Matrix, Write, multiply_into},
-    tensor, values,
+    tensor, tensors_like, values,
 };
 
 /// Queries per block.
@@ -112,11 +112,7 @@ impl Operation<3> for Attention {
 
         // SAFETY: the blocks cover every query of every head.
         unsafe { d_q.set_len(q.len()) };
-        let mut gradients = [d_q, d_k, d_v].into_iter();
-        inputs.map(|input| {
-            let values = gradients.next()?;
-            Some(tensor(values, input.layout().shape().clone()))
-        })
+        tensors_like([d_q, d_k, d_v].map(Some), &inputs)
     }
 }
 
@@ -129,10 +125,7 @@ impl Attention {
     /// Turns rows of scaled dot products into rows of attention weights, zero where a key is hidden.
     #[inline(always)]
     fn softmax(&self, scores: &mut [f32], block: &Block, sizes: &Sizes, log_sums: &mut Vec<f32>) {
-        for (row, query) in scores
-            .chunks_exact_mut(block.width())
-            .zip(block.queries.clone())
-        {
+        for (row, query) in scores.chunks_exact_mut(block.width()).zip(block.queries.clone()) {
             let seen = sizes.seen(query, block);
             let (chunks, _) = row[whole_lanes(&seen)].as_chunks_mut::<LANES>();
             if let Some(cap) = self.0.softcap {
@@ -146,14 +139,18 @@ impl Attention {
             row[seen.end..].fill(f32::NEG_INFINITY);
             let (chunks, _) = row[whole_lanes(&seen)].as_chunks_mut::<LANES>();
             let flat = chunks.as_flattened();
-            let largest = max(flat.len(), |i| flat[i]);
+            let largest = max(flat);
             each(
                 chunks,
                 #[inline(always)]
                 |x| exp(x - largest),
             );
             let flat = chunks.as_flattened();
-            let total = sum(flat.len(), |i| flat[i]);
+            let total = sum(
+                [flat],
+                #[inline(always)]
+                |[x]| x,
+            );
             let inverse = 1.0 / total;
             each(
                 chunks,
@@ -215,7 +212,11 @@ impl Attention {
                 row[seen.end..].fill(0.0);
             }
             let (p, g) = (&weights[lanes.clone()], &d_scores[lanes.clone()]);
-            let mean = sum(p.len(), |i| p[i] * g[i]);
+            let mean = sum(
+                [p, g],
+                #[inline(always)]
+                |[p, g]| p * g,
+            );
             let (g, _) = d_scores[lanes.clone()].as_chunks_mut::<LANES>();
             let (slope, _) = slopes[lanes].as_chunks::<LANES>();
             for (g, slope) in g.iter_mut().zip(slope) {
@@ -280,14 +281,7 @@ impl Block {
         // SAFETY: the slice is as large as the product with its stride, and exclusive.
         unsafe {
             let (destination, stride) = (scores.as_mut_ptr(), self.width());
-            multiply_into(
-                destination,
-                stride,
-                Write::Replace,
-                factor,
-                queries,
-                keys.t(),
-            );
+            multiply_into(destination, stride, Write::Replace, factor, queries, keys.t());
         }
     }
 }

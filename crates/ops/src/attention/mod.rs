@@ -46,17 +46,11 @@ pub fn causal_attention(
         k.dims(),
         v.dims()
     );
-    assert!(
-        options.window != Some(0),
-        "causal_attention: a window of 0 hides every position"
-    );
+    assert!(options.window != Some(0), "causal_attention: a window of 0 hides every position");
     #[cfg(feature = "flex")]
     if let Some(output) = {
         use crate::flex::{apply, operand};
-        apply(
-            flex::Attention(*options),
-            [operand(&q), operand(&k), operand(&v)],
-        )
+        apply(flex::Attention(*options), [operand(&q), operand(&k), operand(&v)])
     } {
         return Tensor::from_dispatch(output);
     }

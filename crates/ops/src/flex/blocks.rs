@@ -8,7 +8,7 @@ use std::{marker::PhantomData, mem::MaybeUninit};
 use rayon::prelude::*;
 
 /// Elements per block of an elementwise operation: some tens of microseconds of work.
-const ELEMENTS: usize = 8192;
+pub(crate) const ELEMENTS: usize = 8192;
 
 /// Memory that waits for its first value.
 pub(crate) type Uninit<'a> = &'a mut [MaybeUninit<f32>];
@@ -53,6 +53,24 @@ pub(crate) fn for_each_block<T: Send, const N: usize>(
     }
 }
 
+/// Cuts a slice into parts of the given lengths and runs `work(index, first element, part)` on each.
+pub(crate) fn for_each_part(
+    mut slice: &mut [f32],
+    lengths: impl Iterator<Item = usize>,
+    work: impl Fn(usize, usize, &mut [f32]) + Send + Sync,
+) {
+    let mut parts = Vec::new();
+    let mut start = 0;
+    for length in lengths {
+        let (part, rest) = slice.split_at_mut(length);
+        parts.push((start, part));
+        start += length;
+        slice = rest;
+    }
+    let numbered = parts.into_par_iter().enumerate();
+    numbered.for_each(|(index, (start, part))| work(index, start, part));
+}
+
 /// New vectors, filled in blocks by `work(index of the blocks, blocks)`. For each vector, the length of a block and of the
 /// whole.
 ///
@@ -85,11 +103,7 @@ pub(crate) unsafe fn elementwise<const N: usize>(
     work: impl Fn(usize, [Uninit; N]) + Send + Sync,
 ) -> [Vec<f32>; N] {
     // SAFETY: the caller's promise.
-    unsafe {
-        fill([(ELEMENTS, n); N], |index, blocks| {
-            work(index * ELEMENTS, blocks)
-        })
-    }
+    unsafe { fill([(ELEMENTS, n); N], |index, blocks| work(index * ELEMENTS, blocks)) }
 }
 
 /// The sum of rows of length `row`, added in their order.
@@ -118,19 +132,11 @@ unsafe impl Sync for Shared<'_> {}
 
 impl<'a> Shared<'a> {
     pub fn new(memory: Uninit<'a>) -> Self {
-        Self {
-            start: memory.as_mut_ptr().cast(),
-            length: memory.len(),
-            memory: PhantomData,
-        }
+        Self { start: memory.as_mut_ptr().cast(), length: memory.len(), memory: PhantomData }
     }
 
     pub fn initialised(memory: &'a mut [f32]) -> Self {
-        Self {
-            start: memory.as_mut_ptr(),
-            length: memory.len(),
-            memory: PhantomData,
-        }
+        Self { start: memory.as_mut_ptr(), length: memory.len(), memory: PhantomData }
     }
 
     /// The address of an element.

@@ -38,11 +38,7 @@ fn split_exp(x: f32) -> (f32, f32) {
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     let (p, power) = split_exp(x.clamp(-87.0, 88.0));
-    if x < -87.0 {
-        0.0
-    } else {
-        power.mul_add(p, power)
-    }
+    if x < -87.0 { 0.0 } else { power.mul_add(p, power) }
 }
 
 /// `tanh x` within 2.4 units of the last place (measured by the test below), as `m/(m+2)` with `m = expm1(2|x|)`, which doesn't
@@ -60,34 +56,50 @@ pub(crate) fn tanh(x: f32) -> f32 {
 /// of it leave no remainder to scalar code.
 pub(crate) const LANES: usize = 16;
 
-/// `Σ f(i)` over `0..n`.
+/// `Σ f(element of each slice)` over slices of one length.
 #[inline(always)]
-pub(crate) fn sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
-    reduce(n, 0.0, f, |a, b| a + b)
+pub(crate) fn sum<const N: usize>(slices: [&[f32]; N], f: impl Fn([f32; N]) -> f32) -> f32 {
+    reduce(
+        slices,
+        0.0,
+        f,
+        #[inline(always)]
+        |a, b| a + b,
+    )
 }
 
-/// `max f(i)` over `0..n`; −∞ for none.
+/// The largest element; −∞ for none.
 #[inline(always)]
-pub(crate) fn max(n: usize, f: impl Fn(usize) -> f32) -> f32 {
-    reduce(n, f32::NEG_INFINITY, f, |a, b| if b > a { b } else { a })
+pub(crate) fn max(slice: &[f32]) -> f32 {
+    reduce(
+        [slice],
+        f32::NEG_INFINITY,
+        #[inline(always)]
+        |[x]| x,
+        #[inline(always)]
+        |a, b| if b > a { b } else { a },
+    )
 }
 
 #[inline(always)]
-fn reduce(
-    n: usize,
+fn reduce<const N: usize>(
+    slices: [&[f32]; N],
     start: f32,
-    f: impl Fn(usize) -> f32,
+    f: impl Fn([f32; N]) -> f32,
     combine: impl Fn(f32, f32) -> f32,
 ) -> f32 {
     let mut lanes = [start; LANES];
-    let whole = n - n % LANES;
-    for first in (0..whole).step_by(LANES) {
+    let whole = slices[0].len() / LANES;
+    let chunks = slices.map(|slice| &slice.as_chunks::<LANES>().0[..whole]);
+    let rests = slices.map(|slice| slice.as_chunks::<LANES>().1);
+    for i in 0..whole {
+        let chunks = chunks.map(|chunks| &chunks[i]);
         for (lane, accumulator) in lanes.iter_mut().enumerate() {
-            *accumulator = combine(*accumulator, f(first + lane));
+            *accumulator = combine(*accumulator, f(chunks.map(|chunk| chunk[lane])));
         }
     }
-    for i in whole..n {
-        lanes[i - whole] = combine(lanes[i - whole], f(i));
+    for (i, accumulator) in lanes.iter_mut().enumerate().take(rests[0].len()) {
+        *accumulator = combine(*accumulator, f(rests.map(|rest| rest[i])));
     }
     let mut width = LANES;
     while width > 1 {
@@ -144,9 +156,11 @@ mod tests {
     #[test]
     fn reductions_cover_every_length() {
         for n in 0..70_usize {
-            assert_eq!(sum(n, |i| i as f32), (0..n).sum::<usize>() as f32);
-            let largest = if n == 0 { f32::NEG_INFINITY } else { 0.0 };
-            assert_eq!(max(n, |i| -(i as f32)), largest);
+            let numbers: Vec<f32> = (0..n).map(|i| i as f32).collect();
+            let squares = (0..n).map(|i| i * i).sum::<usize>() as f32;
+            assert_eq!(sum([&numbers, &numbers], |[a, b]| a * b), squares);
+            let largest = if n == 0 { f32::NEG_INFINITY } else { n as f32 - 1.0 };
+            assert_eq!(max(&numbers), largest);
         }
     }
 }

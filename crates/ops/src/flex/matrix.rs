@@ -1,4 +1,4 @@
-//! Strided float32 matrices and their product on one thread.
+//! Strided float32 matrices and their products.
 
 /// A matrix within a slice.
 #[derive(Clone, Copy)]
@@ -23,13 +23,7 @@ impl<'a> Matrix<'a> {
             "a {rows}×{columns} matrix of stride {row_stride} exceeds its {} values",
             values.len()
         );
-        Self {
-            values,
-            rows,
-            columns,
-            row_stride,
-            column_stride: 1,
-        }
+        Self { values, rows, columns, row_stride, column_stride: 1 }
     }
 
     /// The transposed view.
@@ -51,7 +45,7 @@ pub(crate) enum Write {
     Add,
 }
 
-/// `factor·a·b` into rows `row_stride` apart, each contiguous.
+/// `factor·a·b` on this thread, into rows `row_stride` apart, each contiguous.
 ///
 /// # Safety
 /// `destination` must be valid for writing such a matrix, and initialised for [`Write::Add`]; no other thread may touch its
@@ -63,6 +57,23 @@ pub(crate) unsafe fn multiply_into(
     factor: f32,
     a: Matrix,
     b: Matrix,
+) {
+    // SAFETY: the caller's promise.
+    unsafe { gemm(destination, row_stride, write, factor, a, b, gemm::Parallelism::None) }
+}
+
+/// The call behind the products.
+///
+/// # Safety
+/// As for [`multiply_into`].
+unsafe fn gemm(
+    destination: *mut f32,
+    row_stride: usize,
+    write: Write,
+    factor: f32,
+    a: Matrix,
+    b: Matrix,
+    parallelism: gemm::Parallelism,
 ) {
     assert_eq!(a.columns, b.rows, "the inner sizes of a product differ");
     // SAFETY: the operands lie within their slices, checked where they were made; the destination is the caller's promise.
@@ -86,12 +97,12 @@ pub(crate) unsafe fn multiply_into(
             false,
             false,
             false,
-            gemm::Parallelism::None,
+            parallelism,
         );
     }
 }
 
-/// `factor·a·b` into a dense slice.
+/// `factor·a·b` on this thread, into a dense slice.
 pub(crate) fn multiply(destination: &mut [f32], write: Write, factor: f32, a: Matrix, b: Matrix) {
     assert_eq!(
         destination.len(),
@@ -100,4 +111,19 @@ pub(crate) fn multiply(destination: &mut [f32], write: Write, factor: f32, a: Ma
     );
     // SAFETY: the slice is as large as the product, and exclusive.
     unsafe { multiply_into(destination.as_mut_ptr(), b.columns, write, factor, a, b) }
+}
+
+/// `a·b`, dense, on all threads.
+///
+/// gemm shares out tiles of the result and never cuts the inner sum, so the number of threads doesn't change a bit.
+pub(crate) fn product(a: Matrix, b: Matrix) -> Vec<f32> {
+    let length = a.rows * b.columns;
+    let mut output = Vec::with_capacity(length);
+    let destination: *mut f32 = output.as_mut_ptr();
+    // SAFETY: the new vector has room for the dense product, which gemm writes completely.
+    unsafe {
+        gemm(destination, b.columns, Write::Replace, 1.0, a, b, gemm::Parallelism::Rayon(0));
+        output.set_len(length);
+    }
+    output
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod blocks;
 pub(crate) mod elementary;
+pub(crate) mod logits;
 pub(crate) mod matrix;
 
 use std::{fmt::Debug, marker::PhantomData};
@@ -75,6 +76,25 @@ pub(crate) fn constant<const D: usize>(tensor: &Tensor<D>) -> Option<FlexTensor>
     }
 }
 
+/// Whether a tensor is a float32 tensor on Flex, outside any graph.
+pub(crate) fn is_plain<const D: usize>(tensor: &Tensor<D>) -> bool {
+    matches!(operand(tensor), Some(Operand::Plain(_)))
+}
+
+/// Takes a tensor that [`is_plain`], as a dense block. A buffer without other owners stays so.
+pub(crate) fn take<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
+    match tensor.into_dispatch().kind {
+        DispatchTensorKind::Flex(BackendTensor::Float(tensor)) => {
+            let whole = tensor.bytes().len() / size_of::<f32>();
+            match tensor.layout().contiguous_offsets() {
+                Some((0, end)) if end == whole => tensor,
+                _ => tensor.to_contiguous(),
+            }
+        }
+        _ => unreachable!("the caller has asked `is_plain`"),
+    }
+}
+
 /// The values of an integer tensor on Flex, all of them in `0..bound`; none if it lives elsewhere.
 pub(crate) fn indices(
     tensor: &Tensor<1, Int>,
@@ -125,9 +145,7 @@ pub(crate) fn apply<const N: usize>(
     let nodes = tensors.each_ref().map(|tensor| tensor.node());
     let inputs = tensors.map(|tensor| tensor.into_primitive().to_contiguous());
     let (output, saved) = operation.forward(inputs);
-    let step = Step {
-        operation: PhantomData,
-    };
+    let step = Step { operation: PhantomData };
     // The checkpointing strategy matters to operations that may be recomputed; these say that they may not.
     let output = match Backward::<Flex, N>::prepare::<NoCheckpointing>(step, nodes)
         .compute_bound()
@@ -192,4 +210,16 @@ pub(crate) fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
 /// The values of a dense float32 tensor.
 pub(crate) fn values(tensor: &FlexTensor) -> &[f32] {
     tensor.as_slice().expect("dense float32 by construction")
+}
+
+/// Values as tensors with the shapes of `like`, in order.
+pub(crate) fn tensors_like<const N: usize>(
+    values: [Option<Vec<f32>>; N],
+    like: &[FlexTensor; N],
+) -> [Option<FlexTensor>; N] {
+    let mut like = like.iter();
+    values.map(|values| {
+        let shape = like.next()?.layout().shape().clone();
+        values.map(|values| tensor(values, shape))
+    })
 }

@@ -1,6 +1,6 @@
 //! Random tensors, and the comparison of two ways to compute one thing.
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 /// A small deterministic generator (SplitMix64); the tests need numbers, not randomness.
 pub struct Numbers(pub u64);
@@ -19,13 +19,15 @@ impl Numbers {
         (self.next() >> 11) as f64 / (1u64 << 52) as f64 - 1.0
     }
 
-    pub fn index(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
-    }
-
     /// Values in ±`scale`.
     pub fn values(&mut self, n: usize, scale: f64) -> Vec<f64> {
         (0..n).map(|_| scale * self.uniform()).collect()
+    }
+
+    /// `n` integers below `bound`.
+    pub fn indices(&mut self, n: usize, bound: usize, device: &Device) -> Tensor<1, Int> {
+        let values: Vec<i64> = (0..n).map(|_| (self.next() % bound as u64) as i64).collect();
+        Tensor::from_data(TensorData::new(values, [n]), device)
     }
 
     pub fn tensor<const D: usize>(
@@ -44,11 +46,7 @@ pub fn autodiff() -> Device {
 }
 
 pub fn vec<const D: usize>(tensor: &Tensor<D>) -> Vec<f64> {
-    tensor
-        .to_data_as::<f64>()
-        .as_slice::<f64>()
-        .expect("f64")
-        .to_vec()
+    tensor.to_data_as::<f64>().as_slice::<f64>().expect("f64").to_vec()
 }
 
 /// Asserts that both are equal up to `tolerance` times the largest magnitude (at least 1e-3).

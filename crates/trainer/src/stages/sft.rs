@@ -99,7 +99,7 @@ fn initial_model(run: &Run, prepared: &Prepared) -> Result<Gemma2> {
         layer_types: alternating_layer_types(s.num_hidden_layers),
         rope_theta: 10_000.0,
         rms_norm_eps: 1e-6,
-        initializer_range: 0.02,
+        initializer_range: s.initializer_range,
         max_position_embeddings: 8192,
         pad_token_id: tokenizer.pad_id(),
         bos_token_id: tokenizer.bos_id().unwrap_or(2),

@@ -1,0 +1,219 @@
+//! Logits `softcap(h·Wᵀ)` in blocks, never all at once: what the operations on whole vocabularies share.
+//!
+//! Forwards, a task takes some rows through the vocabulary in chunks and keeps running sums. Backwards, a slab of rows gets
+//! the gradients of its logits chunk by chunk, each chunk of the vocabulary a task that also adds to its own part of the
+//! weight's gradient; then the slab is multiplied by the weight.
+
+use std::ops::Range;
+
+use super::{
+    blocks,
+    elementary::{LANES, exp, max, sum, tanh, vectorised},
+    matrix::{Matrix, Write, multiply, multiply_into},
+};
+
+/// Rows of a task.
+const ROWS: usize = 64;
+/// Tokens of a chunk of the vocabulary: whole lanes.
+const CHUNK: usize = 256;
+/// Logits of a slab, when that is at least [`ROWS`] rows.
+const SLAB: usize = 1 << 21;
+/// Stands for the logits that fill up the last chunk's lanes: its exponential is zero, and so is its product with zero.
+const PADDING: f32 = -1e30;
+
+/// The last layer of a language model and the states that enter it.
+#[derive(Clone, Copy)]
+pub(crate) struct Head<'a> {
+    /// `[n, d]`
+    pub hidden: &'a [f32],
+    /// `[vocabulary, d]`
+    pub weight: &'a [f32],
+    pub d: usize,
+    pub softcap: Option<f32>,
+}
+
+impl<'a> Head<'a> {
+    fn rows(&self) -> usize {
+        self.hidden.len() / self.d.max(1)
+    }
+
+    pub fn vocabulary(&self) -> usize {
+        self.weight.len() / self.d.max(1)
+    }
+
+    /// The vocabulary in chunks.
+    fn chunks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let vocabulary = self.vocabulary();
+        (0..vocabulary).step_by(CHUNK).map(move |first| first..(first + CHUNK).min(vocabulary))
+    }
+
+    fn hidden(&self, rows: &Range<usize>) -> Matrix<'a> {
+        let values = &self.hidden[rows.start * self.d..rows.end * self.d];
+        Matrix::dense(values, rows.len(), self.d)
+    }
+
+    fn weight(&self, tokens: &Range<usize>) -> Matrix<'a> {
+        let values = &self.weight[tokens.start * self.d..tokens.end * self.d];
+        Matrix::dense(values, tokens.len(), self.d)
+    }
+
+    /// The logits' arguments of the tanh (without soft-capping: the logits), in rows of [`CHUNK`].
+    fn products(&self, rows: &Range<usize>, tokens: &Range<usize>, output: &mut [f32]) {
+        assert!(output.len() >= rows.len() * CHUNK && tokens.len() <= CHUNK);
+        let factor = 1.0 / self.softcap.unwrap_or(1.0);
+        let (hidden, weight) = (self.hidden(rows), self.weight(tokens).t());
+        // SAFETY: the slice holds as many rows of that stride, and is exclusive.
+        unsafe {
+            multiply_into(output.as_mut_ptr(), CHUNK, Write::Replace, factor, hidden, weight);
+        }
+    }
+
+    /// The logits in rows of [`CHUNK`], the last lanes filled with [`PADDING`].
+    fn logits(&self, rows: &Range<usize>, tokens: &Range<usize>, output: &mut [f32]) {
+        self.products(rows, tokens, output);
+        let width = tokens.len().next_multiple_of(LANES);
+        vectorised(
+            #[inline(always)]
+            || {
+                for row in output.chunks_exact_mut(CHUNK).take(rows.len()) {
+                    let row = &mut row[..width];
+                    if let Some(cap) = self.softcap {
+                        for x in row.as_chunks_mut::<LANES>().0.as_flattened_mut() {
+                            *x = cap * tanh(*x);
+                        }
+                    }
+                    row[tokens.len()..].fill(PADDING);
+                }
+            },
+        );
+    }
+}
+
+/// Takes every row through the vocabulary: `update` sees the row's number, the first token of a chunk and the logits of each
+/// head there, in whole lanes. Returns what it made of the default value, row by row.
+#[inline(always)]
+pub(crate) fn scan<A: Clone + Default + Send, const H: usize>(
+    heads: [Head; H],
+    update: impl Fn(&mut A, usize, usize, [&[f32]; H]) + Send + Sync,
+) -> Vec<A> {
+    let n = heads[0].rows();
+    let blocks = blocks::map(n.div_ceil(ROWS), |block| {
+        let rows = block * ROWS..((block + 1) * ROWS).min(n);
+        let mut states = vec![A::default(); rows.len()];
+        let mut scratch = [(); H].map(|()| vec![0.0; ROWS * CHUNK]);
+        for tokens in heads[0].chunks() {
+            for (head, scratch) in heads.iter().zip(&mut scratch) {
+                head.logits(&rows, &tokens, scratch);
+            }
+            let width = tokens.len().next_multiple_of(LANES);
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (i, state) in states.iter_mut().enumerate() {
+                        let logits = scratch.each_ref().map(|rows| &rows[i * CHUNK..][..width]);
+                        update(state, rows.start + i, tokens.start, logits);
+                    }
+                },
+            );
+        }
+        states
+    });
+    blocks.into_iter().flatten().collect()
+}
+
+/// The gradients of the hidden states and of the weight that are wanted.
+///
+/// `gradient` turns one row of a chunk, given as arguments of the tanh (without soft-capping: logits), into the gradients of
+/// these arguments in units of the cap. It sees the row's number, the first token of the chunk, and the logits of `other`
+/// there (nothing without it).
+#[inline(always)]
+pub(crate) fn backward(
+    head: Head,
+    other: Option<Head>,
+    [hidden_wanted, weight_wanted]: [bool; 2],
+    gradient: impl Fn(usize, usize, &mut [f32], &[f32]) + Send + Sync,
+) -> [Option<Vec<f32>>; 2] {
+    let (n, d, vocabulary) = (head.rows(), head.d, head.vocabulary());
+    let mut d_hidden = vec![0.0; if hidden_wanted { n * d } else { 0 }];
+    let mut d_weight = vec![0.0; if weight_wanted { vocabulary * d } else { 0 }];
+    let slab_rows = (SLAB / vocabulary.max(1) / ROWS * ROWS).clamp(ROWS, 16 * ROWS).min(n);
+    let mut slab = vec![0.0; slab_rows * vocabulary.next_multiple_of(CHUNK)];
+
+    for first in (0..n).step_by(slab_rows.max(1)) {
+        let rows = first..(first + slab_rows).min(n);
+        let slices = [(&mut slab[..], slab_rows * CHUNK), (&mut d_weight[..], CHUNK * d)];
+        blocks::for_each_block(slices, |chunk, [slab, d_weight]| {
+            let tokens = chunk * CHUNK..((chunk + 1) * CHUNK).min(vocabulary);
+            let width = tokens.len().next_multiple_of(LANES);
+            let mut scratch = vec![0.0; if other.is_some() { ROWS * CHUNK } else { 0 }];
+            for first in rows.clone().step_by(ROWS) {
+                let some = first..(first + ROWS).min(rows.end);
+                let slab = &mut slab[(first - rows.start) * CHUNK..][..some.len() * CHUNK];
+                head.products(&some, &tokens, slab);
+                if let Some(other) = other {
+                    other.logits(&some, &tokens, &mut scratch);
+                }
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for (i, row) in slab.chunks_exact_mut(CHUNK).enumerate() {
+                            let other = scratch.get(i * CHUNK..i * CHUNK + width);
+                            let other = other.unwrap_or_default();
+                            gradient(first + i, tokens.start, &mut row[..width], other);
+                        }
+                    },
+                );
+            }
+            if weight_wanted {
+                let slab = Matrix::strided(slab, rows.len(), tokens.len(), CHUNK);
+                multiply(d_weight, Write::Add, 1.0, slab.t(), head.hidden(&rows));
+            }
+        });
+        if hidden_wanted {
+            let d_hidden = &mut d_hidden[rows.start * d..rows.end * d];
+            blocks::for_each_block([(d_hidden, ROWS * d)], |block, [d_hidden]| {
+                for (chunk, tokens) in head.chunks().enumerate() {
+                    let slab = &slab[(chunk * slab_rows + block * ROWS) * CHUNK..];
+                    let slab = Matrix::strided(slab, d_hidden.len() / d, tokens.len(), CHUNK);
+                    multiply(d_hidden, Write::Add, 1.0, slab, head.weight(&tokens));
+                }
+            });
+        }
+    }
+    [hidden_wanted.then_some(d_hidden), weight_wanted.then_some(d_weight)]
+}
+
+/// `log Σ exp` of logits that arrive in chunks.
+#[derive(Clone, Copy)]
+pub(crate) struct LogSumExp {
+    pub largest: f32,
+    pub sum: f32,
+}
+
+impl Default for LogSumExp {
+    fn default() -> Self {
+        Self { largest: f32::NEG_INFINITY, sum: 0.0 }
+    }
+}
+
+impl LogSumExp {
+    /// Takes more logits in; returns what the sum so far was multiplied by, because of a new largest.
+    #[inline(always)]
+    pub fn update(&mut self, logits: &[f32]) -> f32 {
+        let largest = max(logits);
+        let largest = if largest > self.largest { largest } else { self.largest };
+        let rescale = exp(self.largest - largest);
+        self.sum = self.sum * rescale
+            + sum(
+                [logits],
+                #[inline(always)]
+                |[logit]| exp(logit - largest),
+            );
+        self.largest = largest;
+        rescale
+    }
+
+    pub fn value(&self) -> f32 {
+        self.largest + self.sum.ln()
+    }
+}

@@ -1,0 +1,156 @@
+//! The gradients of the definitions against central differences in float64.
+
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use fpo_ops::{AttentionOptions, Encoder};
+
+use crate::support::{Numbers, autodiff, vec};
+
+/// Asserts that the gradients of `f`, its output weighed with random numbers, equal central differences.
+///
+/// The inputs are flat; `f` shapes them. float64 never takes a fast path, so this checks the definitions.
+fn check<const N: usize, const O: usize>(
+    what: &str,
+    inputs: [Vec<f64>; N],
+    f: impl Fn([Tensor<1>; N]) -> Tensor<O>,
+) {
+    const STEP: f64 = 1e-5;
+    let tensor = |values: &Vec<f64>, device: &Device| {
+        Tensor::<1>::from_data(
+            TensorData::new(values.clone(), [values.len()]),
+            (device, DType::F64),
+        )
+    };
+    let weigh = |output: Tensor<O>| -> Tensor<1> {
+        let values = Numbers(51).values(output.shape().num_elements(), 1.0);
+        let shape = output.shape();
+        let weights =
+            Tensor::<O>::from_data(TensorData::new(values, shape), (&Device::flex(), DType::F64));
+        (output * weights).sum()
+    };
+    let value = |inputs: &[Vec<f64>; N]| {
+        let inputs = inputs.each_ref().map(|values| tensor(values, &Device::flex()));
+        vec(&weigh(f(inputs)))[0]
+    };
+
+    let leaves = inputs.each_ref().map(|values| tensor(values, &autodiff()).require_grad());
+    let gradients = weigh(f(leaves.clone())).backward();
+    for (i, leaf) in leaves.iter().enumerate() {
+        let gradient = vec(&leaf.grad(&gradients).expect("tracked"));
+        for (j, &exact) in gradient.iter().enumerate() {
+            let moved = |by: f64| {
+                let mut inputs = inputs.clone();
+                inputs[i][j] += by;
+                value(&inputs)
+            };
+            let estimate = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
+            assert!(
+                (exact - estimate).abs() <= 1e-7 * (1.0 + estimate.abs()),
+                "{what}: the gradient of element {j} of input {i} is {exact}, the differences say {estimate}"
+            );
+        }
+    }
+}
+
+fn values<const N: usize>(sizes: [usize; N]) -> [Vec<f64>; N] {
+    let mut numbers = Numbers(50);
+    sizes.map(|n| numbers.values(n, 1.5))
+}
+
+fn targets(n: usize, vocabulary: usize) -> Tensor<1, Int> {
+    Numbers(52).indices(n, vocabulary, &Device::flex())
+}
+
+/// float64 constants without autodiff.
+fn constant<const D: usize>(seed: u64, shape: [usize; D]) -> Tensor<D> {
+    let values = Numbers(seed).values(shape.iter().product(), 1.0);
+    Tensor::from_data(TensorData::new(values, shape), (&Device::flex(), DType::F64))
+}
+
+#[test]
+fn small_operations() {
+    check("geglu", values([6, 6]), |[g, u]| fpo_ops::geglu(g, u));
+    check("softcap", values([6]), |[x]| fpo_ops::softcap(x, 2.0));
+    check("rms_norm", values([12, 4]), |[x, w]| fpo_ops::rms_norm(x.reshape([3, 4]), w, 1e-6));
+    check("linear", values([12, 8]), |[x, w]| {
+        fpo_ops::linear(x.reshape([3, 4]), w.reshape([2, 4]))
+    });
+    check("rotary", values([24]), |[x]| {
+        fpo_ops::rotary(x.reshape([1, 3, 2, 4]), constant(1, [3, 2]), constant(2, [3, 2]))
+    });
+}
+
+#[test]
+fn attention() {
+    for softcap in [None, Some(2.0)] {
+        for window in [None, Some(2)] {
+            let options = AttentionOptions { scale: 0.6, softcap, window };
+            // 2 texts, 3 queries of 4 positions, 4 heads on 2
+            check(&format!("attention {options:?}"), values([72, 48, 48]), |[q, k, v]| {
+                let q = q.reshape([2, 3, 4, 3]);
+                let [k, v] = [k, v].map(|x| x.reshape([2, 4, 2, 3]));
+                fpo_ops::causal_attention(q, k, v, &options)
+            });
+        }
+    }
+}
+
+#[test]
+fn vocabulary() {
+    for softcap in [None, Some(2.0)] {
+        check("linear_log_probs", values([12, 20]), |[h, w]| {
+            let (h, w) = (h.reshape([3, 4]), w.reshape([5, 4]));
+            fpo_ops::linear_log_probs(h, w, targets(3, 5), softcap)
+        });
+        check("linear_kl", values([12, 20]), |[h, w]| {
+            let (h, w) = (h.reshape([3, 4]), w.reshape([5, 4]));
+            fpo_ops::linear_kl(constant(3, [3, 2]), constant(4, [5, 2]), h, w, softcap)
+        });
+    }
+}
+
+#[test]
+fn pooled_features() {
+    let encoder = Encoder {
+        w_enc: constant(5, [4, 9]),
+        b_enc: constant(6, [9]),
+        threshold: constant(7, [9]),
+    };
+    check("pooled_features", values([24]), |[h]| {
+        fpo_ops::pooled_features(h.reshape([6, 4]), &encoder, &[1, 3, 2])
+    });
+}
+
+/// KL against its definition by sums over tokens, entropy and log-probabilities likewise.
+#[test]
+fn distributions_by_hand() {
+    let (n, d, v) = (3, 4, 7);
+    let (h, w) = (constant::<2>(8, [n, d]), constant::<2>(9, [v, d]));
+    let (r_h, r_w) = (constant::<2>(10, [n, d]), constant::<2>(11, [v, d]));
+    let cap = 1.5;
+    let distribution = |h: &Tensor<2>, w: &Tensor<2>| -> Vec<Vec<f64>> {
+        let (h, w) = (vec(h), vec(w));
+        let row = |i: usize| {
+            let logit = |t: usize| {
+                let dot: f64 = (0..d).map(|k| h[i * d + k] * w[t * d + k]).sum();
+                (cap * (dot / cap).tanh()).exp()
+            };
+            let total: f64 = (0..v).map(logit).sum();
+            (0..v).map(|t| logit(t) / total).collect()
+        };
+        (0..n).map(row).collect()
+    };
+    let (p, r) = (distribution(&h, &w), distribution(&r_h, &r_w));
+    let targets = targets(n, v);
+    let chosen = targets.to_data_as::<i64>();
+    let chosen = chosen.as_slice::<i64>().expect("i64");
+    let kl = vec(&fpo_ops::linear_kl(r_h, r_w, h.clone(), w.clone(), Some(cap)));
+    let statistics = fpo_ops::linear_token_statistics(h, w, targets.clone(), Some(cap));
+    let (log_probs, entropy) = (vec(&statistics.log_probs), vec(&statistics.entropy));
+    for i in 0..n {
+        let expected: f64 = (0..v).map(|t| r[i][t] * (r[i][t] / p[i][t]).ln()).sum();
+        assert!((kl[i] - expected).abs() < 1e-12);
+        assert!((log_probs[i] - p[i][chosen[i] as usize].ln()).abs() < 1e-12);
+        let expected: f64 = p[i].iter().map(|p| -p * p.ln()).sum();
+        assert!((entropy[i] - expected).abs() < 1e-12);
+    }
+}
