@@ -1,5 +1,10 @@
 //! The binary `fpo` again, where the tests of this package find it.
 
+// glibc hands large buffers back to the kernel at once, and the page faults of taking them again cost
+// more than the arithmetic on them.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> std::process::ExitCode {
     fpo_trainer::cli::main()
 }

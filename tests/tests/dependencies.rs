@@ -102,11 +102,7 @@ fn a_wrong_manifest_is_named() {
         "xtask",
     ];
     let cases = [
-        (
-            "fpo-sae",
-            "[dependencies]\nfpo-ops.workspace = true\nburn.workspace = true",
-            vec![],
-        ),
+        ("fpo-sae", "[dependencies]\nfpo-ops.workspace = true\nburn.workspace = true", vec![]),
         (
             "fpo-sae",
             "[dev-dependencies]\nburn = { workspace = true, features = [\"flex\"] }",
@@ -128,11 +124,7 @@ fn a_wrong_manifest_is_named() {
             "[dev-dependencies]\nfpo-data = { path = \"../data\" }",
             vec!["fpo-sae -> fpo-data"],
         ),
-        (
-            "fpo-ops",
-            "[build-dependencies]\nfpo-sae.workspace = true",
-            vec!["fpo-ops -> fpo-sae"],
-        ),
+        ("fpo-ops", "[build-dependencies]\nfpo-sae.workspace = true", vec!["fpo-ops -> fpo-sae"]),
         (
             "fpo-losses",
             "[target.'cfg(unix)'.dependencies]\nfpo-data.workspace = true",
@@ -148,37 +140,21 @@ fn a_wrong_manifest_is_named() {
             "[dependencies]\nxtask = { path = \"x\" }\nfpo-sae = \"1\"",
             vec!["fpo-trainer -> xtask"],
         ),
-        (
-            "xtask",
-            "[dependencies]\nburn.workspace = true",
-            vec!["xtask -> burn"],
-        ),
-        (
-            "fpo-data",
-            "[dev-dependencies]\nburn-flex = \"0.22\"",
-            vec!["fpo-data -> burn-flex"],
-        ),
+        ("xtask", "[dependencies]\nburn.workspace = true", vec!["xtask -> burn"]),
+        ("fpo-data", "[dev-dependencies]\nburn-flex = \"0.22\"", vec!["fpo-data -> burn-flex"]),
         ("fpo-new", "", vec!["fpo-new is not in the table"]),
         (
             "fpo-sae",
             "[dependencies]\nburn = { workspace = true, features = [\"wgpu\"] }",
             vec!["fpo-sae -> burn: wgpu"],
         ),
-        (
-            "fpo-sae",
-            "[dependencies]\nburn-cuda = \"0.22\"",
-            vec!["fpo-sae -> burn-cuda"],
-        ),
+        ("fpo-sae", "[dependencies]\nburn-cuda = \"0.22\"", vec!["fpo-sae -> burn-cuda"]),
         (
             "fpo-losses",
             "[dependencies]\nfpo-ops = { workspace = true, features = [\"flex\"] }",
             vec!["fpo-losses -> fpo-ops: flex"],
         ),
-        (
-            "fpo-sae",
-            "[features]\nfast = [\"burn/cuda\"]",
-            vec!["fpo-sae: feature fast"],
-        ),
+        ("fpo-sae", "[features]\nfast = [\"burn/cuda\"]", vec!["fpo-sae: feature fast"]),
         (
             "fpo-ops",
             "[features]\ndefault = [\"cpu\"]\ncpu = [\"burn/flex\"]",
@@ -186,9 +162,7 @@ fn a_wrong_manifest_is_named() {
         ),
     ];
     for (name, manifest, expected) in cases {
-        let manifest: Table = format!("[package]\nname = \"{name}\"\n{manifest}")
-            .parse()
-            .unwrap();
+        let manifest: Table = format!("[package]\nname = \"{name}\"\n{manifest}").parse().unwrap();
         let found = [edges(&manifest, &names), backends(&manifest)].concat();
         assert_eq!(found.len(), expected.len(), "{manifest}\n{found:?}");
         for (found, expected) in found.iter().zip(expected) {
@@ -201,17 +175,13 @@ fn a_wrong_manifest_is_named() {
 fn edges(manifest: &Table, members: &[&str]) -> Vec<String> {
     let name = name(manifest);
     let Some(allowed) = allowed(name) else {
-        return vec![format!(
-            "{name} is not in the table of allowed dependencies"
-        )];
+        return vec![format!("{name} is not in the table of allowed dependencies")];
     };
     dependencies(manifest)
         .filter_map(|(kind, to, _)| {
             let burn = to == "burn" || to.starts_with("burn-");
             if members.contains(&to) && !allowed.contains(&to) {
-                Some(format!(
-                    "{name} -> {to} ({kind}): it may use {allowed:?} of this workspace"
-                ))
+                Some(format!("{name} -> {to} ({kind}): it may use {allowed:?} of this workspace"))
             } else if burn && WITHOUT_BURN.contains(&name) {
                 Some(format!("{name} -> {to} ({kind}): it must not use Burn"))
             } else {
@@ -230,11 +200,7 @@ fn backends(manifest: &Table) -> Vec<String> {
             dependencies(manifest).filter(|(kind, ..)| !kind.contains("dev-"))
         {
             let is_ours = to == "burn" || to.starts_with("fpo-");
-            let chosen = if is_ours {
-                backends_in(dependency)
-            } else {
-                Vec::new()
-            };
+            let chosen = if is_ours { backends_in(dependency) } else { Vec::new() };
             let optional = dependency.get("optional") == Some(&Value::Boolean(true));
             let is_backend = to.strip_prefix("burn-").is_some_and(is_backend);
             if !chosen.is_empty() {
@@ -243,23 +209,16 @@ fn backends(manifest: &Table) -> Vec<String> {
                     chosen.join(", ")
                 ));
             } else if is_backend && !optional && !WITHOUT_BURN.contains(&name) {
-                found.push(format!(
-                    "{name} -> {to} ({kind}): a library chooses no backend"
-                ));
+                found.push(format!("{name} -> {to} ({kind}): a library chooses no backend"));
             }
         }
     }
     let Some(features) = manifest.get("features").and_then(Value::as_table) else {
         return found;
     };
-    let with_backend = |feature: &str| {
-        strings(features.get(feature))
-            .iter()
-            .any(|part| names_backend(part))
-    };
-    for feature in features
-        .keys()
-        .filter(|feature| *feature != "default" && with_backend(feature))
+    let with_backend =
+        |feature: &str| strings(features.get(feature)).iter().any(|part| names_backend(part));
+    for feature in features.keys().filter(|feature| *feature != "default" && with_backend(feature))
     {
         if !MAY_OFFER_BACKENDS.contains(&name) {
             found.push(format!("{name}: feature {feature} brings a backend; only {MAY_OFFER_BACKENDS:?} may offer one"));
@@ -267,10 +226,7 @@ fn backends(manifest: &Table) -> Vec<String> {
     }
     if !MAY_DEFAULT_TO_A_BACKEND.contains(&name) {
         let on = strings(features.get("default"));
-        for feature in on
-            .iter()
-            .filter(|feature| names_backend(feature) || with_backend(feature))
-        {
+        for feature in on.iter().filter(|feature| names_backend(feature) || with_backend(feature)) {
             found.push(format!(
                 "{name}: default feature {feature} brings a backend; a library chooses none"
             ));
@@ -296,38 +252,26 @@ fn is_backend(name: &str) -> bool {
 }
 
 fn backends_in(dependency: &Value) -> Vec<String> {
-    strings(dependency.get("features"))
-        .into_iter()
-        .filter(|feature| is_backend(feature))
-        .collect()
+    strings(dependency.get("features")).into_iter().filter(|feature| is_backend(feature)).collect()
 }
 
 /// All dependencies of a manifest as (table, package, entry), platform-specific ones included.
 fn dependencies(manifest: &Table) -> impl Iterator<Item = (String, &str, &Value)> {
     const KINDS: [&str; 3] = ["dependencies", "dev-dependencies", "build-dependencies"];
-    let targets = manifest
-        .get("target")
-        .and_then(Value::as_table)
-        .into_iter()
-        .flatten();
+    let targets = manifest.get("target").and_then(Value::as_table).into_iter().flatten();
     let places = targets
         .filter_map(|(target, value)| Some((format!("target.{target}."), value.as_table()?)));
-    std::iter::once((String::new(), manifest))
-        .chain(places)
-        .flat_map(|(place, table)| {
-            KINDS.into_iter().flat_map(move |kind| {
-                let place = format!("{place}{kind}");
-                table
-                    .get(kind)
-                    .and_then(Value::as_table)
-                    .into_iter()
-                    .flatten()
-                    .map(move |(key, entry)| {
-                        let package = entry.get("package").and_then(Value::as_str).unwrap_or(key);
-                        (place.clone(), package, entry)
-                    })
-            })
+    std::iter::once((String::new(), manifest)).chain(places).flat_map(|(place, table)| {
+        KINDS.into_iter().flat_map(move |kind| {
+            let place = format!("{place}{kind}");
+            table.get(kind).and_then(Value::as_table).into_iter().flatten().map(
+                move |(key, entry)| {
+                    let package = entry.get("package").and_then(Value::as_str).unwrap_or(key);
+                    (place.clone(), package, entry)
+                },
+            )
         })
+    })
 }
 
 fn strings(value: Option<&Value>) -> Vec<String> {
@@ -336,9 +280,7 @@ fn strings(value: Option<&Value>) -> Vec<String> {
 }
 
 fn name(manifest: &Table) -> &str {
-    manifest["package"]["name"]
-        .as_str()
-        .expect("a package has a name")
+    manifest["package"]["name"].as_str().expect("a package has a name")
 }
 
 /// Every member's folder and manifest by its name.
@@ -353,10 +295,7 @@ fn members() -> BTreeMap<String, (PathBuf, Table)> {
                 .collect(),
             None => vec![root().join(pattern)],
         };
-        for folder in folders
-            .into_iter()
-            .filter(|folder| folder.join("Cargo.toml").is_file())
-        {
+        for folder in folders.into_iter().filter(|folder| folder.join("Cargo.toml").is_file()) {
             let manifest = read(&folder.join("Cargo.toml"));
             members.insert(name(&manifest).to_owned(), (folder, manifest));
         }
@@ -368,12 +307,9 @@ fn members() -> BTreeMap<String, (PathBuf, Table)> {
 fn read(path: &Path) -> Table {
     let text =
         fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    text.parse()
-        .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    text.parse().unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("tests/ lies in the workspace")
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace")
 }

@@ -16,22 +16,10 @@ struct Step {
 
 fn steps(quick: bool) -> [Step; 4] {
     [
-        Step {
-            name: "format",
-            args: &["fmt", "--all", "--check"],
-            env: None,
-        },
+        Step { name: "format", args: &["fmt", "--all", "--check"], env: None },
         Step {
             name: "lints",
-            args: &[
-                "clippy",
-                "--workspace",
-                "--all-targets",
-                "--release",
-                "--",
-                "-D",
-                "warnings",
-            ],
+            args: &["clippy", "--workspace", "--all-targets", "--release", "--", "-D", "warnings"],
             env: None,
         },
         Step {
@@ -41,7 +29,7 @@ fn steps(quick: bool) -> [Step; 4] {
         },
         Step {
             name: "docs",
-            args: &["doc", "--workspace", "--no-deps"],
+            args: &["doc", "--workspace", "--no-deps", "--release"],
             env: Some(("RUSTDOCFLAGS", "-D warnings")),
         },
     ]
@@ -90,11 +78,7 @@ mod tests {
     #[test]
     fn only_the_tests_of_a_quick_run_are_told() {
         let told = |quick| {
-            steps(quick)
-                .iter()
-                .filter(|s| s.env == Some(QUICK))
-                .map(|s| s.name)
-                .collect::<Vec<_>>()
+            steps(quick).iter().filter(|s| s.env == Some(QUICK)).map(|s| s.name).collect::<Vec<_>>()
         };
         assert_eq!(told(true), ["tests"]);
         assert!(told(false).is_empty());
@@ -102,10 +86,8 @@ mod tests {
 
     #[test]
     fn the_summary_adds_up() {
-        let durations = [
-            ("format", Duration::from_millis(400)),
-            ("lints", Duration::from_secs(125)),
-        ];
+        let durations =
+            [("format", Duration::from_millis(400)), ("lints", Duration::from_secs(125))];
         assert_eq!(
             summary(&durations),
             "format        0.4 s\nlints       125.0 s\ntotal       125.4 s"

@@ -39,14 +39,7 @@ impl fmt::Display for Error {
 /// Runs `fpo [subcommand] args…`, built with the feature of the device in `args`. On Unix it returns only if that fails.
 pub fn fpo(subcommand: Option<&str>, args: &[String]) -> Result<ExitCode, Error> {
     let mut command = cargo();
-    command.args([
-        "run",
-        "--release",
-        "--package",
-        "fpo-trainer",
-        "--bin",
-        "fpo",
-    ]);
+    command.args(["run", "--release", "--package", "fpo-trainer", "--bin", "fpo"]);
     if let Some(feature) = feature(args)? {
         command.args(["--features", feature]);
     }
@@ -73,10 +66,7 @@ fn feature(args: &[String]) -> Result<Option<&'static str>, Error> {
 
 fn device(args: &[String]) -> Option<&str> {
     let mut found = None;
-    let mut args = args
-        .iter()
-        .map(String::as_str)
-        .take_while(|arg| *arg != "--");
+    let mut args = args.iter().map(String::as_str).take_while(|arg| *arg != "--");
     while let Some(arg) = args.next() {
         if arg == "--device" {
             // A missing name is left for the binary to complain about.
@@ -109,12 +99,7 @@ mod tests {
     use super::*;
 
     fn feature_of(line: &str) -> Result<Option<&'static str>, Error> {
-        feature(
-            &line
-                .split_whitespace()
-                .map(str::to_owned)
-                .collect::<Vec<_>>(),
-        )
+        feature(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
     }
 
     #[test]
@@ -140,17 +125,12 @@ mod tests {
 
     #[test]
     fn an_unknown_device_is_named_with_the_known_ones() {
-        for (line, name) in [
-            ("--device tpu", "tpu"),
-            ("--device=CUDA:0", "CUDA:0"),
-            ("--device=", ""),
-        ] {
+        for (line, name) in
+            [("--device tpu", "tpu"), ("--device=CUDA:0", "CUDA:0"), ("--device=", "")]
+        {
             let message = feature_of(line).unwrap_err().to_string();
             assert!(message.contains(&format!("'{name}'")), "{message}");
-            assert!(
-                message.contains("cpu, cuda, wgpu, vulkan, metal"),
-                "{message}"
-            );
+            assert!(message.contains("cpu, cuda, wgpu, vulkan, metal"), "{message}");
         }
     }
 }

@@ -11,17 +11,13 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(
-    name = "cargo xtask",
-    bin_name = "cargo xtask",
-    about = "Builds, runs and checks FPO"
-)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Builds, runs and checks FPO")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
 
-/// The arguments of `train`, `compare` and `bench` belong to the binary, its help included: `cargo xtask train --help`.
+/// The arguments of `train` and `compare` belong to the binary, its help included: `cargo xtask train --help`.
 #[derive(Subcommand)]
 enum Command {
     /// Run the pipeline from data to report; arguments go to `fpo train`
@@ -30,9 +26,6 @@ enum Command {
     /// Train several objectives on the same data and put them side by side; arguments go to `fpo compare`
     #[command(disable_help_flag = true)]
     Compare(PassedOn),
-    /// Measure step time and memory; arguments go to `fpo bench`
-    #[command(disable_help_flag = true)]
-    Bench(PassedOn),
     /// Run any subcommand of the binary: cargo xtask fpo -- <subcommand> …
     #[command(disable_help_flag = true)]
     Fpo(PassedOn),
@@ -46,11 +39,7 @@ enum Command {
 
 #[derive(clap::Args)]
 struct PassedOn {
-    #[arg(
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "ARGS"
-    )]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
     args: Vec<String>,
 }
 
@@ -58,7 +47,6 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Train(passed) => launch::fpo(Some("train"), &passed.args),
         Command::Compare(passed) => launch::fpo(Some("compare"), &passed.args),
-        Command::Bench(passed) => launch::fpo(Some("bench"), &passed.args),
         Command::Fpo(passed) => launch::fpo(None, &passed.args),
         Command::Test { quick } => return checks::run(quick),
     };
@@ -77,7 +65,6 @@ mod tests {
         match cli.command {
             Command::Train(passed) => ("train", passed.args),
             Command::Compare(passed) => ("compare", passed.args),
-            Command::Bench(passed) => ("bench", passed.args),
             Command::Fpo(passed) => ("fpo", passed.args),
             Command::Test { quick } => ("test", vec![quick.to_string()]),
         }
@@ -85,7 +72,7 @@ mod tests {
 
     #[test]
     fn the_binary_gets_its_arguments_unchanged() {
-        let cases: [(&[&str], &str, &[&str]); 8] = [
+        let cases: [(&[&str], &str, &[&str]); 7] = [
             (&["train"], "train", &[]),
             (&["train", "--help"], "train", &["--help"]),
             (&["train", "-h"], "train", &["-h"]),
@@ -100,26 +87,10 @@ mod tests {
                     "--resume",
                 ],
                 "train",
-                &[
-                    "--recipe",
-                    "tiny",
-                    "--device=cuda:1",
-                    "--set",
-                    "align.beta=-0.1",
-                    "--resume",
-                ],
+                &["--recipe", "tiny", "--device=cuda:1", "--set", "align.beta=-0.1", "--resume"],
             ),
-            (
-                &["compare", "--losses", "fpo,dpo"],
-                "compare",
-                &["--losses", "fpo,dpo"],
-            ),
-            (&["bench", "--peer"], "bench", &["--peer"]),
-            (
-                &["fpo", "--", "recipes", "--list"],
-                "fpo",
-                &["recipes", "--list"],
-            ),
+            (&["compare", "--losses", "fpo,dpo"], "compare", &["--losses", "fpo,dpo"]),
+            (&["fpo", "--", "recipes", "--list"], "fpo", &["recipes", "--list"]),
             (&["fpo", "recipes", "-V"], "fpo", &["recipes", "-V"]),
         ];
         for (line, command, args) in cases {
@@ -134,10 +105,7 @@ mod tests {
     #[test]
     fn test_has_options_of_its_own() {
         assert_eq!(passed(&["test"]), ("test", vec!["false".to_owned()]));
-        assert_eq!(
-            passed(&["test", "--quick"]),
-            ("test", vec!["true".to_owned()])
-        );
+        assert_eq!(passed(&["test", "--quick"]), ("test", vec!["true".to_owned()]));
         assert!(Cli::try_parse_from(["cargo xtask", "test", "--slow"]).is_err());
     }
 }

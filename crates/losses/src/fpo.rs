@@ -1,6 +1,6 @@
 //! Feature-level constrained preference optimization (arXiv 2411.07618, equations 8 and 10).
 
-use burn::tensor::Tensor;
+use burn::tensor::{Bool, Tensor};
 
 use crate::{PerResponse, Preference};
 
@@ -46,9 +46,8 @@ pub fn feature_distance(
     assert!(k > 0, "k must be at least 1");
     assert_eq!(policy.dims(), reference.dims(), "pooled activations of different shapes");
     let reference = reference.detach();
-    let selected = top_k_mask(policy.clone().detach(), k)
-        .max_pair(top_k_mask(reference.clone(), k));
-    let squares = (policy - reference).square() * selected;
+    let selected = in_top_k(policy.clone().detach(), k).bool_or(in_top_k(reference.clone(), k));
+    let squares = (policy - reference).square().mask_fill(selected.bool_not(), 0.0);
     let squares = match weights {
         Some(weights) => squares * weights.unsqueeze::<2>(),
         None => squares,
@@ -56,11 +55,11 @@ pub fn feature_distance(
     squares.sum_dim(1).squeeze_dim(1) / k as f64
 }
 
-/// 1 where an activation is among the k largest of its row and positive, else 0.
-fn top_k_mask(activations: Tensor<2>, k: usize) -> Tensor<2> {
+/// Whether an activation is among the k largest of its row and positive. `[responses, d_sae]`
+fn in_top_k(activations: Tensor<2>, k: usize) -> Tensor<2, Bool> {
     let [rows, d_sae] = activations.dims();
     let k = k.min(d_sae);
     let smallest = activations.clone().topk(k, 1).slice([0..rows, k - 1..k]);
     let in_top_k = activations.clone().greater_equal(smallest.expand([rows, d_sae]));
-    in_top_k.float() * activations.greater_scalar(0.0).float()
+    in_top_k.bool_and(activations.greater_scalar(0.0))
 }

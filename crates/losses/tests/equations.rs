@@ -93,13 +93,8 @@ fn every_method_is_its_equation() {
 #[test]
 fn the_loss_does_not_overflow() {
     let device = Device::flex();
-    let far = |log_prob: f64| Response {
-        log_prob,
-        reference: 0.0,
-        tokens: 1.0,
-        kl: 0.0,
-        distance: 0.0,
-    };
+    let far =
+        |log_prob: f64| Response { log_prob, reference: 0.0, tokens: 1.0, kl: 0.0, distance: 0.0 };
     let pairs = [[far(-1e5), far(0.0)], [far(0.0), far(-1e5)]];
     let objective = Objective { beta: 1.0, ..Objective::paper(Method::Dpo) };
     let losses = to_vec(objective.preference(quantities(&pairs, &device)).losses());
@@ -220,10 +215,16 @@ fn random_rows(seed: u64, rows: usize, width: usize, density: f64) -> Vec<Vec<f6
 #[test]
 fn distance_is_equation_10() {
     let device = Device::flex();
-    for (seed, (rows, width, k, density)) in
-        [(1, 1, 1, 1.0), (4, 17, 3, 0.3), (5, 64, 10, 0.05), (3, 8, 8, 0.9), (2, 8, 20, 0.5), (3, 9, 4, 0.0)]
-            .into_iter()
-            .enumerate()
+    for (seed, (rows, width, k, density)) in [
+        (1, 1, 1, 1.0),
+        (4, 17, 3, 0.3),
+        (5, 64, 10, 0.05),
+        (3, 8, 8, 0.9),
+        (2, 8, 20, 0.5),
+        (3, 9, 4, 0.0),
+    ]
+    .into_iter()
+    .enumerate()
     {
         let policy = random_rows(seed as u64, rows, width, density);
         let reference = random_rows(seed as u64 + 100, rows, width, density);
@@ -245,7 +246,8 @@ fn distance_is_equation_10() {
 fn a_large_k_compares_every_feature() {
     let device = Device::flex();
     let (policy, reference) = (random_rows(7, 3, 12, 0.5), random_rows(8, 3, 12, 0.5));
-    let distance = to_vec(feature_distance(matrix(&policy, &device), matrix(&reference, &device), 12, None));
+    let distance =
+        to_vec(feature_distance(matrix(&policy, &device), matrix(&reference, &device), 12, None));
     for row in 0..3 {
         let squares = policy[row].iter().zip(&reference[row]).map(|(a, b)| (a - b).powi(2));
         close(distance[row], squares.sum::<f64>() / 12.0);

@@ -1,5 +1,7 @@
 //! One step of AdamW with the arithmetic of `torch.optim.AdamW`.
 
+#[cfg(feature = "flex")]
+use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 
 /// The settings of a step.
@@ -89,11 +91,11 @@ impl AdamW {
 /// One pass over all four, in place where the buffers have no other owner.
 #[cfg(feature = "flex")]
 fn fast(
-    mut state: [burn::backend::flex::FlexTensor; 3],
-    grad: burn::backend::flex::FlexTensor,
+    mut state: [FlexTensor; 3],
+    grad: FlexTensor,
     step: usize,
     options: &AdamW,
-) -> [burn::backend::flex::FlexTensor; 3] {
+) -> [FlexTensor; 3] {
     use crate::flex::{
         blocks::{ELEMENTS, for_each_block},
         elementary::vectorised,

@@ -69,8 +69,7 @@ fn load_sae_lens(folder: &Path, device: &Device) -> Result<JumpReluSae, Error> {
     let path = folder.join(WEIGHTS);
     bounded(&path)?;
     let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
-    let file =
-        SafeTensors::deserialize(&bytes).map_err(|e| Error::format(&path, e.to_string()))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::format(&path, e.to_string()))?;
     let mut arrays = BTreeMap::new();
     for (name, view) in file.tensors() {
         if view.dtype() != Dtype::F32 {
@@ -91,7 +90,8 @@ fn load_npz(path: &Path, device: &Device) -> Result<JumpReluSae, Error> {
         let fail = |e: std::io::Error| Error::format(path, format!("`{name}`: {e}"));
         let Some(array) = archive.by_name(name).map_err(fail)? else { continue };
         let shape: Vec<usize> = array.shape().iter().map(|&n| n as usize).collect();
-        if shape.iter().try_fold(4u64, |n, &m| n.checked_mul(m as u64)).is_none_or(|n| n > LARGEST) {
+        if shape.iter().try_fold(4u64, |n, &m| n.checked_mul(m as u64)).is_none_or(|n| n > LARGEST)
+        {
             return Err(Error::format(path, format!("`{name}` claims the shape {shape:?}")));
         }
         if array.order() != npyz::Order::C {
@@ -143,9 +143,7 @@ fn assemble(
             return Err(Error::format(path, message));
         }
     }
-    for (name, array) in
-        NAMES.iter().zip([&w_enc, &b_enc, &w_dec, &b_dec, &threshold])
-    {
+    for (name, array) in NAMES.iter().zip([&w_enc, &b_enc, &w_dec, &b_dec, &threshold]) {
         if let Some(i) = array.1.iter().position(|x| !x.is_finite()) {
             return Err(Error::format(path, format!("{name} holds {} at {i}", array.1[i])));
         }

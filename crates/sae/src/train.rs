@@ -111,8 +111,7 @@ impl SaeTrainer {
         let scale = 1.0 / f64::from(norm).sqrt();
         let d_sae = settings.d_sae;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let directions: Vec<f32> =
-            (0..d_sae).flat_map(|_| unit_vector(&mut rng, d_in)).collect();
+        let directions: Vec<f32> = (0..d_sae).flat_map(|_| unit_vector(&mut rng, d_in)).collect();
         let w_dec = Tensor::<2>::from_data(TensorData::new(directions, [d_sae, d_in]), &plain);
         let parameters = Parameters {
             w_enc: w_dec.clone().transpose(),
@@ -133,10 +132,10 @@ impl SaeTrainer {
         let sparsity = s.sparsity * warmup(self.step, s.sparsity_warmup);
         self.step += 1;
 
-        let leaf = self.parameters.clone().map(
-            |_, x| x.autodiff().require_grad(),
-            |_, x| x.autodiff().require_grad(),
-        );
+        let leaf = self
+            .parameters
+            .clone()
+            .map(|_, x| x.autodiff().require_grad(), |_, x| x.autodiff().require_grad());
         let x = x.without_autodiff().autodiff() * self.scale;
         let b_dec = leaf.b_dec.clone().unsqueeze::<2>();
         let z = (x.clone() - b_dec.clone()).matmul(leaf.w_enc.clone())
@@ -161,7 +160,8 @@ impl SaeTrainer {
     /// Adam with β (0, 0.999) on every parameter; decoder rows keep unit norm, and the part of
     /// their gradient along themselves is taken out first; thresholds stay above 0.
     fn update(&mut self, leaf: &Parameters, gradients: &Gradients, learning_rate: f64) {
-        let options = AdamW { lr: learning_rate, beta1: 0.0, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+        let options =
+            AdamW { lr: learning_rate, beta1: 0.0, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
         let step = self.step;
         fn gradient<const D: usize>(x: &Tensor<D>, gradients: &Gradients) -> Tensor<D> {
             x.grad(gradients).unwrap_or_else(|| x.clone().without_autodiff().zeros_like())
@@ -172,12 +172,20 @@ impl SaeTrainer {
         let along = (g_dec.clone() * p.w_dec.clone()).sum_dim(1);
         let g_dec = g_dec - p.w_dec.clone() * along;
 
-        let w_enc = adamw_step(p.w_enc, gradient(&leaf.w_enc, gradients), m.w_enc, v.w_enc, step, &options);
-        let b_enc = adamw_step(p.b_enc, gradient(&leaf.b_enc, gradients), m.b_enc, v.b_enc, step, &options);
+        let w_enc =
+            adamw_step(p.w_enc, gradient(&leaf.w_enc, gradients), m.w_enc, v.w_enc, step, &options);
+        let b_enc =
+            adamw_step(p.b_enc, gradient(&leaf.b_enc, gradients), m.b_enc, v.b_enc, step, &options);
         let w_dec = adamw_step(p.w_dec, g_dec, m.w_dec, v.w_dec, step, &options);
-        let b_dec = adamw_step(p.b_dec, gradient(&leaf.b_dec, gradients), m.b_dec, v.b_dec, step, &options);
+        let b_dec =
+            adamw_step(p.b_dec, gradient(&leaf.b_dec, gradients), m.b_dec, v.b_dec, step, &options);
         let theta = adamw_step(
-            p.threshold, gradient(&leaf.threshold, gradients), m.threshold, v.threshold, step, &options,
+            p.threshold,
+            gradient(&leaf.threshold, gradients),
+            m.threshold,
+            v.threshold,
+            step,
+            &options,
         );
         let norms = w_dec.0.clone().square().sum_dim(1).sqrt().clamp_min(1e-8);
         self.parameters = Parameters {
@@ -188,8 +196,20 @@ impl SaeTrainer {
             threshold: theta.0.clamp_min(0.0),
         };
         self.moments = (
-            Parameters { w_enc: w_enc.1, b_enc: b_enc.1, w_dec: w_dec.1, b_dec: b_dec.1, threshold: theta.1 },
-            Parameters { w_enc: w_enc.2, b_enc: b_enc.2, w_dec: w_dec.2, b_dec: b_dec.2, threshold: theta.2 },
+            Parameters {
+                w_enc: w_enc.1,
+                b_enc: b_enc.1,
+                w_dec: w_dec.1,
+                b_dec: b_dec.1,
+                threshold: theta.1,
+            },
+            Parameters {
+                w_enc: w_enc.2,
+                b_enc: b_enc.2,
+                w_dec: w_dec.2,
+                b_dec: b_dec.2,
+                threshold: theta.2,
+            },
         );
     }
 
@@ -225,9 +245,8 @@ fn warmup(step: usize, steps: usize) -> f64 {
 
 fn unit_vector(rng: &mut ChaCha8Rng, width: usize) -> Vec<f32> {
     // Twelve uniform numbers minus six are normal enough for a direction.
-    let normal: Vec<f32> = (0..width)
-        .map(|_| (0..12).map(|_| rng.random::<f32>()).sum::<f32>() - 6.0)
-        .collect();
+    let normal: Vec<f32> =
+        (0..width).map(|_| (0..12).map(|_| rng.random::<f32>()).sum::<f32>() - 6.0).collect();
     let norm = normal.iter().map(|x| x * x).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
     normal.into_iter().map(|x| x / norm).collect()
 }
@@ -244,9 +263,7 @@ fn check(s: &SaeTraining) -> Result<(), Error> {
         ("steps", s.steps as f64),
     ];
     match positive.iter().find(|(_, value)| !(value.is_finite() && *value > 0.0)) {
-        Some((name, value)) => {
-            Err(Error::Training(format!("{name} = {value} must be positive")))
-        }
+        Some((name, value)) => Err(Error::Training(format!("{name} = {value} must be positive"))),
         None if s.target_l0 > s.d_sae as f64 => Err(Error::Training(format!(
             "target_l0 = {} is more than the d_sae = {} features there are",
             s.target_l0, s.d_sae

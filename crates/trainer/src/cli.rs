@@ -8,7 +8,12 @@ use fpo_data::Tokenizer;
 use fpo_data::{Preparer, Prompt, TemplateChoice, Truncation};
 use fpo_transformer::{GenerationOptions, generate, weights};
 
-use crate::{compare, device, recipes, run::Run, settings::Settings, stages::{self, StageName}};
+use crate::{
+    compare, device, recipes,
+    run::Run,
+    settings::Settings,
+    stages::{self, StageName},
+};
 
 /// Aligns language models with feature-level constrained preference optimization.
 #[derive(Parser)]
@@ -88,8 +93,7 @@ struct RunArgs {
 impl RunArgs {
     fn open(self) -> Result<Run> {
         let device = device::parse(&self.device)?;
-        let settings =
-            Settings::resolve(&self.recipe, self.config.as_deref(), &self.assignments)?;
+        let settings = Settings::resolve(&self.recipe, self.config.as_deref(), &self.assignments)?;
         let folder = self.folder.unwrap_or_else(|| PathBuf::from("runs").join(&self.recipe));
         Run::open(&folder, settings, device, self.resume)
     }

@@ -1,24 +1,90 @@
 //! Devices by name.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use burn::tensor::Device;
 
-/// The device that a name such as `cpu` or `cuda:1` means.
+/// The names that a `--device` begins with.
+pub const KINDS: [&str; 5] = ["cpu", "cuda", "wgpu", "vulkan", "metal"];
+
+/// The device that a name such as `cpu` or `cuda:1` means, tried out.
+///
+/// # Errors
+/// An unknown name, a backend that is not compiled in, or hardware that is not there.
 pub fn parse(name: &str) -> Result<Device> {
-    let kind = name.split(':').next().unwrap_or(name);
-    match kind {
-        #[cfg(feature = "flex")]
-        "cpu" if name == "cpu" => Ok(Device::flex()),
-        "cpu" | "cuda" | "wgpu" | "vulkan" | "metal" => bail!(
-            "device `{name}`: this binary has no `{kind}` backend ({}); `cargo xtask train --device {name}` builds one that has",
+    let (kind, index) = match name.split_once(':') {
+        None => (name, None),
+        Some((kind, index)) => match index.parse::<usize>() {
+            Ok(index) if kind != "cpu" => (kind, Some(index)),
+            _ => bail!("device `{name}`: expected a kind and a number, such as cuda:1"),
+        },
+    };
+    if !KINDS.contains(&kind) {
+        bail!(
+            "no device `{name}`: there are {}, and a number picks one of several, as in cuda:1",
+            KINDS.join(", ")
+        );
+    }
+    let Some(device) = open(kind, index) else {
+        bail!(
+            "device `{name}`: this binary has no `{kind}` backend (it has {}); `cargo xtask train --device {name}` builds one that has",
             compiled().join(", ")
-        ),
-        _ => bail!("no device `{name}`: there are cpu, cuda, cuda:N, wgpu, vulkan and metal"),
+        );
+    };
+    match kind {
+        "cpu" => Ok(device),
+        _ => try_out(name, device),
     }
 }
 
 /// What this binary was compiled with.
 pub fn compiled() -> Vec<&'static str> {
-    let all = [(cfg!(feature = "flex"), "cpu")];
-    all.into_iter().filter(|(there, _)| *there).map(|(_, name)| name).collect()
+    KINDS
+        .into_iter()
+        .filter(|kind| match *kind {
+            "cpu" => cfg!(feature = "flex"),
+            "cuda" => cfg!(feature = "cuda"),
+            "wgpu" => cfg!(feature = "wgpu"),
+            "vulkan" => cfg!(feature = "vulkan"),
+            _ => cfg!(feature = "metal"),
+        })
+        .collect()
+}
+
+#[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
+fn open(kind: &str, index: Option<usize>) -> Option<Device> {
+    #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
+    let adapter = match index {
+        Some(index) => burn::tensor::DeviceKind::DiscreteGpu(index),
+        None => burn::tensor::DeviceKind::DefaultDevice,
+    };
+    match kind {
+        #[cfg(feature = "flex")]
+        "cpu" => Some(Device::flex()),
+        #[cfg(feature = "cuda")]
+        "cuda" => Some(Device::cuda(index.unwrap_or(0))),
+        #[cfg(feature = "wgpu")]
+        "wgpu" => Some(Device::wgpu(adapter)),
+        #[cfg(feature = "vulkan")]
+        "vulkan" => Some(Device::vulkan(adapter)),
+        #[cfg(feature = "metal")]
+        "metal" => Some(Device::metal(adapter)),
+        _ => None,
+    }
+}
+
+/// Adds two numbers on the device: a driver that is missing panics deep inside, and here it becomes a
+/// message.
+fn try_out(name: &str, device: Device) -> Result<Device> {
+    use burn::tensor::Tensor;
+    let attempt = std::panic::catch_unwind(|| {
+        let one = Tensor::<1>::ones([1], &device);
+        (one.clone() + one).into_scalar::<f32>()
+    });
+    match attempt {
+        Ok(2.0) => Ok(device),
+        Ok(other) => bail!("device `{name}` says that 1 + 1 is {other}"),
+        Err(_) => Err(anyhow!(
+            "device `{name}` cannot be used: is there such a GPU, and its driver? `--device cpu` works everywhere"
+        )),
+    }
 }

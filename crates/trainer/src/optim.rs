@@ -1,6 +1,9 @@
 //! The optimiser: gradients by name, clipping by their global norm, AdamW and RMSprop.
 
-use std::{collections::{BTreeMap, HashMap}, path::Path};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+};
 
 use anyhow::{Context, Result, bail};
 use burn::{
@@ -137,7 +140,8 @@ impl Optimizer {
                 param.map(|weights| {
                     let shape = weights.dims();
                     let weights = flat(weights.without_autodiff());
-                    let weights = self.optimizer.update(name, weights, gradient, self.learning_rate);
+                    let weights =
+                        self.optimizer.update(name, weights, gradient, self.learning_rate);
                     weights.reshape(shape).autodiff().require_grad()
                 })
             }
@@ -161,8 +165,7 @@ impl Optimizer {
                     Some(Moments { first: Some(m), second: v }) => (m, v),
                     _ => (g.zeros_like(), g.zeros_like()),
                 };
-                let options =
-                    AdamW { lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay };
+                let options = AdamW { lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay };
                 let (w, m, v) = adamw_step(w, g, m, v, self.step, &options);
                 self.moments.insert(name, Moments { first: Some(m), second: v });
                 w

@@ -37,7 +37,16 @@ impl Progress {
             bar
         });
         let begun = Instant::now();
-        Self { stage: stage.to_owned(), unit, total, done, before: done, begun, bar, last_line: None }
+        Self {
+            stage: stage.to_owned(),
+            unit,
+            total,
+            done,
+            before: done,
+            begun,
+            bar,
+            last_line: None,
+        }
     }
 
     /// Notes that so many more units are done; `message` is shown beside rate and time left.

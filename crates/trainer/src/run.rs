@@ -62,7 +62,10 @@ impl Run {
         let lock = File::create(&lock_path)
             .with_context(|| format!("creating {}", lock_path.display()))?;
         if lock.try_lock().is_err() {
-            bail!("{} is in use by another process; wait for it or choose another --run", folder.display());
+            bail!(
+                "{} is in use by another process; wait for it or choose another --run",
+                folder.display()
+            );
         }
         let text = settings.to_toml()?;
         atomic::write_file(&folder.join("run.toml"), |mut file| -> Result<()> {
@@ -114,10 +117,16 @@ impl Run {
             (true, false) => {
                 eprintln!("{name:>9}  starts anew; --resume would have gone on from a checkpoint");
             }
+            (false, true) if path.exists() => {
+                eprintln!(
+                    "{name:>9}  starts anew; its checkpoint was made from other settings or data"
+                );
+            }
             (false, _) => {}
         }
         if folder.exists() {
-            fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
+            fs::remove_dir_all(&folder)
+                .with_context(|| format!("removing {}", folder.display()))?;
         }
         fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
         write_fingerprint(&path, name, fingerprint)?;

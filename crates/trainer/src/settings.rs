@@ -1,6 +1,9 @@
 //! The settings of a run: recipe < configuration file < `--set`, checked key by key.
 
-use std::{num::NonZeroUsize, path::{Path, PathBuf}};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, anyhow, bail};
 use fpo_data::{OnEmpty, Pooling};
@@ -241,7 +244,8 @@ impl Settings {
     pub fn resolve(recipe: &str, config: Option<&Path>, assignments: &[String]) -> Result<Self> {
         let mut table: Table = toml::from_str(recipes::source(recipe)?)
             .with_context(|| format!("recipe `{recipe}`"))?;
-        let defaults: Self = table.clone().try_into().with_context(|| format!("recipe `{recipe}`"))?;
+        let defaults: Self =
+            table.clone().try_into().with_context(|| format!("recipe `{recipe}`"))?;
         let known = known_keys(&defaults)?;
         if let Some(path) = config {
             let text = std::fs::read_to_string(path)
@@ -327,13 +331,14 @@ fn merge(table: &mut Table, layer: Table, prefix: &str, known: &[String]) -> Res
             _ => format!("{prefix}.{name}"),
         };
         if !known.contains(&key) {
+            let leaf = first_leaf(&key, &value);
             let nearest = known
                 .iter()
-                .map(|k| (strsim::jaro_winkler(k, &key), k))
+                .map(|k| (strsim::jaro_winkler(k, &leaf), k))
                 .max_by(|a, b| a.0.total_cmp(&b.0));
             match nearest {
-                Some((_, nearest)) => bail!("no setting `{key}`; did you mean `{nearest}`?"),
-                None => bail!("no setting `{key}`"),
+                Some((_, nearest)) => bail!("no setting `{leaf}`; did you mean `{nearest}`?"),
+                None => bail!("no setting `{leaf}`"),
             }
         }
         match (table.get_mut(&name), value) {
@@ -345,6 +350,14 @@ fn merge(table: &mut Table, layer: Table, prefix: &str, known: &[String]) -> Res
         }
     }
     Ok(())
+}
+
+/// The whole name of the first setting in `value`, which stands under `key`.
+fn first_leaf(key: &str, value: &Value) -> String {
+    match value.as_table().and_then(|table| table.iter().next()) {
+        Some((name, value)) => first_leaf(&format!("{key}.{name}"), value),
+        None => key.to_owned(),
+    }
 }
 
 /// `a.b=value` as nested tables; a value that is no TOML is taken as a string.

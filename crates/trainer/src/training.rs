@@ -171,14 +171,12 @@ fn latest_checkpoint(folder: &Path) -> Result<Option<PathBuf>> {
 
 fn read_state(checkpoint: &Path) -> Result<State> {
     let path = checkpoint.join("state.json");
-    let text =
-        fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))
 }
 
 /// Cuts a file to a length, creating it if need be.
 fn truncate(path: &Path, bytes: u64) -> Result<()> {
     let file = OpenOptions::new().create(true).write(true).truncate(false).open(path);
-    file.and_then(|file| file.set_len(bytes))
-        .with_context(|| format!("writing {}", path.display()))
+    file.and_then(|file| file.set_len(bytes)).with_context(|| format!("writing {}", path.display()))
 }

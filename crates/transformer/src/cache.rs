@@ -44,9 +44,7 @@ impl LayerCache {
 
         // The queries of one group share their keys: [batch, kv_heads, group · new, head_dim].
         let group = heads / kv_heads;
-        let q = q
-            .swap_dims(1, 2)
-            .reshape([batch, kv_heads, group * new, width]);
+        let q = q.swap_dims(1, 2).reshape([batch, kv_heads, group * new, width]);
         let mut scores = q.matmul(keys.swap_dims(2, 3)) * scale;
         if let Some(cap) = softcap {
             scores = fpo_ops::softcap(scores, cap);
@@ -54,10 +52,7 @@ impl LayerCache {
         let scores = scores.reshape([batch, heads, new, total]);
         let scores = scores + self.mask(new, total, window, &values.device());
         let weights = softmax(scores, 3).reshape([batch, kv_heads, group * new, total]);
-        let z = weights
-            .matmul(values)
-            .reshape([batch, heads, new, width])
-            .swap_dims(1, 2);
+        let z = weights.matmul(values).reshape([batch, heads, new, width]).swap_dims(1, 2);
         z.reshape([batch, new, heads * width])
     }
 

@@ -7,6 +7,9 @@ use serde_json::{Map, Value, json};
 
 use crate::Error;
 
+/// More layers than any model has: keeps a damaged number from allocating without end.
+const MOST_LAYERS: usize = 1 << 12;
+
 /// How far back a layer's attention looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -73,9 +76,10 @@ struct Raw {
     #[serde(default = "default_head_dim")]
     head_dim: usize,
     query_pre_attn_scalar: Option<f64>,
-    #[serde(default)]
+    // Absent is transformers' default, `null` is none.
+    #[serde(default = "default_attn_softcapping")]
     attn_logit_softcapping: Option<f64>,
-    #[serde(default)]
+    #[serde(default = "default_final_softcapping")]
     final_logit_softcapping: Option<f64>,
     sliding_window: Option<usize>,
     layer_types: Option<Vec<LayerType>>,
@@ -96,6 +100,7 @@ struct Raw {
     hidden_activation: Option<String>,
     #[serde(default)]
     attention_bias: bool,
+    use_bidirectional_attention: Option<bool>,
     #[serde(default = "default_true")]
     tie_word_embeddings: bool,
 }
@@ -109,6 +114,12 @@ enum OneOrMany {
 
 fn default_head_dim() -> usize {
     256
+}
+fn default_attn_softcapping() -> Option<f64> {
+    Some(50.0)
+}
+fn default_final_softcapping() -> Option<f64> {
+    Some(30.0)
 }
 fn default_eps() -> f64 {
     1e-6
@@ -143,7 +154,8 @@ impl Gemma2Config {
 
     /// Parses the text of a `config.json`; the error is a sentence.
     pub fn from_json(text: &str) -> Result<Self, String> {
-        let value: Value = serde_json::from_str(text).map_err(|e| format!("malformed JSON: {e}"))?;
+        let value: Value =
+            serde_json::from_str(text).map_err(|e| format!("malformed JSON: {e}"))?;
         // Asked first, so that another architecture is refused by its name, not for a missing field.
         match value.get("model_type").and_then(Value::as_str) {
             Some("gemma2") => {}
@@ -163,6 +175,9 @@ impl Gemma2Config {
         }
         if raw.attention_bias {
             return Err("attention_bias = true is not supported".into());
+        }
+        if raw.use_bidirectional_attention == Some(true) {
+            return Err("use_bidirectional_attention = true is not supported".into());
         }
         if !raw.tie_word_embeddings {
             return Err("tie_word_embeddings = false is not supported".into());
@@ -192,7 +207,7 @@ impl Gemma2Config {
             sliding_window: raw.sliding_window.unwrap_or(4096),
             layer_types: raw
                 .layer_types
-                .unwrap_or_else(|| alternating_layer_types(raw.num_hidden_layers)),
+                .unwrap_or_else(|| alternating_layer_types(raw.num_hidden_layers.min(MOST_LAYERS))),
             rope_theta: rope_theta.unwrap_or(10_000.0),
             rms_norm_eps: raw.rms_norm_eps,
             initializer_range: raw.initializer_range,
@@ -211,6 +226,12 @@ impl Gemma2Config {
 
     /// The sizes make sense together; the error is a sentence.
     pub fn check(&self) -> Result<(), String> {
+        if self.num_hidden_layers > MOST_LAYERS {
+            return Err(format!(
+                "num_hidden_layers = {} is more than {MOST_LAYERS}",
+                self.num_hidden_layers
+            ));
+        }
         for (name, value) in [
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
@@ -242,6 +263,12 @@ impl Gemma2Config {
                 self.num_hidden_layers
             ));
         }
+        if self.pad_token_id as usize >= self.vocab_size {
+            return Err(format!(
+                "pad_token_id = {} is beyond vocab_size = {}",
+                self.pad_token_id, self.vocab_size
+            ));
+        }
         for (name, value) in [
             ("query_pre_attn_scalar", Some(self.query_pre_attn_scalar)),
             ("attn_logit_softcapping", self.attn_logit_softcapping),
@@ -270,6 +297,11 @@ impl Gemma2Config {
             [one] => json!(one),
             many => json!(many),
         };
+        // transformers 5 refuses a float here, even 256.0.
+        let query_pre_attn_scalar = match self.query_pre_attn_scalar {
+            whole if whole.fract() == 0.0 && whole < 1e15 => json!(whole as u64),
+            other => json!(other),
+        };
         json!({
             "architectures": ["Gemma2ForCausalLM"],
             "model_type": "gemma2",
@@ -280,7 +312,7 @@ impl Gemma2Config {
             "num_attention_heads": self.num_attention_heads,
             "num_key_value_heads": self.num_key_value_heads,
             "head_dim": self.head_dim,
-            "query_pre_attn_scalar": self.query_pre_attn_scalar,
+            "query_pre_attn_scalar": query_pre_attn_scalar,
             "attn_logit_softcapping": self.attn_logit_softcapping,
             "final_logit_softcapping": self.final_logit_softcapping,
             "sliding_window": self.sliding_window,
@@ -319,8 +351,12 @@ mod tests {
         assert_eq!(config.attn_logit_softcapping, Some(50.0));
         assert_eq!([0, 1, 2].map(|layer| config.window(layer)), [Some(4), None, Some(4)]);
         assert_eq!(config.rope_theta, 10_000.0);
-        let again = Gemma2Config::from_json(&config.to_json("float32").to_string()).unwrap();
-        assert_eq!(again, config);
+        let without = SMALL.replace("\"final_logit_softcapping\":null,", "");
+        let config_without = Gemma2Config::from_json(&without).unwrap();
+        assert_eq!(config_without.final_logit_softcapping, Some(30.0));
+        let written = config.to_json("float32");
+        assert!(written["query_pre_attn_scalar"].is_u64());
+        assert_eq!(Gemma2Config::from_json(&written.to_string()).unwrap(), config);
     }
 
     #[test]
@@ -335,6 +371,13 @@ mod tests {
             ("\"head_dim\":8", "\"head_dim\":8,\"rope_scaling\":{\"factor\":2}", "rope_scaling"),
             ("\"head_dim\":8", "\"head_dim\":8,\"layer_types\":[\"full_attention\"]", "1 entries"),
             ("50.0", "-1.0", "must be positive"),
+            ("\"num_hidden_layers\":3", "\"num_hidden_layers\":99999999999", "more than 4096"),
+            ("\"head_dim\":8", "\"head_dim\":8,\"pad_token_id\":64", "pad_token_id = 64"),
+            (
+                "\"head_dim\":8",
+                "\"head_dim\":8,\"use_bidirectional_attention\":true",
+                "use_bidirectional_attention",
+            ),
         ] {
             let text = SMALL.replacen(from, to, 1);
             let message = Gemma2Config::from_json(&text).unwrap_err();

@@ -88,10 +88,8 @@ pub fn generate(
     for (prompt, &pad) in prompts.iter().zip(&padding) {
         tokens.extend(std::iter::repeat_n(config.pad_token_id, pad).chain(prompt.iter().copied()));
     }
-    let mut positions: Vec<usize> = padding
-        .iter()
-        .flat_map(|&pad| (0..width).map(move |t| t.saturating_sub(pad)))
-        .collect();
+    let mut positions: Vec<usize> =
+        padding.iter().flat_map(|&pad| (0..width).map(move |t| t.saturating_sub(pad))).collect();
     let mut length = width;
     for step in 0..options.max_new_tokens {
         let input = int_tensor(&tokens, [prompts.len(), tokens.len() / prompts.len()], &device);

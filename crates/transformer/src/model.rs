@@ -88,9 +88,8 @@ impl Rotary {
             (1.0 / config.rope_theta.powf(exponent)) as f32
         };
         let frequencies: Vec<f32> = (0..half).map(frequency).collect();
-        let angles: Vec<f32> = positions
-            .flat_map(|p| frequencies.iter().map(move |f| p as f32 * f))
-            .collect();
+        let angles: Vec<f32> =
+            positions.flat_map(|p| frequencies.iter().map(move |f| p as f32 * f)).collect();
         let tensor = |f: fn(f32) -> f32| {
             let values: Vec<f32> = angles.iter().map(|&a| f(a)).collect();
             Tensor::from_data(TensorData::new(values, [angles.len() / half, half]), device)
@@ -200,7 +199,11 @@ pub struct Block {
 }
 
 impl Block {
-    fn forward(&self, x: Tensor<3>, attention: impl FnOnce(&Attention, Tensor<3>) -> Tensor<3>) -> BlockOutput {
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        attention: impl FnOnce(&Attention, Tensor<3>) -> Tensor<3>,
+    ) -> BlockOutput {
         let attn_z = attention(&self.self_attn, self.input_layernorm.forward(x.clone()));
         let attn_out = self.self_attn.o_proj.forward(attn_z.clone());
         let x = x + self.post_attention_layernorm.forward(attn_out);
@@ -248,7 +251,11 @@ pub struct ForwardOutput {
 
 impl Gemma2 {
     /// Builds a model whose every parameter comes from `provider`.
-    pub fn build(config: &Gemma2Config, device: &Device, provider: Provider) -> Result<Self, Error> {
+    pub fn build(
+        config: &Gemma2Config,
+        device: &Device,
+        provider: Provider,
+    ) -> Result<Self, Error> {
         let c = config;
         let mut b = Builder { provider, device };
         let embed_tokens = Embedding {
@@ -362,9 +369,7 @@ impl Gemma2 {
         let rotary = Rotary::new(positions.iter().copied(), &self.config, &tokens.device());
         let mut x = self.embed(tokens);
         for (block, cache) in self.model.layers.iter().zip(caches) {
-            x = block
-                .forward(x, |attention, x| attention.z_cached(x, &rotary, cache))
-                .resid_post;
+            x = block.forward(x, |attention, x| attention.z_cached(x, &rotary, cache)).resid_post;
         }
         self.model.norm.forward(x)
     }

@@ -226,9 +226,7 @@ fn read<T>(
             summary.rows += 1;
             match converted {
                 Ok(item) => items.push(item),
-                Err(RowProblem::Empty { .. }) if drops => {
-                    summary.dropped_empty += 1
-                }
+                Err(RowProblem::Empty { .. }) if drops => summary.dropped_empty += 1,
                 Err(problem) => return Err(problem),
             }
             Ok(())

@@ -1,7 +1,7 @@
 //! Causal grouped-query attention with soft-capped scores and a sliding window.
 
 #[cfg(feature = "flex")]
-mod flex;
+mod fast;
 
 use burn::tensor::{Bool, Device, FloatDType, Int, Tensor, activation::softmax};
 
@@ -48,10 +48,9 @@ pub fn causal_attention(
     );
     assert!(options.window != Some(0), "causal_attention: a window of 0 hides every position");
     #[cfg(feature = "flex")]
-    if let Some(output) = {
-        use crate::flex::{apply, operand};
-        apply(flex::Attention(*options), [operand(&q), operand(&k), operand(&v)])
-    } {
+    if let Some(output) =
+        crate::flex::apply(fast::Attention(*options), [&q, &k, &v].map(crate::flex::operand))
+    {
         return Tensor::from_dispatch(output);
     }
     definition(q, k, v, options)

@@ -41,11 +41,7 @@ fn figure(chart: &Chart) -> Markup {
         .iter()
         .enumerate()
         .filter_map(|(index, series)| {
-            Some((
-                index % SERIES_COLOURS,
-                series.name.as_str(),
-                Curve::new(&series.points)?,
-            ))
+            Some((index % SERIES_COLOURS, series.name.as_str(), Curve::new(&series.points)?))
         })
         .collect();
     html! {
@@ -81,35 +77,17 @@ fn description(chart: &Chart, curves: &[(usize, &str, Curve)]) -> String {
     let told: Vec<String> = curves
         .iter()
         .map(|(_, name, curve)| {
-            format!(
-                "{name} from {} to {}",
-                number(curve.first()),
-                number(curve.last())
-            )
+            format!("{name} from {} to {}", number(curve.first()), number(curve.last()))
         })
         .collect();
-    format!(
-        "Line chart of {} by {}: {}.",
-        chart.title,
-        chart.x_label,
-        told.join("; ")
-    )
+    format!("Line chart of {} by {}: {}.", chart.title, chart.x_label, told.join("; "))
 }
 
 fn draw(chart: &Chart, curves: &[(usize, &str, Curve)]) -> Result<String, Box<dyn Error>> {
     let points = || curves.iter().flat_map(|(_, _, curve)| curve.raw.iter());
-    let x = Axis::around(
-        points().map(|p| p.0).chain(origin(points().map(|p| p.0))),
-        0.0,
-        5,
-    );
+    let x = Axis::around(points().map(|p| p.0).chain(origin(points().map(|p| p.0))), 0.0, 5);
     let y = Axis::around(points().map(|p| p.1), 0.06, 6);
-    let y_text = y
-        .ticks
-        .iter()
-        .map(|&t| y.label(t).chars().count())
-        .max()
-        .unwrap_or(1);
+    let y_text = y.ticks.iter().map(|&t| y.label(t).chars().count()).max().unwrap_or(1);
     let fine = |pixels: f64| (pixels * f64::from(FINE)).round() as u32;
 
     let mut svg = String::new();
@@ -123,9 +101,8 @@ fn draw(chart: &Chart, curves: &[(usize, &str, Curve)]) -> Result<String, Box<dy
             .y_label_area_size(fine(12.0 + 0.58 * TEXT * y_text as f64))
             .build_cartesian_2d(x, y)?;
         // The backend divides font sizes by 1.24.
-        let text = ("sans-serif", TEXT * 1.24 * f64::from(FINE))
-            .into_font()
-            .color(&Ink::Text.colour());
+        let text =
+            ("sans-serif", TEXT * 1.24 * f64::from(FINE)).into_font().color(&Ink::Text.colour());
         context
             .configure_mesh()
             .disable_x_mesh()
@@ -170,9 +147,7 @@ fn draw(chart: &Chart, curves: &[(usize, &str, Curve)]) -> Result<String, Box<dy
 
 /// Zero, for an axis that starts just beside it: the first step is usually logged as 1 or 10.
 fn origin(xs: impl Iterator<Item = f64>) -> Option<f64> {
-    let (low, high) = xs.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), x| {
-        (l.min(x), h.max(x))
-    });
+    let (low, high) = xs.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), x| (l.min(x), h.max(x)));
     (low > 0.0 && low <= 0.1 * high).then_some(0.0)
 }
 
@@ -211,9 +186,7 @@ enum Ink {
 
 impl Ink {
     fn all() -> impl Iterator<Item = Self> {
-        [Ink::Text, Ink::Grid]
-            .into_iter()
-            .chain((0..SERIES_COLOURS).map(Ink::Series))
+        [Ink::Text, Ink::Grid].into_iter().chain((0..SERIES_COLOURS).map(Ink::Series))
     }
 
     /// The stand-in that `plotters` draws with.
@@ -241,10 +214,7 @@ fn with_variables(svg: &str) -> String {
         let RGBAColor(r, g, b, _) = ink.colour();
         ["fill", "stroke"].into_iter().fold(svg, |svg, property| {
             let stand_in = format!("{property}=\"#{r:02X}{g:02X}{b:02X}\"");
-            svg.replace(
-                &stand_in,
-                &format!("style=\"{property}:{}\"", variable(ink)),
-            )
+            svg.replace(&stand_in, &format!("style=\"{property}:{}\"", variable(ink)))
         })
     })
 }
@@ -255,13 +225,8 @@ mod tests {
     use crate::report::Series;
 
     fn chart(series: Vec<(&str, Vec<(f64, f64)>)>) -> String {
-        let series = series
-            .into_iter()
-            .map(|(name, points)| Series {
-                name: name.into(),
-                points,
-            })
-            .collect();
+        let series =
+            series.into_iter().map(|(name, points)| Series { name: name.into(), points }).collect();
         figure(&Chart {
             title: "loss".into(),
             x_label: "step".into(),
@@ -273,11 +238,9 @@ mod tests {
 
     #[test]
     fn a_chart_without_a_finite_point_says_so() {
-        for series in [
-            vec![],
-            vec![("a", vec![])],
-            vec![("a", vec![(0.0, f64::NAN), (f64::INFINITY, 1.0)])],
-        ] {
+        for series in
+            [vec![], vec![("a", vec![])], vec![("a", vec![(0.0, f64::NAN), (f64::INFINITY, 1.0)])]]
+        {
             let html = chart(series);
             assert!(html.contains("no data") && !html.contains("<svg"), "{html}");
         }
@@ -285,10 +248,7 @@ mod tests {
 
     #[test]
     fn nan_is_skipped_and_the_rest_is_drawn() {
-        let html = chart(vec![(
-            "train",
-            vec![(0.0, 3.0), (1.0, f64::NAN), (2.0, 1.0)],
-        )]);
+        let html = chart(vec![("train", vec![(0.0, 3.0), (1.0, f64::NAN), (2.0, 1.0)])]);
         assert!(!html.contains("NaN") && !html.contains("inf"));
         assert_eq!(html.matches("<circle").count(), 2);
         assert!(html.contains("Line chart of loss by step: train from 3 to 1."));
@@ -296,9 +256,7 @@ mod tests {
 
     #[test]
     fn colours_follow_the_page() {
-        let series = (0..10)
-            .map(|i| ("s", vec![(0.0, i as f64), (1.0, i as f64 + 1.0)]))
-            .collect();
+        let series = (0..10).map(|i| ("s", vec![(0.0, i as f64), (1.0, i as f64 + 1.0)])).collect();
         let html = chart(series);
         assert!(!html.contains("=\"#"), "an explicit colour is left");
         assert!(html.contains("stroke:var(--series-0)") && html.contains("stroke:var(--series-7)"));
@@ -307,27 +265,15 @@ mod tests {
 
     #[test]
     fn a_noisy_curve_is_drawn_twice() {
-        let noisy = chart(vec![(
-            "train",
-            (0..5000).map(|i| (i as f64, (i % 2) as f64)).collect(),
-        )]);
+        let noisy = chart(vec![("train", (0..5000).map(|i| (i as f64, (i % 2) as f64)).collect())]);
         assert_eq!(noisy.matches("<polyline").count(), 2);
         let calm = chart(vec![("train", (0..20).map(|i| (i as f64, 1.0)).collect())]);
-        assert_eq!(
-            (
-                calm.matches("<polyline").count(),
-                calm.matches("<circle").count()
-            ),
-            (1, 20)
-        );
+        assert_eq!((calm.matches("<polyline").count(), calm.matches("<circle").count()), (1, 20));
     }
 
     #[test]
     fn names_cannot_break_out_of_the_svg() {
-        let html = chart(vec![(
-            "\"><script>alert(1)</script>",
-            vec![(0.0, 1.0), (1.0, 2.0)],
-        )]);
+        let html = chart(vec![("\"><script>alert(1)</script>", vec![(0.0, 1.0), (1.0, 2.0)])]);
         assert!(!html.contains("<script"));
     }
 }

@@ -25,17 +25,11 @@ impl Curve {
     pub(super) fn new(points: &[Point]) -> Option<Self> {
         // Beyond this, squares and widths of axes would overflow.
         let drawable = |v: f64| v.abs() < 1e150;
-        let mut points: Vec<Point> = points
-            .iter()
-            .copied()
-            .filter(|&(x, y)| drawable(x) && drawable(y))
-            .collect();
+        let mut points: Vec<Point> =
+            points.iter().copied().filter(|&(x, y)| drawable(x) && drawable(y)).collect();
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
         let smooth = is_noisy(&points).then(|| smooth(&points));
-        (!points.is_empty()).then(|| Self {
-            raw: thin(points),
-            smooth,
-        })
+        (!points.is_empty()).then(|| Self { raw: thin(points), smooth })
     }
 
     /// Where the curve starts.
@@ -63,11 +57,7 @@ fn thin(points: Vec<Point>) -> Vec<Point> {
     let extremes = (0..buckets).flat_map(|bucket| {
         let bucket =
             &points[bucket * points.len() / buckets..(bucket + 1) * points.len() / buckets];
-        bucket
-            .iter()
-            .min_by(by_y)
-            .into_iter()
-            .chain(bucket.iter().max_by(by_y))
+        bucket.iter().min_by(by_y).into_iter().chain(bucket.iter().max_by(by_y))
     });
     let ends = points.first().into_iter().chain(points.last());
     let mut kept: Vec<Point> = extremes.chain(ends).copied().collect();
@@ -77,10 +67,8 @@ fn thin(points: Vec<Point>) -> Vec<Point> {
 
 /// Whether the curve keeps changing direction. A smooth one, such as a learning rate, is not improved by averaging.
 fn is_noisy(points: &[Point]) -> bool {
-    let reversals = points
-        .windows(3)
-        .filter(|p| (p[1].1 - p[0].1) * (p[2].1 - p[1].1) < 0.0)
-        .count();
+    let reversals =
+        points.windows(3).filter(|p| (p[1].1 - p[0].1) * (p[2].1 - p[1].1) < 0.0).count();
     points.len() >= SMOOTH_FROM && reversals * 10 > points.len()
 }
 
@@ -107,10 +95,7 @@ fn smooth(points: &[Point]) -> Vec<Point> {
                 wy += weight * y;
                 wty += weight * t * y;
             }
-            (
-                points[center].0,
-                (wtt * wy - wt * wty) / (w * wtt - wt * wt),
-            )
+            (points[center].0, (wtt * wy - wt * wty) / (w * wtt - wt * wt))
         })
         .collect()
 }
@@ -127,9 +112,8 @@ pub(super) struct Axis {
 impl Axis {
     /// An axis that holds all `values`, with `padding` (a share of the range) at both ends and about `count` ticks.
     pub(super) fn around(values: impl Iterator<Item = f64>, padding: f64, count: usize) -> Self {
-        let (mut low, mut high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| {
-            (l.min(v), h.max(v))
-        });
+        let (mut low, mut high) =
+            values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
         let size = low.abs().max(high.abs());
         if high - low <= size * 1e-9 {
             // A constant: give it room, so that it is a line in the middle.
@@ -143,12 +127,7 @@ impl Axis {
         let ticks = ((low / step).ceil() as i64..=(high / step).floor() as i64)
             .map(|k| k as f64 * step)
             .collect();
-        Self {
-            low,
-            high,
-            ticks,
-            step,
-        }
+        Self { low, high, ticks, step }
     }
 
     /// The label of one tick, at the precision that the step between ticks needs.
@@ -172,9 +151,7 @@ impl Axis {
 /// The smallest of 1, 2 and 5 times a power of ten that is not below `step`.
 fn round_step(step: f64) -> f64 {
     let power = 10f64.powf(step.log10().floor());
-    let factor = [1.0, 2.0, 5.0, 10.0]
-        .into_iter()
-        .find(|f| f * power >= step * (1.0 - 1e-9));
+    let factor = [1.0, 2.0, 5.0, 10.0].into_iter().find(|f| f * power >= step * (1.0 - 1e-9));
     factor.unwrap_or(10.0) * power
 }
 
@@ -191,13 +168,7 @@ mod tests {
             (f64::NAN, 1.0),
             (1.0, 4.0),
         ]);
-        assert_eq!(
-            curve,
-            Some(Curve {
-                raw: vec![(1.0, 4.0), (2.0, 5.0)],
-                smooth: None
-            })
-        );
+        assert_eq!(curve, Some(Curve { raw: vec![(1.0, 4.0), (2.0, 5.0)], smooth: None }));
         assert_eq!(Curve::new(&[(0.0, f64::NAN)]), None);
         assert_eq!(Curve::new(&[]), None);
     }
@@ -209,10 +180,7 @@ mod tests {
         let curve = Curve::new(&points).unwrap();
         assert!(curve.raw.len() <= DRAWN_POINTS);
         assert!(curve.raw.contains(&(31_417.0, 1e6)));
-        assert_eq!(
-            (curve.raw[0].0, curve.raw[curve.raw.len() - 1].0),
-            (0.0, 49_999.0)
-        );
+        assert_eq!((curve.raw[0].0, curve.raw[curve.raw.len() - 1].0), (0.0, 49_999.0));
         assert!(curve.raw.is_sorted_by(|a, b| a.0 <= b.0));
     }
 
@@ -220,18 +188,12 @@ mod tests {
     fn smoothing_finds_the_line_under_a_zigzag() {
         let line = |x: f64| 3.0 - 0.002 * x;
         let zigzag = |i: usize| if i.is_multiple_of(2) { 0.5 } else { -0.5 };
-        let points: Vec<Point> = (0..1000)
-            .map(|i| (i as f64, line(i as f64) + zigzag(i)))
-            .collect();
+        let points: Vec<Point> =
+            (0..1000).map(|i| (i as f64, line(i as f64) + zigzag(i))).collect();
         let curve = Curve::new(&points).unwrap();
         let smoothed = curve.smooth.as_deref().unwrap();
-        assert_eq!(
-            (smoothed[0].0, smoothed[smoothed.len() - 1].0),
-            (0.0, 999.0)
-        );
-        smoothed
-            .iter()
-            .for_each(|&(x, y)| assert!((y - line(x)).abs() < 0.1, "{x} {y}"));
+        assert_eq!((smoothed[0].0, smoothed[smoothed.len() - 1].0), (0.0, 999.0));
+        smoothed.iter().for_each(|&(x, y)| assert!((y - line(x)).abs() < 0.1, "{x} {y}"));
         assert!(
             (curve.first() - line(0.0)).abs() < 0.1 && (curve.last() - line(999.0)).abs() < 0.1
         );
@@ -240,15 +202,8 @@ mod tests {
     #[test]
     fn smooth_or_short_curves_are_left_alone() {
         let warm_up = |i: usize| (i as f64, (i as f64 / 100.0).min(1.0));
-        assert_eq!(
-            Curve::new(&(0..2000).map(warm_up).collect::<Vec<_>>())
-                .unwrap()
-                .smooth,
-            None
-        );
-        let short: Vec<Point> = (0..SMOOTH_FROM - 1)
-            .map(|i| (i as f64, (i % 2) as f64))
-            .collect();
+        assert_eq!(Curve::new(&(0..2000).map(warm_up).collect::<Vec<_>>()).unwrap().smooth, None);
+        let short: Vec<Point> = (0..SMOOTH_FROM - 1).map(|i| (i as f64, (i % 2) as f64)).collect();
         assert_eq!(Curve::new(&short).unwrap().smooth, None);
     }
 
@@ -260,10 +215,7 @@ mod tests {
             (&[0.0, 1e-4], &["0", "2e-5", "4e-5", "6e-5", "8e-5", "1e-4"]),
             (&[-3.0, 1.0], &["−3", "−2", "−1", "0", "1"]),
             (&[0.0, 50_000.0], &["0", "10k", "20k", "30k", "40k", "50k"]),
-            (
-                &[0.0, 2500.0],
-                &["0", "500", "1,000", "1,500", "2,000", "2,500"],
-            ),
+            (&[0.0, 2500.0], &["0", "500", "1,000", "1,500", "2,000", "2,500"]),
             (&[5.0, 5.0], &["4.6", "4.8", "5.0", "5.2", "5.4"]),
             (&[0.0], &["−1.0", "−0.5", "0", "0.5", "1.0"]),
         ];
@@ -284,11 +236,7 @@ mod tests {
             [-5e-9, 1e8],
         ] {
             let axis = Axis::around(values.into_iter(), 0.05, 5);
-            assert!(
-                (1..=8).contains(&axis.ticks.len()),
-                "{values:?}: {:?}",
-                axis.ticks
-            );
+            assert!((1..=8).contains(&axis.ticks.len()), "{values:?}: {:?}", axis.ticks);
         }
     }
 }

@@ -27,11 +27,7 @@ pub(super) fn section(features: &[FeatureMove]) -> Markup {
 
 fn headline(feature: &FeatureMove, largest: f64) -> Markup {
     let change = feature.after - feature.before;
-    let share = if largest > 0.0 && change.is_finite() {
-        change / largest
-    } else {
-        0.0
-    };
+    let share = if largest > 0.0 && change.is_finite() { change / largest } else { 0.0 };
     let (left, width) = (50.0 + 50.0 * share.min(0.0), 50.0 * share.abs());
     html! {
         strong { "Feature " (feature.index) }
@@ -54,11 +50,7 @@ fn change_text(change: f64) -> String {
 }
 
 fn examples(feature: &FeatureMove) -> Markup {
-    let activations = feature
-        .examples
-        .iter()
-        .flat_map(|example| &example.activations)
-        .copied();
+    let activations = feature.examples.iter().flat_map(|example| &example.activations).copied();
     let strongest = activations.filter(|a| a.is_finite()).fold(0.0, f32::max);
     html! {
         @if feature.examples.is_empty() {
@@ -71,11 +63,7 @@ fn examples(feature: &FeatureMove) -> Markup {
 
 /// Tokens in a row, the background as strong as the activation.
 fn context(example: &TokenContext, strongest: f32) -> Markup {
-    let activations = example
-        .activations
-        .iter()
-        .copied()
-        .chain(std::iter::repeat(0.0));
+    let activations = example.activations.iter().copied().chain(std::iter::repeat(0.0));
     html! {
         @for (token, activation) in example.tokens.iter().zip(activations) {
             @let value = number(f64::from(activation));

@@ -71,11 +71,7 @@ impl Unit {
             return "±0".to_owned();
         }
         let text = self.with_suffix(change, " pp");
-        if change > 0.0 {
-            format!("+{text}")
-        } else {
-            text
-        }
+        if change > 0.0 { format!("+{text}") } else { text }
     }
 
     fn with_suffix(self, value: f64, percent: &str) -> String {
@@ -170,11 +166,7 @@ pub(super) fn scientific(value: f64) -> String {
 }
 
 fn signed(negative: bool, digits: &str) -> String {
-    if negative {
-        format!("{MINUS}{digits}")
-    } else {
-        digits.to_owned()
-    }
+    if negative { format!("{MINUS}{digits}") } else { digits.to_owned() }
 }
 
 fn trim_zeros(text: &str) -> String {

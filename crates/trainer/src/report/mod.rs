@@ -144,8 +144,5 @@ fn points_with_null<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Vec<(f64, f64)>, D::Error> {
     let points: Vec<(Option<f64>, Option<f64>)> = Vec::deserialize(deserializer)?;
-    Ok(points
-        .into_iter()
-        .map(|(x, y)| (x.unwrap_or(f64::NAN), y.unwrap_or(f64::NAN)))
-        .collect())
+    Ok(points.into_iter().map(|(x, y)| (x.unwrap_or(f64::NAN), y.unwrap_or(f64::NAN))).collect())
 }

@@ -10,10 +10,8 @@ const STYLE: &str = include_str!("style.css");
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:";
 
 pub(super) fn document(report: &Report) -> Markup {
-    let sections: Vec<Section> = sections(report)
-        .into_iter()
-        .filter(|section| section.present)
-        .collect();
+    let sections: Vec<Section> =
+        sections(report).into_iter().filter(|section| section.present).collect();
     html! {
         (DOCTYPE)
         html lang="en" {

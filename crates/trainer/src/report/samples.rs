@@ -72,19 +72,9 @@ pub(super) fn section(samples: &[Sample]) -> Markup {
 
 /// Choices that the style sheet acts on, without a script. Where a browser cannot, all samples show.
 fn filter(samples: &[Sample]) -> Markup {
-    let outcomes = [
-        Outcome::Fixed,
-        Outcome::Broken,
-        Outcome::Right,
-        Outcome::Wrong,
-        Outcome::Unjudged,
-    ];
-    let count = |outcome| {
-        samples
-            .iter()
-            .filter(|sample| Outcome::of(sample) == outcome)
-            .count()
-    };
+    let outcomes =
+        [Outcome::Fixed, Outcome::Broken, Outcome::Right, Outcome::Wrong, Outcome::Unjudged];
+    let count = |outcome| samples.iter().filter(|sample| Outcome::of(sample) == outcome).count();
     let present: Vec<_> = outcomes
         .into_iter()
         .map(|o| (o.class(), o.label(), count(o)))

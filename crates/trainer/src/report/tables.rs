@@ -40,10 +40,7 @@ impl TableRow {
     /// The change as text, and what it means. `None` unless both values are known.
     pub fn change(&self) -> Option<(String, Verdict)> {
         let (before, after) = (self.before?, self.after?);
-        Some((
-            self.unit.format_change(after - before),
-            self.better.judge(before, after, self.unit),
-        ))
+        Some((self.unit.format_change(after - before), self.better.judge(before, after, self.unit)))
     }
 }
 
@@ -128,9 +125,7 @@ impl ComparisonTable {
             // Ties as shown are ties: two methods that both read 61.2% are both best.
             Some(&Cell::Number(value)) => {
                 let text = column.unit.format(value);
-                let best = self
-                    .best(index)
-                    .is_some_and(|best| column.unit.format(best) == text);
+                let best = self.best(index).is_some_and(|best| column.unit.format(best) == text);
                 (text, best)
             }
         }
@@ -161,9 +156,7 @@ impl ComparisonTable {
 pub fn terminal_table(rows: &[TableRow]) -> String {
     let mut table = plain_table(["Metric", "Before", "After", "Change", ""].map(str::to_owned));
     for row in rows {
-        let (change, verdict) = row
-            .change()
-            .unwrap_or((MISSING.to_owned(), Verdict::Neutral));
+        let (change, verdict) = row.change().unwrap_or((MISSING.to_owned(), Verdict::Neutral));
         table.add_row([
             row.metric.clone(),
             row.before_text(),
@@ -270,34 +263,15 @@ mod tests {
         unit: Unit,
         better: Better,
     ) -> TableRow {
-        TableRow {
-            metric: metric.into(),
-            before,
-            after,
-            unit,
-            better,
-            ..TableRow::default()
-        }
+        TableRow { metric: metric.into(), before, after, unit, better, ..TableRow::default() }
     }
 
     #[test]
     fn the_terminal_shows_values_changes_and_verdicts() {
         let rows = [
-            row(
-                "exact match",
-                Some(0.2),
-                Some(0.612),
-                Unit::Percent,
-                Better::Higher,
-            ),
+            row("exact match", Some(0.2), Some(0.612), Unit::Percent, Better::Higher),
             row("KL", Some(0.0), Some(0.25), Unit::Nats, Better::Lower),
-            row(
-                "length",
-                Some(18.0),
-                Some(f64::NAN),
-                Unit::Tokens,
-                Better::Neither,
-            ),
+            row("length", Some(18.0), Some(f64::NAN), Unit::Tokens, Better::Neither),
             row("margin", None, Some(1.5), Unit::Plain, Better::Higher),
         ];
         let expected = "\
@@ -314,11 +288,7 @@ mod tests {
 
     #[test]
     fn a_comparison_marks_the_best_of_each_column() {
-        let column = |name: &str, unit, better| Column {
-            name: name.into(),
-            unit,
-            better,
-        };
+        let column = |name: &str, unit, better| Column { name: name.into(), unit, better };
         let table = ComparisonTable {
             columns: vec![
                 column("win rate", Unit::Percent, Better::Higher),
@@ -326,17 +296,10 @@ mod tests {
                 column("β", Unit::Plain, Better::Neither),
             ],
             rows: vec![
-                (
-                    "DPO".into(),
-                    vec![Cell::Number(0.6121), Cell::Number(0.3), Cell::Number(0.1)],
-                ),
+                ("DPO".into(), vec![Cell::Number(0.6121), Cell::Number(0.3), Cell::Number(0.1)]),
                 (
                     "FPO".into(),
-                    vec![
-                        Cell::Number(0.6119),
-                        Cell::Number(0.2),
-                        Cell::Text("none".into()),
-                    ],
+                    vec![Cell::Number(0.6119), Cell::Number(0.2), Cell::Text("none".into())],
                 ),
                 ("SimPO".into(), vec![Cell::Number(f64::NAN), Cell::Missing]),
             ],

@@ -15,46 +15,26 @@ fn what_a_model_wrote_is_text_and_nothing_else() {
         note_after: Some(text()),
         ..Sample::default()
     };
-    let context = TokenContext {
-        tokens: vec![text()],
-        activations: vec![1.0],
-    };
+    let context = TokenContext { tokens: vec![text()], activations: vec![1.0] };
     let chart = Chart {
         title: text(),
         x_label: text(),
         y_label: text(),
-        series: vec![Series {
-            name: text(),
-            points: vec![(0.0, 0.0), (1.0, 1.0)],
-        }],
+        series: vec![Series { name: text(), points: vec![(0.0, 0.0), (1.0, 1.0)] }],
     };
-    let column = Column {
-        name: text(),
-        ..Column::default()
-    };
+    let column = Column { name: text(), ..Column::default() };
     let page = render(&Report {
         title: text(),
         subtitle: text(),
         summary: vec![(text(), text())],
-        table: vec![TableRow {
-            metric: text(),
-            explanation: text(),
-            ..TableRow::default()
-        }],
+        table: vec![TableRow { metric: text(), explanation: text(), ..TableRow::default() }],
         comparison: Some(ComparisonTable {
             columns: vec![column],
             rows: vec![(text(), vec![Cell::Text(text())])],
         }),
-        stages: vec![StageCurves {
-            stage: text(),
-            caption: text(),
-            charts: vec![chart],
-        }],
+        stages: vec![StageCurves { stage: text(), caption: text(), charts: vec![chart] }],
         samples: vec![sample],
-        features: vec![FeatureMove {
-            examples: vec![context],
-            ..FeatureMove::default()
-        }],
+        features: vec![FeatureMove { examples: vec![context], ..FeatureMove::default() }],
         settings_toml: text(),
         notes: vec![text()],
     });
@@ -73,14 +53,9 @@ fn the_page_needs_no_network() {
     for outside in ["src=", "url(", "@import", "<script", "<iframe"] {
         assert!(!page.contains(outside), "{outside}");
     }
-    let links: Vec<_> = page
-        .match_indices("href=\"")
-        .map(|(at, _)| &page[at + 6..at + 7])
-        .collect();
-    assert!(
-        links.iter().all(|&first| first == "#" || first == "d"),
-        "{links:?}"
-    );
+    let links: Vec<_> =
+        page.match_indices("href=\"").map(|(at, _)| &page[at + 6..at + 7]).collect();
+    assert!(links.iter().all(|&first| first == "#" || first == "d"), "{links:?}");
 }
 
 #[test]
@@ -93,10 +68,7 @@ fn an_empty_report_is_still_a_page() {
 
 #[test]
 fn parts_without_content_are_left_out() {
-    let page = render(&Report {
-        notes: vec!["one seed".into()],
-        ..Report::default()
-    });
+    let page = render(&Report { notes: vec!["one seed".into()], ..Report::default() });
     assert!(page.contains("id=\"notes\"") && page.contains("one seed"));
     assert_eq!(page.matches("<section").count(), 1);
 }
@@ -108,11 +80,7 @@ fn tokens_carry_their_activation() {
         activations: vec![2.0, f32::NAN, 0.5],
     };
     let page = render(&Report {
-        features: vec![FeatureMove {
-            index: 7,
-            examples: vec![context],
-            ..FeatureMove::default()
-        }],
+        features: vec![FeatureMove { index: 7, examples: vec![context], ..FeatureMove::default() }],
         ..Report::default()
     });
     for expected in [
@@ -127,43 +95,24 @@ fn tokens_carry_their_activation() {
 
 #[test]
 fn samples_can_be_filtered_by_outcome() {
-    let sample = |before_right, after_right| Sample {
-        before_right,
-        after_right,
-        ..Sample::default()
-    };
+    let sample =
+        |before_right, after_right| Sample { before_right, after_right, ..Sample::default() };
     let filter = |samples| {
-        let page = render(&Report {
-            samples,
-            ..Report::default()
-        });
+        let page = render(&Report { samples, ..Report::default() });
         page.match_indices("type=\"radio\" name=\"show\" value=\"")
-            .map(|(at, pattern)| {
-                page[at + pattern.len()..]
-                    .split('"')
-                    .next()
-                    .unwrap()
-                    .to_owned()
-            })
+            .map(|(at, pattern)| page[at + pattern.len()..].split('"').next().unwrap().to_owned())
             .collect::<Vec<_>>()
     };
     let (right, wrong) = (Some(true), Some(false));
     assert_eq!(
-        filter(vec![
-            sample(wrong, right),
-            sample(right, wrong),
-            sample(wrong, right)
-        ]),
+        filter(vec![sample(wrong, right), sample(right, wrong), sample(wrong, right)]),
         ["all", "fixed", "broken"]
     );
     assert_eq!(
         filter(vec![sample(right, right), sample(None, right)]),
         ["all", "right", "unjudged"]
     );
-    assert!(
-        filter(vec![sample(wrong, wrong)]).is_empty(),
-        "a single kind needs no filter"
-    );
+    assert!(filter(vec![sample(wrong, wrong)]).is_empty(), "a single kind needs no filter");
 }
 
 #[test]
@@ -191,10 +140,7 @@ fn a_report_without_holes_round_trips() {
 
 /// A little of everything.
 fn full() -> Report {
-    let series = Series {
-        name: "train".into(),
-        points: vec![(0.0, 2.0), (1.0, 1.0)],
-    };
+    let series = Series { name: "train".into(), points: vec![(0.0, 2.0), (1.0, 1.0)] };
     let chart = Chart {
         title: "loss".into(),
         x_label: "step".into(),

@@ -4,23 +4,22 @@
 ///
 /// Newlines and tabs stay as they are: whoever shows a single line uses [`visible_inline`].
 pub(super) fn visible(text: &str) -> String {
-    text.chars()
-        .fold(String::with_capacity(text.len()), |mut out, c| {
-            match c {
-                '\n' | '\t' => out.push(c),
-                // Controls, zero-width characters, line separators, and the marks that change the direction of text.
-                '\0'..='\x1f'
-                | '\x7f'..='\u{9f}'
-                | '\u{ad}'
-                | '\u{200b}'
-                | '\u{200e}'..='\u{200f}'
-                | '\u{2028}'..='\u{202e}'
-                | '\u{2060}'..='\u{206f}'
-                | '\u{feff}' => out.extend(c.escape_unicode()),
-                _ => out.push(c),
-            }
-            out
-        })
+    text.chars().fold(String::with_capacity(text.len()), |mut out, c| {
+        match c {
+            '\n' | '\t' => out.push(c),
+            // Controls, zero-width characters, line separators, and the marks that change the direction of text.
+            '\0'..='\x1f'
+            | '\x7f'..='\u{9f}'
+            | '\u{ad}'
+            | '\u{200b}'
+            | '\u{200e}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}' => out.extend(c.escape_unicode()),
+            _ => out.push(c),
+        }
+        out
+    })
 }
 
 /// As [`visible`], with newlines and tabs as signs, for text that has to stay on a line.

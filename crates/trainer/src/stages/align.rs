@@ -118,8 +118,7 @@ impl Aligner {
             Split::HeldOut => &prepared.held_out,
         };
         cache.require(pairs.iter().map(|p| p.id))?;
-        let reader =
-            features.then(|| feature_reader(run, prepared, &base.sae)).transpose()?;
+        let reader = features.then(|| feature_reader(run, prepared, &base.sae)).transpose()?;
         let reference_model =
             token_kl.then(|| weights::load(&base.sft.folder, &run.device)).transpose()?;
         let s = &run.settings.align;

@@ -237,7 +237,8 @@ fn moved_features(
         for response in [pair.chosen, pair.rejected] {
             let tokens: Vec<i32> = response.tokens.iter().map(|&t| t as i32).collect();
             let count = tokens.len();
-            let input = Tensor::<2, Int>::from_data(TensorData::new(tokens, [1, count]), &run.device);
+            let input =
+                Tensor::<2, Int>::from_data(TensorData::new(tokens, [1, count]), &run.device);
             let output = model.activations(input, &[site]);
             let x = output.into_iter().next().context("a site gives one tensor")?;
             let width = x.dims()[2];
@@ -255,7 +256,8 @@ fn moved_features(
                     .enumerate()
                     .fold((0, 0.0), |best, (t, &v)| if v > best.1 { (t, v) } else { best });
                 if strongest.1 > 0.0 {
-                    let range = strongest.0.saturating_sub(CONTEXT)..(strongest.0 + CONTEXT + 1).min(count);
+                    let range =
+                        strongest.0.saturating_sub(CONTEXT)..(strongest.0 + CONTEXT + 1).min(count);
                     let tokens = range
                         .clone()
                         .map(|t| prepared.tokenizer.decode(&response.tokens[t..=t], false))

@@ -119,10 +119,8 @@ fn fill(run: &Run, given: Option<Tokenizer>, workspace: &Workspace) -> Result<()
     };
     tokenizer.save(&workspace.output)?;
     let template = template(&tokenizer)?;
-    let truncation = Truncation {
-        max_length: s.data.max_length,
-        max_prompt_length: s.data.max_prompt_length,
-    };
+    let truncation =
+        Truncation { max_length: s.data.max_length, max_prompt_length: s.data.max_prompt_length };
     let preparer = Preparer::new(&tokenizer, &template, truncation)?;
 
     let (examples, sft) = preparer.prepare_examples(&raw.sft)?;
@@ -210,9 +208,7 @@ fn built_in(run: &Run) -> Raw {
         sft: sft.collect(),
         train: pairs(data.pairs),
         held_out: pairs(data.held_out_pairs),
-        prompts: prompts
-            .map(|p| (Prompt::Text(p.prompt), p.task.answer(), Some(p.task)))
-            .collect(),
+        prompts: prompts.map(|p| (Prompt::Text(p.prompt), p.task.answer(), Some(p.task))).collect(),
         summary: None,
     }
 }

@@ -41,7 +41,12 @@ impl Split {
 }
 
 /// Everything that the numbers in a cache depend on.
-fn cache_fingerprint(run: &Run, prepared: &Prepared, sft: &Stage, sae: &Stage) -> Result<Fingerprint> {
+fn cache_fingerprint(
+    run: &Run,
+    prepared: &Prepared,
+    sft: &Stage,
+    sae: &Stage,
+) -> Result<Fingerprint> {
     let s = &run.settings;
     Ok(Fingerprint::default()
         .with("weights", &sft.hash)

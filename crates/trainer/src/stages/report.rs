@@ -1,6 +1,10 @@
 //! The page of a run, and the table that ends it.
 
-use std::{fs, io::Write, path::{Path, PathBuf}};
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use fpo_data::atomic;
@@ -129,7 +133,8 @@ fn page(
 /// The curves of the stages that have any.
 fn curves(sft: &Path, sae: &Path, align: &Path) -> Result<Vec<StageCurves>> {
     // (title, y label, series: (name, key))
-    type Charts = &'static [(&'static str, &'static str, &'static [(&'static str, &'static str)])];
+    type Charts =
+        &'static [(&'static str, &'static str, &'static [(&'static str, &'static str)])];
     const LOSS: (&str, &str, &[(&str, &str)]) = ("Loss", "nats", &[("Loss", "loss")]);
     const RATE: (&str, &str, &[(&str, &str)]) =
         ("Learning rate", "", &[("Learning rate", "learning_rate")]);
@@ -201,16 +206,14 @@ fn curves(sft: &Path, sae: &Path, align: &Path) -> Result<Vec<StageCurves>> {
 }
 
 fn curve(lines: &[Map<String, Value>], name: &str, key: &str) -> Option<Series> {
-    let point = |line: &Map<String, Value>| {
-        Some((line.get("step")?.as_f64()?, line.get(key)?.as_f64()?))
-    };
+    let point =
+        |line: &Map<String, Value>| Some((line.get("step")?.as_f64()?, line.get(key)?.as_f64()?));
     let points: Vec<(f64, f64)> = lines.iter().filter_map(point).collect();
     (!points.is_empty()).then(|| Series { name: name.into(), points })
 }
 
 fn read_metrics(path: &PathBuf) -> Result<Vec<Map<String, Value>>> {
-    let text =
-        fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     text.lines()
         .enumerate()
         .map(|(i, line)| {

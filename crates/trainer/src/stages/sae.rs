@@ -175,7 +175,11 @@ fn train(
         let report = trainer.step(activations.rows(order[next..end].iter().copied(), &run.device));
         next = end;
         if !report.loss.is_finite() {
-            bail!("step {}: the loss is {}; a lower sae.training.learning_rate may help", step + 1, report.loss);
+            bail!(
+                "step {}: the loss is {}; a lower sae.training.learning_rate may help",
+                step + 1,
+                report.loss
+            );
         }
         let line = json!({
             "step": step + 1,

@@ -42,29 +42,33 @@ pub fn sft(run: &Run, prepared: &Prepared) -> Result<Stage> {
             optimizer: &s.sft.optimizer,
         };
         let pad = prepared.tokenizer.pad_id();
-        let model = training.run(&device, || initial_model(run, prepared), |model, step| {
-            let indices = plans[step / steps_per_epoch]
-                .get(step % steps_per_epoch)
-                .with_context(|| format!("no batch for step {step}"))?;
-            let examples = prepared.sft.views(indices)?;
-            let total: usize =
-                examples.iter().map(|e| e.response.tokens.len() - e.response.prompt_len).sum();
-            let mut gradients = GradientMap::default();
-            let (mut loss, mut tokens) = (0.0, 0);
-            for examples in examples.chunks(s.sft.micro_batch_size.get()) {
-                let batch = SequenceBatch::new(examples, pad)?.batch;
-                let device_batch = DeviceBatch::new(&batch, &device);
-                let forward = Forward::new(model, &batch, &device_batch, None);
-                // The mean over all response tokens of the step, whichever part they are in.
-                let part = -forward.token_log_probs(model, &device_batch).sum() / total as f64;
-                let mut part_gradients = part.backward();
-                gradients.add(GradientMap::collect(model, &mut part_gradients));
-                loss += part.into_scalar::<f64>();
-                tokens += batch.real_tokens();
-            }
-            let ids = examples.iter().map(|e| e.id).collect();
-            Ok(StepResult { loss, gradients, tokens, ids, metrics: Map::new() })
-        })?;
+        let model = training.run(
+            &device,
+            || initial_model(run, prepared),
+            |model, step| {
+                let indices = plans[step / steps_per_epoch]
+                    .get(step % steps_per_epoch)
+                    .with_context(|| format!("no batch for step {step}"))?;
+                let examples = prepared.sft.views(indices)?;
+                let total: usize =
+                    examples.iter().map(|e| e.response.tokens.len() - e.response.prompt_len).sum();
+                let mut gradients = GradientMap::default();
+                let (mut loss, mut tokens) = (0.0, 0);
+                for examples in examples.chunks(s.sft.micro_batch_size.get()) {
+                    let batch = SequenceBatch::new(examples, pad)?.batch;
+                    let device_batch = DeviceBatch::new(&batch, &device);
+                    let forward = Forward::new(model, &batch, &device_batch, None);
+                    // The mean over all response tokens of the step, whichever part they are in.
+                    let part = -forward.token_log_probs(model, &device_batch).sum() / total as f64;
+                    let mut part_gradients = part.backward();
+                    gradients.add(GradientMap::collect(model, &mut part_gradients));
+                    loss += part.into_scalar::<f64>();
+                    tokens += batch.real_tokens();
+                }
+                let ids = examples.iter().map(|e| e.id).collect();
+                Ok(StepResult { loss, gradients, tokens, ids, metrics: Map::new() })
+            },
+        )?;
         weights::save(&model, &workspace.output)?;
         prepared.tokenizer.save(&workspace.output)?;
         Ok(())

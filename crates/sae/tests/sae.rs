@@ -1,0 +1,257 @@
+//! The autoencoder against slow scalar arithmetic, its files against themselves and against damage, and
+//! its training against data whose structure is known.
+
+use std::{fs, path::Path};
+
+use burn::tensor::{Device, Tensor, TensorData};
+use fpo_ops::Encoder;
+use fpo_sae::{
+    JumpReluSae, Provenance, QualityMeter, SaeTrainer, SaeTraining, load, save_sae_lens,
+};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+fn uniform(rng: &mut ChaCha8Rng, count: usize) -> Vec<f32> {
+    (0..count).map(|_| 2.0 * rng.random::<f32>() - 1.0).collect()
+}
+
+fn tensor<const D: usize>(values: &[f32], shape: [usize; D]) -> Tensor<D> {
+    Tensor::from_data(TensorData::new(values.to_vec(), shape), &Device::flex())
+}
+
+fn to_vec<const D: usize>(x: Tensor<D>) -> Vec<f32> {
+    x.into_data().iter::<f32>().collect()
+}
+
+struct Plain {
+    w_enc: Vec<f32>,
+    b_enc: Vec<f32>,
+    w_dec: Vec<f32>,
+    b_dec: Vec<f32>,
+    threshold: Vec<f32>,
+}
+
+fn random_sae(seed: u64, d_in: usize, d_sae: usize) -> (JumpReluSae, Plain) {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let plain = Plain {
+        w_enc: uniform(&mut rng, d_in * d_sae),
+        b_enc: uniform(&mut rng, d_sae),
+        w_dec: uniform(&mut rng, d_sae * d_in),
+        b_dec: uniform(&mut rng, d_in),
+        threshold: uniform(&mut rng, d_sae).iter().map(|x| x.abs()).collect(),
+    };
+    let sae = JumpReluSae {
+        encoder: Encoder {
+            w_enc: tensor(&plain.w_enc, [d_in, d_sae]),
+            b_enc: tensor(&plain.b_enc, [d_sae]),
+            threshold: tensor(&plain.threshold, [d_sae]),
+        },
+        w_dec: tensor(&plain.w_dec, [d_sae, d_in]),
+        b_dec: tensor(&plain.b_dec, [d_in]),
+        provenance: Provenance {
+            model_name: Some("a model".into()),
+            hook_name: Some("blocks.3.hook_resid_post".into()),
+        },
+    };
+    (sae, plain)
+}
+
+#[test]
+fn encode_and_decode_are_their_sums() {
+    let (d_in, d_sae, tokens) = (5, 11, 7);
+    let (sae, plain) = random_sae(1, d_in, d_sae);
+    let x = uniform(&mut ChaCha8Rng::seed_from_u64(2), tokens * d_in);
+    let features = to_vec(sae.encode(tensor(&x, [tokens, d_in])));
+    let decoded = to_vec(sae.decode(tensor(&features, [tokens, d_sae])));
+    let mut active = 0;
+    for t in 0..tokens {
+        for j in 0..d_sae {
+            let z: f32 = plain.b_enc[j]
+                + (0..d_in).map(|i| x[t * d_in + i] * plain.w_enc[i * d_sae + j]).sum::<f32>();
+            let expected = if z > plain.threshold[j] { z } else { 0.0 };
+            active += usize::from(expected > 0.0);
+            assert!((features[t * d_sae + j] - expected).abs() < 1e-5);
+        }
+        for i in 0..d_in {
+            let features = &features[t * d_sae..][..d_sae];
+            let expected: f32 = plain.b_dec[i]
+                + features
+                    .iter()
+                    .enumerate()
+                    .map(|(j, f)| f * plain.w_dec[j * d_in + i])
+                    .sum::<f32>();
+            assert!((decoded[t * d_in + i] - expected).abs() < 1e-5);
+        }
+    }
+    assert!(active > 0 && active < tokens * d_sae, "the threshold decides nothing here");
+}
+
+#[test]
+fn a_sae_lens_folder_comes_back_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let (sae, plain) = random_sae(3, 6, 9);
+    save_sae_lens(&sae, folder.path()).unwrap();
+    let back = load(folder.path(), &Device::flex()).unwrap();
+    assert_eq!(to_vec(back.encoder.w_enc.clone()), plain.w_enc);
+    assert_eq!(to_vec(back.encoder.b_enc.clone()), plain.b_enc);
+    assert_eq!(to_vec(back.encoder.threshold.clone()), plain.threshold);
+    assert_eq!(to_vec(back.w_dec.clone()), plain.w_dec);
+    assert_eq!(to_vec(back.b_dec.clone()), plain.b_dec);
+    assert_eq!(back.provenance, sae.provenance);
+    assert_eq!((back.d_in(), back.d_sae()), (6, 9));
+}
+
+/// What is wrong with `folder`, as a sentence.
+fn refusal(folder: &Path) -> String {
+    load(folder, &Device::flex()).map(|_| ()).unwrap_err().to_string()
+}
+
+#[test]
+fn damaged_files_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    assert!(refusal(folder).contains("no sparse autoencoder"));
+    let (mut sae, plain) = random_sae(4, 3, 4);
+    save_sae_lens(&sae, folder).unwrap();
+    let (config, weights) = (folder.join("cfg.json"), folder.join("sae_weights.safetensors"));
+    let (config_text, whole) = (fs::read_to_string(&config).unwrap(), fs::read(&weights).unwrap());
+
+    for (from, to) in [("jumprelu", "topk"), ("\"none\"", "\"layer_norm\"")] {
+        fs::write(&config, config_text.replacen(from, to, 1)).unwrap();
+        assert!(refusal(folder).contains(to.trim_matches('"')));
+    }
+    fs::write(&config, "{").unwrap();
+    assert!(refusal(folder).contains("cfg.json"));
+    fs::write(&config, &config_text).unwrap();
+
+    // Wherever the file ends, and whatever byte is another, reading ends in a value or in an error.
+    for end in 0..whole.len() {
+        fs::write(&weights, &whole[..end]).unwrap();
+        assert!(
+            load(folder, &Device::flex()).is_err(),
+            "{end} of {} bytes were enough",
+            whole.len()
+        );
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    for _ in 0..300 {
+        let mut bytes = whole.clone();
+        let at = rng.random_range(0..bytes.len());
+        bytes[at] = rng.random();
+        fs::write(&weights, bytes).unwrap();
+        let _ = load(folder, &Device::flex());
+    }
+
+    for (value, says) in [(-0.5, "negative"), (f32::NAN, "NaN")] {
+        let mut threshold = plain.threshold.clone();
+        threshold[2] = value;
+        sae.encoder.threshold = tensor(&threshold, [4]);
+        save_sae_lens(&sae, folder).unwrap();
+        let message = refusal(folder);
+        assert!(message.contains(says) && message.contains("threshold"), "{message}");
+    }
+    sae.encoder.threshold = tensor(&plain.threshold[..3], [3]);
+    save_sae_lens(&sae, folder).unwrap();
+    assert!(refusal(folder).contains("threshold is [3]"));
+}
+
+/// Gemma Scope's file: an archive of NumPy arrays, written here byte by byte from the format's
+/// description (version 1.0 of .npy; zip without compression through the crate that also reads it).
+#[test]
+fn gemma_scope_params_npz() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("params.npz");
+    let (d_in, d_sae) = (3, 5);
+    let (_, plain) = random_sae(6, d_in, d_sae);
+    let write = |skip: Option<&str>| {
+        let mut archive = npyz::npz::NpzWriter::create(&path).unwrap();
+        let arrays: [(&str, &[f32], &[u64]); 5] = [
+            ("W_enc", &plain.w_enc, &[d_in as u64, d_sae as u64]),
+            ("b_enc", &plain.b_enc, &[d_sae as u64]),
+            ("W_dec", &plain.w_dec, &[d_sae as u64, d_in as u64]),
+            ("b_dec", &plain.b_dec, &[d_in as u64]),
+            ("threshold", &plain.threshold, &[d_sae as u64]),
+        ];
+        for (name, values, shape) in arrays.into_iter().filter(|(name, ..)| Some(*name) != skip) {
+            use npyz::WriterBuilder;
+            let writer = archive.array(name, Default::default()).unwrap();
+            let mut writer = writer.default_dtype().shape(shape).begin_nd().unwrap();
+            writer.extend(values.iter().copied()).unwrap();
+            writer.finish().unwrap();
+        }
+    };
+    write(None);
+    for named in [path.as_path(), folder.path()] {
+        let sae = load(named, &Device::flex()).unwrap();
+        assert_eq!(to_vec(sae.encoder.w_enc.clone()), plain.w_enc);
+        assert_eq!(to_vec(sae.encoder.threshold.clone()), plain.threshold);
+        assert_eq!(to_vec(sae.w_dec), plain.w_dec);
+    }
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+    load(&path, &Device::flex()).map(|_| ()).unwrap_err();
+    write(Some("threshold"));
+    assert!(refusal(&path).contains("no `threshold`"));
+}
+
+/// Inputs that are sparse sums of known directions: training finds the sparsity that was asked for,
+/// explains the inputs and recovers the directions.
+#[test]
+fn training_finds_known_structure() {
+    let (d_in, truth, active) = (32, 48, 3);
+    let device = Device::flex();
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    let directions: Vec<Vec<f32>> = (0..truth)
+        .map(|_| {
+            let v: Vec<f32> = (0..d_in)
+                .map(|_| (0..12).map(|_| rng.random::<f32>()).sum::<f32>() - 6.0)
+                .collect();
+            let norm = v.iter().map(|x| x * x).sum::<f32>().sqrt();
+            v.into_iter().map(|x| x / norm).collect()
+        })
+        .collect();
+    let mut sample = |tokens: usize| {
+        let mut x = vec![0f32; tokens * d_in];
+        for row in x.chunks_exact_mut(d_in) {
+            for _ in 0..active {
+                let direction = &directions[rng.random_range(0..truth)];
+                let size = 5.0 * (1.0 + rng.random::<f32>());
+                row.iter_mut().zip(direction).for_each(|(x, d)| *x += size * d);
+            }
+        }
+        tensor(&x, [tokens, d_in])
+    };
+    let settings = SaeTraining {
+        d_sae: 64,
+        target_l0: active as f64,
+        sparsity: 0.3,
+        sparsity_warmup: 500,
+        learning_rate: 3e-3,
+        warmup: 50,
+        bandwidth: 0.1,
+        initial_threshold: 0.05,
+        batch_tokens: 512,
+        steps: 2500,
+    };
+    let mut trainer = SaeTrainer::new(&settings, sample(2048), 0, &device).unwrap();
+    for _ in 0..settings.steps {
+        trainer.step(sample(settings.batch_tokens));
+    }
+    let sae = trainer.finish(Provenance::default());
+    let mut meter = QualityMeter::new(d_in, settings.d_sae);
+    meter.add(&sae, sample(4096));
+    let quality = meter.quality().unwrap();
+    let decoder = to_vec(sae.w_dec);
+    let found = directions
+        .iter()
+        .filter(|direction| {
+            decoder
+                .chunks_exact(d_in)
+                .any(|row| row.iter().zip(*direction).map(|(a, b)| a * b).sum::<f32>() > 0.9)
+        })
+        .count();
+    println!("{quality:?}, {found} of {truth} directions");
+    assert!((quality.l0 / active as f64 - 1.0).abs() < 0.1, "{quality:?}");
+    assert!(quality.explained_variance > 0.9, "{quality:?}");
+    assert!(found * 10 >= truth * 8, "{found} of {truth} directions");
+}

@@ -1,0 +1,160 @@
+//! The shrunken recipe from nothing to its report, on built-in and on real data.
+
+use std::{fs, path::Path};
+
+use crate::common::{arg, hh_rlhf, skip_when_quick, succeed};
+use serde_json::Value;
+
+fn json(path: &Path) -> Value {
+    let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_str(&text).unwrap()
+}
+
+fn number(value: &Value, key: &str) -> f64 {
+    value[key].as_f64().unwrap_or_else(|| panic!("no {key} in {value}"))
+}
+
+#[test]
+fn train_makes_everything_and_makes_nothing_twice() {
+    if skip_when_quick("train_makes_everything_and_makes_nothing_twice") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let train = ["train", "--recipe", "smoke", "--run", arg(&run)];
+    let printed = succeed(&train);
+    for row in ["Loss", "Accuracy", "Reward margin", "KL, chosen", "D, rejected", "Right answers"] {
+        assert!(printed.contains(row), "no row {row:?}:\n{printed}");
+    }
+    for file in [
+        "run.toml",
+        "prepared/tokenizer.json",
+        "prepared/train.arrow",
+        "sft/config.json",
+        "sft/model.safetensors",
+        "sft/tokenizer_config.json",
+        "sae/cfg.json",
+        "sae/sae_weights.safetensors",
+        "reference/stage.json",
+        "align/model.safetensors",
+        "align/generation_config.json",
+        "align/metrics.jsonl",
+        "evaluate/evaluation.json",
+        "report.html",
+    ] {
+        assert!(run.join(file).is_file(), "{file} is missing");
+    }
+
+    // Policy equals reference before alignment: loss ln 2, no margin, no divergence, no distance.
+    let evaluation = json(&run.join("evaluate/evaluation.json"));
+    let (before, after) = (&evaluation["before"], &evaluation["after"]);
+    assert!((number(before, "loss") - 2f64.ln()).abs() < 1e-5);
+    for key in ["reward_margin", "chosen_kl", "rejected_kl", "chosen_distance", "rejected_distance"]
+    {
+        assert!(number(before, key).abs() < 1e-5, "{key} is not 0 before: {before}");
+    }
+    for key in ["chosen_kl", "rejected_kl", "chosen_distance", "rejected_distance"] {
+        assert!(number(after, key) > 0.0, "{key} did not move: {after}");
+    }
+    assert!(number(after, "loss") < number(before, "loss"));
+
+    let report = fs::read_to_string(run.join("report.html")).unwrap();
+    assert!(report.contains("<svg") && report.contains("Features that moved"));
+    for outside in ["<script", "src=\"http", "href=\"http", "url(http"] {
+        assert!(!report.contains(outside), "the report reaches out: {outside}");
+    }
+
+    // Nothing changed: nothing is made again. Another method: only what depends on it.
+    let again = succeed(&train);
+    assert_eq!(again.matches("up to date").count(), 6, "{again}");
+    let other = succeed(&[&train[..], &["--set", "align.method=dpo"]].concat());
+    assert_eq!(other.matches("up to date").count(), 4, "{other}");
+    assert!(other.contains("align  done") && other.contains("evaluate  done"), "{other}");
+
+    let model = run.join("align");
+    let generate = ["generate", "--model", arg(&model), "--prompt", "Reverse: owl, fox, sun."];
+    assert_eq!(succeed(&generate), succeed(&generate));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes() {
+    if skip_when_quick("the_same_seed_gives_the_same_bytes") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let weights = |name: &str, threads: &str| {
+        let run = folder.path().join(name);
+        let output = crate::common::fpo(&[
+            "train",
+            "--recipe",
+            "smoke",
+            "--run",
+            arg(&run),
+            "--until",
+            "align",
+        ])
+        .env("RAYON_NUM_THREADS", threads)
+        .output()
+        .unwrap();
+        assert!(output.status.success(), "{}", crate::common::text(&output));
+        fs::read(run.join("align/model.safetensors")).unwrap()
+    };
+    let first = weights("first", "2");
+    assert!(first == weights("second", "2"), "two runs differ");
+    assert!(first == weights("third", "1"), "the number of threads shows in the weights");
+}
+
+#[test]
+fn compare_runs_every_method_from_the_same_start() {
+    if skip_when_quick("compare_runs_every_method_from_the_same_start") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let printed = succeed(&["compare", "--recipe", "smoke", "--run", arg(&run)]);
+    let rows: Vec<&str> = printed.lines().filter(|l| l.starts_with('│')).collect();
+    for method in ["sft", "dpo", "tdpo1", "tdpo2", "simpo", "simpo-kl", "fpo"] {
+        assert!(
+            rows.iter().any(|r| r.split_whitespace().nth(1) == Some(method)),
+            "no row for {method}:\n{printed}"
+        );
+    }
+    assert!(run.join("compare.html").is_file());
+    // The reference is only read where the method needs it: that is where divergence is logged.
+    let logged = |method: &str, key: &str| {
+        let path = run.join("compare").join(method).join("align/metrics.jsonl");
+        fs::read_to_string(path).unwrap().contains(key)
+    };
+    for (method, kl, distance) in [
+        ("dpo", false, false),
+        ("tdpo2", true, false),
+        ("simpo", false, false),
+        ("fpo", false, true),
+    ] {
+        assert_eq!(logged(method, "kl/chosen"), kl, "{method}");
+        assert_eq!(logged(method, "distance/chosen"), distance, "{method}");
+    }
+}
+
+#[test]
+fn real_preference_data_runs_through() {
+    if skip_when_quick("real_preference_data_runs_through") {
+        return;
+    }
+    let Some(path) = hh_rlhf() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let data = format!("data.train={}", path.display());
+    let printed = succeed(&["train", "--recipe", "smoke", "--run", arg(&run), "--set", &data]);
+    assert!(printed.contains("4 of 2312 rows have an empty response"), "{printed}");
+    let summary = json(&run.join("prepared/summary.json"));
+    let kept =
+        |split: &str| number(&summary[split], "kept") + number(&summary[split], "dropped_empty");
+    assert_eq!(kept("train") + kept("held_out"), 2308.0);
+    let held_out = kept("held_out") / 2308.0;
+    assert!((0.05..0.15).contains(&held_out), "held out: {held_out}");
+    let evaluation = json(&run.join("evaluate/evaluation.json"));
+    assert!(number(&evaluation["after"], "loss") < number(&evaluation["before"], "loss"));
+    assert!(evaluation["after"]["right"].is_null(), "nobody can check these answers");
+    assert!(run.join("report.html").is_file());
+}

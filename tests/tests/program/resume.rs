@@ -1,0 +1,72 @@
+//! A process killed at any moment, and started again, ends where an undisturbed one ends.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use crate::common::{arg, fpo, skip_when_quick, succeed};
+
+/// Long enough for a kill to come in between.
+const LONGER: [&str; 4] = ["--set", "sft.epochs=8", "--set", "align.epochs=12"];
+
+fn train<'a>(run: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
+    let start = ["train", "--recipe", "smoke", "--until", "align", "--run", arg(run)];
+    [&start[..], &LONGER, more].concat()
+}
+
+/// How many steps a running stage has logged.
+fn steps(run: &Path, stage: &str) -> usize {
+    let path = run.join("checkpoints").join(stage).join("metrics.jsonl");
+    fs::read_to_string(path).map_or(0, |text| text.lines().count())
+}
+
+fn results(run: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let files = ["sft/model.safetensors", "sae/sae_weights.safetensors", "align/model.safetensors"];
+    let metrics = ["sft/metrics.jsonl", "align/metrics.jsonl"];
+    files.iter().chain(&metrics).map(|f| (f.into(), fs::read(run.join(f)).unwrap())).collect()
+}
+
+#[test]
+fn a_killed_run_resumes_exactly() {
+    if skip_when_quick("a_killed_run_resumes_exactly") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let undisturbed = folder.path().join("undisturbed");
+    succeed(&train(&undisturbed, &[]));
+    let expected = results(&undisturbed);
+
+    // Before the first checkpoint of SFT (every 5 steps), in its middle, and in the middle of alignment.
+    for (name, stage, after) in [("early", "sft", 2), ("middle", "sft", 60), ("late", "align", 40)]
+    {
+        let run = folder.path().join(name);
+        let mut child = fpo(&train(&run, &[])).spawn().unwrap();
+        let begun = Instant::now();
+        while steps(&run, stage) < after {
+            assert!(begun.elapsed() < Duration::from_secs(120), "{name}: {stage} never got there");
+            assert!(child.try_wait().unwrap().is_none(), "{name}: ended before it was killed");
+            sleep(Duration::from_millis(2));
+        }
+        child.kill().unwrap(); // SIGKILL
+        let status = child.wait().unwrap();
+        assert!(!status.success(), "{name}: ended before it was killed");
+        assert!(!run.join(stage).exists(), "{name}: an unfinished stage has its folder");
+
+        let printed = succeed(&train(&run, &["--resume"]));
+        if after > 5 {
+            assert!(printed.contains("goes on after step"), "{name}: began anew:\n{printed}");
+        }
+        for ((file, expected), (_, found)) in expected.iter().zip(results(&run)) {
+            assert!(*expected == found, "{name}: {} differs", file.display());
+        }
+        let left = fs::read_dir(&run).unwrap().filter_map(|e| e.ok());
+        let left: Vec<_> = left
+            .map(|e| e.file_name())
+            .filter(|n| n.to_string_lossy().starts_with(".sft."))
+            .collect();
+        assert!(left.is_empty(), "{name}: leftovers {left:?}");
+    }
+}
