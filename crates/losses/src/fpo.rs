@@ -23,7 +23,7 @@ pub fn fpo(
         true => distance.stop_gradient_on_chosen(),
         false => distance,
     };
-    let rewards = policy.sub(reference).add(distance.scale(alpha)).scale(beta);
+    let rewards = (policy - reference + distance * alpha) * beta;
     Preference { rewards, target_margin: 0.0 }
 }
 

@@ -1,5 +1,7 @@
 //! A number for each response of each pair.
 
+use std::ops::{Add, Div, Mul, Sub};
+
 use burn::tensor::Tensor;
 
 /// One quantity of both responses of every pair, `[pairs]` each: a log-probability, a divergence.
@@ -20,7 +22,7 @@ impl PerResponse {
         let [rows] = values.dims();
         assert!(rows.is_multiple_of(2), "{rows} responses don't make pairs");
         let pairs = rows / 2;
-        Self { chosen: values.clone().slice([0..pairs]), rejected: values.slice([pairs..rows]) }
+        Self { chosen: values.clone().slice(0..pairs), rejected: values.slice(pairs..rows) }
     }
 
     /// chosen − rejected, `[pairs]`
@@ -28,36 +30,41 @@ impl PerResponse {
         self.chosen.clone() - self.rejected.clone()
     }
 
-    /// Both multiplied by a constant.
-    pub fn scale(self, factor: f64) -> Self {
-        self.map(|x| x * factor)
-    }
-
-    /// Entry by entry.
-    pub fn add(self, other: Self) -> Self {
-        self.zip(other, |a, b| a + b)
-    }
-
-    /// Entry by entry.
-    pub fn sub(self, other: Self) -> Self {
-        self.zip(other, |a, b| a - b)
-    }
-
-    /// Entry by entry.
-    pub fn div(self, other: Self) -> Self {
-        self.zip(other, |a, b| a / b)
-    }
-
     /// No gradient flows through the chosen side: the `sg` of equation 8.
     pub fn stop_gradient_on_chosen(self) -> Self {
         Self { chosen: self.chosen.detach(), rejected: self.rejected }
     }
+}
 
-    fn map(self, f: impl Fn(Tensor<1>) -> Tensor<1>) -> Self {
-        Self { chosen: f(self.chosen), rejected: f(self.rejected) }
+/// Both multiplied by a constant.
+impl Mul<f64> for PerResponse {
+    type Output = Self;
+
+    fn mul(self, factor: f64) -> Self {
+        Self { chosen: self.chosen * factor, rejected: self.rejected * factor }
     }
+}
 
-    fn zip(self, other: Self, f: impl Fn(Tensor<1>, Tensor<1>) -> Tensor<1>) -> Self {
-        Self { chosen: f(self.chosen, other.chosen), rejected: f(self.rejected, other.rejected) }
+impl Add for PerResponse {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { chosen: self.chosen + other.chosen, rejected: self.rejected + other.rejected }
+    }
+}
+
+impl Sub for PerResponse {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self { chosen: self.chosen - other.chosen, rejected: self.rejected - other.rejected }
+    }
+}
+
+impl Div for PerResponse {
+    type Output = Self;
+
+    fn div(self, other: Self) -> Self {
+        Self { chosen: self.chosen / other.chosen, rejected: self.rejected / other.rejected }
     }
 }

@@ -5,7 +5,7 @@ use crate::{PerResponse, Preference};
 
 /// u = β · avg log p(y_w) − β · avg log p(y_l) − γ. No reference model.
 pub fn simpo(average_log_probs: PerResponse, beta: f64, gamma: f64) -> Preference {
-    Preference { rewards: average_log_probs.scale(beta), target_margin: gamma }
+    Preference { rewards: average_log_probs * beta, target_margin: gamma }
 }
 
 /// SimPO+KL: u = SimPO's u − α (β KL(y_l) − sg(β KL(y_w))).
@@ -16,7 +16,7 @@ pub fn simpo_kl(
     gamma: f64,
     alpha: f64,
 ) -> Preference {
-    let constraint = kl.stop_gradient_on_chosen().scale(alpha * beta);
-    let rewards = average_log_probs.scale(beta).add(constraint);
+    let constraint = kl.stop_gradient_on_chosen() * (alpha * beta);
+    let rewards = average_log_probs * beta + constraint;
     Preference { rewards, target_margin: gamma }
 }

@@ -11,7 +11,7 @@ pub fn tdpo1(
     kl: PerResponse,
     beta: f64,
 ) -> Preference {
-    let rewards = policy.sub(reference).add(kl).scale(beta);
+    let rewards = (policy - reference + kl) * beta;
     Preference { rewards, target_margin: 0.0 }
 }
 
@@ -23,7 +23,7 @@ pub fn tdpo2(
     beta: f64,
     alpha: f64,
 ) -> Preference {
-    let constraint = kl.stop_gradient_on_chosen().scale(alpha);
-    let rewards = policy.sub(reference).add(constraint).scale(beta);
+    let constraint = kl.stop_gradient_on_chosen() * alpha;
+    let rewards = (policy - reference + constraint) * beta;
     Preference { rewards, target_margin: 0.0 }
 }
