@@ -33,7 +33,8 @@ fn scalar_u(o: &Objective, [w, l]: [Response; 2]) -> f64 {
     let b = o.beta;
     let sum = |f: fn(Response) -> f64| b * (f(w) - f(l));
     let average = |f: fn(Response) -> f64| b * (f(w) / w.tokens - f(l) / l.tokens);
-    let (lp, lr): (fn(Response) -> f64, fn(Response) -> f64) = (|r| r.log_prob, |r| r.reference);
+    let lp = |r: Response| r.log_prob;
+    let lr = |r: Response| r.reference;
     match o.method {
         Method::Dpo => sum(lp) - sum(lr),
         Method::Tdpo1 => sum(lp) - sum(lr) - b * (l.kl - w.kl),

@@ -90,7 +90,6 @@ pub fn generate(
     }
     let mut positions: Vec<usize> =
         padding.iter().flat_map(|&pad| (0..width).map(move |t| t.saturating_sub(pad))).collect();
-    let mut length = width;
     for step in 0..options.max_new_tokens {
         let input = int_tensor(&tokens, [prompts.len(), tokens.len() / prompts.len()], &device);
         let hidden = model.forward_cached(input, &positions, &mut caches);
@@ -114,9 +113,8 @@ pub fn generate(
                 }
             }
             tokens.push(next);
-            positions.push(length - padding[row]);
+            positions.push(width + step - padding[row]);
         }
-        length += 1;
         if step + 1 == options.max_new_tokens || results.iter().all(|r| r.stopped) {
             break;
         }
