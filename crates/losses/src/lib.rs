@@ -1,7 +1,8 @@
 //! Preference objectives: pure functions of log-probabilities and pooled features.
 //!
-//! Every pairwise method here is −log σ(u) with u = reward(y_w) − reward(y_l) − γ (equation 8 of the
-//! FPO paper, arXiv 2411.07618); a method is a choice of rewards.
+//! The FPO paper's methods are −log σ(u) with u = reward(y_w) − reward(y_l) − γ (its equation 8,
+//! arXiv 2411.07618): a method is a choice of rewards, a [`Preference`]. The family around DPO keeps
+//! its rewards and changes the function of them: [`PairLosses`].
 //!
 //! # Invariants
 //! * Never sees a model, a tokenizer or a file: tensors go in, tensors come out.
@@ -27,20 +28,28 @@
 //! assert!((mean_loss(&preference).into_scalar::<f32>() - 0.680_725).abs() < 1e-5);
 //! ```
 
+mod aot;
 mod dpo;
+mod dpo_variants;
 mod fpo;
 mod objective;
 mod per_response;
+mod pointwise;
 mod preference;
+mod reference_free;
 mod sft;
 mod simpo;
 mod tdpo;
 
+pub use aot::{aot, aot_unpaired};
 pub use dpo::dpo;
+pub use dpo_variants::{cdpo, discopop, exo_pair, hinge, ipo, robust, sigmoid_norm};
 pub use fpo::{feature_distance, fpo};
 pub use objective::{Method, Needs, Objective, Quantities, mean_loss};
 pub use per_response::PerResponse;
-pub use preference::Preference;
+pub use pointwise::{apo_down, apo_zero, bco_pair, nca_pair, sppo_hard};
+pub use preference::{PairLosses, Preference};
+pub use reference_free::{cpo, cpo_hinge, orpo};
 pub use sft::sft;
 pub use simpo::{simpo, simpo_kl};
 pub use tdpo::{tdpo1, tdpo2};

@@ -25,3 +25,18 @@ impl Preference {
         softplus(-self.logits(), 1.0)
     }
 }
+
+/// What an objective comes to whose loss is another function than −log σ of a margin.
+#[derive(Clone, Debug)]
+pub struct PairLosses {
+    /// `[pairs]`; training minimises their mean.
+    pub losses: Tensor<1>,
+    /// The implicit rewards, `[pairs]` each.
+    pub rewards: PerResponse,
+}
+
+impl From<Preference> for PairLosses {
+    fn from(preference: Preference) -> Self {
+        Self { losses: preference.losses(), rewards: preference.rewards }
+    }
+}

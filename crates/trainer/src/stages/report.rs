@@ -96,7 +96,8 @@ fn page(
     let objective = s.align.objective();
     let name = run.folder.file_name().map_or("run".into(), |n| n.to_string_lossy());
     let data = match &s.data.train {
-        Some(path) => path.display().to_string(),
+        // The name alone: the settings at the end of the page have the whole path.
+        Some(path) => path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
         None => "built-in".into(),
     };
     let quality: Map<String, Value> = super::read_json(&base.sae.folder.join("quality.json"))?;

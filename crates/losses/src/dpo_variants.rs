@@ -1,0 +1,121 @@
+//! Losses of DPO's margin: −log σ replaced by another function of
+//!
+//! u = β (log p(y_w) − log r(y_w)) − β (log p(y_l) − log r(y_l))
+//!
+//! `policy` and `reference` are summed log-probabilities, averages per token where a function says so.
+
+use burn::tensor::{
+    Tensor,
+    activation::{relu, sigmoid, softplus},
+};
+
+use crate::{PairLosses, PerResponse, Preference, dpo};
+
+/// Conservative DPO (Mitchell 2023, "A note on DPO with noisy preferences & relationship to IPO"), where
+/// a label is wrong with probability ε:
+///
+/// −(1 − ε) log σ(u) − ε log σ(−u)
+pub fn cdpo(
+    policy: PerResponse,
+    reference: PerResponse,
+    beta: f64,
+    label_smoothing: f64,
+) -> PairLosses {
+    let preference = dpo(policy, reference, beta);
+    let losses = smoothed(preference.logits(), label_smoothing);
+    PairLosses { losses, rewards: preference.rewards }
+}
+
+/// Robust DPO (Chowdhury et al. 2024, arXiv 2403.00409, section 3.1): unbiased where a label is
+/// wrong with probability ε, at the price of a loss that isn't bounded from below:
+///
+/// (−(1 − ε) log σ(u) + ε log σ(−u)) / (1 − 2ε)
+///
+/// # Panics
+/// If ε isn't in [0, ½).
+pub fn robust(
+    policy: PerResponse,
+    reference: PerResponse,
+    beta: f64,
+    label_smoothing: f64,
+) -> PairLosses {
+    assert!((0.0..0.5).contains(&label_smoothing), "robust needs 0 ≤ ε < ½");
+    let preference = dpo(policy, reference, beta);
+    let u = preference.logits();
+    let clean = softplus(-u.clone(), 1.0) * (1.0 - label_smoothing);
+    let flipped = softplus(u, 1.0) * label_smoothing;
+    let losses = (clean - flipped) / (1.0 - 2.0 * label_smoothing);
+    PairLosses { losses, rewards: preference.rewards }
+}
+
+/// Hinge loss (Zhao et al. 2023, SLiC-HF, arXiv 2305.10425, section 2; on DPO's margin in Liu et al.
+/// 2023, RSO, arXiv 2309.06657): max(0, 1 − u)
+pub fn hinge(policy: PerResponse, reference: PerResponse, beta: f64) -> PairLosses {
+    let preference = dpo(policy, reference, beta);
+    PairLosses { losses: relu(-preference.logits() + 1.0), rewards: preference.rewards }
+}
+
+/// Identity preference optimization (Azar et al. 2023, arXiv 2310.12036, equation 17; β is its τ):
+///
+/// (h − 1/(2β))², h = (log p(y_w) − log r(y_w)) − (log p(y_l) − log r(y_l))
+///
+/// `policy` and `reference` are divided by the number of response tokens, as in TRL and, by TRL's
+/// account, the authors' experiments; the paper's equation is with the sums.
+pub fn ipo(policy: PerResponse, reference: PerResponse, beta: f64) -> PairLosses {
+    let log_ratios = policy - reference;
+    let losses = (log_ratios.margin() - 0.5 / beta).square();
+    PairLosses { losses, rewards: log_ratios * beta }
+}
+
+/// Length-normalised DPO (Lambert et al. 2024, Tülu 3, arXiv 2411.15124, section 5): DPO's u with
+/// `policy` and `reference` divided by the number of response tokens. FPO without its constraint.
+pub fn sigmoid_norm(policy: PerResponse, reference: PerResponse, beta: f64) -> Preference {
+    dpo(policy, reference, beta)
+}
+
+/// Efficient exact optimization on pairs (Ji et al. 2024, arXiv 2402.00856, equation 16): the reverse
+/// KL(q ‖ (1 − ε, ε)) of the policy's preference q = (σ(u), σ(−u)):
+///
+/// σ(u) (log σ(u) − log(1 − ε)) + σ(−u) (log σ(−u) − log ε)
+///
+/// # Panics
+/// If ε isn't in (0, 1).
+pub fn exo_pair(
+    policy: PerResponse,
+    reference: PerResponse,
+    beta: f64,
+    label_smoothing: f64,
+) -> PairLosses {
+    assert!(label_smoothing > 0.0 && label_smoothing < 1.0, "exo_pair needs 0 < ε < 1");
+    let preference = dpo(policy, reference, beta);
+    let term =
+        |u: Tensor<1>, log_target: f64| sigmoid(u.clone()) * (-softplus(-u, 1.0) - log_target);
+    let u = preference.logits();
+    let losses = term(u.clone(), (-label_smoothing).ln_1p()) + term(-u, label_smoothing.ln());
+    PairLosses { losses, rewards: preference.rewards }
+}
+
+/// DiscoPOP, the log-ratio-modulated loss (Lu et al. 2024, arXiv 2406.08414, equation 5; τ 0.05):
+///
+/// −(1 − σ(u/τ)) log σ(u) + σ(u/τ) e^−u
+///
+/// Finite for τ ≤ 1: σ(u/τ) falls faster than e^−u grows.
+pub fn discopop(
+    policy: PerResponse,
+    reference: PerResponse,
+    beta: f64,
+    temperature: f64,
+) -> PairLosses {
+    let preference = dpo(policy, reference, beta);
+    let u = preference.logits();
+    let modulation = u.clone() / temperature;
+    let logistic = sigmoid(-modulation.clone()) * softplus(-u.clone(), 1.0);
+    // σ(u/τ) e^−u = e^(log σ(u/τ) − u): alone, the second factor overflows.
+    let exponential = (-softplus(-modulation, 1.0) - u).exp();
+    PairLosses { losses: logistic + exponential, rewards: preference.rewards }
+}
+
+/// −(1 − ε) log σ(u) − ε log σ(−u), `[pairs]`.
+pub(crate) fn smoothed(u: Tensor<1>, label_smoothing: f64) -> Tensor<1> {
+    softplus(-u.clone(), 1.0) * (1.0 - label_smoothing) + softplus(u, 1.0) * label_smoothing
+}

@@ -1,0 +1,59 @@
+//! Losses of each response's own reward rather than of the margin only:
+//!
+//! r(y) = β (log p(y) − log r(y)), with summed log-probabilities.
+
+use burn::tensor::activation::{sigmoid, softplus};
+
+use crate::{PairLosses, PerResponse, dpo};
+
+/// Noise contrastive alignment on pairs (Chen et al. 2024, arXiv 2402.05369, section 4.1):
+///
+/// −log σ(r_w) − ½ log σ(−r_w) − ½ log σ(−r_l)
+pub fn nca_pair(policy: PerResponse, reference: PerResponse, beta: f64) -> PairLosses {
+    let rewards = dpo(policy, reference, beta).rewards;
+    let PerResponse { chosen, rejected } = rewards.clone();
+    let noise = softplus(chosen.clone(), 1.0) + softplus(rejected, 1.0);
+    PairLosses { losses: softplus(-chosen, 1.0) + noise * 0.5, rewards }
+}
+
+/// Binary classifier optimization on pairs (Jung et al. 2024, arXiv 2404.04656, section 4):
+///
+/// −log σ(r_w − δ) − log σ(−(r_l − δ))
+///
+/// δ is the running mean of the rewards of both sides, a constant that the caller keeps; TRL's
+/// `bco_pair` is δ = 0.
+pub fn bco_pair(policy: PerResponse, reference: PerResponse, beta: f64, delta: f64) -> PairLosses {
+    let rewards = dpo(policy, reference, beta).rewards;
+    let PerResponse { chosen, rejected } = rewards.clone();
+    PairLosses { losses: softplus(-chosen + delta, 1.0) + softplus(rejected - delta, 1.0), rewards }
+}
+
+/// Self-play preference optimization with hard labels (Wu et al. 2024, arXiv 2405.00675, equation 4.7
+/// with P = 1 for the winner and 0 for the loser; 1/β is its η):
+///
+/// (log p(y_w)/r(y_w) − 1/(2β))² + (log p(y_l)/r(y_l) + 1/(2β))²
+pub fn sppo_hard(policy: PerResponse, reference: PerResponse, beta: f64) -> PairLosses {
+    let log_ratios = policy - reference;
+    let PerResponse { chosen, rejected } = log_ratios.clone();
+    let losses = (chosen - 0.5 / beta).square() + (rejected + 0.5 / beta).square();
+    PairLosses { losses, rewards: log_ratios * beta }
+}
+
+/// Anchored preference optimization for a policy worse than its chosen responses (D'Oosterlinck et
+/// al. 2024, arXiv 2408.06266, equation 7): chosen up, rejected down:
+///
+/// (1 − σ(r_w)) + σ(r_l)
+pub fn apo_zero(policy: PerResponse, reference: PerResponse, beta: f64) -> PairLosses {
+    let rewards = dpo(policy, reference, beta).rewards;
+    let PerResponse { chosen, rejected } = rewards.clone();
+    PairLosses { losses: sigmoid(-chosen) + sigmoid(rejected), rewards }
+}
+
+/// Anchored preference optimization for a policy better than its chosen responses (arXiv 2408.06266,
+/// equation 8): both down, the rejected further:
+///
+/// σ(r_w) + (1 − σ(r_w − r_l))
+pub fn apo_down(policy: PerResponse, reference: PerResponse, beta: f64) -> PairLosses {
+    let rewards = dpo(policy, reference, beta).rewards;
+    PairLosses { losses: sigmoid(rewards.chosen.clone()) + sigmoid(-rewards.margin()), rewards }
+}

@@ -1,0 +1,59 @@
+//! Objectives without a reference model, held in place by the likelihood of the chosen response.
+//!
+//! `chosen_nll` `[pairs]` is that negative log-likelihood; the caller chooses whether it is a sum or a
+//! mean over tokens. TRL takes the mean over all of a batch's tokens, prompt included for ORPO.
+
+use burn::tensor::{
+    Tensor,
+    activation::{relu, softplus},
+};
+
+use crate::{PairLosses, PerResponse, dpo_variants::smoothed};
+
+/// Odds ratio preference optimization (Hong et al. 2024, arXiv 2403.07691, equations 4, 6 and 7; β is
+/// its λ), with log-probabilities divided by the number of response tokens:
+///
+/// NLL(y_w) − β log σ(log odds(y_w) − log odds(y_l)), odds(y) = p(y) / (1 − p(y))
+///
+/// A response of probability 1 has infinite odds: average log-probabilities must be below 0.
+pub fn orpo(average_log_probs: PerResponse, chosen_nll: Tensor<1>, beta: f64) -> PairLosses {
+    let PerResponse { chosen, rejected } = average_log_probs.clone();
+    let log_odds_ratio = log_odds(chosen) - log_odds(rejected);
+    let losses = chosen_nll + softplus(-log_odds_ratio, 1.0) * beta;
+    PairLosses { losses, rewards: average_log_probs * beta }
+}
+
+/// Contrastive preference optimization (Xu et al. 2024, arXiv 2401.08417, equation 3 and the NLL term
+/// of its objective), with summed log-probabilities, u = β (log p(y_w) − log p(y_l)):
+///
+/// −(1 − ε) log σ(u) − ε log σ(−u) + w · NLL(y_w)
+pub fn cpo(
+    policy: PerResponse,
+    chosen_nll: Tensor<1>,
+    beta: f64,
+    label_smoothing: f64,
+    nll_weight: f64,
+) -> PairLosses {
+    let rewards = policy * beta;
+    let losses = smoothed(rewards.margin(), label_smoothing) + chosen_nll * nll_weight;
+    PairLosses { losses, rewards }
+}
+
+/// [`cpo`] with the hinge loss of SLiC-HF (arXiv 2305.10425, section 2): max(0, 1 − u) + w · NLL(y_w)
+pub fn cpo_hinge(
+    policy: PerResponse,
+    chosen_nll: Tensor<1>,
+    beta: f64,
+    nll_weight: f64,
+) -> PairLosses {
+    let rewards = policy * beta;
+    let losses = relu(-rewards.margin() + 1.0) + chosen_nll * nll_weight;
+    PairLosses { losses, rewards }
+}
+
+/// log(p / (1 − p)) of log p < 0.
+fn log_odds(log_p: Tensor<1>) -> Tensor<1> {
+    // With t = tanh(−log p / 2), 1 − p = 2t / (1 + t): no cancellation near p = 1, no overflow near 0.
+    let t = (-log_p.clone() * 0.5).tanh();
+    log_p - (t.clone() * 2.0).log() + t.log1p()
+}
