@@ -111,7 +111,7 @@ fn half_precision_weights_load_to_their_values() {
         (0x0000u16, 0.0f32),
         (0x3f80, 1.0),
         (0xc020, -2.5),
-        (0x3dcd, 0.100_097_66),
+        (0x3dcd, f32::from_bits(0x3dcd_0000)),
         (0x0001, f32::from_bits(0x0001_0000)),
         (0x7f7f, 3.389_531_4e38),
     ];
