@@ -26,7 +26,7 @@ enum Command {
     /// Train several objectives on the same data and put them side by side; arguments go to `fpo compare`
     #[command(disable_help_flag = true)]
     Compare(PassedOn),
-    /// Run any subcommand of the binary: cargo xtask fpo -- <subcommand> …
+    /// Run any subcommand of the binary: cargo xtask fpo -- SUBCOMMAND …
     #[command(disable_help_flag = true)]
     Fpo(PassedOn),
     /// Run what CI runs: format, lints, tests, documentation
