@@ -33,6 +33,33 @@ pub struct SaeTraining {
     pub steps: usize,
 }
 
+impl SaeTraining {
+    /// Settings from which nothing can be trained are refused by name.
+    pub fn check(&self) -> Result<(), Error> {
+        let s = self;
+        let positive = [
+            ("d_sae", s.d_sae as f64),
+            ("target_l0", s.target_l0),
+            ("sparsity", s.sparsity),
+            ("learning_rate", s.learning_rate),
+            ("bandwidth", s.bandwidth),
+            ("initial_threshold", s.initial_threshold),
+            ("batch_tokens", s.batch_tokens as f64),
+            ("steps", s.steps as f64),
+        ];
+        match positive.iter().find(|(_, value)| !(value.is_finite() && *value > 0.0)) {
+            Some((name, value)) => {
+                Err(Error::Training(format!("{name} = {value} must be positive")))
+            }
+            None if s.target_l0 > s.d_sae as f64 => Err(Error::Training(format!(
+                "target_l0 = {} is more than the d_sae = {} features there are",
+                s.target_l0, s.d_sae
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
 /// What a step did.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct SaeStep {
@@ -95,7 +122,7 @@ impl SaeTrainer {
         seed: u64,
         device: &Device,
     ) -> Result<Self, Error> {
-        check(settings)?;
+        settings.check()?;
         let plain = device.clone().without_autodiff();
         let sample = sample.to_device(&plain);
         let [tokens, d_in] = sample.dims();
@@ -249,25 +276,4 @@ fn unit_vector(rng: &mut ChaCha8Rng, width: usize) -> Vec<f32> {
         (0..width).map(|_| (0..12).map(|_| rng.random::<f32>()).sum::<f32>() - 6.0).collect();
     let norm = normal.iter().map(|x| x * x).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
     normal.into_iter().map(|x| x / norm).collect()
-}
-
-fn check(s: &SaeTraining) -> Result<(), Error> {
-    let positive = [
-        ("d_sae", s.d_sae as f64),
-        ("target_l0", s.target_l0),
-        ("sparsity", s.sparsity),
-        ("learning_rate", s.learning_rate),
-        ("bandwidth", s.bandwidth),
-        ("initial_threshold", s.initial_threshold),
-        ("batch_tokens", s.batch_tokens as f64),
-        ("steps", s.steps as f64),
-    ];
-    match positive.iter().find(|(_, value)| !(value.is_finite() && *value > 0.0)) {
-        Some((name, value)) => Err(Error::Training(format!("{name} = {value} must be positive"))),
-        None if s.target_l0 > s.d_sae as f64 => Err(Error::Training(format!(
-            "target_l0 = {} is more than the d_sae = {} features there are",
-            s.target_l0, s.d_sae
-        ))),
-        None => Ok(()),
-    }
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use fpo_data::{OnEmpty, Pooling};
 use fpo_losses::{Method, Objective};
 use fpo_sae::SaeTraining;
+use fpo_transformer::Site;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -286,6 +287,13 @@ impl Settings {
         {
             bail!("reference.top_n = {n} is less than align.k = {}", self.align.k);
         }
+        let site: Site = self.sae.site.parse()?;
+        if self.model.path.is_none() {
+            site.check(self.model.num_hidden_layers)?;
+        }
+        if self.sae.path.is_none() {
+            self.sae.training.check()?;
+        }
         if !(0.0..1.0).contains(&self.data.hold_out) {
             bail!("data.hold_out = {} is a share from 0 to 1", self.data.hold_out);
         }
@@ -423,6 +431,8 @@ mod tests {
             ("align.k=0", "align.k"),
             ("align.k=100000", "align.k = 100000"),
             ("data.hold_out=1.5", "share"),
+            ("sae.site=resid_post:9", "resid_post:9"),
+            ("sae.training.target_l0=-3", "target_l0"),
             ("sft.optimizer.learning_rate=0", "learning_rate"),
             ("nonsense", "KEY=VALUE"),
         ] {

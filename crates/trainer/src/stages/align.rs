@@ -1,6 +1,6 @@
 //! Preference alignment: the policy moves, the reference is read from its cache.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use burn::tensor::Tensor;
 use fpo_data::{Batches, PairBatch, ReferenceCache};
 use fpo_losses::{Objective, PerResponse, Preference, Quantities, feature_distance};
@@ -119,10 +119,16 @@ impl Aligner {
         };
         cache.require(pairs.iter().map(|p| p.id))?;
         let reader = features.then(|| feature_reader(run, prepared, &base.sae)).transpose()?;
+        let k = run.settings.align.k;
+        if let Some(reader) = &reader
+            && k > reader.d_sae()
+        {
+            bail!("align.k = {k} is more than the {} features of the autoencoder", reader.d_sae());
+        }
         let reference_model =
             token_kl.then(|| weights::load(&base.sft.folder, &run.device)).transpose()?;
-        let s = &run.settings.align;
-        Ok(Self { objective: s.objective(), k: s.k, reader, cache, reference_model })
+        let objective = run.settings.align.objective();
+        Ok(Self { objective, k, reader, cache, reference_model })
     }
 
     /// One forward pass of the policy, and the objective's rewards.

@@ -141,12 +141,11 @@ fn fill(run: &Run, given: Option<Tokenizer>, workspace: &Workspace) -> Result<()
 
     let mut prompts = Vec::with_capacity(raw.prompts.len());
     for (prompt, expected, task) in raw.prompts {
-        let mut tokens = preparer.tokenize_prompt(&prompt)?;
+        let tokens = preparer.tokenize_prompt(&prompt)?;
         let most = s.data.max_prompt_length.unwrap_or(s.data.max_length);
         if tokens.len() > most {
             continue;
         }
-        tokens.shrink_to_fit();
         prompts.push(EvalPrompt { text: shown(&prompt), tokens, expected, task });
     }
     super::write_json(&workspace.output.join("prompts.json"), &prompts)?;

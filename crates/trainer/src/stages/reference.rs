@@ -4,7 +4,7 @@
 use std::num::NonZeroUsize;
 
 use anyhow::{Context, Result};
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor, TensorData};
 use fpo_data::{
     Batches, Fingerprint, PairBatch, PairStore, ReferenceCache, ReferenceRow, ReferenceWriter,
     SparseFeatures,
@@ -158,7 +158,7 @@ pub struct CachedBatch {
 
 impl CachedBatch {
     /// Looks the pairs up and moves them to a device.
-    pub fn new(cache: &ReferenceCache, ids: &[u64], device: &burn::tensor::Device) -> Result<Self> {
+    pub fn new(cache: &ReferenceCache, ids: &[u64], device: &Device) -> Result<Self> {
         let d_sae = cache.d_sae();
         let count = ids.len();
         let mut log_probs = vec![0f32; 2 * count];
@@ -172,7 +172,6 @@ impl CachedBatch {
                 response.features.to_dense_into(&mut pooled[row * d_sae..][..d_sae]);
             }
         }
-        use burn::tensor::TensorData;
         Ok(Self {
             log_probs: Tensor::from_data(TensorData::new(log_probs, [2 * count]), device),
             pooled: Tensor::from_data(TensorData::new(pooled, [2 * count, d_sae]), device),
