@@ -191,6 +191,13 @@ impl ChatTemplate {
     }
 }
 
+/// A tokenizer's own template, or none where it declares none.
+impl From<Option<ChatTemplate>> for TemplateChoice {
+    fn from(template: Option<ChatTemplate>) -> Self {
+        template.map_or(Self::None, Self::Chat)
+    }
+}
+
 impl TemplateChoice {
     /// Content hash (hex) for fingerprints; `none` without a template.
     pub fn hash(&self) -> String {

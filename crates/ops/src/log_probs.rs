@@ -91,9 +91,8 @@ mod fast {
     }
 
     impl LinearLogProbs {
-        fn head<'a>(&self, inputs: &'a [FlexTensor; 2]) -> Head<'a> {
-            let [hidden, weight] = inputs.each_ref().map(values);
-            Head { hidden, weight, d: inputs[0].layout().shape()[1], softcap: self.softcap }
+        fn head<'a>(&self, [hidden, weight]: &'a [FlexTensor; 2]) -> Head<'a> {
+            Head::new(hidden, weight, self.softcap)
         }
     }
 

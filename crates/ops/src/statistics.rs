@@ -64,7 +64,7 @@ fn fast(
         elementary::{exp, sum},
         indices,
         logits::{Head, LogSumExp, scan},
-        plain, tensor, values,
+        plain, tensor,
     };
 
     #[derive(Clone, Default)]
@@ -78,14 +78,9 @@ fn fast(
 
     let device = targets.device().without_autodiff();
     let targets = indices(targets, weight.dims()[0], "linear_token_statistics")?;
-    let (n, d) = (hidden.dims()[0], hidden.dims()[1]);
+    let n = hidden.dims()[0];
     let (hidden, weight) = (constant(hidden)?, constant(weight)?);
-    let head = Head {
-        hidden: values(&hidden),
-        weight: values(&weight),
-        d,
-        softcap: softcap.map(|cap| cap as f32),
-    };
+    let head = Head::new(&hidden, &weight, softcap.map(|cap| cap as f32));
     let states: Vec<State> = scan(
         [head],
         #[inline(always)]

@@ -4,8 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use fpo_data::Tokenizer;
-use fpo_data::{Preparer, Prompt, TemplateChoice, Truncation};
+use fpo_data::{Preparer, Prompt, TemplateChoice, Tokenizer, Truncation};
 use fpo_transformer::{GenerationOptions, generate, weights};
 
 use crate::{
@@ -134,10 +133,7 @@ fn run() -> Result<()> {
             let device = device::parse(&device)?;
             let tokenizer = Tokenizer::load(&model)?;
             let model = weights::load(&model, &device)?;
-            let template = match tokenizer.chat_template()? {
-                Some(template) => TemplateChoice::Chat(template),
-                None => TemplateChoice::None,
-            };
+            let template = TemplateChoice::from(tokenizer.chat_template()?);
             let most = model.config().max_position_embeddings;
             let truncation = Truncation { max_length: most, max_prompt_length: None };
             let preparer = Preparer::new(&tokenizer, &template, truncation)?;

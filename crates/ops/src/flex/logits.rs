@@ -6,10 +6,13 @@
 
 use std::ops::Range;
 
+use burn::backend::flex::FlexTensor;
+
 use super::{
     blocks,
     elementary::{LANES, exp, max, sum, tanh, vectorised},
     matrix::{Matrix, Write, multiply, multiply_into},
+    values,
 };
 
 /// Rows of a task.
@@ -33,6 +36,12 @@ pub(crate) struct Head<'a> {
 }
 
 impl<'a> Head<'a> {
+    /// Of dense `hidden` `[n, d]` and `weight` `[vocabulary, d]`.
+    pub fn new(hidden: &'a FlexTensor, weight: &'a FlexTensor, softcap: Option<f32>) -> Self {
+        let d = hidden.layout().shape()[1];
+        Self { hidden: values(hidden), weight: values(weight), d, softcap }
+    }
+
     fn rows(&self) -> usize {
         self.hidden.len() / self.d.max(1)
     }

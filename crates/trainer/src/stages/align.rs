@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Base,
-    reference::{CachedBatch, Split, feature_reader, open_cache},
+    reference::{Split, cached_features, cached_log_probs, feature_reader, open_cache},
 };
 use crate::{
     forward::{DeviceBatch, FeatureReader, Forward},
@@ -93,8 +93,8 @@ pub struct Outcome {
     pub kl: Option<PerResponse>,
     /// The feature distance, where it was computed.
     pub distance: Option<PerResponse>,
-    /// Pooled activations of the policy `[rows, d_sae]` and the reference, where they were computed.
-    pub pooled: Option<(Tensor<2>, Tensor<2>)>,
+    /// Pooled activations of the policy, `[rows, d_sae]`, where they were computed.
+    pub pooled: Option<Tensor<2>>,
 }
 
 impl Aligner {
@@ -139,21 +139,26 @@ impl Aligner {
         let log_probs = PerResponse::split(forward.log_probs(policy, &device_batch));
         let counts = device_batch.counts.iter().map(|&n| n as f32).collect::<Vec<_>>();
         let counts = PerResponse::split(Tensor::from_floats(counts.as_slice(), &device));
-        let cached = CachedBatch::new(&self.cache, &batch.ids, &device)?;
 
         let kl = self.reference_model.as_ref().map(|reference_model| {
             let plain = DeviceBatch::new(&batch.batch, &reference_model.device());
             let reference = Forward::new(reference_model, &batch.batch, &plain, None);
             PerResponse::split(forward.kl(policy, &reference, reference_model, &device_batch))
         });
-        let pooled = forward.pooled.map(|policy| (policy, cached.pooled));
-        let distance = pooled.clone().map(|(policy, reference)| {
-            PerResponse::split(feature_distance(policy, reference, self.k, None))
-        });
+        let pooled = forward.pooled;
+        let distance = match &pooled {
+            Some(policy) => {
+                let reference = cached_features(&self.cache, &batch.ids, &device)?;
+                let distance = feature_distance(policy.clone(), reference, self.k, None);
+                Some(PerResponse::split(distance))
+            }
+            None => None,
+        };
+        let reference = cached_log_probs(&self.cache, &batch.ids, &device)?;
         let preference = self.objective.preference(Quantities {
             log_probs: log_probs.clone(),
             counts: counts.clone(),
-            reference: Some(PerResponse::split(cached.log_probs)),
+            reference: Some(PerResponse::split(reference)),
             kl: kl.clone(),
             distance: distance.clone(),
         });

@@ -157,7 +157,7 @@ fn measure(
         let batch = PairBatch::new(&pairs, prepared.tokenizer.pad_id())?;
         let outcome = aligner.evaluate(model, &batch)?;
         log.add(&outcome);
-        let (policy, _) = outcome.pooled.context("measuring reads features")?;
+        let policy = outcome.pooled.context("measuring reads features")?;
         let sums: Vec<f64> = policy.sum_dim(0).into_data().iter::<f64>().collect();
         pooled.resize(sums.len(), 0.0);
         pooled.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);

@@ -88,13 +88,6 @@ fn given_tokenizer(run: &Run) -> Result<Option<Tokenizer>> {
     folder.map(|folder| Ok(Tokenizer::load(folder)?)).transpose()
 }
 
-fn template(tokenizer: &Tokenizer) -> Result<TemplateChoice> {
-    Ok(match tokenizer.chat_template()? {
-        Some(template) => TemplateChoice::Chat(template),
-        None => TemplateChoice::None,
-    })
-}
-
 fn fill(run: &Run, given: Option<Tokenizer>, workspace: &Workspace) -> Result<()> {
     let begun = std::time::Instant::now();
     let s = &run.settings;
@@ -118,7 +111,7 @@ fn fill(run: &Run, given: Option<Tokenizer>, workspace: &Workspace) -> Result<()
         }
     };
     tokenizer.save(&workspace.output)?;
-    let template = template(&tokenizer)?;
+    let template = TemplateChoice::from(tokenizer.chat_template()?);
     let truncation =
         Truncation { max_length: s.data.max_length, max_prompt_length: s.data.max_prompt_length };
     let preparer = Preparer::new(&tokenizer, &template, truncation)?;
@@ -264,7 +257,7 @@ impl Prepared {
         let folder = &stage.folder;
         let tokenizer = Tokenizer::load(folder)?;
         Ok(Self {
-            template: template(&tokenizer)?,
+            template: tokenizer.chat_template()?.into(),
             tokenizer,
             sft: SequenceStore::open(&folder.join("sft.arrow"))?,
             train: PairStore::open(&folder.join("train.arrow"))?,

@@ -8,7 +8,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use fpo_data::{
     Batches, Fingerprint, PairBatch, PairStore, ReferenceCache, ReferenceRow, ReferenceWriter,
     SparseFeatures,
-    reference::{CacheShape, ReferenceResponse, StoredFeatures},
+    reference::{CacheShape, ReferenceResponse, ReferenceResponseView, StoredFeatures},
 };
 use fpo_transformer::{Gemma2, Site, weights};
 
@@ -147,34 +147,34 @@ fn rows(
         .collect())
 }
 
-/// What the cache says of a batch: summed log-probabilities `[rows]` and pooled activations
-/// `[rows, d_sae]`, the chosen responses first.
-pub struct CachedBatch {
-    /// Summed log-probabilities, `[rows]`.
-    pub log_probs: Tensor<1>,
-    /// Pooled activations, `[rows, d_sae]`.
-    pub pooled: Tensor<2>,
+/// What the cache says of the responses of a batch, the chosen ones first.
+fn responses<'a>(cache: &'a ReferenceCache, ids: &[u64]) -> Result<Vec<ReferenceResponseView<'a>>> {
+    let mut chosen = Vec::with_capacity(2 * ids.len());
+    let mut rejected = Vec::with_capacity(ids.len());
+    for &id in ids {
+        let row = cache
+            .get(id)
+            .with_context(|| format!("the reference cache has no pair {id}; make it again"))?;
+        chosen.push(row.chosen);
+        rejected.push(row.rejected);
+    }
+    chosen.append(&mut rejected);
+    Ok(chosen)
 }
 
-impl CachedBatch {
-    /// Looks the pairs up and moves them to a device.
-    pub fn new(cache: &ReferenceCache, ids: &[u64], device: &Device) -> Result<Self> {
-        let d_sae = cache.d_sae();
-        let count = ids.len();
-        let mut log_probs = vec![0f32; 2 * count];
-        let mut pooled = vec![0f32; 2 * count * d_sae];
-        for (i, &id) in ids.iter().enumerate() {
-            let row = cache
-                .get(id)
-                .with_context(|| format!("the reference cache has no pair {id}; make it again"))?;
-            for (row, response) in [(i, row.chosen), (count + i, row.rejected)] {
-                log_probs[row] = response.log_prob;
-                response.features.to_dense_into(&mut pooled[row * d_sae..][..d_sae]);
-            }
-        }
-        Ok(Self {
-            log_probs: Tensor::from_data(TensorData::new(log_probs, [2 * count]), device),
-            pooled: Tensor::from_data(TensorData::new(pooled, [2 * count, d_sae]), device),
-        })
+/// The reference's summed log-probabilities of a batch, `[rows]`.
+pub fn cached_log_probs(cache: &ReferenceCache, ids: &[u64], device: &Device) -> Result<Tensor<1>> {
+    let values: Vec<f32> = responses(cache, ids)?.iter().map(|r| r.log_prob).collect();
+    let rows = values.len();
+    Ok(Tensor::from_data(TensorData::new(values, [rows]), device))
+}
+
+/// The reference's pooled activations of a batch, `[rows, d_sae]`.
+pub fn cached_features(cache: &ReferenceCache, ids: &[u64], device: &Device) -> Result<Tensor<2>> {
+    let (responses, d_sae) = (responses(cache, ids)?, cache.d_sae());
+    let mut values = vec![0f32; responses.len() * d_sae];
+    for (row, response) in responses.iter().enumerate() {
+        response.features.to_dense_into(&mut values[row * d_sae..][..d_sae]);
     }
+    Ok(Tensor::from_data(TensorData::new(values, [responses.len(), d_sae]), device))
 }
