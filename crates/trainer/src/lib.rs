@@ -18,11 +18,14 @@
 //! # Ok::<(), anyhow::Error>(())
 //! ```
 
-pub mod cli;
+pub mod aligner;
+pub mod cached;
+pub mod commands;
 pub mod compare;
 pub mod device;
 pub mod forward;
 pub mod optim;
+pub mod pair_log;
 pub mod progress;
 pub mod recipes;
 pub mod report;

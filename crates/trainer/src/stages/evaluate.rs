@@ -9,13 +9,10 @@ use fpo_datasets::check;
 use fpo_transformer::{Gemma2, GenerationOptions, Site, generate, weights};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Base,
-    align::{Aligner, Log},
-    prepare::EvalPrompt,
-    reference::Split,
-};
+use super::{Base, align::measuring_aligner, prepare::EvalPrompt, reference::Split};
 use crate::{
+    aligner::Aligner,
+    pair_log::Log,
     progress::Progress,
     report::{FeatureMove, TokenContext},
     run::{Run, Stage},
@@ -109,7 +106,7 @@ pub fn evaluate(run: &Run, base: &Base, align: &Stage) -> Result<Stage> {
         .with("align", &align.hash)
         .with("evaluate", super::section(&s.evaluate)?);
     run.stage("evaluate", fingerprint, |workspace| {
-        let aligner = Aligner::measuring(run, base, Split::HeldOut)?;
+        let aligner = measuring_aligner(run, base, Split::HeldOut)?;
         let prompts: Vec<&EvalPrompt> =
             base.prepared.prompts.iter().take(s.evaluate.prompts).collect();
         let pairs = base.prepared.held_out.len();

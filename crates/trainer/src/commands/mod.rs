@@ -1,0 +1,75 @@
+//! The command line: a file for each command.
+
+mod generate;
+mod loaded;
+mod train;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::{compare, device, recipes, stages};
+
+/// Aligns language models with feature-level constrained preference optimization.
+#[derive(Parser)]
+#[command(name = "fpo", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs the whole pipeline: prepare, sft, sae, reference, align, evaluate, report.
+    Train(train::Train),
+    /// Aligns with every method from the same model and prints one table.
+    Compare {
+        #[command(flatten)]
+        run: train::RunArgs,
+    },
+    /// Lists the recipes, or prints one with all its settings.
+    Recipes {
+        /// The recipe to print.
+        name: Option<String>,
+    },
+    /// Lists the devices that this binary was compiled for.
+    Devices,
+    /// Answers a prompt.
+    Generate(generate::Generate),
+}
+
+/// Parses the arguments, does what they say, and prints what went wrong: what it was, then what led
+/// to it, without a backtrace.
+pub fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    match Cli::parse().command {
+        Command::Train(train) => stages::run(&train.run.open()?, train.until),
+        Command::Compare { run } => compare::compare(&run.open()?),
+        Command::Recipes { name: Some(name) } => {
+            print!("{}", recipes::source(&name)?);
+            Ok(())
+        }
+        Command::Recipes { name: None } => {
+            for name in recipes::NAMES {
+                let about = recipes::source(name)?.lines().next().unwrap_or_default();
+                println!("{name:12} {}", about.trim_start_matches("# "));
+            }
+            Ok(())
+        }
+        Command::Devices => {
+            println!("{}", device::compiled().join("\n"));
+            Ok(())
+        }
+        Command::Generate(generate) => generate.run(),
+    }
+}
