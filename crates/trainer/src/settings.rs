@@ -155,6 +155,8 @@ pub struct SftSettings {
     pub micro_batch_size: NonZeroUsize,
     /// A checkpoint after every so many steps.
     pub checkpoint_every: NonZeroUsize,
+    /// Computes each block a second time in the backward pass rather than keep all its activations.
+    pub checkpoint_activations: bool,
     /// How weights move.
     pub optimizer: OptimizerSettings,
 }
@@ -209,6 +211,8 @@ pub struct AlignSettings {
     pub micro_batch_size: NonZeroUsize,
     /// A checkpoint after every so many steps.
     pub checkpoint_every: NonZeroUsize,
+    /// Computes each block a second time in the backward pass rather than keep all its activations.
+    pub checkpoint_activations: bool,
     /// How weights move.
     pub optimizer: OptimizerSettings,
 }

@@ -27,13 +27,16 @@
 //! ```
 
 mod cache;
+mod checkpointed;
 mod config;
 mod error;
 pub mod generate;
 mod model;
+mod rotary;
 mod sites;
 pub mod weights;
 
+pub use checkpointed::Tape;
 pub use config::{Gemma2Config, LayerType, alternating_layer_types};
 pub use error::Error;
 pub use generate::{Generated, GenerationOptions, generate};

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     aligner::Aligner,
+    forward::Activations,
     optim::GradientMap,
     pair_log::Log,
     run::{Run, Stage},
@@ -53,11 +54,10 @@ pub fn align(run: &Run, base: &Base) -> Result<Stage> {
             let mut tokens = 0;
             for part in pairs.chunks(s.micro_batch_size.get()) {
                 let batch = PairBatch::new(part, prepared.tokenizer.pad_id())?;
-                let outcome = aligner.evaluate(policy, &batch)?;
+                let mut outcome = aligner.evaluate(policy, &batch)?;
                 // The mean over all pairs of the step, whichever part they are in.
                 let loss = outcome.preference.losses().sum() / pairs.len() as f64;
-                let mut part_gradients = loss.backward();
-                gradients.add(GradientMap::collect(policy, &mut part_gradients));
+                gradients.add(GradientMap::of(&loss, policy, outcome.tape.take()));
                 log.add(&outcome);
                 tokens += batch.batch.real_tokens();
             }
@@ -72,7 +72,9 @@ pub fn align(run: &Run, base: &Base) -> Result<Stage> {
 
 /// What training needs and nothing else: a second model only for methods that ask for one.
 pub fn aligner(run: &Run, base: &Base, split: Split) -> Result<Aligner> {
-    aligner_with(run, base, split, run.settings.align.method.needs())
+    let s = &run.settings.align;
+    let activations = Activations::checkpointed(s.checkpoint_activations);
+    Ok(Aligner { activations, ..aligner_with(run, base, split, s.method.needs())? })
 }
 
 /// For measuring: everything, whatever the method.
@@ -99,5 +101,12 @@ fn aligner_with(run: &Run, base: &Base, split: Split, needs: Needs) -> Result<Al
     }
     let reference_model =
         needs.token_kl.then(|| weights::load(&base.sft.folder, &run.device)).transpose()?;
-    Ok(Aligner { objective: run.settings.align.objective(), k, reader, cache, reference_model })
+    Ok(Aligner {
+        objective: run.settings.align.objective(),
+        k,
+        reader,
+        cache,
+        reference_model,
+        activations: Activations::Kept,
+    })
 }

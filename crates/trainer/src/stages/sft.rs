@@ -7,7 +7,7 @@ use serde_json::Map;
 
 use super::prepare::Prepared;
 use crate::{
-    forward::{DeviceBatch, Forward},
+    forward::{Activations, DeviceBatch, Forward},
     optim::GradientMap,
     run::{Run, Stage},
     training::{StepResult, Training},
@@ -41,6 +41,7 @@ pub fn sft(run: &Run, prepared: &Prepared) -> Result<Stage> {
             checkpoint_every: s.sft.checkpoint_every.get(),
             optimizer: &s.sft.optimizer,
         };
+        let activations = Activations::checkpointed(s.sft.checkpoint_activations);
         let pad = prepared.tokenizer.pad_id();
         let model = training.run(
             &device,
@@ -57,11 +58,11 @@ pub fn sft(run: &Run, prepared: &Prepared) -> Result<Stage> {
                 for examples in examples.chunks(s.sft.micro_batch_size.get()) {
                     let batch = SequenceBatch::new(examples, pad)?.batch;
                     let device_batch = DeviceBatch::new(&batch, &device);
-                    let forward = Forward::new(model, &batch, &device_batch, None);
+                    let mut forward =
+                        Forward::for_training(model, &batch, &device_batch, None, activations);
                     // The mean over all response tokens of the step, whichever part they are in.
                     let part = -forward.token_log_probs(model, &device_batch).sum() / total as f64;
-                    let mut part_gradients = part.backward();
-                    gradients.add(GradientMap::collect(model, &mut part_gradients));
+                    gradients.add(GradientMap::of(&part, model, forward.tape.take()));
                     loss += part.into_scalar::<f64>();
                     tokens += batch.real_tokens();
                 }

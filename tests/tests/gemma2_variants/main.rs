@@ -1,0 +1,5 @@
+//! Other ways through the same Gemma-2: with recomputed activations. Each is held to the plain one,
+//! forward and backward, on the models of `tests/fixtures/gemma2`.
+
+mod checkpointed;
+mod common;
