@@ -8,19 +8,21 @@ use burn::{
 };
 use fpo_ops::AttentionOptions;
 
-use crate::{Error, Gemma2Config, Site, SiteKind, cache::LayerCache, rotary::Rotary};
+use crate::{
+    Error, Gemma2Config, Linear, LoraConfig, Site, SiteKind, cache::LayerCache, rotary::Rotary,
+};
 
 /// Gives the values of a parameter by its name and shape: a checkpoint, or a random generator.
 pub type Provider<'a> = &'a mut dyn FnMut(&str, &[usize]) -> Result<TensorData, Error>;
 
 /// Builds parameters on a device, with a prefix for their names.
-struct Builder<'a> {
-    provider: Provider<'a>,
-    device: &'a Device,
+pub(crate) struct Builder<'a> {
+    pub(crate) provider: Provider<'a>,
+    pub(crate) device: &'a Device,
 }
 
 impl Builder<'_> {
-    fn param<const D: usize>(
+    pub(crate) fn param<const D: usize>(
         &mut self,
         name: String,
         shape: [usize; D],
@@ -33,24 +35,11 @@ impl Builder<'_> {
     }
 
     fn linear(&mut self, name: String, out: usize, inner: usize) -> Result<Linear, Error> {
-        Ok(Linear { weight: self.param(format!("{name}.weight"), [out, inner])? })
+        Ok(Linear::new(self.param(format!("{name}.weight"), [out, inner])?))
     }
 
     fn norm(&mut self, name: String, width: usize, eps: f64) -> Result<RmsNorm, Error> {
         Ok(RmsNorm { weight: self.param(format!("{name}.weight"), [width])?, eps })
-    }
-}
-
-/// `x · Wᵀ` without bias.
-#[derive(Module, Debug)]
-pub struct Linear {
-    /// `[out, in]`
-    pub weight: Param<Tensor<2>>,
-}
-
-impl Linear {
-    fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        fpo_ops::linear(x, self.weight.val())
     }
 }
 
@@ -210,6 +199,9 @@ pub struct Gemma2 {
     pub model: Backbone,
     #[module(skip)]
     config: Gemma2Config,
+    /// Where the blocks have low-rank adapters.
+    #[module(skip)]
+    pub(crate) lora: Option<LoraConfig>,
 }
 
 /// What one forward pass returns.
@@ -261,7 +253,7 @@ impl Gemma2 {
             });
         }
         let norm = b.norm("model.norm".into(), c.hidden_size, c.rms_norm_eps)?;
-        Ok(Self { model: Backbone { embed_tokens, layers, norm }, config: c.clone() })
+        Ok(Self { model: Backbone { embed_tokens, layers, norm }, config: c.clone(), lora: None })
     }
 
     /// The configuration that the model was built from.

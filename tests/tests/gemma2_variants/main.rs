@@ -1,5 +1,6 @@
-//! Other ways through the same Gemma-2: with recomputed activations. Each is held to the plain one,
+//! Other ways through the same Gemma-2: with recomputed activations, with adapters. Each is held to the plain one,
 //! forward and backward, on the models of `tests/fixtures/gemma2`.
 
 mod checkpointed;
 mod common;
+mod lora;

@@ -2,6 +2,7 @@
 
 mod generate;
 mod loaded;
+mod merge;
 mod train;
 
 use std::process::ExitCode;
@@ -37,6 +38,8 @@ enum Command {
     Devices,
     /// Answers a prompt.
     Generate(generate::Generate),
+    /// Makes an adapter part of its model's weights.
+    Merge(merge::Merge),
 }
 
 /// Parses the arguments, does what they say, and prints what went wrong: what it was, then what led
@@ -71,5 +74,6 @@ fn run() -> Result<()> {
             Ok(())
         }
         Command::Generate(generate) => generate.run(),
+        Command::Merge(merge) => merge.run(),
     }
 }
