@@ -11,14 +11,15 @@ use burn::{
 
 use crate::{
     ForwardOutput, Gemma2, Site,
+    layout::Layout,
     model::{Block, BlockOutput},
-    rotary::Rotary,
 };
 
 /// What [`Gemma2::forward_checkpointed`] keeps for the backward pass.
 #[derive(Debug)]
 pub struct Tape {
     tokens: Tensor<2, Int>,
+    layout: Layout,
     /// What goes into each block, `[batch, tokens, d_model]`.
     inputs: Vec<Tensor<3>>,
     /// What goes into the final norm.
@@ -41,17 +42,18 @@ impl Gemma2 {
         sites: &[Site],
     ) -> (ForwardOutput, Tape) {
         let tokens = tokens.without_autodiff();
+        let layout = Layout::padded(&tokens, self.config());
         let plain = self.valid();
         let depth = plain.model.layers.len();
         let mut inputs = Vec::with_capacity(depth);
         let (last, activations) =
-            plain.blocks(tokens.clone(), sites, depth, |x| inputs.push(x.clone()));
+            plain.blocks(&layout, tokens.clone(), sites, depth, |x| inputs.push(x.clone()));
         let hidden_states = leaf(plain.model.norm.forward(last.clone()));
         let activations: Vec<Tensor<3>> = activations.into_iter().map(leaf).collect();
         let output =
             ForwardOutput { hidden_states: hidden_states.clone(), sites: activations.clone() };
         let sites = sites.to_vec();
-        (output, Tape { tokens, inputs, last, sites, hidden_states, activations })
+        (output, Tape { tokens, layout, inputs, last, sites, hidden_states, activations })
     }
 }
 
@@ -74,8 +76,6 @@ impl Tape {
             back(&x, vec![(backbone.norm.forward(x.clone()), gradient)], &mut found)
         });
 
-        let [_, length] = self.tokens.dims();
-        let rotary = Rotary::new(0..length, model.config(), &self.tokens.device());
         let blocks = backbone.layers.iter().enumerate().rev();
         for ((layer, block), x) in blocks.zip(self.inputs.into_iter().rev()) {
             let x = leaf(x);
@@ -84,7 +84,7 @@ impl Tape {
             let at_sites: Vec<_> =
                 at_sites.filter_map(|(site, slot)| Some((*site, slot.take()?))).collect();
             if gradient.is_some() || !at_sites.is_empty() {
-                gradient = through_block(block, x, &rotary, gradient, at_sites, &mut found);
+                gradient = through_block(block, x, &self.layout, gradient, at_sites, &mut found);
             }
         }
 
@@ -101,12 +101,12 @@ impl Tape {
 fn through_block(
     block: &Block,
     x: Tensor<3>,
-    rotary: &Rotary,
+    layout: &Layout,
     gradient: Option<Tensor<3>>,
     at_sites: Vec<(Site, Tensor<3>)>,
     found: &mut impl FnMut(Gradients),
 ) -> Option<Tensor<3>> {
-    let output: BlockOutput = block.forward(x.clone(), rotary);
+    let output: BlockOutput = block.forward(x.clone(), layout);
     let mut ends: Vec<_> =
         at_sites.into_iter().map(|(site, g)| (output.at(site.kind), g)).collect();
     ends.extend(gradient.map(|gradient| (output.resid_post, gradient)));

@@ -32,16 +32,17 @@ mod checkpointed;
 mod config;
 mod error;
 pub mod generate;
+mod layout;
 mod linear;
 mod lora;
 mod model;
-mod rotary;
 mod sites;
 pub mod weights;
 
 pub use checkpointed::Tape;
 pub use config::{Gemma2Config, LayerType, alternating_layer_types};
 pub use error::Error;
+pub use fpo_ops::TextStarts;
 pub use generate::{Generated, GenerationOptions, generate};
 pub use linear::{Linear, Lora};
 pub use lora::{LoraConfig, Projection, Targets};

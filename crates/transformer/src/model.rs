@@ -6,10 +6,12 @@ use burn::{
     module::{Module, Param, ParamId},
     tensor::{DType, Device, Int, Tensor, TensorData},
 };
-use fpo_ops::AttentionOptions;
+use fpo_ops::{AttentionOptions, TextStarts};
 
 use crate::{
-    Error, Gemma2Config, Linear, LoraConfig, Site, SiteKind, cache::LayerCache, rotary::Rotary,
+    Error, Gemma2Config, Linear, LoraConfig, Site, SiteKind,
+    cache::LayerCache,
+    layout::{Layout, Rotary},
 };
 
 /// Gives the values of a parameter by its name and shape: a checkpoint, or a random generator.
@@ -81,14 +83,14 @@ impl Attention {
     }
 
     /// The concatenated heads, before the output projection. `[batch, tokens, heads · head_dim]`
-    fn z(&self, x: Tensor<3>, rotary: &Rotary) -> Tensor<3> {
+    fn z(&self, x: Tensor<3>, layout: &Layout) -> Tensor<3> {
         let [batch, tokens, _] = x.dims();
-        let q = rotary.shared(self.heads(self.q_proj.forward(x.clone())));
-        let k = rotary.shared(self.heads(self.k_proj.forward(x.clone())));
+        let q = self.heads(self.q_proj.forward(x.clone()));
+        let k = self.heads(self.k_proj.forward(x.clone()));
         let v = self.heads(self.v_proj.forward(x));
         let options =
             AttentionOptions { scale: self.scale, softcap: self.softcap, window: self.window };
-        let z = fpo_ops::causal_attention(q, k, v, &options);
+        let z = layout.attend(q, k, v, &options);
         z.reshape([batch as i32, tokens as i32, -1])
     }
 
@@ -156,8 +158,8 @@ pub struct Block {
 
 impl Block {
     /// The block on whole texts.
-    pub(crate) fn forward(&self, x: Tensor<3>, rotary: &Rotary) -> BlockOutput {
-        self.forward_with(x, |attention, x| attention.z(x, rotary))
+    pub(crate) fn forward(&self, x: Tensor<3>, layout: &Layout) -> BlockOutput {
+        self.forward_with(x, |attention, x| attention.z(x, layout))
     }
 
     fn forward_with(
@@ -286,32 +288,53 @@ impl Gemma2 {
     /// # Panics
     /// If a site's layer is not in the model; [`Site::check`] tells beforehand.
     pub fn forward(&self, tokens: Tensor<2, Int>, sites: &[Site]) -> ForwardOutput {
-        let (x, sites) = self.blocks(tokens, sites, self.model.layers.len(), |_| {});
+        let layout = Layout::padded(&tokens, &self.config);
+        self.forward_in(&layout, tokens, sites)
+    }
+
+    /// One pass over `tokens` `[rows, tokens]` with several texts in each row: every position gets what it
+    /// would get with its text alone in a row.
+    ///
+    /// # Panics
+    /// If the texts are of other rows, or a site's layer is not in the model.
+    pub fn forward_packed(
+        &self,
+        tokens: Tensor<2, Int>,
+        texts: &TextStarts,
+        sites: &[Site],
+    ) -> ForwardOutput {
+        let layout = Layout::packed(&tokens, texts, &self.config);
+        self.forward_in(&layout, tokens, sites)
+    }
+
+    fn forward_in(&self, layout: &Layout, tokens: Tensor<2, Int>, sites: &[Site]) -> ForwardOutput {
+        let depth = self.model.layers.len();
+        let (x, sites) = self.blocks(layout, tokens, sites, depth, |_| {});
         ForwardOutput { hidden_states: self.model.norm.forward(x), sites }
     }
 
     /// The activations at `sites` alone: the pass ends after the last layer that is needed.
     pub fn activations(&self, tokens: Tensor<2, Int>, sites: &[Site]) -> Vec<Tensor<3>> {
         let depth = sites.iter().map(|site| site.layer + 1).max().unwrap_or(0);
-        self.blocks(tokens, sites, depth, |_| {}).1
+        let layout = Layout::padded(&tokens, &self.config);
+        self.blocks(&layout, tokens, sites, depth, |_| {}).1
     }
 
     /// The first `depth` blocks: what comes out of the last of them, and the activations at `sites`.
     /// `entering` sees what goes into each block.
     pub(crate) fn blocks(
         &self,
+        layout: &Layout,
         tokens: Tensor<2, Int>,
         sites: &[Site],
         depth: usize,
         mut entering: impl FnMut(&Tensor<3>),
     ) -> (Tensor<3>, Vec<Tensor<3>>) {
-        let [_, length] = tokens.dims();
-        let rotary = Rotary::new(0..length, &self.config, &tokens.device());
         let mut x = self.embed(tokens);
         let mut found: Vec<Option<Tensor<3>>> = vec![None; sites.len()];
         for (layer, block) in self.model.layers.iter().take(depth).enumerate() {
             entering(&x);
-            let output = block.forward(x, &rotary);
+            let output = block.forward(x, layout);
             for (slot, site) in found.iter_mut().zip(sites).filter(|(_, s)| s.layer == layer) {
                 *slot = Some(output.at(site.kind));
             }
