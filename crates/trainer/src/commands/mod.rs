@@ -1,5 +1,6 @@
 //! The command line: a file for each command.
 
+mod bench;
 mod generate;
 mod loaded;
 mod train;
@@ -37,6 +38,9 @@ enum Command {
     Devices,
     /// Answers a prompt.
     Generate(generate::Generate),
+    /// Measures time and memory.
+    #[command(subcommand)]
+    Bench(bench::Bench),
 }
 
 /// Parses the arguments, does what they say, and prints what went wrong: what it was, then what led
@@ -71,5 +75,6 @@ fn run() -> Result<()> {
             Ok(())
         }
         Command::Generate(generate) => generate.run(),
+        Command::Bench(bench) => bench.run(),
     }
 }
