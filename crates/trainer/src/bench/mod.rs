@@ -1,6 +1,7 @@
 //! What `fpo bench` measures.
 
 mod memory;
+pub mod ops;
 pub mod step;
 
 pub use memory::peak_rss_mib;

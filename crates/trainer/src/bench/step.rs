@@ -155,6 +155,7 @@ pub fn measure(sizes: &StepSizes, device: &Device) -> Result<StepReport> {
     if sizes.method.needs().features && !(1..=sizes.d_sae).contains(&sizes.k) {
         bail!("--k {} must be between 1 and --d-sae {}", sizes.k, sizes.d_sae);
     }
+    device.seed(0);
     let config = sizes.config()?;
     let pairs = sizes.random_pairs(&mut ChaCha8Rng::seed_from_u64(0));
     let views: Vec<_> = pairs.iter().map(TokenizedPair::view).collect();
