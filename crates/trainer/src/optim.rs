@@ -34,7 +34,7 @@ impl GradientMap {
     }
 
     /// Takes the gradients of every parameter that has one.
-    pub fn collect(model: &Gemma2, gradients: &mut Gradients) -> Self {
+    fn collect(model: &Gemma2, gradients: &mut Gradients) -> Self {
         struct Collect<'a> {
             path: Vec<String>,
             gradients: &'a mut Gradients,

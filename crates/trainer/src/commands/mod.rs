@@ -1,5 +1,6 @@
 //! The command line: a file for each command.
 
+mod bench;
 mod generate;
 mod loaded;
 mod merge;
@@ -40,6 +41,9 @@ enum Command {
     Generate(generate::Generate),
     /// Makes an adapter part of its model's weights.
     Merge(merge::Merge),
+    /// Measures time and memory.
+    #[command(subcommand)]
+    Bench(bench::Bench),
 }
 
 /// Parses the arguments, does what they say, and prints what went wrong: what it was, then what led
@@ -75,5 +79,6 @@ fn run() -> Result<()> {
         }
         Command::Generate(generate) => generate.run(),
         Command::Merge(merge) => merge.run(),
+        Command::Bench(bench) => bench.run(),
     }
 }

@@ -5,8 +5,7 @@ use std::num::NonZeroUsize;
 
 use anyhow::{Context, Result};
 use fpo_data::{
-    Batches, Fingerprint, PairBatch, PairStore, ReferenceCache, ReferenceRow, ReferenceWriter,
-    SparseFeatures,
+    Batches, Fingerprint, PairBatch, ReferenceCache, ReferenceRow, ReferenceWriter, SparseFeatures,
     reference::{CacheShape, ReferenceResponse, StoredFeatures},
 };
 use fpo_transformer::{Gemma2, Site, weights};
@@ -107,7 +106,8 @@ pub fn reference(run: &Run, prepared: &Prepared, sft: &Stage, sae: &Stage) -> Re
             let mut writer = ReferenceWriter::create(&folder, &cache, shape)?;
             let plan = Batches::sequential(pairs.len(), s.reference.batch_size);
             for indices in plan.iter() {
-                for row in rows(&model, &reader, prepared, pairs, indices)? {
+                let batch = PairBatch::new(&pairs.views(indices)?, prepared.tokenizer.pad_id())?;
+                for row in reference_rows(&model, &reader, &batch)? {
                     writer.push(row)?;
                 }
                 progress.advance(indices.len(), "");
@@ -119,15 +119,12 @@ pub fn reference(run: &Run, prepared: &Prepared, sft: &Stage, sae: &Stage) -> Re
     })
 }
 
-/// What the model says of a batch of pairs.
-fn rows(
+/// What a model says of a batch of pairs.
+pub fn reference_rows(
     model: &Gemma2,
     reader: &FeatureReader,
-    prepared: &Prepared,
-    pairs: &PairStore,
-    indices: &[usize],
+    batch: &PairBatch,
 ) -> Result<Vec<ReferenceRow>> {
-    let batch = PairBatch::new(&pairs.views(indices)?, prepared.tokenizer.pad_id())?;
     let device_batch = DeviceBatch::new(&batch.batch, &model.device());
     let forward = Forward::new(model, &batch.batch, &device_batch, Some(reader));
     let log_probs: Vec<f32> =
