@@ -32,9 +32,11 @@
 
 mod adamw;
 mod attention;
+mod blocked;
 #[cfg(feature = "flex")]
 mod flex;
 mod geglu;
+mod graph;
 mod jump_relu;
 mod kl;
 mod linear;
@@ -44,6 +46,8 @@ mod rms_norm;
 mod rotary;
 mod softcap;
 mod statistics;
+#[cfg(all(test, feature = "flex"))]
+mod testing;
 
 pub use adamw::{AdamW, adamw_step};
 pub use attention::{AttentionOptions, TextStarts, causal_attention, packed_attention};
