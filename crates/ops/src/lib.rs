@@ -50,7 +50,7 @@ mod statistics;
 mod testing;
 
 pub use adamw::{AdamW, adamw_step};
-pub use attention::{AttentionOptions, causal_attention};
+pub use attention::{AttentionOptions, TextStarts, causal_attention, packed_attention};
 pub use geglu::geglu;
 pub use jump_relu::{heaviside, jump_relu};
 pub use kl::linear_kl;
@@ -65,7 +65,9 @@ pub use statistics::{TokenStatistics, linear_token_statistics};
 /// The operations as plain tensor operations, whatever the backend: the oracle for tests and benchmarks.
 pub mod definition {
     pub use crate::adamw::definition as adamw_step;
-    pub use crate::attention::definition as causal_attention;
+    pub use crate::attention::{
+        definition as causal_attention, packed_definition as packed_attention,
+    };
     pub use crate::geglu::definition as geglu;
     pub use crate::jump_relu::{
         heaviside_definition as heaviside, jump_relu_definition as jump_relu,

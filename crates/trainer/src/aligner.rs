@@ -4,11 +4,11 @@ use anyhow::Result;
 use burn::tensor::Tensor;
 use fpo_data::{PairBatch, ReferenceCache};
 use fpo_losses::{Objective, PerResponse, Preference, Quantities, feature_distance};
-use fpo_transformer::Gemma2;
+use fpo_transformer::{Gemma2, Tape};
 
 use crate::{
     cached::{cached_features, cached_log_probs},
-    forward::{DeviceBatch, FeatureReader, Forward},
+    forward::{Activations, DeviceBatch, FeatureReader, Forward},
 };
 
 /// What a policy is compared with, and by which objective.
@@ -23,6 +23,8 @@ pub struct Aligner {
     pub cache: ReferenceCache,
     /// Only for methods whose constraint is over the whole vocabulary.
     pub reference_model: Option<Gemma2>,
+    /// What the policy's forward pass keeps.
+    pub activations: Activations,
 }
 
 /// What an objective made of a batch of pairs.
@@ -39,6 +41,8 @@ pub struct Outcome {
     pub distance: Option<PerResponse>,
     /// Pooled activations of the policy, `[rows, d_sae]`, where they were computed.
     pub pooled: Option<Tensor<2>>,
+    /// For the way back from the loss, where activations are recomputed.
+    pub tape: Option<Tape>,
 }
 
 impl Aligner {
@@ -46,7 +50,13 @@ impl Aligner {
     pub fn evaluate(&self, policy: &Gemma2, batch: &PairBatch) -> Result<Outcome> {
         let device = policy.device();
         let device_batch = DeviceBatch::new(&batch.batch, &device);
-        let forward = Forward::new(policy, &batch.batch, &device_batch, self.reader.as_ref());
+        let forward = Forward::for_training(
+            policy,
+            &batch.batch,
+            &device_batch,
+            self.reader.as_ref(),
+            self.activations,
+        );
         let log_probs = PerResponse::split(forward.log_probs(policy, &device_batch));
         let counts = device_batch.counts.iter().map(|&n| n as f32).collect::<Vec<_>>();
         let counts = PerResponse::split(Tensor::from_floats(counts.as_slice(), &device));
@@ -56,7 +66,7 @@ impl Aligner {
             let reference = Forward::new(reference_model, &batch.batch, &plain, None);
             PerResponse::split(forward.kl(policy, &reference, reference_model, &device_batch))
         });
-        let pooled = forward.pooled;
+        let (pooled, tape) = (forward.pooled, forward.tape);
         let distance = match &pooled {
             Some(policy) => {
                 let reference = cached_features(&self.cache, &batch.ids, &device)?;
@@ -73,6 +83,6 @@ impl Aligner {
             kl: kl.clone(),
             distance: distance.clone(),
         });
-        Ok(Outcome { preference, log_probs, counts, kl, distance, pooled })
+        Ok(Outcome { preference, log_probs, counts, kl, distance, pooled, tape })
     }
 }

@@ -4,7 +4,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use fpo_data::{Pooling, TokenBatch};
 use fpo_ops::{Encoder, linear_kl, linear_log_probs, pooled_features};
 use fpo_sae::JumpReluSae;
-use fpo_transformer::{Gemma2, Site};
+use fpo_transformer::{ForwardOutput, Gemma2, Site, Tape};
 
 /// What reads a model's sparse features: an encoder, its site, and the positions that count.
 #[derive(Clone)]
@@ -74,6 +74,24 @@ pub struct Forward {
     pub hidden: Tensor<2>,
     /// Pooled activations of each row, `[rows, d_sae]`, where a reader was given.
     pub pooled: Option<Tensor<2>>,
+    /// What the backward pass needs beside the graph, where activations are recomputed.
+    pub tape: Option<Tape>,
+}
+
+/// What a forward pass keeps for the backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activations {
+    /// Everything: the fast way.
+    Kept,
+    /// What goes into each block; the rest is computed a second time.
+    Recomputed,
+}
+
+impl Activations {
+    /// As the setting `checkpoint_activations` says.
+    pub const fn checkpointed(yes: bool) -> Self {
+        if yes { Self::Recomputed } else { Self::Kept }
+    }
 }
 
 impl Forward {
@@ -84,8 +102,35 @@ impl Forward {
         device_batch: &DeviceBatch,
         reader: Option<&FeatureReader>,
     ) -> Self {
-        let sites: Vec<Site> = reader.iter().map(|r| r.site).collect();
-        let output = model.forward(device_batch.tokens.clone(), &sites);
+        let output = model.forward(device_batch.tokens.clone(), &site(reader));
+        Self::read(output, None, batch, device_batch, reader)
+    }
+
+    /// One pass of a model that is trained.
+    pub fn for_training(
+        model: &Gemma2,
+        batch: &TokenBatch,
+        device_batch: &DeviceBatch,
+        reader: Option<&FeatureReader>,
+        activations: Activations,
+    ) -> Self {
+        match activations {
+            Activations::Kept => Self::new(model, batch, device_batch, reader),
+            Activations::Recomputed => {
+                let tokens = device_batch.tokens.clone();
+                let (output, tape) = model.forward_checkpointed(tokens, &site(reader));
+                Self::read(output, Some(tape), batch, device_batch, reader)
+            }
+        }
+    }
+
+    fn read(
+        output: ForwardOutput,
+        tape: Option<Tape>,
+        batch: &TokenBatch,
+        device_batch: &DeviceBatch,
+        reader: Option<&FeatureReader>,
+    ) -> Self {
         let hidden = rows(output.hidden_states).select(0, device_batch.predicting.clone());
         let pooled = reader.zip(output.sites.into_iter().next()).map(|(reader, activations)| {
             let positions = batch.positions(reader.pooling, &reader.excluded);
@@ -93,7 +138,7 @@ impl Forward {
             let activations = rows(activations).select(0, int_tensor(positions.flat, &device));
             pooled_features(activations, &reader.encoder, &positions.counts)
         });
-        Self { hidden, pooled }
+        Self { hidden, pooled, tape }
     }
 
     /// Summed log-probability of each row's response, `[rows]`.
@@ -124,6 +169,10 @@ impl Forward {
         );
         batch.sum_by_row(kl)
     }
+}
+
+fn site(reader: Option<&FeatureReader>) -> Vec<Site> {
+    reader.iter().map(|r| r.site).collect()
 }
 
 /// `[batch, tokens, width]` → `[batch · tokens, width]`

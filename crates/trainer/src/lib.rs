@@ -33,4 +33,5 @@ pub mod report;
 pub mod run;
 pub mod settings;
 pub mod stages;
+pub mod trained;
 pub mod training;

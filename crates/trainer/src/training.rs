@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use fpo_data::atomic;
-use fpo_transformer::{Gemma2, weights};
+use fpo_transformer::Gemma2;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -18,6 +18,7 @@ use crate::{
     progress::Progress,
     run::Workspace,
     settings::OptimizerSettings,
+    trained::Trained,
 };
 
 /// One line for each step, in every training stage's folder.
@@ -35,6 +36,8 @@ pub struct Training<'a> {
     pub checkpoint_every: usize,
     /// How weights move.
     pub optimizer: &'a OptimizerSettings,
+    /// Which weights move, and what a checkpoint holds.
+    pub trained: &'a Trained,
 }
 
 /// What one step found, before the weights move.
@@ -77,7 +80,7 @@ impl Training<'_> {
             None => (start()?, 0),
             Some(folder) => {
                 let state = read_state(folder)?;
-                let model = weights::load(folder, device)?;
+                let model = self.trained.load(folder, device)?;
                 optimizer.restore(&folder.join("optimizer.safetensors"), state.step, device)?;
                 truncate(&metrics_path, state.metrics_bytes)?;
                 eprintln!("{:>9}  goes on after step {}", self.stage, state.step);
@@ -133,12 +136,13 @@ impl Training<'_> {
         Ok(model)
     }
 
-    /// Writes a checkpoint, itself a folder in Hugging Face's layout, then removes the ones before it.
+    /// Writes a checkpoint, itself a folder in Hugging Face's layout or PEFT's, then removes the ones
+    /// before it.
     fn checkpoint(&self, model: &Gemma2, optimizer: &Optimizer, state: &State) -> Result<PathBuf> {
         let folder = self.workspace.checkpoints.join(format!("step-{:08}", state.step));
         let before = checkpoints(&self.workspace.checkpoints)?;
         atomic::replace_dir(&folder, |output| -> Result<()> {
-            weights::save(model, output)?;
+            self.trained.save(model, output)?;
             optimizer.save(&output.join("optimizer.safetensors"))?;
             let path = output.join("state.json");
             fs::write(&path, serde_json::to_string(state)?)

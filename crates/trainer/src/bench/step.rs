@@ -12,7 +12,7 @@ use fpo_data::{
 use fpo_losses::{Method, Objective};
 use fpo_ops::Encoder;
 use fpo_sae::{JumpReluSae, Provenance};
-use fpo_transformer::{Gemma2, Gemma2Config, Site, weights};
+use fpo_transformer::{Gemma2, Gemma2Config, LoraConfig, Site, weights};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
@@ -21,7 +21,7 @@ use serde_json::json;
 use super::{median, peak_rss_mib};
 use crate::{
     aligner::Aligner,
-    forward::FeatureReader,
+    forward::{Activations, FeatureReader},
     optim::{GradientMap, Optimizer},
     settings::{OptimizerKind, OptimizerSettings, Schedule},
     stages::reference::reference_rows,
@@ -69,6 +69,12 @@ pub struct StepSizes {
     /// Features compared.
     #[arg(long, default_value_t = 50)]
     pub k: usize,
+    /// Computes each block a second time in the backward pass rather than keep its activations.
+    #[arg(long)]
+    pub checkpoint_activations: bool,
+    /// Trains adapters of this rank on all linear layers rather than the model.
+    #[arg(long)]
+    pub lora_rank: Option<usize>,
     /// Steps measured, after one that is not.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u64).range(1..))]
     pub steps: u64,
@@ -162,8 +168,16 @@ pub fn measure(sizes: &StepSizes, device: &Device) -> Result<StepReport> {
     let batch = PairBatch::new(&views, 0)?;
 
     let reference = weights::random(&config, 0, device)?;
+    let trainable = device.clone().autodiff();
+    let mut policy = match sizes.lora_rank {
+        None => weights::random(&config, 0, &trainable)?,
+        Some(rank) => {
+            let lora = LoraConfig { rank, ..LoraConfig::default() };
+            lora.check().map_err(|m| anyhow!("--lora-rank: {m}"))?;
+            reference.with_new_lora(&lora, 0, &trainable)?
+        }
+    };
     let aligner = aligner(sizes, reference, &batch, views[0].chosen)?;
-    let mut policy = weights::random(&config, 0, &device.clone().autodiff())?;
     let mut optimizer = Optimizer::new(&sizes.optimizer(), usize::MAX);
     let mut times: [Vec<f64>; 4] = Default::default();
     let mut last_loss = f64::NAN;
@@ -174,8 +188,7 @@ pub fn measure(sizes: &StepSizes, device: &Device) -> Result<StepReport> {
         // Reading the number waits for the device.
         last_loss = loss.clone().into_scalar::<f32>().into();
         let forward = begun.elapsed().as_secs_f64();
-        let mut gradients = loss.backward();
-        let gradients = GradientMap::collect(&policy, &mut gradients);
+        let gradients = GradientMap::of(&loss, &policy, outcome.tape);
         let norm = gradients.norm();
         ensure!(norm.is_finite(), "the gradient's norm is {norm}");
         let backward = begun.elapsed().as_secs_f64();
@@ -235,6 +248,7 @@ fn aligner(
         reader: needs.features.then_some(reader),
         cache: ReferenceCache::open(folder.path(), &fingerprint)?,
         reference_model: needs.token_kl.then_some(reference),
+        activations: Activations::checkpointed(sizes.checkpoint_activations),
     })
 }
 

@@ -3,6 +3,7 @@
 mod bench;
 mod generate;
 mod loaded;
+mod merge;
 mod train;
 
 use std::process::ExitCode;
@@ -38,6 +39,8 @@ enum Command {
     Devices,
     /// Answers a prompt.
     Generate(generate::Generate),
+    /// Makes an adapter part of its model's weights.
+    Merge(merge::Merge),
     /// Measures time and memory.
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -75,6 +78,7 @@ fn run() -> Result<()> {
             Ok(())
         }
         Command::Generate(generate) => generate.run(),
+        Command::Merge(merge) => merge.run(),
         Command::Bench(bench) => bench.run(),
     }
 }

@@ -1,9 +1,10 @@
 //! Preference alignment: the policy moves, the reference is read from its cache.
 
 use anyhow::{Context, Result, bail};
+use burn::tensor::Device;
 use fpo_data::{Batches, PairBatch};
 use fpo_losses::Needs;
-use fpo_transformer::weights;
+use fpo_transformer::{Gemma2, weights};
 
 use super::{
     Base,
@@ -11,9 +12,11 @@ use super::{
 };
 use crate::{
     aligner::Aligner,
+    forward::Activations,
     optim::GradientMap,
     pair_log::Log,
     run::{Run, Stage},
+    trained::Trained,
     training::{StepResult, Training},
 };
 
@@ -29,7 +32,9 @@ pub fn align(run: &Run, base: &Base) -> Result<Stage> {
     run.stage("align", fingerprint, |workspace| {
         let device = run.device.clone().autodiff();
         let objective = s.objective();
-        let aligner = aligner(run, base, Split::Train)?;
+        let load = |device: &Device| Ok(weights::load(&base.sft.folder, device)?);
+        let trained = Trained::new(s.lora.as_ref(), &device, load)?;
+        let aligner = aligner(run, base, &trained)?;
         let lengths = prepared.train.lengths();
         let steps_per_epoch = lengths.len().div_ceil(s.batch_size.get());
         let plans: Vec<Batches> = (0..s.epochs)
@@ -41,8 +46,9 @@ pub fn align(run: &Run, base: &Base) -> Result<Stage> {
             total_steps: s.epochs * steps_per_epoch,
             checkpoint_every: s.checkpoint_every.get(),
             optimizer: &s.optimizer,
+            trained: &trained,
         };
-        let start = || Ok(weights::load(&base.sft.folder, &device)?);
+        let start = || trained.start(run.settings.seed, &device, load);
         let policy = training.run(&device, start, |policy, step| {
             let indices = plans[step / steps_per_epoch]
                 .get(step % steps_per_epoch)
@@ -53,11 +59,10 @@ pub fn align(run: &Run, base: &Base) -> Result<Stage> {
             let mut tokens = 0;
             for part in pairs.chunks(s.micro_batch_size.get()) {
                 let batch = PairBatch::new(part, prepared.tokenizer.pad_id())?;
-                let outcome = aligner.evaluate(policy, &batch)?;
+                let mut outcome = aligner.evaluate(policy, &batch)?;
                 // The mean over all pairs of the step, whichever part they are in.
                 let loss = outcome.preference.losses().sum() / pairs.len() as f64;
-                let mut part_gradients = loss.backward();
-                gradients.add(GradientMap::collect(policy, &mut part_gradients));
+                gradients.add(GradientMap::of(&loss, policy, outcome.tape.take()));
                 log.add(&outcome);
                 tokens += batch.batch.real_tokens();
             }
@@ -65,23 +70,33 @@ pub fn align(run: &Run, base: &Base) -> Result<Stage> {
             let (loss, metrics) = log.metrics(&objective);
             Ok(StepResult { loss, gradients, tokens, ids, metrics })
         })?;
-        weights::save(&policy, &workspace.output)?;
+        trained.finish(&policy, &workspace.output)?;
         Ok(prepared.tokenizer.save(&workspace.output)?)
     })
 }
 
-/// What training needs and nothing else: a second model only for methods that ask for one.
-pub fn aligner(run: &Run, base: &Base, split: Split) -> Result<Aligner> {
-    aligner_with(run, base, split, run.settings.align.method.needs())
+/// What training needs and nothing else: a second model only for methods that ask for one, and not even
+/// then where the first one is frozen.
+fn aligner(run: &Run, base: &Base, trained: &Trained) -> Result<Aligner> {
+    let s = &run.settings.align;
+    let activations = Activations::checkpointed(s.checkpoint_activations);
+    let aligner = aligner_with(run, base, Split::Train, s.method.needs(), trained.base())?;
+    Ok(Aligner { activations, ..aligner })
 }
 
 /// For measuring: everything, whatever the method.
 pub fn measuring_aligner(run: &Run, base: &Base, split: Split) -> Result<Aligner> {
     let everything = Needs { reference_log_probs: true, token_kl: true, features: true };
-    aligner_with(run, base, split, everything)
+    aligner_with(run, base, split, everything, None)
 }
 
-fn aligner_with(run: &Run, base: &Base, split: Split, needs: Needs) -> Result<Aligner> {
+fn aligner_with(
+    run: &Run,
+    base: &Base,
+    split: Split,
+    needs: Needs,
+    frozen: Option<&Gemma2>,
+) -> Result<Aligner> {
     let prepared = &base.prepared;
     let stages = (&base.sft, &base.sae, &base.reference);
     let cache = open_cache(run, prepared, stages, split)?;
@@ -97,7 +112,17 @@ fn aligner_with(run: &Run, base: &Base, split: Split, needs: Needs) -> Result<Al
     {
         bail!("align.k = {k} is more than the {} features of the autoencoder", reader.d_sae());
     }
-    let reference_model =
-        needs.token_kl.then(|| weights::load(&base.sft.folder, &run.device)).transpose()?;
-    Ok(Aligner { objective: run.settings.align.objective(), k, reader, cache, reference_model })
+    let reference_model = match (needs.token_kl, frozen) {
+        (false, _) => None,
+        (true, Some(model)) => Some(model.clone()),
+        (true, None) => Some(weights::load(&base.sft.folder, &run.device)?),
+    };
+    Ok(Aligner {
+        objective: run.settings.align.objective(),
+        k,
+        reader,
+        cache,
+        reference_model,
+        activations: Activations::Kept,
+    })
 }
