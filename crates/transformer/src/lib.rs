@@ -31,12 +31,13 @@ mod config;
 mod error;
 pub mod generate;
 mod model;
+pub mod sampling;
 mod sites;
 pub mod weights;
 
 pub use config::{Gemma2Config, LayerType, alternating_layer_types};
 pub use error::Error;
-pub use generate::{Generated, GenerationOptions, generate};
+pub use generate::{Generated, GenerationOptions, generate, generate_with};
 pub use model::{
     Attention, Backbone, Block, Embedding, ForwardOutput, Gemma2, Linear, Mlp, Provider, RmsNorm,
 };

@@ -3,4 +3,6 @@
 mod bad_input;
 mod common;
 mod end_to_end;
+mod generate;
 mod resume;
+mod score;

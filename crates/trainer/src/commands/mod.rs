@@ -1,7 +1,10 @@
 //! The command line: a file for each command.
 
+mod activations;
 mod generate;
 mod loaded;
+mod score;
+mod tokens;
 mod train;
 
 use std::process::ExitCode;
@@ -35,8 +38,9 @@ enum Command {
     },
     /// Lists the devices that this binary was compiled for.
     Devices,
-    /// Answers a prompt.
     Generate(generate::Generate),
+    Score(score::Score),
+    Activations(activations::Activations),
 }
 
 /// Parses the arguments, does what they say, and prints what went wrong: what it was, then what led
@@ -71,5 +75,7 @@ fn run() -> Result<()> {
             Ok(())
         }
         Command::Generate(generate) => generate.run(),
+        Command::Score(score) => score.run(),
+        Command::Activations(activations) => activations.run(),
     }
 }
