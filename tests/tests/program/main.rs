@@ -3,6 +3,7 @@
 mod bad_input;
 mod common;
 mod end_to_end;
+mod evaluate;
 mod generate;
 mod resume;
 mod score;

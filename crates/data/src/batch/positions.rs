@@ -35,9 +35,9 @@ impl FromStr for Pooling {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let all = [Self::Predicting, Self::Response, Self::Sequence];
-        all.into_iter()
-            .find(|pooling| pooling.name() == text)
-            .ok_or_else(|| format!("no pooling `{text}`: there are {}", all.map(Self::name).join(", ")))
+        all.into_iter().find(|pooling| pooling.name() == text).ok_or_else(|| {
+            format!("no pooling `{text}`: there are {}", all.map(Self::name).join(", "))
+        })
     }
 }
 

@@ -1,8 +1,11 @@
 //! The command line: a file for each command.
 
 mod activations;
+mod binding;
+mod evaluate;
 mod generate;
 mod loaded;
+mod reference;
 mod score;
 mod tokens;
 mod train;
@@ -41,6 +44,8 @@ enum Command {
     Generate(generate::Generate),
     Score(score::Score),
     Activations(activations::Activations),
+    Reference(reference::Reference),
+    Evaluate(evaluate::Evaluate),
 }
 
 /// Parses the arguments, does what they say, and prints what went wrong: what it was, then what led
@@ -77,5 +82,7 @@ fn run() -> Result<()> {
         Command::Generate(generate) => generate.run(),
         Command::Score(score) => score.run(),
         Command::Activations(activations) => activations.run(),
+        Command::Reference(reference) => reference.run(),
+        Command::Evaluate(evaluate) => evaluate.run(),
     }
 }

@@ -98,11 +98,11 @@ impl TokenArgs {
             }
             Item::Example(example) => {
                 let example = preparer.tokenize_example(example)?;
-                let example = example.with_context(|| no_room_reason())?;
+                let example = example.with_context(no_room_reason)?;
                 vec![with_response(example.response)]
             }
             Item::Pair(pair) => {
-                let pair = preparer.tokenize_pair(pair)?.with_context(|| no_room_reason())?;
+                let pair = preparer.tokenize_pair(pair)?.with_context(no_room_reason)?;
                 vec![with_response(pair.chosen), with_response(pair.rejected)]
             }
         })
