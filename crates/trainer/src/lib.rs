@@ -29,6 +29,7 @@ pub mod optim;
 pub mod pair_log;
 pub mod progress;
 pub mod recipes;
+pub mod reference_pass;
 pub mod report;
 pub mod run;
 pub mod settings;

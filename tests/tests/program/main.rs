@@ -3,5 +3,8 @@
 mod bad_input;
 mod common;
 mod end_to_end;
+mod evaluate;
+mod generate;
 mod lora;
 mod resume;
+mod score;

@@ -5,8 +5,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
 use fpo_data::{
-    Fingerprint, PairBatch, Pooling, ReferenceCache, ReferenceWriter, ResponseView, TokenizedPair,
-    TokenizedResponse,
+    Fingerprint, PairBatch, PairView, Pooling, ReferenceCache, ReferenceWriter, ResponseView,
+    TokenizedPair, TokenizedResponse,
     reference::{CacheShape, StoredFeatures},
 };
 use fpo_losses::{Method, Objective};
@@ -23,8 +23,8 @@ use crate::{
     aligner::Aligner,
     forward::{Activations, FeatureReader},
     optim::{GradientMap, Optimizer},
+    reference_pass::ReferencePass,
     settings::{OptimizerKind, OptimizerSettings, Schedule},
-    stages::reference::reference_rows,
 };
 
 /// What the step works on.
@@ -177,7 +177,7 @@ pub fn measure(sizes: &StepSizes, device: &Device) -> Result<StepReport> {
             reference.with_new_lora(&lora, 0, &trainable)?
         }
     };
-    let aligner = aligner(sizes, reference, &batch, views[0].chosen)?;
+    let aligner = aligner(sizes, reference, &views)?;
     let mut optimizer = Optimizer::new(&sizes.optimizer(), usize::MAX);
     let mut times: [Vec<f64>; 4] = Default::default();
     let mut last_loss = f64::NAN;
@@ -218,15 +218,10 @@ pub fn measure(sizes: &StepSizes, device: &Device) -> Result<StepReport> {
 }
 
 /// The method with what it needs; the reference's numbers come from a cache on disk, as in a run.
-fn aligner(
-    sizes: &StepSizes,
-    reference: Gemma2,
-    batch: &PairBatch,
-    sample: ResponseView,
-) -> Result<Aligner> {
+fn aligner(sizes: &StepSizes, reference: Gemma2, pairs: &[PairView]) -> Result<Aligner> {
     let site =
         Site::resid_post(sizes.layers.checked_sub(1).context("--layers must be at least 1")?);
-    let sae = random_sae(sizes, &reference, site, sample);
+    let sae = random_sae(sizes, &reference, site, pairs[0].chosen);
     let reader = FeatureReader::new(&sae, site, Pooling::Predicting, Vec::new());
     let folder = tempfile::tempdir()?;
     let fingerprint = Fingerprint::default().with("bench", "random weights");
@@ -237,7 +232,8 @@ fn aligner(
         rows_per_shard: sizes.pairs.try_into()?,
     };
     let mut writer = ReferenceWriter::create(folder.path(), &fingerprint, shape)?;
-    for row in reference_rows(&reference, &reader, batch)? {
+    let pass = ReferencePass { model: &reference, reader: Some(&reader), pad_id: 0 };
+    for row in pass.rows(pairs)? {
         writer.push(row)?;
     }
     writer.finish()?;

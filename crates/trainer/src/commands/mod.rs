@@ -1,9 +1,15 @@
 //! The command line: a file for each command.
 
+mod activations;
 mod bench;
+mod binding;
+mod evaluate;
 mod generate;
 mod loaded;
 mod merge;
+mod reference;
+mod score;
+mod tokens;
 mod train;
 
 use std::process::ExitCode;
@@ -37,13 +43,16 @@ enum Command {
     },
     /// Lists the devices that this binary was compiled for.
     Devices,
-    /// Answers a prompt.
     Generate(generate::Generate),
     /// Makes an adapter part of its model's weights.
     Merge(merge::Merge),
     /// Measures time and memory.
     #[command(subcommand)]
     Bench(bench::Bench),
+    Score(score::Score),
+    Activations(activations::Activations),
+    Reference(reference::Reference),
+    Evaluate(evaluate::Evaluate),
 }
 
 /// Parses the arguments, does what they say, and prints what went wrong: what it was, then what led
@@ -80,5 +89,9 @@ fn run() -> Result<()> {
         Command::Generate(generate) => generate.run(),
         Command::Merge(merge) => merge.run(),
         Command::Bench(bench) => bench.run(),
+        Command::Score(score) => score.run(),
+        Command::Activations(activations) => activations.run(),
+        Command::Reference(reference) => reference.run(),
+        Command::Evaluate(evaluate) => evaluate.run(),
     }
 }
