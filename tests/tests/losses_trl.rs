@@ -58,7 +58,10 @@ fn ours(
         "exo_pair" => exo_pair(policy, reference, beta, smoothing()),
         "discopop" => discopop(policy, reference, beta, constant("tau")),
         "nca_pair" => nca_pair(policy, reference, beta),
-        "bco_pair" => bco_pair(policy, reference, beta, 0.0),
+        "bco_pair" => {
+            let zero = policy.chosen.zeros_like().mean();
+            bco_pair(policy, reference, beta, zero)
+        }
         "sppo_hard" => sppo_hard(policy, reference, beta),
         "apo_zero" => apo_zero(policy, reference, beta),
         "apo_down" => apo_down(policy, reference, beta),

@@ -45,5 +45,5 @@ fn quantile_losses(
     label_smoothing: f64,
 ) -> PairLosses {
     let losses = smoothed(delta * beta, label_smoothing);
-    PairLosses { losses, rewards: dpo(policy, reference, beta).rewards }
+    PairLosses::new(losses, dpo(policy, reference, beta).rewards)
 }

@@ -11,8 +11,7 @@ use super::{
 };
 use crate::{
     aligner::Aligner,
-    optim::GradientMap,
-    pair_log::Log,
+    alignment_step::step_gradients,
     run::{Run, Stage},
     training::{StepResult, Training},
 };
@@ -48,21 +47,14 @@ pub fn align(run: &Run, base: &Base) -> Result<Stage> {
                 .get(step % steps_per_epoch)
                 .with_context(|| format!("no batch for step {step}"))?;
             let pairs = prepared.train.views(indices)?;
-            let mut gradients = GradientMap::default();
-            let mut log = Log::default();
-            let mut tokens = 0;
-            for part in pairs.chunks(s.micro_batch_size.get()) {
-                let batch = PairBatch::new(part, prepared.tokenizer.pad_id())?;
-                let outcome = aligner.evaluate(policy, &batch)?;
-                // The mean over all pairs of the step, whichever part they are in.
-                let loss = outcome.preference.losses().sum() / pairs.len() as f64;
-                let mut part_gradients = loss.backward();
-                gradients.add(GradientMap::collect(policy, &mut part_gradients));
-                log.add(&outcome);
-                tokens += batch.batch.real_tokens();
-            }
+            let parts = pairs
+                .chunks(s.micro_batch_size.get())
+                .map(|part| PairBatch::new(part, prepared.tokenizer.pad_id()))
+                .collect::<Result<Vec<_>, _>>()?;
+            let (gradients, log) = step_gradients(&aligner, policy, &parts)?;
+            let tokens = parts.iter().map(|part| part.batch.real_tokens()).sum();
             let ids = pairs.iter().map(|p| p.id).collect();
-            let (loss, metrics) = log.metrics(&objective);
+            let (loss, metrics) = log.numbers(&objective).metrics(&objective);
             Ok(StepResult { loss, gradients, tokens, ids, metrics })
         })?;
         weights::save(&policy, &workspace.output)?;
@@ -72,13 +64,15 @@ pub fn align(run: &Run, base: &Base) -> Result<Stage> {
 
 /// What training needs and nothing else: a second model only for methods that ask for one.
 pub fn aligner(run: &Run, base: &Base, split: Split) -> Result<Aligner> {
-    aligner_with(run, base, split, run.settings.align.method.needs())
+    let needs = run.settings.align.objective().needs();
+    let token_statistics = run.settings.align.token_statistics;
+    Ok(Aligner { token_statistics, ..aligner_with(run, base, split, needs)? })
 }
 
 /// For measuring: everything, whatever the method.
 pub fn measuring_aligner(run: &Run, base: &Base, split: Split) -> Result<Aligner> {
-    let everything = Needs { reference_log_probs: true, token_kl: true, features: true };
-    aligner_with(run, base, split, everything)
+    let needs = run.settings.align.objective().needs();
+    aligner_with(run, base, split, Needs { token_kl: true, features: true, ..needs })
 }
 
 fn aligner_with(run: &Run, base: &Base, split: Split, needs: Needs) -> Result<Aligner> {
@@ -99,5 +93,14 @@ fn aligner_with(run: &Run, base: &Base, split: Split, needs: Needs) -> Result<Al
     }
     let reference_model =
         needs.token_kl.then(|| weights::load(&base.sft.folder, &run.device)).transpose()?;
-    Ok(Aligner { objective: run.settings.align.objective(), k, reader, cache, reference_model })
+    Ok(Aligner {
+        objective: run.settings.align.objective(),
+        needs,
+        k,
+        feature_weights: None,
+        reader,
+        cache,
+        reference_model,
+        token_statistics: false,
+    })
 }

@@ -4,6 +4,7 @@
 use std::num::NonZeroUsize;
 
 use anyhow::{Context, Result};
+use burn::tensor::Tensor;
 use fpo_data::{
     Batches, Fingerprint, PairBatch, PairStore, ReferenceCache, ReferenceRow, ReferenceWriter,
     SparseFeatures,
@@ -48,6 +49,7 @@ fn cache_fingerprint(
 ) -> Result<Fingerprint> {
     let s = &run.settings;
     Ok(Fingerprint::default()
+        .with("columns", "with shared_log_prob")
         .with("weights", &sft.hash)
         .with("sae", &sae.hash)
         .with("tokenizer", prepared.tokenizer.hash())
@@ -130,12 +132,15 @@ fn rows(
     let batch = PairBatch::new(&pairs.views(indices)?, prepared.tokenizer.pad_id())?;
     let device_batch = DeviceBatch::new(&batch.batch, &model.device());
     let forward = Forward::new(model, &batch.batch, &device_batch, Some(reader));
-    let log_probs: Vec<f32> =
-        forward.log_probs(model, &device_batch).into_data().iter::<f32>().collect();
+    let token_log_probs = forward.token_log_probs(model, &device_batch);
+    let read = |x: Tensor<1>| x.into_data().iter::<f32>().collect::<Vec<f32>>();
+    let log_probs = read(device_batch.sum_by_row(token_log_probs.clone()));
+    let shared = read(device_batch.sum_shared_by_row(token_log_probs));
     let pooled = forward.pooled.context("the reader pools activations")?;
     let pooled: Vec<f32> = pooled.into_data().iter::<f32>().collect();
     let response = |row: usize| ReferenceResponse {
         log_prob: log_probs[row],
+        shared_log_prob: shared[row],
         tokens: device_batch.counts[row] as u32,
         features: SparseFeatures::from_dense(&pooled[row * reader.d_sae()..][..reader.d_sae()]),
     };
