@@ -26,7 +26,7 @@ pub fn cdpo(
     PairLosses::new(losses, preference.rewards)
 }
 
-/// Robust DPO (Chowdhury et al. 2024, arXiv 2403.00409, section 3.1): unbiased where a label is
+/// Robust DPO (Chowdhury et al. 2024, arXiv 2403.00409): unbiased where a label is
 /// wrong with probability ε, at the price of a loss that isn't bounded from below:
 ///
 /// (−(1 − ε) log σ(u) + ε log σ(−u)) / (1 − 2ε)
@@ -48,7 +48,7 @@ pub fn robust(
     PairLosses::new(losses, preference.rewards)
 }
 
-/// Hinge loss (Zhao et al. 2023, SLiC-HF, arXiv 2305.10425, section 2; on DPO's margin in Liu et al.
+/// Hinge loss (Zhao et al. 2023, SLiC-HF, arXiv 2305.10425; on DPO's margin in Liu et al.
 /// 2023, RSO, arXiv 2309.06657): max(0, 1 − u)
 pub fn hinge(policy: PerResponse, reference: PerResponse, beta: f64) -> PairLosses {
     let preference = dpo(policy, reference, beta);
@@ -67,7 +67,7 @@ pub fn ipo(policy: PerResponse, reference: PerResponse, beta: f64) -> PairLosses
     PairLosses::new(losses, log_ratios * beta)
 }
 
-/// Length-normalised DPO (Lambert et al. 2024, Tülu 3, arXiv 2411.15124, section 5): DPO's u with
+/// Length-normalised DPO (Lambert et al. 2024, Tülu 3, arXiv 2411.15124, preference tuning): DPO's u with
 /// `policy` and `reference` divided by the number of response tokens. FPO without its constraint.
 pub fn sigmoid_norm(policy: PerResponse, reference: PerResponse, beta: f64) -> Preference {
     dpo(policy, reference, beta)

@@ -9,7 +9,7 @@ use burn::tensor::{
 
 use crate::{PairLosses, PerResponse, dpo};
 
-/// Noise contrastive alignment on pairs (Chen et al. 2024, arXiv 2402.05369, section 4.1):
+/// Noise contrastive alignment on pairs (Chen et al. 2024, arXiv 2402.05369):
 ///
 /// −log σ(r_w) − ½ log σ(−r_w) − ½ log σ(−r_l)
 pub fn nca_pair(policy: PerResponse, reference: PerResponse, beta: f64) -> PairLosses {

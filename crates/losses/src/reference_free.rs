@@ -52,7 +52,7 @@ pub fn cpo(
     PairLosses::new(losses, rewards)
 }
 
-/// [`cpo`] with the hinge loss of SLiC-HF (arXiv 2305.10425, section 2): max(0, 1 − u) + w · NLL(y_w)
+/// [`cpo`] with the hinge loss of SLiC-HF (arXiv 2305.10425): max(0, 1 − u) + w · NLL(y_w)
 pub fn cpo_hinge(
     policy: PerResponse,
     chosen_nll: Tensor<1>,
