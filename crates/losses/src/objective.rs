@@ -161,5 +161,8 @@ impl Objective {
 
 /// Mean over pairs, the number that training minimises.
 pub fn mean_loss(pairs: impl Into<PairLosses>) -> Tensor<1> {
-    pairs.into().losses.mean()
+    let losses = pairs.into().losses;
+    // Not `mean`, whose gradient Burn scales in float32.
+    let [pairs] = losses.dims();
+    losses.sum() / pairs as f64
 }

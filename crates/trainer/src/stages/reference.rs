@@ -6,8 +6,7 @@ use std::num::NonZeroUsize;
 use anyhow::{Context, Result};
 use burn::tensor::Tensor;
 use fpo_data::{
-    Batches, Fingerprint, PairBatch, PairStore, ReferenceCache, ReferenceRow, ReferenceWriter,
-    SparseFeatures,
+    Batches, Fingerprint, PairBatch, ReferenceCache, ReferenceRow, ReferenceWriter, SparseFeatures,
     reference::{CacheShape, ReferenceResponse, StoredFeatures},
 };
 use fpo_transformer::{Gemma2, Site, weights};
@@ -109,7 +108,8 @@ pub fn reference(run: &Run, prepared: &Prepared, sft: &Stage, sae: &Stage) -> Re
             let mut writer = ReferenceWriter::create(&folder, &cache, shape)?;
             let plan = Batches::sequential(pairs.len(), s.reference.batch_size);
             for indices in plan.iter() {
-                for row in rows(&model, &reader, prepared, pairs, indices)? {
+                let batch = PairBatch::new(&pairs.views(indices)?, prepared.tokenizer.pad_id())?;
+                for row in reference_rows(&model, &reader, &batch)? {
                     writer.push(row)?;
                 }
                 progress.advance(indices.len(), "");
@@ -122,14 +122,11 @@ pub fn reference(run: &Run, prepared: &Prepared, sft: &Stage, sae: &Stage) -> Re
 }
 
 /// What the model says of a batch of pairs.
-fn rows(
+pub fn reference_rows(
     model: &Gemma2,
     reader: &FeatureReader,
-    prepared: &Prepared,
-    pairs: &PairStore,
-    indices: &[usize],
+    batch: &PairBatch,
 ) -> Result<Vec<ReferenceRow>> {
-    let batch = PairBatch::new(&pairs.views(indices)?, prepared.tokenizer.pad_id())?;
     let device_batch = DeviceBatch::new(&batch.batch, &model.device());
     let forward = Forward::new(model, &batch.batch, &device_batch, Some(reader));
     let token_log_probs = forward.token_log_probs(model, &device_batch);
