@@ -114,8 +114,7 @@ impl Quantities {
     pub fn check(&self) -> Result<(), QuantityError> {
         let counts = both(&self.counts);
         for (side, values) in &counts {
-            // Negated, so that NaN is found too.
-            if let Some(pair) = values.iter().position(|n| !(*n >= 1.0)) {
+            if let Some(pair) = values.iter().position(|n| n.is_nan() || *n < 1.0) {
                 return Err(QuantityError::Count { pair, side, value: values[pair] });
             }
         }

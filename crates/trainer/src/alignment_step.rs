@@ -58,9 +58,8 @@ fn in_two_passes(
         log.add(&aligner.measure(&frozen, part)?);
     }
     let mut quantities = log.quantities().map(Tensor::autodiff);
-    let leaf = |x: PerResponse| x.map(Tensor::require_grad);
-    quantities.log_probs = leaf(quantities.log_probs);
-    quantities.shared = quantities.shared.map(leaf);
+    quantities.log_probs = quantities.log_probs.map(Tensor::require_grad);
+    quantities.shared = quantities.shared.map(|x| x.map(Tensor::require_grad));
     let (full, shared) = (quantities.log_probs.clone(), quantities.shared.clone());
     let from_loss = mean_loss(aligner.objective.losses(quantities)).backward();
     let slope = |x: &Tensor<1>| x.grad(&from_loss).unwrap_or_else(|| x.zeros_like().inner());

@@ -3,4 +3,5 @@
 mod bad_input;
 mod common;
 mod end_to_end;
+mod metrics;
 mod resume;

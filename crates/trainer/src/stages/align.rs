@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use fpo_data::{Batches, PairBatch};
 use fpo_losses::Needs;
 use fpo_transformer::weights;
+use serde_json::json;
 
 use super::{
     Base,
@@ -54,7 +55,9 @@ pub fn align(run: &Run, base: &Base) -> Result<Stage> {
             let (gradients, log) = step_gradients(&aligner, policy, &parts)?;
             let tokens = parts.iter().map(|part| part.batch.real_tokens()).sum();
             let ids = pairs.iter().map(|p| p.id).collect();
-            let (loss, metrics) = log.numbers(&objective).metrics(&objective);
+            let (loss, mut metrics) = log.numbers(&objective).metrics(&objective);
+            metrics.insert("pairs/clipped".into(), json!(prepared.train_summary.clipped_share()));
+            metrics.insert("pairs/dropped".into(), json!(prepared.train_summary.dropped_share()));
             Ok(StepResult { loss, gradients, tokens, ids, metrics })
         })?;
         weights::save(&policy, &workspace.output)?;

@@ -187,6 +187,7 @@ fn measure(
         }
         progress.advance(chunk.len(), "prompts");
     }
+    log.quantities().check().context("the held-out pairs")?;
     let numbers = log.numbers(&aligner.objective);
     let mean = |name: &str| numbers.mean(name).unwrap_or(f64::NAN);
     let judged: Vec<bool> = answers.iter().filter_map(|a| a.right).collect();
