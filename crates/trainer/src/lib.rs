@@ -19,6 +19,7 @@
 //! ```
 
 pub mod aligner;
+pub mod alignment_step;
 pub mod bench;
 pub mod cached;
 pub mod commands;

@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 
 use anyhow::{Context, Result};
+use burn::tensor::Tensor;
 use fpo_data::{
     Batches, PairBatch, PairView, ReferenceRow, SparseFeatures, reference::ReferenceResponse,
 };
@@ -29,8 +30,10 @@ impl ReferencePass<'_> {
         let batch = PairBatch::new(pairs, self.pad_id)?;
         let device_batch = DeviceBatch::new(&batch.batch, &self.model.device());
         let forward = Forward::new(self.model, &batch.batch, &device_batch, self.reader);
-        let log_probs = forward.log_probs(self.model, &device_batch).into_data();
-        let log_probs: Vec<f32> = log_probs.iter::<f32>().collect();
+        let tokens = forward.token_log_probs(self.model, &device_batch);
+        let read = |x: Tensor<1>| x.into_data().iter::<f32>().collect::<Vec<f32>>();
+        let log_probs = read(device_batch.sum_by_row(tokens.clone()));
+        let shared = read(device_batch.sum_shared_by_row(tokens));
         let pooled: Vec<f32> = match (self.reader, forward.pooled) {
             (None, _) => Vec::new(),
             (Some(_), pooled) => {
@@ -41,6 +44,7 @@ impl ReferencePass<'_> {
         let d_sae = self.reader.map_or(0, FeatureReader::d_sae);
         let response = |row: usize| ReferenceResponse {
             log_prob: log_probs[row],
+            shared_log_prob: shared[row],
             tokens: device_batch.counts[row] as u32,
             features: SparseFeatures::from_dense(&pooled[row * d_sae..][..d_sae]),
         };

@@ -6,5 +6,6 @@ mod end_to_end;
 mod evaluate;
 mod generate;
 mod lora;
+mod metrics;
 mod resume;
 mod score;

@@ -158,7 +158,7 @@ pub fn measure(sizes: &StepSizes, device: &Device) -> Result<StepReport> {
         sizes.tokens,
         sizes.prompt()
     );
-    if sizes.method.needs().features && !(1..=sizes.d_sae).contains(&sizes.k) {
+    if Objective::paper(sizes.method).needs().features && !(1..=sizes.d_sae).contains(&sizes.k) {
         bail!("--k {} must be between 1 and --d-sae {}", sizes.k, sizes.d_sae);
     }
     device.seed(0);
@@ -183,12 +183,12 @@ pub fn measure(sizes: &StepSizes, device: &Device) -> Result<StepReport> {
     let mut last_loss = f64::NAN;
     for step in 0..=sizes.steps {
         let begun = Instant::now();
-        let outcome = aligner.evaluate(&policy, &batch)?;
-        let loss = outcome.preference.losses().mean();
+        let (measured, losses) = aligner.evaluate(&policy, &batch)?;
+        let loss = losses.losses.mean();
         // Reading the number waits for the device.
         last_loss = loss.clone().into_scalar::<f32>().into();
         let forward = begun.elapsed().as_secs_f64();
-        let gradients = GradientMap::of(&loss, &policy, outcome.tape);
+        let gradients = GradientMap::of(&loss, &policy, measured.tape);
         let norm = gradients.norm();
         ensure!(norm.is_finite(), "the gradient's norm is {norm}");
         let backward = begun.elapsed().as_secs_f64();
@@ -237,10 +237,14 @@ fn aligner(sizes: &StepSizes, reference: Gemma2, pairs: &[PairView]) -> Result<A
         writer.push(row)?;
     }
     writer.finish()?;
-    let needs = sizes.method.needs();
+    let objective = Objective::paper(sizes.method);
+    let needs = objective.needs();
     Ok(Aligner {
-        objective: Objective::paper(sizes.method),
+        objective,
+        needs,
         k: sizes.k,
+        feature_weights: None,
+        token_statistics: false,
         reader: needs.features.then_some(reader),
         cache: ReferenceCache::open(folder.path(), &fingerprint)?,
         reference_model: needs.token_kl.then_some(reference),

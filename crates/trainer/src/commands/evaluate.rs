@@ -22,8 +22,7 @@ use super::{
     tokens::TokenArgs,
 };
 use crate::{
-    aligner::{Aligner, Outcome},
-    cached::cached_log_probs,
+    aligner::Aligner,
     forward::Activations,
     progress::Progress,
     reference_pass::{plan, shard_batches},
@@ -67,7 +66,7 @@ pub struct Evaluate {
     /// Preference pairs, the same as the cache's.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// dpo, tdpo1, tdpo2, simpo, simpo-kl or fpo.
+    /// The objective; `fpo recipes tiny` lists them.
     #[arg(long)]
     method: Method,
     /// The JSON lines to be written.
@@ -142,10 +141,10 @@ impl Evaluate {
     fn objective(&self) -> Result<Objective> {
         let Self { method, alpha, gamma, k, .. } = *self;
         let beta = self.beta.unwrap_or(method.default_beta());
-        let objective = Objective { method, beta, alpha, gamma, stop_gradient: true };
+        let objective = Objective { beta, alpha, gamma, ..Objective::paper(method) };
         objective.check().map_err(|message| anyhow!(message))?;
         ensure!(k > 0, "k must be at least 1");
-        let needs = method.needs();
+        let needs = objective.needs();
         if needs.token_kl && self.kl.is_none() {
             bail!("{method} needs the reference's whole distribution: name its model with --kl");
         }
@@ -204,8 +203,17 @@ impl Evaluate {
             Ok::<_, anyhow::Error>(reference)
         });
         let reference_model = reference_model.transpose()?;
-        let activations = Activations::Kept;
-        Ok(Aligner { objective, k: self.k, reader, cache, reference_model, activations })
+        Ok(Aligner {
+            needs: objective.needs(),
+            objective,
+            k: self.k,
+            feature_weights: None,
+            reader,
+            cache,
+            reference_model,
+            activations: Activations::Kept,
+            token_statistics: false,
+        })
     }
 
     fn reader(&self, loaded: &Loaded, made_from: &Fingerprint) -> Result<Option<Reader>> {
@@ -237,53 +245,52 @@ impl Evaluate {
         pairs: &[TokenizedPair],
     ) -> Result<Vec<Line>> {
         let views: Vec<PairView> = pairs.iter().map(TokenizedPair::view).collect();
-        let mut lines: Vec<Option<Line>> = vec![None; pairs.len()];
+        let mut parts = Vec::new();
+        let mut order: Vec<usize> = Vec::with_capacity(pairs.len());
         let mut progress = Progress::new("evaluate", "pairs", pairs.len(), 0);
         // The reference's own batches: a policy that is the reference differs from it by nothing at all.
         for indices in shard_batches(&plan(&views), self.batch_size, 0, 1) {
             let batch: Vec<PairView> = indices.iter().map(|&i| views[i]).collect();
             let batch = PairBatch::new(&batch, loaded.tokenizer.pad_id())?;
-            let outcome = aligner.evaluate(&loaded.model, &batch)?;
-            let margin = margin(aligner, &batch.ids, &outcome)?;
-            for (&index, line) in indices.iter().zip(batch_lines(&outcome, margin)) {
-                line.check()
-                    .with_context(|| format!("row {} (counted from 0)", views[index].id))?;
-                lines[index] = Some(line);
-            }
+            parts.push(aligner.measure(&loaded.model, &batch)?.quantities);
             progress.advance(indices.len(), "");
+            order.extend(indices);
         }
         progress.finish(&format!("{} pairs", pairs.len()));
-        Ok(lines.into_iter().flatten().collect())
+        // All pairs at once: some losses depend on all of a step's pairs, and this is one step.
+        let found: Vec<Line> = lines(&aligner.objective, Quantities::cat(&parts));
+        let mut in_order: Vec<Option<Line>> = vec![None; pairs.len()];
+        for (index, line) in order.into_iter().zip(found) {
+            line.check().with_context(|| format!("row {} (counted from 0)", views[index].id))?;
+            in_order[index] = Some(line);
+        }
+        Ok(in_order.into_iter().flatten().collect())
     }
 }
 
 /// The method's margin for each pair: −u where the policy's log-probabilities, KL and D are zero.
-fn margin(aligner: &Aligner, ids: &[u64], outcome: &Outcome) -> Result<Tensor<1>> {
-    let zero = PerResponse {
-        chosen: outcome.counts.chosen.zeros_like(),
-        rejected: outcome.counts.rejected.zeros_like(),
+fn margin(objective: &Objective, q: &Quantities) -> Tensor<1> {
+    let zero = || q.log_probs.clone().map(|x| x.zeros_like());
+    let without_policy = Quantities {
+        log_probs: zero(),
+        kl: q.kl.as_ref().map(|_| zero()),
+        distance: q.distance.as_ref().map(|_| zero()),
+        ..q.clone()
     };
-    let reference = cached_log_probs(&aligner.cache, ids, &outcome.counts.chosen.device())?;
-    let preference = aligner.objective.preference(Quantities {
-        log_probs: zero.clone(),
-        counts: outcome.counts.clone(),
-        reference: Some(PerResponse::split(reference)),
-        kl: Some(zero.clone()),
-        distance: Some(zero),
-    });
+    let u = objective.losses(without_policy).logits();
     // 0 − u and not −u: a margin of nothing is 0, not −0.
-    Ok(preference.logits().zeros_like() - preference.logits())
+    u.zeros_like() - u
 }
 
-fn batch_lines(outcome: &Outcome, margin: Tensor<1>) -> Vec<Line> {
+fn lines(objective: &Objective, q: Quantities) -> Vec<Line> {
     let values = |x: &Tensor<1>| -> Vec<f32> { x.to_data().iter::<f32>().collect() };
     let both = |x: &PerResponse| (values(&x.chosen), values(&x.rejected));
-    let (log_probs, counts) = (both(&outcome.log_probs), both(&outcome.counts));
-    let (distances, kls) = (outcome.distance.as_ref().map(both), outcome.kl.as_ref().map(both));
-    let preference = &outcome.preference;
-    let (us, losses, margins) =
-        (values(&preference.logits()), values(&preference.losses()), values(&margin));
-    let reward_margins = values(&preference.rewards.margin());
+    let (log_probs, counts) = (both(&q.log_probs), both(&q.counts));
+    let (distances, kls) = (q.distance.as_ref().map(both), q.kl.as_ref().map(both));
+    let margins = values(&margin(objective, &q));
+    let result = objective.losses(q);
+    let (us, losses) = (values(&result.logits()), values(&result.losses));
+    let reward_margins = values(&result.rewards.margin());
     (0..us.len())
         .map(|i| Line {
             chosen_log_prob: log_probs.0[i],

@@ -16,6 +16,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use fpo_losses::Method;
 
 use crate::{compare, device, recipes, stages};
 
@@ -31,10 +32,13 @@ struct Cli {
 enum Command {
     /// Runs the whole pipeline: prepare, sft, sae, reference, align, evaluate, report.
     Train(train::Train),
-    /// Aligns with every method from the same model and prints one table.
+    /// Aligns with several methods from the same model and prints one table.
     Compare {
         #[command(flatten)]
         run: train::RunArgs,
+        /// The methods, separated by commas [default: those of the FPO paper].
+        #[arg(long, value_delimiter = ',')]
+        methods: Vec<Method>,
     },
     /// Lists the recipes, or prints one with all its settings.
     Recipes {
@@ -70,7 +74,10 @@ pub fn main() -> ExitCode {
 fn run() -> Result<()> {
     match Cli::parse().command {
         Command::Train(train) => stages::run(&train.run.open()?, train.until),
-        Command::Compare { run } => compare::compare(&run.open()?),
+        Command::Compare { run, methods } => {
+            let methods = if methods.is_empty() { &Method::PAPER[..] } else { &methods };
+            compare::compare(&run.open()?, methods)
+        }
         Command::Recipes { name: Some(name) } => {
             print!("{}", recipes::source(&name)?);
             Ok(())
