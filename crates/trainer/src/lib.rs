@@ -19,6 +19,7 @@
 //! ```
 
 pub mod aligner;
+pub mod alignment_step;
 pub mod bench;
 pub mod cached;
 pub mod commands;
@@ -29,6 +30,7 @@ pub mod optim;
 pub mod pair_log;
 pub mod progress;
 pub mod recipes;
+pub mod reference_pass;
 pub mod report;
 pub mod run;
 pub mod settings;

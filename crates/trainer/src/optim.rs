@@ -58,6 +58,11 @@ impl GradientMap {
         Self(collect.found)
     }
 
+    /// Names and gradients.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor<1>)> {
+        self.0.iter().map(|(name, gradient)| (name.as_str(), gradient))
+    }
+
     /// Adds the gradients of another part of the same step.
     pub fn add(&mut self, other: Self) {
         for (name, gradient) in other.0 {

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail};
 use fpo_data::{OnEmpty, Pooling};
-use fpo_losses::{Method, Objective};
+use fpo_losses::{Method, Objective, Options};
 use fpo_sae::SaeTraining;
 use fpo_transformer::{LoraConfig, Site};
 use serde::{Deserialize, Serialize};
@@ -191,7 +191,7 @@ pub struct ReferenceSettings {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AlignSettings {
-    /// dpo, tdpo1, tdpo2, simpo, simpo-kl or fpo.
+    /// One of [`Method::ALL`].
     pub method: Method,
     /// β; the paper's for the method where absent.
     pub beta: Option<f64>,
@@ -201,6 +201,24 @@ pub struct AlignSettings {
     pub gamma: f64,
     /// FPO's stop-gradient on the chosen side.
     pub stop_gradient: bool,
+    /// ε, the share of labels taken to be wrong: cdpo, robust, exo-pair, aot, aot-unpaired, cpo.
+    pub label_smoothing: Option<f64>,
+    /// τ of discopop.
+    pub discopop_tau: Option<f64>,
+    /// Weight of the chosen response's negative log-likelihood: cpo, cpo-hinge, simpo.
+    pub nll_weight: Option<f64>,
+    /// δ of bco-pair: the mean reward of the step, or 0.
+    pub reward_shift: Option<bool>,
+    /// ρ₀ of ada-dpo.
+    pub ada_rho: Option<f64>,
+    /// Bounds of ada-dpo's scale.
+    pub ada_tau: Option<[f64; 2]>,
+    /// Weight of the tokens by which a response is the longer one of its pair.
+    pub ld_alpha: Option<f64>,
+    /// Weighs pairs by how probable both responses are to the policy.
+    pub use_weighting: Option<bool>,
+    /// Logs entropy and token accuracy of the policy: one more pass over the logits.
+    pub token_statistics: bool,
     /// k: features compared are the k strongest of policy and reference.
     pub k: usize,
     /// Positions whose features are averaged.
@@ -230,6 +248,37 @@ impl AlignSettings {
             alpha: self.alpha,
             gamma: self.gamma,
             stop_gradient: self.stop_gradient,
+            options: self.options(),
+        }
+    }
+
+    fn options(&self) -> Options {
+        Options {
+            label_smoothing: self.label_smoothing,
+            discopop_tau: self.discopop_tau,
+            nll_weight: self.nll_weight,
+            reward_shift: self.reward_shift,
+            ada_rho: self.ada_rho,
+            ada_tau: self.ada_tau,
+            ld_alpha: self.ld_alpha,
+            use_weighting: self.use_weighting,
+        }
+    }
+
+    /// The same settings for another method, without the options that it lacks.
+    pub fn for_method(&self, method: Method) -> Self {
+        let o = self.options().for_method(method);
+        Self {
+            method,
+            label_smoothing: o.label_smoothing,
+            discopop_tau: o.discopop_tau,
+            nll_weight: o.nll_weight,
+            reward_shift: o.reward_shift,
+            ada_rho: o.ada_rho,
+            ada_tau: o.ada_tau,
+            ld_alpha: o.ld_alpha,
+            use_weighting: o.use_weighting,
+            ..self.clone()
         }
     }
 }
@@ -451,6 +500,18 @@ mod tests {
     }
 
     #[test]
+    fn methods_may_be_named_as_in_trl() {
+        let settings = resolve(&["align.method=sigmoid_norm"]).unwrap();
+        assert_eq!(settings.align.method, Method::SigmoidNorm);
+        let cdpo = resolve(&["align.method=cdpo", "align.label_smoothing=0.2"]).unwrap().align;
+        assert_eq!(cdpo.for_method(Method::Robust).label_smoothing, Some(0.2));
+        assert_eq!(cdpo.for_method(Method::Dpo).label_smoothing, None);
+        for method in Method::ALL {
+            cdpo.for_method(method).objective().check().unwrap();
+        }
+    }
+
+    #[test]
     fn every_recipe_resolves() {
         for name in recipes::NAMES {
             Settings::resolve(name, None, &[]).unwrap_or_else(|e| panic!("{name}: {e:#}"));
@@ -459,12 +520,32 @@ mod tests {
 
     #[test]
     fn refusals_name_what_to_do() {
+        for (method, set, says) in [
+            ("cdpo", "align.label_smoothing=0.6", "label_smoothing = 0.6 must be from 0 to ½"),
+            ("robust", "align.label_smoothing=0.5", "below ½"),
+            ("exo-pair", "align.label_smoothing=0", "above 0"),
+            ("discopop", "align.discopop_tau=2", "at most 1"),
+            ("cpo", "align.nll_weight=-1", "at least 0"),
+            ("ada-dpo", "align.ada_rho=0.7", "below log 2"),
+            ("ada-dpo", "align.ada_tau=[2.0, 1.0]", "ascending"),
+            ("dpo", "align.ld_alpha=1.5", "from 0 to 1"),
+            ("dpo", "align.ld_alpha=nan", "from 0 to 1"),
+            ("aot", "align.use_weighting=true", "aot has no use_weighting"),
+        ] {
+            let method = format!("align.method={method}");
+            let message = format!("{:#}", resolve(&[&method, set]).unwrap_err());
+            assert!(message.contains(says), "{set}: {message:?} does not say {says:?}");
+        }
         for (set, says) in [
             ("align.metod=dpo", "align.method"),
             ("algin.method=dpo", "align.method"),
             ("align=3", "is a table"),
             ("align.method=ppo", "ppo"),
             ("align.beta=-1", "beta = -1"),
+            ("align.beta=nan", "beta = NaN"),
+            ("align.label_smoothing=0.1", "fpo has no label_smoothing"),
+            ("align.ld_alpha=0.5", "choose one of dpo, cdpo"),
+            ("align.discopop_tau=0.05", "choose one of discopop"),
             ("align.k=0", "align.k"),
             ("align.k=100000", "align.k = 100000"),
             ("data.hold_out=1.5", "share"),

@@ -46,7 +46,7 @@ pub struct StepResult {
     pub loss: f64,
     /// Its gradients.
     pub gradients: GradientMap,
-    /// Real tokens that went through the model.
+    /// Real tokens that went through the model in this step.
     pub tokens: usize,
     /// Ids of the examples or pairs.
     pub ids: Vec<u64>,
@@ -61,6 +61,8 @@ struct State {
     step: usize,
     /// Length of the metrics file at that moment, in bytes.
     metrics_bytes: u64,
+    /// Tokens that had gone through the model.
+    tokens: usize,
 }
 
 impl Training<'_> {
@@ -76,15 +78,15 @@ impl Training<'_> {
         let mut optimizer = Optimizer::new(self.optimizer, self.total_steps);
         let metrics_path = self.workspace.checkpoints.join(METRICS_FILE);
         let mut last_good = latest_checkpoint(&self.workspace.checkpoints)?;
-        let (mut model, first) = match &last_good {
-            None => (start()?, 0),
+        let (mut model, first, mut tokens) = match &last_good {
+            None => (start()?, 0, 0),
             Some(folder) => {
                 let state = read_state(folder)?;
                 let model = self.trained.load(folder, device)?;
                 optimizer.restore(&folder.join("optimizer.safetensors"), state.step, device)?;
                 truncate(&metrics_path, state.metrics_bytes)?;
                 eprintln!("{:>9}  goes on after step {}", self.stage, state.step);
-                (model, state.step)
+                (model, state.step, state.tokens)
             }
         };
         if first == 0 {
@@ -111,12 +113,13 @@ impl Training<'_> {
                 );
             }
             last_loss = result.loss;
+            tokens += result.tokens;
             let mut line = Map::from_iter([
                 ("step".to_owned(), json!(index + 1)),
                 ("loss".to_owned(), json!(result.loss)),
                 ("learning_rate".to_owned(), json!(info.learning_rate)),
                 ("grad_norm".to_owned(), json!(info.grad_norm)),
-                ("num_tokens".to_owned(), json!(result.tokens)),
+                ("num_tokens".to_owned(), json!(tokens)),
             ]);
             line.extend(result.metrics);
             writeln!(metrics, "{}", Value::Object(line))
@@ -126,7 +129,7 @@ impl Training<'_> {
             if done.is_multiple_of(self.checkpoint_every) && done < self.total_steps {
                 let bytes = metrics.metadata().map(|m| m.len());
                 let bytes = bytes.with_context(|| format!("reading {}", metrics_path.display()))?;
-                let state = State { step: done, metrics_bytes: bytes };
+                let state = State { step: done, metrics_bytes: bytes, tokens };
                 last_good = Some(self.checkpoint(&model, &optimizer, &state)?);
             }
         }

@@ -49,6 +49,9 @@ pub enum Error {
     /// An activation site could not be understood, or the model lacks it.
     #[error("site `{0}`: {1}")]
     Site(String, String),
+    /// Options by which nothing can be generated.
+    #[error("generation: {0}")]
+    Generation(String),
     /// A prompt does not fit the model.
     #[error("prompt {index}: {message}")]
     Prompt {

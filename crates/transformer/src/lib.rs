@@ -37,6 +37,7 @@ mod layout;
 mod linear;
 mod lora;
 mod model;
+pub mod sampling;
 mod sites;
 pub mod weights;
 
@@ -44,7 +45,7 @@ pub use checkpointed::Tape;
 pub use config::{Gemma2Config, LayerType, alternating_layer_types};
 pub use error::Error;
 pub use fpo_ops::TextStarts;
-pub use generate::{Generated, GenerationOptions, generate};
+pub use generate::{Generated, GenerationOptions, generate, generate_with};
 pub use linear::{Linear, Lora};
 pub use lora::{LoraConfig, Projection, Targets};
 pub use model::{

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::Error;
+use crate::{Error, Gemma2Config};
 
 /// Which tensor of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -38,6 +38,14 @@ impl Site {
             SiteKind::AttnZ => "attn.hook_z",
         };
         format!("blocks.{}.{hook}", self.layer)
+    }
+
+    /// Numbers that stand at one token.
+    pub fn width(self, config: &Gemma2Config) -> usize {
+        match self.kind {
+            SiteKind::ResidPost | SiteKind::MlpOut => config.hidden_size,
+            SiteKind::AttnZ => config.num_attention_heads * config.head_dim,
+        }
     }
 
     /// Fails where the model has too few layers.

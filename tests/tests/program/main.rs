@@ -3,5 +3,9 @@
 mod bad_input;
 mod common;
 mod end_to_end;
+mod evaluate;
+mod generate;
 mod lora;
+mod metrics;
 mod resume;
+mod score;

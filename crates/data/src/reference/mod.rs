@@ -1,18 +1,21 @@
 //! The offline reference cache: what the frozen reference model says of every pair, written before training and read during it.
 //!
 //! A cache is a folder of Parquet shards (`part-00000-of-00004.parquet`), one row per pair: `id` u64, and for each of `chosen_` and
-//! `rejected_`: `log_prob` f32 (the sum over the response's tokens), `tokens` u32 (their number), `feature_index` list of u32 and
+//! `rejected_`: `log_prob` f32 (the sum over the response's tokens), `shared_log_prob` f32 (over as many
+//! of its first tokens as the pair's shorter response has), `tokens` u32 (their number), `feature_index` list of u32 and
 //! `feature_value` list of f32 (the pooled activations that aren't zero). Every shard bears the fingerprint of all that made the cache,
 //! and a cache that doesn't match is refused with every difference named: it is never used silently.
 
 mod cache;
 mod columns;
+mod shared;
 mod sparse;
 mod writer;
 
 pub use cache::ReferenceCache;
+pub use shared::SharedCache;
 pub use sparse::{SparseFeatures, SparseView};
-pub use writer::ReferenceWriter;
+pub use writer::{ReferenceWriter, ShardWriter};
 
 use crate::atomic::AtomicError;
 use crate::fingerprint::Difference;
@@ -25,6 +28,8 @@ use std::path::PathBuf;
 pub struct ReferenceResponse {
     /// Log-probability, summed over the response's tokens, in nats. At most 0.
     pub log_prob: f32,
+    /// The same over as many of its first tokens as the shorter response of the pair has.
+    pub shared_log_prob: f32,
     /// Number of the response's tokens. At least 1.
     pub tokens: u32,
     /// Pooled activations of a vector `[d_sae]`.
@@ -47,6 +52,8 @@ pub struct ReferenceRow {
 pub struct ReferenceResponseView<'a> {
     /// Log-probability, summed over the response's tokens, in nats.
     pub log_prob: f32,
+    /// The same over as many of its first tokens as the shorter response of the pair has.
+    pub shared_log_prob: f32,
     /// Number of the response's tokens.
     pub tokens: u32,
     /// Pooled activations of a vector `[d_sae]`.
@@ -85,6 +92,13 @@ pub struct CacheShape {
     pub stored: StoredFeatures,
     /// Rows of a shard.
     pub rows_per_shard: NonZeroUsize,
+}
+
+impl CacheShape {
+    /// Number of shards: at least one, for an empty cache too must be bound to what made it.
+    pub fn shards(&self) -> usize {
+        self.pairs.div_ceil(self.rows_per_shard.get()).max(1)
+    }
 }
 
 /// What is wrong with a row.
@@ -187,7 +201,7 @@ pub enum ReferenceError {
         differences: Vec<Difference>,
     },
     /// No shards, or not all.
-    #[error("{}: shards are missing: {}; make the cache again", folder.display(), missing.join(", "))]
+    #[error("{}: shards are missing: {}; add them, or make the cache again", folder.display(), missing.join(", "))]
     MissingShards {
         /// The cache.
         folder: PathBuf,
@@ -250,6 +264,7 @@ impl ReferenceResponse {
     pub fn view(&self) -> ReferenceResponseView<'_> {
         ReferenceResponseView {
             log_prob: self.log_prob,
+            shared_log_prob: self.shared_log_prob,
             tokens: self.tokens,
             features: self.features.view(),
         }
@@ -272,8 +287,10 @@ impl ReferenceResponseView<'_> {
 
     fn check(&self, side: &'static str, d_sae: usize) -> Result<(), RowProblem> {
         // Written so that NaN fails too.
-        if !(self.log_prob.is_finite() && self.log_prob <= 0.0) {
-            return Err(RowProblem::LogProb { side, value: self.log_prob });
+        for value in [self.log_prob, self.shared_log_prob] {
+            if !(value.is_finite() && value <= 0.0) {
+                return Err(RowProblem::LogProb { side, value });
+            }
         }
         if self.tokens == 0 {
             return Err(RowProblem::NoTokens { side });

@@ -5,8 +5,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
 use fpo_data::{
-    Fingerprint, PairBatch, Pooling, ReferenceCache, ReferenceWriter, ResponseView, TokenizedPair,
-    TokenizedResponse,
+    Fingerprint, PairBatch, PairView, Pooling, ReferenceCache, ReferenceWriter, ResponseView,
+    TokenizedPair, TokenizedResponse,
     reference::{CacheShape, StoredFeatures},
 };
 use fpo_losses::{Method, Objective};
@@ -23,8 +23,8 @@ use crate::{
     aligner::Aligner,
     forward::{Activations, FeatureReader},
     optim::{GradientMap, Optimizer},
+    reference_pass::ReferencePass,
     settings::{OptimizerKind, OptimizerSettings, Schedule},
-    stages::reference::reference_rows,
 };
 
 /// What the step works on.
@@ -158,7 +158,7 @@ pub fn measure(sizes: &StepSizes, device: &Device) -> Result<StepReport> {
         sizes.tokens,
         sizes.prompt()
     );
-    if sizes.method.needs().features && !(1..=sizes.d_sae).contains(&sizes.k) {
+    if Objective::paper(sizes.method).needs().features && !(1..=sizes.d_sae).contains(&sizes.k) {
         bail!("--k {} must be between 1 and --d-sae {}", sizes.k, sizes.d_sae);
     }
     device.seed(0);
@@ -177,18 +177,18 @@ pub fn measure(sizes: &StepSizes, device: &Device) -> Result<StepReport> {
             reference.with_new_lora(&lora, 0, &trainable)?
         }
     };
-    let aligner = aligner(sizes, reference, &batch, views[0].chosen)?;
+    let aligner = aligner(sizes, reference, &views)?;
     let mut optimizer = Optimizer::new(&sizes.optimizer(), usize::MAX);
     let mut times: [Vec<f64>; 4] = Default::default();
     let mut last_loss = f64::NAN;
     for step in 0..=sizes.steps {
         let begun = Instant::now();
-        let outcome = aligner.evaluate(&policy, &batch)?;
-        let loss = outcome.preference.losses().mean();
+        let (measured, losses) = aligner.evaluate(&policy, &batch)?;
+        let loss = losses.losses.mean();
         // Reading the number waits for the device.
         last_loss = loss.clone().into_scalar::<f32>().into();
         let forward = begun.elapsed().as_secs_f64();
-        let gradients = GradientMap::of(&loss, &policy, outcome.tape);
+        let gradients = GradientMap::of(&loss, &policy, measured.tape);
         let norm = gradients.norm();
         ensure!(norm.is_finite(), "the gradient's norm is {norm}");
         let backward = begun.elapsed().as_secs_f64();
@@ -218,15 +218,10 @@ pub fn measure(sizes: &StepSizes, device: &Device) -> Result<StepReport> {
 }
 
 /// The method with what it needs; the reference's numbers come from a cache on disk, as in a run.
-fn aligner(
-    sizes: &StepSizes,
-    reference: Gemma2,
-    batch: &PairBatch,
-    sample: ResponseView,
-) -> Result<Aligner> {
+fn aligner(sizes: &StepSizes, reference: Gemma2, pairs: &[PairView]) -> Result<Aligner> {
     let site =
         Site::resid_post(sizes.layers.checked_sub(1).context("--layers must be at least 1")?);
-    let sae = random_sae(sizes, &reference, site, sample);
+    let sae = random_sae(sizes, &reference, site, pairs[0].chosen);
     let reader = FeatureReader::new(&sae, site, Pooling::Predicting, Vec::new());
     let folder = tempfile::tempdir()?;
     let fingerprint = Fingerprint::default().with("bench", "random weights");
@@ -237,14 +232,19 @@ fn aligner(
         rows_per_shard: sizes.pairs.try_into()?,
     };
     let mut writer = ReferenceWriter::create(folder.path(), &fingerprint, shape)?;
-    for row in reference_rows(&reference, &reader, batch)? {
+    let pass = ReferencePass { model: &reference, reader: Some(&reader), pad_id: 0 };
+    for row in pass.rows(pairs)? {
         writer.push(row)?;
     }
     writer.finish()?;
-    let needs = sizes.method.needs();
+    let objective = Objective::paper(sizes.method);
+    let needs = objective.needs();
     Ok(Aligner {
-        objective: Objective::paper(sizes.method),
+        objective,
+        needs,
         k: sizes.k,
+        feature_weights: None,
+        token_statistics: false,
         reader: needs.features.then_some(reader),
         cache: ReferenceCache::open(folder.path(), &fingerprint)?,
         reference_model: needs.token_kl.then_some(reference),

@@ -1,15 +1,22 @@
 //! The command line: a file for each command.
 
+mod activations;
 mod bench;
+mod binding;
+mod evaluate;
 mod generate;
 mod loaded;
 mod merge;
+mod reference;
+mod score;
+mod tokens;
 mod train;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use fpo_losses::Method;
 
 use crate::{compare, device, recipes, stages};
 
@@ -25,10 +32,13 @@ struct Cli {
 enum Command {
     /// Runs the whole pipeline: prepare, sft, sae, reference, align, evaluate, report.
     Train(train::Train),
-    /// Aligns with every method from the same model and prints one table.
+    /// Aligns with several methods from the same model and prints one table.
     Compare {
         #[command(flatten)]
         run: train::RunArgs,
+        /// The methods, separated by commas [default: those of the FPO paper].
+        #[arg(long, value_delimiter = ',')]
+        methods: Vec<Method>,
     },
     /// Lists the recipes, or prints one with all its settings.
     Recipes {
@@ -37,13 +47,16 @@ enum Command {
     },
     /// Lists the devices that this binary was compiled for.
     Devices,
-    /// Answers a prompt.
     Generate(generate::Generate),
     /// Makes an adapter part of its model's weights.
     Merge(merge::Merge),
     /// Measures time and memory.
     #[command(subcommand)]
     Bench(bench::Bench),
+    Score(score::Score),
+    Activations(activations::Activations),
+    Reference(reference::Reference),
+    Evaluate(evaluate::Evaluate),
 }
 
 /// Parses the arguments, does what they say, and prints what went wrong: what it was, then what led
@@ -61,7 +74,10 @@ pub fn main() -> ExitCode {
 fn run() -> Result<()> {
     match Cli::parse().command {
         Command::Train(train) => stages::run(&train.run.open()?, train.until),
-        Command::Compare { run } => compare::compare(&run.open()?),
+        Command::Compare { run, methods } => {
+            let methods = if methods.is_empty() { &Method::PAPER[..] } else { &methods };
+            compare::compare(&run.open()?, methods)
+        }
         Command::Recipes { name: Some(name) } => {
             print!("{}", recipes::source(&name)?);
             Ok(())
@@ -80,5 +96,9 @@ fn run() -> Result<()> {
         Command::Generate(generate) => generate.run(),
         Command::Merge(merge) => merge.run(),
         Command::Bench(bench) => bench.run(),
+        Command::Score(score) => score.run(),
+        Command::Activations(activations) => activations.run(),
+        Command::Reference(reference) => reference.run(),
+        Command::Evaluate(evaluate) => evaluate.run(),
     }
 }

@@ -5,6 +5,7 @@ use burn::tensor::Device;
 use fpo_data::{Batches, PairBatch};
 use fpo_losses::Needs;
 use fpo_transformer::{Gemma2, weights};
+use serde_json::json;
 
 use super::{
     Base,
@@ -12,9 +13,8 @@ use super::{
 };
 use crate::{
     aligner::Aligner,
+    alignment_step::step_gradients,
     forward::Activations,
-    optim::GradientMap,
-    pair_log::Log,
     run::{Run, Stage},
     trained::Trained,
     training::{StepResult, Training},
@@ -34,7 +34,7 @@ pub fn align(run: &Run, base: &Base) -> Result<Stage> {
         let objective = s.objective();
         let load = |device: &Device| Ok(weights::load(&base.sft.folder, device)?);
         let trained = Trained::new(s.lora.as_ref(), &device, load)?;
-        let aligner = aligner(run, base, &trained)?;
+        let aligner = training_aligner(run, base, trained.base())?;
         let lengths = prepared.train.lengths();
         let steps_per_epoch = lengths.len().div_ceil(s.batch_size.get());
         let plans: Vec<Batches> = (0..s.epochs)
@@ -54,20 +54,16 @@ pub fn align(run: &Run, base: &Base) -> Result<Stage> {
                 .get(step % steps_per_epoch)
                 .with_context(|| format!("no batch for step {step}"))?;
             let pairs = prepared.train.views(indices)?;
-            let mut gradients = GradientMap::default();
-            let mut log = Log::default();
-            let mut tokens = 0;
-            for part in pairs.chunks(s.micro_batch_size.get()) {
-                let batch = PairBatch::new(part, prepared.tokenizer.pad_id())?;
-                let mut outcome = aligner.evaluate(policy, &batch)?;
-                // The mean over all pairs of the step, whichever part they are in.
-                let loss = outcome.preference.losses().sum() / pairs.len() as f64;
-                gradients.add(GradientMap::of(&loss, policy, outcome.tape.take()));
-                log.add(&outcome);
-                tokens += batch.batch.real_tokens();
-            }
+            let parts = pairs
+                .chunks(s.micro_batch_size.get())
+                .map(|part| PairBatch::new(part, prepared.tokenizer.pad_id()))
+                .collect::<Result<Vec<_>, _>>()?;
+            let (gradients, log) = step_gradients(&aligner, policy, &parts)?;
+            let tokens = parts.iter().map(|part| part.batch.real_tokens()).sum();
             let ids = pairs.iter().map(|p| p.id).collect();
-            let (loss, metrics) = log.metrics(&objective);
+            let (loss, mut metrics) = log.numbers(&objective).metrics(&objective);
+            metrics.insert("pairs/clipped".into(), json!(prepared.train_summary.clipped_share()));
+            metrics.insert("pairs/dropped".into(), json!(prepared.train_summary.dropped_share()));
             Ok(StepResult { loss, gradients, tokens, ids, metrics })
         })?;
         trained.finish(&policy, &workspace.output)?;
@@ -76,18 +72,19 @@ pub fn align(run: &Run, base: &Base) -> Result<Stage> {
 }
 
 /// What training needs and nothing else: a second model only for methods that ask for one, and not even
-/// then where the first one is frozen.
-fn aligner(run: &Run, base: &Base, trained: &Trained) -> Result<Aligner> {
+/// then where the first one is frozen beside its adapters.
+pub fn training_aligner(run: &Run, base: &Base, frozen: Option<&Gemma2>) -> Result<Aligner> {
     let s = &run.settings.align;
     let activations = Activations::checkpointed(s.checkpoint_activations);
-    let aligner = aligner_with(run, base, Split::Train, s.method.needs(), trained.base())?;
-    Ok(Aligner { activations, ..aligner })
+    let needs = s.objective().needs();
+    let aligner = aligner_with(run, base, Split::Train, needs, frozen)?;
+    Ok(Aligner { activations, token_statistics: s.token_statistics, ..aligner })
 }
 
 /// For measuring: everything, whatever the method.
 pub fn measuring_aligner(run: &Run, base: &Base, split: Split) -> Result<Aligner> {
-    let everything = Needs { reference_log_probs: true, token_kl: true, features: true };
-    aligner_with(run, base, split, everything, None)
+    let needs = run.settings.align.objective().needs();
+    aligner_with(run, base, split, Needs { token_kl: true, features: true, ..needs }, None)
 }
 
 fn aligner_with(
@@ -119,10 +116,13 @@ fn aligner_with(
     };
     Ok(Aligner {
         objective: run.settings.align.objective(),
+        needs,
         k,
+        feature_weights: None,
         reader,
         cache,
         reference_model,
         activations: Activations::Kept,
+        token_statistics: false,
     })
 }
