@@ -4,7 +4,7 @@
 //! * Never sees a transformer: it takes activations `[tokens, d_in]`.
 //! * What is kept takes unscaled activations: training's scale and the subtraction of b_dec are folded
 //!   away, as in Gemma Scope.
-//! * Only [`load`] and [`save_sae_lens`] touch the disk. What is read is untrusted and bounded.
+//! * Only [`load`] and the `save` functions touch the disk. What is read is untrusted and bounded.
 //!
 //! ```
 //! use burn::tensor::{Device, Distribution, Tensor};
@@ -27,14 +27,16 @@
 //! # Ok::<(), fpo_sae::Error>(())
 //! ```
 
+mod describe;
 mod error;
 mod format;
 mod measure;
 mod model;
 mod train;
 
+pub use describe::{Description, Range};
 pub use error::Error;
-pub use format::{load, save_sae_lens};
+pub use format::{Compression, Format, load, save_npz, save_sae_lens};
 pub use measure::{Quality, QualityMeter};
 pub use model::{JumpReluSae, Provenance};
 pub use train::{SaeStep, SaeTrainer, SaeTraining};

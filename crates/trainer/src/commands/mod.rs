@@ -2,6 +2,7 @@
 
 mod generate;
 mod loaded;
+mod sae;
 mod train;
 
 use std::process::ExitCode;
@@ -37,6 +38,9 @@ enum Command {
     Devices,
     /// Answers a prompt.
     Generate(generate::Generate),
+    /// Sparse autoencoders: looks at files, converts, encodes.
+    #[command(subcommand)]
+    Sae(sae::Sae),
 }
 
 /// Parses the arguments, does what they say, and prints what went wrong: what it was, then what led
@@ -71,5 +75,6 @@ fn run() -> Result<()> {
             Ok(())
         }
         Command::Generate(generate) => generate.run(),
+        Command::Sae(sae) => sae.run(),
     }
 }
