@@ -18,7 +18,9 @@
 //! # Ok::<(), anyhow::Error>(())
 //! ```
 
+pub mod activations;
 pub mod aligner;
+pub mod autoencoder;
 pub mod cached;
 pub mod commands;
 pub mod compare;
@@ -30,6 +32,8 @@ pub mod progress;
 pub mod recipes;
 pub mod report;
 pub mod run;
+pub mod sae_evaluation;
+pub mod sae_training;
 pub mod settings;
 pub mod stages;
 pub mod training;

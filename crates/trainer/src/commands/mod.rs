@@ -38,7 +38,7 @@ enum Command {
     Devices,
     /// Answers a prompt.
     Generate(generate::Generate),
-    /// Sparse autoencoders: looks at files, converts, encodes.
+    /// Sparse autoencoders: looks at files, converts, encodes, trains, measures.
     #[command(subcommand)]
     Sae(sae::Sae),
 }

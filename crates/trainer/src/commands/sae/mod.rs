@@ -2,7 +2,10 @@
 
 mod convert;
 mod encode;
+mod evaluate;
 mod info;
+mod rows;
+mod train;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -15,6 +18,10 @@ pub enum Sae {
     Convert(convert::Convert),
     /// Features, or reconstructions, of activations in a file.
     Encode(encode::Encode),
+    /// Measures an autoencoder on a model: sparsity, reconstruction, and the loss with it spliced in.
+    Evaluate(evaluate::Evaluate),
+    /// Trains autoencoders on a model's activations.
+    Train(train::Train),
 }
 
 impl Sae {
@@ -23,6 +30,8 @@ impl Sae {
             Self::Info(info) => info.run(),
             Self::Convert(convert) => convert.run(),
             Self::Encode(encode) => encode.run(),
+            Self::Evaluate(evaluate) => evaluate.run(),
+            Self::Train(train) => train.run(),
         }
     }
 }
