@@ -212,6 +212,21 @@ fn shards_are_what_the_model_gives() {
         let message = other.map(|_| ()).unwrap_err().to_string();
         assert!(message.contains("another model"), "{message}");
 
+        // One of the sites alone, from what was kept of both.
+        let one = Source { sites: vec!["attn_z:0".parse().unwrap()], ..source(&model, &data) };
+        let one = ActivationStore::new(one, settings(400)).unwrap();
+        let mut one = one.with_shards(&shards, Precision::Float32, made_from()).unwrap();
+        for (ours, theirs) in
+            batches(&mut one, 5, 100).iter().zip(expected.iter().skip(1).step_by(2))
+        {
+            assert!(
+                ours.iter().zip(theirs).all(|(a, b)| (a - b).abs() <= tolerance * b.abs().max(1.0))
+            );
+        }
+        let third = Source { sites: vec![Site::resid_post(0)], ..source(&model, &data) };
+        let third = ActivationStore::new(third, settings(400)).unwrap();
+        assert!(third.with_shards(&shards, precision, made_from()).is_err());
+
         let part = shards.join("part-00001.arrow");
         let mut bytes = std::fs::read(&part).unwrap();
         bytes[700] ^= 1;

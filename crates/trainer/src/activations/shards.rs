@@ -33,18 +33,22 @@ pub enum Precision {
     Float32,
 }
 
-/// What the shards were made from.
+/// What shards are.
 #[derive(Serialize, Deserialize)]
 struct Manifest {
     made_from: Fingerprint,
+    precision: Precision,
+    sites: Vec<String>,
 }
 
 /// A folder of shards.
 pub struct Shards {
     folder: PathBuf,
     precision: Precision,
-    /// Name and width of each site.
+    /// Name and width of each site that is read.
     columns: Vec<(String, usize)>,
+    /// Whether other sites are kept too: then nothing can be added.
+    more: bool,
 }
 
 impl Shards {
@@ -55,31 +59,24 @@ impl Shards {
         precision: Precision,
         made_from: Fingerprint,
     ) -> Result<Self> {
-        let made_from = made_from.with("precision", format!("{precision:?}"));
-        let path = folder.join(MANIFEST);
-        if path.exists() {
-            let text =
-                fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-            let manifest: Manifest = serde_json::from_str(&text)
-                .with_context(|| format!("{} is damaged", path.display()))?;
-            let differences: Vec<String> =
-                made_from.differences(&manifest.made_from).into_iter().map(|d| d.item).collect();
-            if !differences.is_empty() {
-                bail!(
-                    "{} holds activations made from another {}; remove it or choose another folder",
-                    folder.display(),
-                    differences.join(", ")
-                );
-            }
-        } else {
-            let text = serde_json::to_string_pretty(&Manifest { made_from })? + "\n";
-            atomic::write_file(&path, |file| -> Result<()> {
-                Ok(std::io::Write::write_all(file, text.as_bytes())?)
-            })?;
-        }
         let config = source.model.config();
-        let columns = source.sites.iter().map(|site| (site.to_string(), site.width(config)));
-        Ok(Self { folder: folder.to_owned(), precision, columns: columns.collect() })
+        let columns: Vec<(String, usize)> =
+            source.sites.iter().map(|site| (site.to_string(), site.width(config))).collect();
+        let sites: Vec<String> = columns.iter().map(|(name, _)| name.clone()).collect();
+        let path = folder.join(MANIFEST);
+        let manifest = match path.exists() {
+            true => read_manifest(&path, &made_from, &sites)?,
+            false => {
+                let manifest = Manifest { made_from, precision, sites: sites.clone() };
+                let text = serde_json::to_string_pretty(&manifest)? + "\n";
+                atomic::write_file(&path, |file| -> Result<()> {
+                    Ok(std::io::Write::write_all(file, text.as_bytes())?)
+                })?;
+                manifest
+            }
+        };
+        let more = manifest.sites != sites;
+        Ok(Self { folder: folder.to_owned(), precision: manifest.precision, columns, more })
     }
 
     fn path(&self, part: usize) -> PathBuf {
@@ -104,6 +101,12 @@ impl Shards {
 
     /// Writes a part, whole or not at all, and beside it the hash of its content.
     pub fn write(&self, part: usize, blocks: &[Block]) -> Result<()> {
+        if self.more {
+            bail!(
+                "{} is unfinished: finish the training of all its sites first, or choose another folder",
+                self.folder.display()
+            );
+        }
         let (path, schema) = (self.path(part), self.schema());
         let rows = blocks.first().map_or(0, Block::tokens);
         atomic::write_file(&path, |file| -> Result<()> {
@@ -150,21 +153,57 @@ impl Shards {
         let file = File::open(&path).with_context(|| format!("reading {}", path.display()))?;
         let reader = FileReader::try_new(file, None)
             .with_context(|| format!("reading {}", path.display()))?;
-        if reader.schema().fields() != self.schema().fields() {
-            bail!("{} has other columns; remove it to have it made again", path.display());
-        }
+        let schema = reader.schema();
+        let find = |(name, _): &(String, usize)| {
+            let found = schema.index_of(name).ok();
+            let expected = self.schema();
+            let found =
+                found.filter(|&at| expected.field_with_name(name).ok() == Some(schema.field(at)));
+            found.with_context(|| {
+                format!("{}: no column `{name}` of the right type", path.display())
+            })
+        };
+        let at: Vec<usize> = self.columns.iter().map(find).collect::<Result<_>>()?;
         let mut blocks: Vec<Block> = Vec::new();
         blocks
             .extend(self.columns.iter().map(|(_, width)| Block { values: vec![], width: *width }));
         for batch in reader {
             let batch = batch.with_context(|| format!("reading {}", path.display()))?;
-            for (block, column) in blocks.iter_mut().zip(batch.columns()) {
-                append(&mut block.values, column.as_ref())
+            for (block, &at) in blocks.iter_mut().zip(&at) {
+                append(&mut block.values, batch.column(at).as_ref())
                     .with_context(|| format!("{}: unexpected column", path.display()))?;
             }
         }
         Ok(Some(blocks))
     }
+}
+
+/// What shards were made from, if it is the same, and the sites are among theirs.
+fn read_manifest(path: &Path, made_from: &Fingerprint, sites: &[String]) -> Result<Manifest> {
+    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let manifest: Manifest =
+        serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))?;
+    let differences: Vec<String> =
+        made_from.differences(&manifest.made_from).into_iter().map(|d| d.item).collect();
+    if !differences.is_empty() {
+        bail!(
+            "{} tells of activations made from another {}; remove its folder or choose another",
+            path.display(),
+            differences.join(", ")
+        );
+    }
+    // What is an outlier at one site is left out at all of them.
+    let independent = made_from.0.get("max_norm").is_none_or(|limit| limit == "None");
+    let among = independent && sites.iter().all(|site| manifest.sites.contains(site));
+    if manifest.sites != sites && !among {
+        bail!(
+            "{} tells of activations of {}, not of {}",
+            path.display(),
+            manifest.sites.join(", "),
+            sites.join(", ")
+        );
+    }
+    Ok(manifest)
 }
 
 fn append(values: &mut Vec<f32>, column: &dyn Array) -> Option<()> {

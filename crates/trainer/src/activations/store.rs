@@ -72,7 +72,8 @@ impl<'a> ActivationStore<'a> {
     /// # Errors
     /// Too little data to train and to measure on, or a setting out of range.
     pub fn new(source: Source<'a>, settings: StoreSettings) -> Result<Self> {
-        if settings.buffer_tokens == 0 || settings.max_norm.is_some_and(|m| !(m > 1.0)) {
+        let max_norm = settings.max_norm.unwrap_or(f64::INFINITY);
+        if settings.buffer_tokens == 0 || max_norm.is_nan() || max_norm <= 1.0 {
             bail!(
                 "buffer_tokens must be positive, and max_norm (a multiple of the median) above 1"
             );
@@ -111,7 +112,8 @@ impl<'a> ActivationStore<'a> {
         Ok(store)
     }
 
-    /// Keeps activations in `folder`, and takes them from there if they were made from the same things.
+    /// Keeps activations in `folder`, and takes them from there if they were made from the same things. What is
+    /// there keeps its precision, and may have more sites.
     pub fn with_shards(
         mut self,
         folder: &Path,
@@ -126,8 +128,7 @@ impl<'a> ActivationStore<'a> {
             .with("max_norm", format!("{:?}", s.max_norm))
             .with("batch_size", s.batch_size)
             .with("seed", s.seed)
-            .with("excluded", format!("{:?}", self.source.excluded))
-            .with("sites", format!("{:?}", self.source.sites));
+            .with("excluded", format!("{:?}", self.source.excluded));
         self.shards = Some(Shards::open(folder, &self.source, precision, made_from)?);
         Ok(self)
     }
