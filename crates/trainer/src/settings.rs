@@ -171,10 +171,26 @@ pub struct SaeSettings {
     pub path: Option<PathBuf>,
     /// Where its activations are read, such as `resid_post:25`.
     pub site: String,
-    /// Tokens whose activations it is trained on.
+    /// Tokens whose activations it is trained on and measured on.
     pub tokens: usize,
+    /// Activations held in memory and shuffled together, at least.
+    #[serde(default = "quarter_million")]
+    pub buffer_tokens: NonZeroUsize,
+    /// Leaves out tokens whose activation is longer than so many times the median.
+    pub max_norm: Option<f64>,
+    /// A checkpoint after every so many steps.
+    #[serde(default = "thousand")]
+    pub checkpoint_every: NonZeroUsize,
     /// The training.
     pub training: SaeTraining,
+}
+
+const fn quarter_million() -> NonZeroUsize {
+    NonZeroUsize::new(250_000).unwrap()
+}
+
+const fn thousand() -> NonZeroUsize {
+    NonZeroUsize::new(1000).unwrap()
 }
 
 /// The offline reference.

@@ -159,7 +159,7 @@ impl Training<'_> {
 }
 
 /// The checkpoints of a stage, oldest first.
-fn checkpoints(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn checkpoints(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).with_context(|| format!("listing {}", folder.display()))? {
         let path = entry?.path();
@@ -172,7 +172,7 @@ fn checkpoints(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn latest_checkpoint(folder: &Path) -> Result<Option<PathBuf>> {
+pub(crate) fn latest_checkpoint(folder: &Path) -> Result<Option<PathBuf>> {
     Ok(checkpoints(folder)?.pop())
 }
 
@@ -183,7 +183,7 @@ fn read_state(checkpoint: &Path) -> Result<State> {
 }
 
 /// Cuts a file to a length, creating it if need be.
-fn truncate(path: &Path, bytes: u64) -> Result<()> {
+pub(crate) fn truncate(path: &Path, bytes: u64) -> Result<()> {
     let file = OpenOptions::new().create(true).write(true).truncate(false).open(path);
     file.and_then(|file| file.set_len(bytes)).with_context(|| format!("writing {}", path.display()))
 }

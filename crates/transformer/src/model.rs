@@ -345,6 +345,33 @@ impl Gemma2 {
         (x, found.collect())
     }
 
+    /// The final hidden states (`[batch, tokens, d_model]`) of [`Self::forward`] with the activation of `site`,
+    /// `[batch, tokens, width]`, replaced by what `replace` makes of it.
+    pub fn forward_with(
+        &self,
+        tokens: Tensor<2, Int>,
+        site: Site,
+        replace: impl Fn(Tensor<3>) -> Tensor<3>,
+    ) -> Tensor<3> {
+        let layout = Layout::padded(&tokens, &self.config);
+        let mut x = self.embed(tokens);
+        for (layer, block) in self.model.layers.iter().enumerate() {
+            let is_here = |kind| site == Site { kind, layer };
+            let output = block.forward_with(x, |attention, x| {
+                let z = attention.z(x, &layout);
+                if is_here(SiteKind::AttnZ) { replace(z) } else { z }
+            });
+            x = if is_here(SiteKind::ResidPost) {
+                replace(output.resid_post)
+            } else if is_here(SiteKind::MlpOut) {
+                output.resid_post - output.mlp_out.clone() + replace(output.mlp_out)
+            } else {
+                output.resid_post
+            };
+        }
+        self.model.norm.forward(x)
+    }
+
     /// The final hidden states of `tokens` `[batch, tokens]`, the continuation of what `caches`
     /// hold, at the given positions (one for each of the `batch · tokens`).
     pub(crate) fn forward_cached(

@@ -10,7 +10,17 @@ use std::{
 use crate::common::{arg, fpo, skip_when_quick, succeed};
 
 /// Long enough for a kill to come in between.
-const LONGER: [&str; 4] = ["--set", "sft.epochs=8", "--set", "align.epochs=12"];
+const LONGER: [&str; 8] = [
+    "--set",
+    "sft.epochs=8",
+    "--set",
+    "align.epochs=12",
+    "--set",
+    "sae.training.steps=400",
+    // Several buffers, so that a resumed training has to find its own again.
+    "--set",
+    "sae.buffer_tokens=900",
+];
 
 fn train<'a>(run: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
     let start = ["train", "--recipe", "smoke", "--until", "align", "--run", arg(run)];
@@ -25,7 +35,7 @@ fn steps(run: &Path, stage: &str) -> usize {
 
 fn results(run: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let files = ["sft/model.safetensors", "sae/sae_weights.safetensors", "align/model.safetensors"];
-    let metrics = ["sft/metrics.jsonl", "align/metrics.jsonl"];
+    let metrics = ["sft/metrics.jsonl", "sae/metrics.jsonl", "align/metrics.jsonl"];
     files.iter().chain(&metrics).map(|f| (f.into(), fs::read(run.join(f)).unwrap())).collect()
 }
 
@@ -39,8 +49,9 @@ fn a_killed_run_resumes_exactly() {
     succeed(&train(&undisturbed, &[]));
     let expected = results(&undisturbed);
 
-    // Before the first checkpoint of SFT (every 5 steps), in its middle, and in the middle of alignment.
-    for (name, stage, after) in [("early", "sft", 2), ("middle", "sft", 60), ("late", "align", 40)]
+    // Before the first checkpoint of SFT (every 5 steps), in its middle, and in the middle of the others.
+    for (name, stage, after) in
+        [("early", "sft", 2), ("middle", "sft", 60), ("sparse", "sae", 100), ("late", "align", 40)]
     {
         let run = folder.path().join(name);
         kill(&run, &[], stage, after);

@@ -8,6 +8,7 @@ mod generate;
 mod loaded;
 mod merge;
 mod reference;
+mod sae;
 mod score;
 mod tokens;
 mod train;
@@ -57,6 +58,9 @@ enum Command {
     Activations(activations::Activations),
     Reference(reference::Reference),
     Evaluate(evaluate::Evaluate),
+    /// Sparse autoencoders: looks at files, converts, encodes, trains, measures.
+    #[command(subcommand)]
+    Sae(sae::Sae),
 }
 
 /// Parses the arguments, does what they say, and prints what went wrong: what it was, then what led
@@ -100,5 +104,6 @@ fn run() -> Result<()> {
         Command::Activations(activations) => activations.run(),
         Command::Reference(reference) => reference.run(),
         Command::Evaluate(evaluate) => evaluate.run(),
+        Command::Sae(sae) => sae.run(),
     }
 }
