@@ -7,5 +7,6 @@ mod evaluate;
 mod generate;
 mod lora;
 mod metrics;
+mod plan;
 mod resume;
 mod score;
