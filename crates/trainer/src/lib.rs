@@ -19,6 +19,7 @@
 //! ```
 
 pub mod aligner;
+pub mod bench;
 pub mod cached;
 pub mod commands;
 pub mod compare;

@@ -13,43 +13,34 @@ use crate::forward::{DeviceBatch, FeatureReader, Forward};
 /// Pairs of similar length that stay together, however a pass is divided.
 pub const BLOCK: NonZeroUsize = NonZeroUsize::new(32).unwrap();
 
-/// The reference model, and what it is asked.
-pub struct ReferencePass<'a> {
-    /// The frozen model.
-    pub model: &'a Gemma2,
-    /// Reads its features, where they are wanted.
-    pub reader: Option<&'a FeatureReader>,
-    /// Fills a batch behind a row's end.
-    pub pad_id: u32,
-}
-
-impl ReferencePass<'_> {
-    /// What the model says of a batch of pairs.
-    pub fn rows(&self, pairs: &[PairView]) -> Result<Vec<ReferenceRow>> {
-        let batch = PairBatch::new(pairs, self.pad_id)?;
-        let device_batch = DeviceBatch::new(&batch.batch, &self.model.device());
-        let forward = Forward::new(self.model, &batch.batch, &device_batch, self.reader);
-        let log_probs = forward.log_probs(self.model, &device_batch).into_data();
-        let log_probs: Vec<f32> = log_probs.iter::<f32>().collect();
-        let pooled: Vec<f32> = match (self.reader, forward.pooled) {
-            (None, _) => Vec::new(),
-            (Some(_), pooled) => {
-                let pooled = pooled.context("the reader pools activations")?.into_data();
-                pooled.iter::<f32>().collect()
-            }
-        };
-        let d_sae = self.reader.map_or(0, FeatureReader::d_sae);
-        let response = |row: usize| ReferenceResponse {
-            log_prob: log_probs[row],
-            tokens: device_batch.counts[row] as u32,
-            features: SparseFeatures::from_dense(&pooled[row * d_sae..][..d_sae]),
-        };
-        let count = batch.ids.len();
-        let ids = batch.ids.iter().enumerate();
-        Ok(ids
-            .map(|(i, &id)| ReferenceRow { id, chosen: response(i), rejected: response(count + i) })
-            .collect())
-    }
+/// What a model says of a batch of pairs; features only where there is a reader for them.
+pub fn reference_rows(
+    model: &Gemma2,
+    reader: Option<&FeatureReader>,
+    batch: &PairBatch,
+) -> Result<Vec<ReferenceRow>> {
+    let device_batch = DeviceBatch::new(&batch.batch, &model.device());
+    let forward = Forward::new(model, &batch.batch, &device_batch, reader);
+    let log_probs: Vec<f32> =
+        forward.log_probs(model, &device_batch).into_data().iter::<f32>().collect();
+    let pooled: Vec<f32> = match (reader, forward.pooled) {
+        (None, _) => Vec::new(),
+        (Some(_), pooled) => {
+            let pooled = pooled.context("the reader pools activations")?.into_data();
+            pooled.iter::<f32>().collect()
+        }
+    };
+    let d_sae = reader.map_or(0, FeatureReader::d_sae);
+    let response = |row: usize| ReferenceResponse {
+        log_prob: log_probs[row],
+        tokens: device_batch.counts[row] as u32,
+        features: SparseFeatures::from_dense(&pooled[row * d_sae..][..d_sae]),
+    };
+    let count = batch.ids.len();
+    let ids = batch.ids.iter().enumerate();
+    Ok(ids
+        .map(|(i, &id)| ReferenceRow { id, chosen: response(i), rejected: response(count + i) })
+        .collect())
 }
 
 /// A pass over a whole file: pairs of similar length together, the longest first, in blocks.

@@ -5,5 +5,6 @@ mod common;
 mod end_to_end;
 mod evaluate;
 mod generate;
+mod reference;
 mod resume;
 mod score;

@@ -1,10 +1,12 @@
 //! The command line: a file for each command.
 
 mod activations;
+mod bench;
 mod binding;
 mod evaluate;
 mod generate;
-mod loaded;
+mod model_folder;
+mod per_pair;
 mod reference;
 mod score;
 mod tokens;
@@ -46,6 +48,9 @@ enum Command {
     Activations(activations::Activations),
     Reference(reference::Reference),
     Evaluate(evaluate::Evaluate),
+    /// Measures time and memory.
+    #[command(subcommand)]
+    Bench(bench::Bench),
 }
 
 /// Parses the arguments, does what they say, and prints what went wrong: what it was, then what led
@@ -84,5 +89,6 @@ fn run() -> Result<()> {
         Command::Activations(activations) => activations.run(),
         Command::Reference(reference) => reference.run(),
         Command::Evaluate(evaluate) => evaluate.run(),
+        Command::Bench(bench) => bench.run(),
     }
 }

@@ -5,21 +5,21 @@ use std::{num::NonZeroUsize, path::PathBuf, str::FromStr};
 use anyhow::{Context, Result};
 use clap::{Args, builder::RangedU64ValueParser};
 use fpo_data::{
-    Fingerprint, PairView, Pooling, TokenizedPair,
+    Fingerprint, PairBatch, PairView, Pooling, ReferenceRow, TokenizedPair,
     reference::{CacheShape, SharedCache, StoredFeatures},
 };
 use fpo_transformer::Site;
 
 use super::{
     binding::{self, NONE, Reader},
-    loaded::{DeviceArg, Loaded},
+    model_folder::{DeviceArg, ModelFolder},
     score::TOKENS_HELP,
     tokens::TokenArgs,
 };
 use crate::{
     forward::FeatureReader,
     progress::Progress,
-    reference_pass::{BLOCK, ReferencePass, plan, shard_batches},
+    reference_pass::{BLOCK, plan, reference_rows, shard_batches},
     stages::reference::ROWS_PER_SHARD,
 };
 
@@ -105,13 +105,16 @@ impl FromStr for Shard {
 
 impl Reference {
     pub fn run(self) -> Result<()> {
-        let loaded = Loaded::open(&self.model, &self.device.open()?)?;
+        let device = self.device.open()?;
+        let folder = ModelFolder::open(&self.model)?;
         let reader = match (&self.sae, self.site) {
-            (Some(path), Some(site)) => Some(Reader::open(path, site, self.pooling, &loaded)?),
+            (Some(path), Some(site)) => {
+                Some(Reader::open(path, site, self.pooling, &folder, &device)?)
+            }
             _ => None,
         };
-        let (pairs, tokenised) = self.tokens.read_pairs(&loaded, &self.data)?;
-        let bound = binding::tokens(&loaded, &self.tokens, &pairs);
+        let (pairs, tokenised) = self.tokens.read_pairs(&folder, &self.data)?;
+        let bound = binding::tokens(&folder, &self.tokens, &pairs);
         let bound = self.bind(bound, reader.as_ref())?;
         drop(pairs);
 
@@ -123,9 +126,15 @@ impl Reference {
             rows_per_shard: ROWS_PER_SHARD,
         };
         let cache = SharedCache::open(&self.out, &bound, shape, self.shard.map(|s| s.of))?;
-        let pad_id = loaded.tokenizer.pad_id();
-        let pass = ReferencePass { model: &loaded.model, reader, pad_id };
-        self.write(&cache, &pass, &tokenised)
+        let missing = self.missing(&cache)?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let model = folder.load(&device)?;
+        let pad = folder.tokenizer.pad_id();
+        self.write(&cache, &missing, &tokenised, |batch| {
+            reference_rows(&model, reader, &PairBatch::new(batch, pad)?)
+        })
     }
 
     fn bind(&self, bound: Fingerprint, reader: Option<&Reader>) -> Result<Fingerprint> {
@@ -141,20 +150,12 @@ impl Reference {
             .with(binding::TOP_N, of_reader(self.top_n.map(|n| n.to_string()))))
     }
 
-    fn write(
-        &self,
-        cache: &SharedCache,
-        pass: &ReferencePass,
-        pairs: &[TokenizedPair],
-    ) -> Result<()> {
-        let views: Vec<PairView> = pairs.iter().map(TokenizedPair::view).collect();
-        let plan = plan(&views);
+    /// The parts that are wanted and not there.
+    fn missing(&self, cache: &SharedCache) -> Result<Vec<usize>> {
         let shards = cache.shards();
-        let batches = |shard| shard_batches(&plan, self.batch_size, shard, shards);
-        let count = |shard| batches(shard).map(<[usize]>::len).sum::<usize>();
         let wanted = match self.shard {
-            Some(shard) => vec![shard.index],
-            None => (0..shards).collect(),
+            Some(shard) => shard.index..shard.index + 1,
+            None => 0..shards,
         };
         let mut missing = Vec::new();
         for shard in wanted {
@@ -163,18 +164,34 @@ impl Reference {
                 false => missing.push(shard),
             }
         }
-        let total = missing.iter().map(|&shard| count(shard)).sum();
+        Ok(missing)
+    }
+
+    fn write(
+        &self,
+        cache: &SharedCache,
+        missing: &[usize],
+        pairs: &[TokenizedPair],
+        rows: impl Fn(&[PairView]) -> Result<Vec<ReferenceRow>>,
+    ) -> Result<()> {
+        let views: Vec<PairView> = pairs.iter().map(TokenizedPair::view).collect();
+        let plan = plan(&views);
+        let shards = cache.shards();
+        let batches = |shard| shard_batches(&plan, self.batch_size, shard, shards);
+        let count = |&shard: &usize| batches(shard).map(<[usize]>::len).sum::<usize>();
+        let total = missing.iter().map(count).sum();
         let mut progress = Progress::new("reference", "pairs", total, 0);
-        for shard in missing {
+        for &shard in missing {
+            let part = format!("part {shard} of {shards}");
             let mut writer = cache.writer(shard)?;
             for indices in batches(shard) {
                 let batch: Vec<PairView> = indices.iter().map(|&i| views[i]).collect();
-                for row in pass.rows(&batch)? {
+                for row in rows(&batch)? {
                     writer.push(row)?;
                 }
-                progress.advance(indices.len(), &format!("part {shard} of {shards}"));
+                progress.advance(indices.len(), &part);
             }
-            writer.finish().with_context(|| format!("part {shard} of {shards}"))?;
+            writer.finish().context(part)?;
         }
         progress.finish(&format!("{total} pairs of {}", pairs.len()));
         Ok(())

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 
 use anyhow::Result;
 use fpo_data::{
-    Batches, Fingerprint, ReferenceCache, ReferenceWriter,
+    Batches, Fingerprint, PairBatch, ReferenceCache, ReferenceWriter,
     reference::{CacheShape, StoredFeatures},
 };
 use fpo_transformer::{Site, weights};
@@ -14,7 +14,7 @@ use super::prepare::Prepared;
 use crate::{
     forward::FeatureReader,
     progress::Progress,
-    reference_pass::ReferencePass,
+    reference_pass::reference_rows,
     run::{Run, Stage},
 };
 
@@ -89,8 +89,6 @@ pub fn reference(run: &Run, prepared: &Prepared, sft: &Stage, sae: &Stage) -> Re
     run.stage("reference", fingerprint, |workspace| {
         let model = weights::load(&sft.folder, &run.device)?;
         let reader = feature_reader(run, prepared, sae)?;
-        let pad_id = prepared.tokenizer.pad_id();
-        let pass = ReferencePass { model: &model, reader: Some(&reader), pad_id };
         let total = prepared.train.len() + prepared.held_out.len();
         let mut progress = Progress::new("reference", "pairs", total, 0);
         for (split, pairs) in
@@ -109,7 +107,8 @@ pub fn reference(run: &Run, prepared: &Prepared, sft: &Stage, sae: &Stage) -> Re
             let mut writer = ReferenceWriter::create(&folder, &cache, shape)?;
             let plan = Batches::sequential(pairs.len(), s.reference.batch_size);
             for indices in plan.iter() {
-                for row in pass.rows(&pairs.views(indices)?)? {
+                let batch = PairBatch::new(&pairs.views(indices)?, prepared.tokenizer.pad_id())?;
+                for row in reference_rows(&model, Some(&reader), &batch)? {
                     writer.push(row)?;
                 }
                 progress.advance(indices.len(), "");
