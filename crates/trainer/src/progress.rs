@@ -66,6 +66,12 @@ impl Progress {
         }
     }
 
+    /// Notes units that were done by an earlier process: not part of the rate.
+    pub fn skip(&mut self, units: usize) {
+        self.done += units;
+        self.before += units;
+    }
+
     /// Ends the stage with one line that stays.
     pub fn finish(self, message: &str) {
         if let Some(bar) = &self.bar {

@@ -72,9 +72,9 @@ fn the_cache_holds_what_the_reference_says() {
 #[test]
 fn parts_made_apart_are_the_same_cache() {
     let folder = tempfile::tempdir().unwrap();
-    // Blocks are of 32 pairs: with 7 pairs a single part would have them all.
+    // Blocks are of 64 pairs: with 7 pairs a single part would have them all.
     let data = folder.path().join("many.jsonl");
-    fs::write(&data, fs::read_to_string(file("pairs.jsonl")).unwrap().repeat(14)).unwrap();
+    fs::write(&data, fs::read_to_string(file("pairs.jsonl")).unwrap().repeat(28)).unwrap();
     let (model, sae) = (file("reference"), file("sae"));
     let make = |out: &Path, more: &[&str]| {
         let files = ["--model", arg(&model), "--sae", arg(&sae), "--data", arg(&data)];
@@ -105,9 +105,9 @@ fn parts_made_apart_are_the_same_cache() {
     assert_eq!(fs::read_dir(parts).unwrap().count(), 3, "something was left over");
 
     let (whole, divided) = (open(&whole), open(parts));
-    assert_eq!((whole.len(), divided.len()), (98, 98));
+    assert_eq!((whole.len(), divided.len()), (196, 196));
     assert_same(&whole, &divided);
-    assert_eq!(evaluate.run("fpo", &["--k", "5"]).len(), 98);
+    assert_eq!(evaluate.run("fpo", &["--k", "5"]).len(), 196);
     for (shard, says) in
         [("3/3", "counted from 0"), ("x", "I/N"), ("0/2", "in 3 parts"), ("0/0", "I/N")]
     {
@@ -123,7 +123,7 @@ fn a_killed_process_leaves_whole_parts_and_another_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let evaluate =
         Evaluate { data: folder.path().join("many.jsonl"), ..Evaluate::new(folder.path()) };
-    fs::write(&evaluate.data, fs::read_to_string(file("pairs.jsonl")).unwrap().repeat(400))
+    fs::write(&evaluate.data, fs::read_to_string(file("pairs.jsonl")).unwrap().repeat(800))
         .unwrap();
     let (model, sae, undisturbed) = (file("reference"), file("sae"), folder.path().join("whole"));
     let base = ["reference", "--site", "resid_post:1", "--model", arg(&model), "--sae", arg(&sae)];

@@ -6,8 +6,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::tensor::Device;
 use clap::Args;
 use fpo_data::{
-    Fingerprint, Pair, PairBatch, PairView, Pooling, ReferenceCache, TokenizedPair,
-    reference::StoredFeatures,
+    Fingerprint, Pair, PairBatch, Pooling, ReferenceCache, TokenizedPair, reference::StoredFeatures,
 };
 use fpo_losses::{Method, Objective};
 use fpo_transformer::{Gemma2, Gemma2Config, Site, weights};
@@ -20,11 +19,7 @@ use super::{
     score::{TOKENS_HELP, write_lines},
     tokens::TokenArgs,
 };
-use crate::{
-    aligner::Aligner,
-    progress::Progress,
-    reference_pass::{plan, shard_batches},
-};
+use crate::{aligner::Aligner, progress::Progress, reference_pass::Pass};
 
 /// Compares a policy with its reference, pair by pair, under a preference objective.
 ///
@@ -91,7 +86,7 @@ pub struct Evaluate {
     /// The reference model, to compute KL with; needed by tdpo1, tdpo2 and simpo-kl.
     #[arg(long, value_name = "FOLDER")]
     kl: Option<PathBuf>,
-    /// Pairs a forward pass, at most 32.
+    /// Pairs a forward pass, at most 64.
     #[arg(long, default_value = "8", value_name = "PAIRS", value_parser = batch_size())]
     batch_size: usize,
     #[command(flatten)]
@@ -236,18 +231,17 @@ impl Evaluate {
         pad: u32,
         pairs: &[TokenizedPair],
     ) -> Result<Vec<Line>> {
-        let views: Vec<PairView> = pairs.iter().map(TokenizedPair::view).collect();
+        let pass = Pass::new(pairs.iter().map(TokenizedPair::view).collect(), self.batch_size);
         let mut lines: Vec<Option<Line>> = vec![None; pairs.len()];
         let mut progress = Progress::new("evaluate", "pairs", pairs.len(), 0);
         // The reference's own batches: a policy that is the reference differs from it by nothing at all.
-        for indices in shard_batches(&plan(&views), self.batch_size, 0, 1) {
-            let batch: Vec<PairView> = indices.iter().map(|&i| views[i]).collect();
-            let batch = PairBatch::new(&batch, pad)?;
+        for indices in pass.batches(0, 1) {
+            let batch = PairBatch::new(&pass.views(indices), pad)?;
             let outcome = aligner.evaluate(policy, &batch)?;
             let margin = margin(aligner, &batch.ids, &outcome)?;
             for (&index, line) in indices.iter().zip(batch_lines(&outcome, margin)) {
                 line.check()
-                    .with_context(|| format!("row {} (counted from 0)", views[index].id))?;
+                    .with_context(|| format!("row {} (counted from 0)", pairs[index].id))?;
                 lines[index] = Some(line);
             }
             progress.advance(indices.len(), "");

@@ -2,10 +2,10 @@
 
 use std::{num::NonZeroUsize, path::PathBuf, str::FromStr};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Args, builder::RangedU64ValueParser};
 use fpo_data::{
-    Fingerprint, PairBatch, PairView, Pooling, ReferenceRow, TokenizedPair,
+    Fingerprint, PairBatch, PairView, Pooling, TokenizedPair,
     reference::{CacheShape, SharedCache, StoredFeatures},
 };
 use fpo_transformer::Site;
@@ -19,8 +19,7 @@ use super::{
 use crate::{
     forward::FeatureReader,
     progress::Progress,
-    reference_pass::{BLOCK, plan, reference_rows, shard_batches},
-    stages::reference::ROWS_PER_SHARD,
+    reference_pass::{BLOCK, Pass, ROWS_PER_SHARD, reference_rows},
 };
 
 /// Notes what a reference model says of every pair, so that nobody needs the model again.
@@ -63,7 +62,7 @@ pub struct Reference {
     /// Writes one part of several, I/N with I from 0 to N − 1.
     #[arg(long, value_name = "I/N")]
     shard: Option<Shard>,
-    /// Pairs a forward pass, at most 32.
+    /// Pairs a forward pass, at most 64.
     #[arg(long, default_value = "8", value_name = "PAIRS", value_parser = batch_size())]
     batch_size: usize,
     #[command(flatten)]
@@ -132,9 +131,18 @@ impl Reference {
         }
         let model = folder.load(&device)?;
         let pad = folder.tokenizer.pad_id();
-        self.write(&cache, &missing, &tokenised, |batch| {
-            reference_rows(&model, reader, &PairBatch::new(batch, pad)?)
-        })
+        let rows =
+            |batch: &[PairView]| reference_rows(&model, reader, &PairBatch::new(batch, pad)?);
+        let views = tokenised.iter().map(TokenizedPair::view).collect();
+        let pass = Pass::new(views, self.batch_size);
+        let count = |&shard: &usize| pass.pairs_of(shard, cache.shards());
+        let total = missing.iter().map(count).sum();
+        let mut progress = Progress::new("reference", "pairs", total, 0);
+        for shard in missing {
+            pass.write(&cache, shard, &rows, &mut progress)?;
+        }
+        progress.finish(&format!("{total} pairs of {}", tokenised.len()));
+        Ok(())
     }
 
     fn bind(&self, bound: Fingerprint, reader: Option<&Reader>) -> Result<Fingerprint> {
@@ -165,35 +173,5 @@ impl Reference {
             }
         }
         Ok(missing)
-    }
-
-    fn write(
-        &self,
-        cache: &SharedCache,
-        missing: &[usize],
-        pairs: &[TokenizedPair],
-        rows: impl Fn(&[PairView]) -> Result<Vec<ReferenceRow>>,
-    ) -> Result<()> {
-        let views: Vec<PairView> = pairs.iter().map(TokenizedPair::view).collect();
-        let plan = plan(&views);
-        let shards = cache.shards();
-        let batches = |shard| shard_batches(&plan, self.batch_size, shard, shards);
-        let count = |&shard: &usize| batches(shard).map(<[usize]>::len).sum::<usize>();
-        let total = missing.iter().map(count).sum();
-        let mut progress = Progress::new("reference", "pairs", total, 0);
-        for &shard in missing {
-            let part = format!("part {shard} of {shards}");
-            let mut writer = cache.writer(shard)?;
-            for indices in batches(shard) {
-                let batch: Vec<PairView> = indices.iter().map(|&i| views[i]).collect();
-                for row in rows(&batch)? {
-                    writer.push(row)?;
-                }
-                progress.advance(indices.len(), &part);
-            }
-            writer.finish().context(part)?;
-        }
-        progress.finish(&format!("{total} pairs of {}", pairs.len()));
-        Ok(())
     }
 }
