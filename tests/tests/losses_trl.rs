@@ -7,8 +7,9 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use fpo_losses::{
-    PairLosses, PerResponse, aot, aot_unpaired, apo_down, apo_zero, bco_pair, cdpo, cpo, cpo_hinge,
-    discopop, dpo, exo_pair, hinge, ipo, nca_pair, orpo, robust, sigmoid_norm, simpo, sppo_hard,
+    Method, Objective, Options, PairLosses, PerResponse, Quantities, aot, aot_unpaired, apo_down,
+    apo_zero, bco_pair, cdpo, cpo, cpo_hinge, discopop, dpo, exo_pair, hinge, ipo, nca_pair, orpo,
+    robust, sigmoid_norm, simpo, sppo_hard,
 };
 use serde_json::Value;
 
@@ -58,7 +59,10 @@ fn ours(
         "exo_pair" => exo_pair(policy, reference, beta, smoothing()),
         "discopop" => discopop(policy, reference, beta, constant("tau")),
         "nca_pair" => nca_pair(policy, reference, beta),
-        "bco_pair" => bco_pair(policy, reference, beta, 0.0),
+        "bco_pair" => {
+            let zero = policy.chosen.zeros_like().mean();
+            bco_pair(policy, reference, beta, zero)
+        }
         "sppo_hard" => sppo_hard(policy, reference, beta),
         "apo_zero" => apo_zero(policy, reference, beta),
         "apo_down" => apo_down(policy, reference, beta),
@@ -130,8 +134,69 @@ fn conservative_dpo_is_trls_cpo_without_its_nll() {
     }
 }
 
+/// `ld_alpha` and `use_weighting` on token log-probabilities: gradients go to the tokens.
+#[test]
+fn weights_of_tokens_and_pairs_are_those_of_trl() {
+    let fixture = read("trl_tokens.json");
+    let device = Device::flex().autodiff();
+    let pairs = fixture["pairs"].as_array().unwrap();
+    for case in fixture["cases"].as_array().unwrap() {
+        let method: Method = match case["loss_type"].as_str().unwrap() {
+            "sigmoid" => Method::Dpo,
+            name => name.parse().unwrap(),
+        };
+        let options = Options {
+            ld_alpha: case["ld_alpha"].as_f64(),
+            use_weighting: case["use_weighting"].as_bool(),
+            ..Options::default()
+        };
+        let beta = case["beta"].as_f64().unwrap();
+        let objective = Objective { beta, options, ..Objective::paper(method) };
+        objective.check().unwrap();
+        for (i, pair) in pairs.iter().enumerate() {
+            let column = |side: usize, name: &str| tensor(&numbers(&pair[side][name]), &device);
+            let policy = [0, 1].map(|side| column(side, "policy").require_grad());
+            let reference = [0, 1].map(|side| column(side, "reference"));
+            let [of_chosen, of_rejected] = policy.each_ref().map(|x| x.dims()[0]);
+            let shared = of_chosen.min(of_rejected);
+            let sums = |x: &[Tensor<1>; 2], most: usize| {
+                let sum = |x: &Tensor<1>| x.clone().slice(0..most.min(x.dims()[0])).sum();
+                PerResponse { chosen: sum(&x[0]), rejected: sum(&x[1]) }
+            };
+            let aligned =
+                |side: usize| (policy[side].clone() - column(side, "log_sum_sq_probs")).mean();
+            let losses = objective.losses(Quantities {
+                log_probs: sums(&policy, usize::MAX),
+                counts: PerResponse {
+                    chosen: tensor(&[of_chosen as f64], &device),
+                    rejected: tensor(&[of_rejected as f64], &device),
+                },
+                shared: Some(sums(&policy, shared)),
+                aligned: Some(PerResponse { chosen: aligned(0), rejected: aligned(1) }),
+                reference: Some(sums(&reference, usize::MAX)),
+                reference_shared: Some(sums(&reference, shared)),
+                kl: None,
+                distance: None,
+            });
+            let label = format!("{case}, pair {i}");
+            let label = label.split(", \"losses\"").next().unwrap();
+            compare(label, &values(losses.losses.clone()), &[case["losses"][i].as_f64().unwrap()]);
+            let gradients = losses.losses.backward();
+            for (side, leaf) in policy.iter().enumerate() {
+                let expected = numbers(&case["gradients"][i][side]);
+                let found = leaf.grad(&gradients).map_or(vec![0.0; expected.len()], values);
+                compare(label, &found, &expected);
+            }
+        }
+    }
+}
+
 fn fixture() -> Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/losses/trl.json");
+    read("trl.json")
+}
+
+fn read(name: &str) -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/losses").join(name);
     serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
 }
 

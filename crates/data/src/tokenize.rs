@@ -65,6 +65,8 @@ pub struct PrepareSummary {
     pub kept: usize,
     /// Items dropped because truncation left a response without tokens.
     pub dropped_empty: usize,
+    /// Kept items of which some row lost tokens.
+    pub clipped: usize,
     /// Kept rows whose prompt lost tokens.
     pub clipped_prompts: usize,
     /// Kept rows whose response lost tokens.
@@ -96,6 +98,18 @@ impl Rendering {
             Self::Conversations => "conversations",
             Self::AsGiven => "as_given",
         }
+    }
+}
+
+impl PrepareSummary {
+    /// The share of the kept items of which some row lost tokens; 0 where none are kept.
+    pub fn clipped_share(&self) -> f64 {
+        self.clipped as f64 / self.kept.max(1) as f64
+    }
+
+    /// The share of the items read that were dropped because a response was left without tokens.
+    pub fn dropped_share(&self) -> f64 {
+        self.dropped_empty as f64 / self.read.max(1) as f64
     }
 }
 
@@ -373,6 +387,8 @@ fn prepare<T: Sync, const N: usize>(
             summary.dropped_empty += 1;
             continue;
         };
+        let lost_tokens = |row: &Row| row.clipped_prompt || row.clipped_response;
+        summary.clipped += usize::from(rows.iter().any(lost_tokens));
         for row in &rows {
             let len = row.response.tokens.len();
             summary.clipped_prompts += usize::from(row.clipped_prompt);

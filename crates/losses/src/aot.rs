@@ -1,4 +1,4 @@
-//! Distributional alignment via optimal transport (Melnyk et al. 2024, arXiv 2406.05882, section 3):
+//! Distributional alignment via optimal transport (Melnyk et al. 2024, arXiv 2406.05882):
 //! quantiles of a batch are compared, so that one distribution comes to dominate the other.
 //!
 //! The losses are those of quantiles, in ascending order, not of the pairs as they came: their mean is
@@ -45,5 +45,5 @@ fn quantile_losses(
     label_smoothing: f64,
 ) -> PairLosses {
     let losses = smoothed(delta * beta, label_smoothing);
-    PairLosses { losses, rewards: dpo(policy, reference, beta).rewards }
+    PairLosses::new(losses, dpo(policy, reference, beta).rewards)
 }

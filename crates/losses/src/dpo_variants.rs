@@ -23,10 +23,10 @@ pub fn cdpo(
 ) -> PairLosses {
     let preference = dpo(policy, reference, beta);
     let losses = smoothed(preference.logits(), label_smoothing);
-    PairLosses { losses, rewards: preference.rewards }
+    PairLosses::new(losses, preference.rewards)
 }
 
-/// Robust DPO (Chowdhury et al. 2024, arXiv 2403.00409, section 3.1): unbiased where a label is
+/// Robust DPO (Chowdhury et al. 2024, arXiv 2403.00409): unbiased where a label is
 /// wrong with probability ε, at the price of a loss that isn't bounded from below:
 ///
 /// (−(1 − ε) log σ(u) + ε log σ(−u)) / (1 − 2ε)
@@ -45,14 +45,14 @@ pub fn robust(
     let clean = softplus(-u.clone(), 1.0) * (1.0 - label_smoothing);
     let flipped = softplus(u, 1.0) * label_smoothing;
     let losses = (clean - flipped) / (1.0 - 2.0 * label_smoothing);
-    PairLosses { losses, rewards: preference.rewards }
+    PairLosses::new(losses, preference.rewards)
 }
 
-/// Hinge loss (Zhao et al. 2023, SLiC-HF, arXiv 2305.10425, section 2; on DPO's margin in Liu et al.
+/// Hinge loss (Zhao et al. 2023, SLiC-HF, arXiv 2305.10425; on DPO's margin in Liu et al.
 /// 2023, RSO, arXiv 2309.06657): max(0, 1 − u)
 pub fn hinge(policy: PerResponse, reference: PerResponse, beta: f64) -> PairLosses {
     let preference = dpo(policy, reference, beta);
-    PairLosses { losses: relu(-preference.logits() + 1.0), rewards: preference.rewards }
+    PairLosses::new(relu(-preference.logits() + 1.0), preference.rewards)
 }
 
 /// Identity preference optimization (Azar et al. 2023, arXiv 2310.12036, equation 17; β is its τ):
@@ -64,10 +64,10 @@ pub fn hinge(policy: PerResponse, reference: PerResponse, beta: f64) -> PairLoss
 pub fn ipo(policy: PerResponse, reference: PerResponse, beta: f64) -> PairLosses {
     let log_ratios = policy - reference;
     let losses = (log_ratios.margin() - 0.5 / beta).square();
-    PairLosses { losses, rewards: log_ratios * beta }
+    PairLosses::new(losses, log_ratios * beta)
 }
 
-/// Length-normalised DPO (Lambert et al. 2024, Tülu 3, arXiv 2411.15124, section 5): DPO's u with
+/// Length-normalised DPO (Lambert et al. 2024, Tülu 3, arXiv 2411.15124, preference tuning): DPO's u with
 /// `policy` and `reference` divided by the number of response tokens. FPO without its constraint.
 pub fn sigmoid_norm(policy: PerResponse, reference: PerResponse, beta: f64) -> Preference {
     dpo(policy, reference, beta)
@@ -92,7 +92,7 @@ pub fn exo_pair(
         |u: Tensor<1>, log_target: f64| sigmoid(u.clone()) * (-softplus(-u, 1.0) - log_target);
     let u = preference.logits();
     let losses = term(u.clone(), (-label_smoothing).ln_1p()) + term(-u, label_smoothing.ln());
-    PairLosses { losses, rewards: preference.rewards }
+    PairLosses::new(losses, preference.rewards)
 }
 
 /// DiscoPOP, the log-ratio-modulated loss (Lu et al. 2024, arXiv 2406.08414, equation 5; τ 0.05):
@@ -112,7 +112,7 @@ pub fn discopop(
     let logistic = sigmoid(-modulation.clone()) * softplus(-u.clone(), 1.0);
     // σ(u/τ) e^−u = e^(log σ(u/τ) − u): alone, the second factor overflows.
     let exponential = (-softplus(-modulation, 1.0) - u).exp();
-    PairLosses { losses: logistic + exponential, rewards: preference.rewards }
+    PairLosses::new(logistic + exponential, preference.rewards)
 }
 
 /// −(1 − ε) log σ(u) − ε log σ(−u), `[pairs]`.

@@ -2,7 +2,7 @@
 //!
 //! The FPO paper's methods are −log σ(u) with u = reward(y_w) − reward(y_l) − γ (its equation 8,
 //! arXiv 2411.07618): a method is a choice of rewards, a [`Preference`]. The family around DPO keeps
-//! its rewards and changes the function of them: [`PairLosses`].
+//! its rewards and changes the function of them: [`PairLosses`]. [`Objective`] is any of them by name.
 //!
 //! # Invariants
 //! * Never sees a model, a tokenizer or a file: tensors go in, tensors come out.
@@ -25,31 +25,41 @@
 //! let preference = fpo(pair(-1.0, -2.0), pair(-1.5, -1.5), distance, 0.1, 0.5, true);
 //! // u = 0.1 · ((0.5 + 0.5 · ½) − (−0.5 + 0.5 · 2)) = 0.025
 //! assert!((preference.logits().into_scalar::<f32>() - 0.025).abs() < 1e-6);
-//! assert!((mean_loss(&preference).into_scalar::<f32>() - 0.680_725).abs() < 1e-5);
+//! assert!((mean_loss(preference).into_scalar::<f32>() - 0.680_725).abs() < 1e-5);
 //! ```
 
+mod ada_dpo;
 mod aot;
 mod dpo;
 mod dpo_variants;
 mod fpo;
+mod method;
 mod objective;
+mod options;
 mod per_response;
 mod pointwise;
 mod preference;
+mod quantities;
 mod reference_free;
 mod sft;
 mod simpo;
 mod tdpo;
+mod token_weights;
 
+pub use ada_dpo::ada_dpo;
 pub use aot::{aot, aot_unpaired};
 pub use dpo::dpo;
 pub use dpo_variants::{cdpo, discopop, exo_pair, hinge, ipo, robust, sigmoid_norm};
 pub use fpo::{feature_distance, fpo};
-pub use objective::{Method, Needs, Objective, Quantities, mean_loss};
+pub use method::{Method, Needs};
+pub use objective::{Objective, mean_loss};
+pub use options::Options;
 pub use per_response::PerResponse;
-pub use pointwise::{apo_down, apo_zero, bco_pair, nca_pair, sppo_hard};
+pub use pointwise::{apo_down, apo_zero, bco_pair, mean_reward, nca_pair, sppo_hard};
 pub use preference::{PairLosses, Preference};
-pub use reference_free::{cpo, cpo_hinge, orpo};
+pub use quantities::{Quantities, QuantityError};
+pub use reference_free::{asft, cpo, cpo_hinge, orpo};
 pub use sft::sft;
 pub use simpo::{simpo, simpo_kl};
 pub use tdpo::{tdpo1, tdpo2};
+pub use token_weights::{length_desensitised, wpo_weights};

@@ -1,98 +1,20 @@
-//! The methods by name: their settings, what they need, and the dispatch to their functions.
-
-use std::{fmt, str::FromStr};
+//! A method with its constants, and the dispatch to its function.
 
 use burn::tensor::Tensor;
 
-use crate::{PerResponse, Preference, dpo, fpo, simpo, simpo_kl, tdpo1, tdpo2};
-
-/// The name of a preference objective.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Method {
-    /// Direct preference optimization.
-    Dpo,
-    /// Token-level DPO, first form.
-    Tdpo1,
-    /// Token-level DPO, second form.
-    Tdpo2,
-    /// Reference-free, length-normalised.
-    Simpo,
-    /// SimPO with TDPO-2's constraint.
-    SimpoKl,
-    /// Feature-level constrained.
-    Fpo,
-}
-
-impl Method {
-    /// In the order of the paper's tables.
-    pub const ALL: [Self; 6] =
-        [Self::Dpo, Self::Tdpo1, Self::Tdpo2, Self::Simpo, Self::SimpoKl, Self::Fpo];
-
-    /// As settings and file names have it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Dpo => "dpo",
-            Self::Tdpo1 => "tdpo1",
-            Self::Tdpo2 => "tdpo2",
-            Self::Simpo => "simpo",
-            Self::SimpoKl => "simpo-kl",
-            Self::Fpo => "fpo",
-        }
-    }
-
-    /// The paper's β: 2 for the reference-free methods, 0.1 for the others.
-    pub const fn default_beta(self) -> f64 {
-        match self {
-            Self::Simpo | Self::SimpoKl => 2.0,
-            _ => 0.1,
-        }
-    }
-
-    /// What has to be computed for this method, so that nothing else is.
-    pub const fn needs(self) -> Needs {
-        Needs {
-            reference_log_probs: !matches!(self, Self::Simpo | Self::SimpoKl),
-            token_kl: matches!(self, Self::Tdpo1 | Self::Tdpo2 | Self::SimpoKl),
-            features: matches!(self, Self::Fpo),
-        }
-    }
-}
-
-impl fmt::Display for Method {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Method {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|m| m.name() == text).ok_or_else(|| {
-            let names: Vec<_> = Self::ALL.iter().map(|m| m.name()).collect();
-            format!("no method `{text}`: there are {}", names.join(", "))
-        })
-    }
-}
-
-/// What a method reads besides the policy's own log-probabilities.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Needs {
-    /// The reference's summed log-probabilities: two numbers a pair, cached offline.
-    pub reference_log_probs: bool,
-    /// The reference's whole distribution at every position: the reference model itself.
-    pub token_kl: bool,
-    /// Pooled sparse features of policy and reference; the reference's are cached offline.
-    pub features: bool,
-}
+use crate::{
+    Method, Needs, Options, PairLosses, PerResponse, Quantities, ada_dpo, aot, aot_unpaired,
+    apo_down, apo_zero, asft, bco_pair, cdpo, cpo, cpo_hinge, discopop, dpo, exo_pair, fpo, hinge,
+    ipo, length_desensitised, mean_reward, nca_pair, orpo, robust, sigmoid_norm, simpo, simpo_kl,
+    sppo_hard, tdpo1, tdpo2, wpo_weights,
+};
 
 /// A method with its constants.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Objective {
     /// Which one.
     pub method: Method,
-    /// β, the scale of the rewards.
+    /// β, the scale of the rewards; the weight of the contrast in ORPO and ASFT, their λ.
     pub beta: f64,
     /// α, the weight of the constraint (TDPO-2, SimPO+KL, FPO).
     pub alpha: f64,
@@ -100,15 +22,24 @@ pub struct Objective {
     pub gamma: f64,
     /// FPO's stop-gradient on the chosen side; true in the paper.
     pub stop_gradient: bool,
+    /// What only some methods have.
+    pub options: Options,
 }
 
 impl Objective {
     /// The paper's constants: α 0.5, γ 0.5, stop-gradient on.
-    pub const fn paper(method: Method) -> Self {
-        Self { method, beta: method.default_beta(), alpha: 0.5, gamma: 0.5, stop_gradient: true }
+    pub fn paper(method: Method) -> Self {
+        Self {
+            method,
+            beta: method.default_beta(),
+            alpha: 0.5,
+            gamma: 0.5,
+            stop_gradient: true,
+            options: Options::default(),
+        }
     }
 
-    /// Constants that make no sense are refused with a sentence.
+    /// Constants that make no sense, and options that the method lacks, are refused with a sentence.
     pub fn check(&self) -> Result<(), String> {
         if !(self.beta.is_finite() && self.beta > 0.0) {
             return Err(format!("beta = {} must be positive", self.beta));
@@ -118,54 +49,120 @@ impl Objective {
                 return Err(format!("{name} = {value} must not be negative"));
             }
         }
-        Ok(())
+        self.options.check(self.method)
     }
 
-    /// The method's rewards.
-    ///
-    /// # Panics
-    /// If a quantity that [`Method::needs`] names is absent.
-    pub fn preference(&self, q: Quantities) -> Preference {
-        let Self { beta, alpha, gamma, stop_gradient, .. } = *self;
-        let need = |x: Option<PerResponse>, what: &str| {
-            x.unwrap_or_else(|| panic!("{} needs {what}", self.method))
-        };
-        let reference = |x| need(x, "the reference's log-probabilities");
-        let kl = |x| need(x, "the token-level KL");
-        match self.method {
-            Method::Dpo => dpo(q.log_probs, reference(q.reference), beta),
-            Method::Tdpo1 => tdpo1(q.log_probs, reference(q.reference), kl(q.kl), beta),
-            Method::Tdpo2 => tdpo2(q.log_probs, reference(q.reference), kl(q.kl), beta, alpha),
-            Method::Simpo => simpo(q.log_probs / q.counts, beta, gamma),
-            Method::SimpoKl => simpo_kl(q.log_probs / q.counts, kl(q.kl), beta, gamma, alpha),
-            Method::Fpo => fpo(
-                q.log_probs / q.counts.clone(),
-                reference(q.reference) / q.counts,
-                need(q.distance, "the feature distance"),
-                beta,
-                alpha,
-                stop_gradient,
-            ),
+    /// What has to be computed, so that nothing else is.
+    pub fn needs(&self) -> Needs {
+        let method = self.method;
+        Needs {
+            reference_log_probs: method.has_reference(),
+            shared_log_probs: self.options.ld_alpha.is_some(),
+            aligned_log_probs: self.options.use_weighting == Some(true),
+            token_kl: matches!(method, Method::Tdpo1 | Method::Tdpo2 | Method::SimpoKl),
+            features: method == Method::Fpo,
+            whole_step: method.is_transport() || self.shifts_rewards(),
         }
     }
-}
 
-/// What the trainer computed for a batch.
-#[derive(Clone, Debug)]
-pub struct Quantities {
-    /// The policy's summed log-probabilities of the response tokens.
-    pub log_probs: PerResponse,
-    /// The number of response tokens.
-    pub counts: PerResponse,
-    /// The reference's summed log-probabilities.
-    pub reference: Option<PerResponse>,
-    /// KL(reference ‖ policy), summed over the response's positions.
-    pub kl: Option<PerResponse>,
-    /// FPO's feature distance D.
-    pub distance: Option<PerResponse>,
+    fn shifts_rewards(&self) -> bool {
+        self.method == Method::BcoPair && self.options.reward_shift != Some(false)
+    }
+
+    /// The loss of every pair, and the rewards that it is made of.
+    ///
+    /// # Panics
+    /// If a quantity that [`Self::needs`] names is absent, or an option is out of range, which
+    /// [`Self::check`] tells beforehand.
+    pub fn losses(&self, q: Quantities) -> PairLosses {
+        let aligned = q.aligned.clone();
+        let mut result = self.unweighted(q);
+        if self.needs().aligned_log_probs {
+            let aligned = self.need(aligned, "the aligned log-probabilities");
+            result.losses = result.losses * wpo_weights(aligned);
+        }
+        result
+    }
+
+    fn unweighted(&self, q: Quantities) -> PairLosses {
+        let Self { method, beta, alpha, gamma, stop_gradient, options } = *self;
+        let (p, n) = (q.log_probs, q.counts);
+        let average = || p.clone() / n.clone();
+        let nll = || -average().chosen;
+        let reference = || self.need(q.reference.clone(), "the reference's log-probabilities");
+        let average_reference = || reference() / n.clone();
+        let kl = || self.need(q.kl.clone(), "the token-level KL");
+        let distance = || self.need(q.distance.clone(), "the feature distance");
+        let smoothing = options.label_smoothing(method);
+        let nll_weight = options.nll_weight(method);
+        // Both models' sums, weighed by ld_alpha where it is given.
+        let sums = || match options.ld_alpha {
+            None => (p.clone(), reference()),
+            Some(ld_alpha) => {
+                let shared = self.need(q.shared.clone(), "the shared log-probabilities");
+                let of_reference =
+                    self.need(q.reference_shared.clone(), "the reference's shared ones");
+                (
+                    length_desensitised(p.clone(), shared, ld_alpha),
+                    length_desensitised(reference(), of_reference, ld_alpha),
+                )
+            }
+        };
+        let with_sums = |loss: &dyn Fn(PerResponse, PerResponse) -> PairLosses| {
+            let (policy, reference) = sums();
+            loss(policy, reference)
+        };
+        match method {
+            Method::Dpo => with_sums(&|p, r| dpo(p, r, beta).into()),
+            Method::Tdpo1 => tdpo1(p.clone(), reference(), kl(), beta).into(),
+            Method::Tdpo2 => tdpo2(p.clone(), reference(), kl(), beta, alpha).into(),
+            Method::Simpo => {
+                PairLosses::from(simpo(average(), beta, gamma)).plus_nll(nll(), nll_weight)
+            }
+            Method::SimpoKl => simpo_kl(average(), kl(), beta, gamma, alpha).into(),
+            Method::Fpo => {
+                fpo(average(), average_reference(), distance(), beta, alpha, stop_gradient).into()
+            }
+            Method::Cdpo => with_sums(&|p, r| cdpo(p, r, beta, smoothing)),
+            Method::Robust => with_sums(&|p, r| robust(p, r, beta, smoothing)),
+            Method::Hinge => with_sums(&|p, r| hinge(p, r, beta)),
+            Method::Ipo => ipo(average(), average_reference(), beta),
+            Method::SigmoidNorm => sigmoid_norm(average(), average_reference(), beta).into(),
+            Method::ExoPair => with_sums(&|p, r| exo_pair(p, r, beta, smoothing)),
+            Method::Discopop => with_sums(&|p, r| discopop(p, r, beta, options.discopop_tau())),
+            Method::AdaDpo => {
+                with_sums(&|p, r| ada_dpo(p, r, beta, options.ada_rho(), options.ada_tau()))
+            }
+            Method::NcaPair => with_sums(&|p, r| nca_pair(p, r, beta)),
+            Method::BcoPair => with_sums(&|p, r| {
+                let rewards = dpo(p.clone(), r.clone(), beta).rewards;
+                let delta = match self.shifts_rewards() {
+                    true => mean_reward(&rewards),
+                    false => rewards.chosen.zeros_like().mean(),
+                };
+                bco_pair(p, r, beta, delta)
+            }),
+            Method::SppoHard => with_sums(&|p, r| sppo_hard(p, r, beta)),
+            Method::ApoZero => with_sums(&|p, r| apo_zero(p, r, beta)),
+            Method::ApoDown => with_sums(&|p, r| apo_down(p, r, beta)),
+            Method::Aot => with_sums(&|p, r| aot(p, r, beta, smoothing)),
+            Method::AotUnpaired => with_sums(&|p, r| aot_unpaired(p, r, beta, smoothing)),
+            Method::Orpo => orpo(average(), nll(), beta),
+            Method::Cpo => cpo(p.clone(), nll(), beta, smoothing, nll_weight),
+            Method::CpoHinge => cpo_hinge(p.clone(), nll(), beta, nll_weight),
+            Method::Asft => asft(average(), nll(), beta),
+        }
+    }
+
+    fn need(&self, quantity: Option<PerResponse>, what: &str) -> PerResponse {
+        quantity.unwrap_or_else(|| panic!("{} needs {what}", self.method))
+    }
 }
 
 /// Mean over pairs, the number that training minimises.
-pub fn mean_loss(preference: &Preference) -> Tensor<1> {
-    preference.losses().mean()
+pub fn mean_loss(pairs: impl Into<PairLosses>) -> Tensor<1> {
+    let losses = pairs.into().losses;
+    // Not `mean`, whose gradient Burn scales in float32.
+    let [pairs] = losses.dims();
+    losses.sum() / pairs as f64
 }

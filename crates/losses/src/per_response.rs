@@ -25,6 +25,20 @@ impl PerResponse {
         Self { chosen: values.clone().slice(0..pairs), rejected: values.slice(pairs..rows) }
     }
 
+    /// Batches one after another.
+    ///
+    /// # Panics
+    /// If there are none.
+    pub fn cat(parts: Vec<Self>) -> Self {
+        let (chosen, rejected) = parts.into_iter().map(|p| (p.chosen, p.rejected)).unzip();
+        Self { chosen: Tensor::cat(chosen, 0), rejected: Tensor::cat(rejected, 0) }
+    }
+
+    /// Both through the same function.
+    pub fn map(self, f: impl Fn(Tensor<1>) -> Tensor<1>) -> Self {
+        Self { chosen: f(self.chosen), rejected: f(self.rejected) }
+    }
+
     /// chosen − rejected, `[pairs]`
     pub fn margin(&self) -> Tensor<1> {
         self.chosen.clone() - self.rejected.clone()

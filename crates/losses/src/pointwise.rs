@@ -2,30 +2,45 @@
 //!
 //! r(y) = β (log p(y) − log r(y)), with summed log-probabilities.
 
-use burn::tensor::activation::{sigmoid, softplus};
+use burn::tensor::{
+    Tensor,
+    activation::{sigmoid, softplus},
+};
 
 use crate::{PairLosses, PerResponse, dpo};
 
-/// Noise contrastive alignment on pairs (Chen et al. 2024, arXiv 2402.05369, section 4.1):
+/// Noise contrastive alignment on pairs (Chen et al. 2024, arXiv 2402.05369):
 ///
 /// −log σ(r_w) − ½ log σ(−r_w) − ½ log σ(−r_l)
 pub fn nca_pair(policy: PerResponse, reference: PerResponse, beta: f64) -> PairLosses {
     let rewards = dpo(policy, reference, beta).rewards;
     let PerResponse { chosen, rejected } = rewards.clone();
     let noise = softplus(chosen.clone(), 1.0) + softplus(rejected, 1.0);
-    PairLosses { losses: softplus(-chosen, 1.0) + noise * 0.5, rewards }
+    PairLosses::new(softplus(-chosen, 1.0) + noise * 0.5, rewards)
 }
 
-/// Binary classifier optimization on pairs (Jung et al. 2024, arXiv 2404.04656, section 4):
+/// Binary classifier optimization on pairs (Jung et al. 2024, arXiv 2404.04656, its reward shift):
 ///
 /// −log σ(r_w − δ) − log σ(−(r_l − δ))
 ///
-/// δ is the running mean of the rewards of both sides, a constant that the caller keeps; TRL's
-/// `bco_pair` is δ = 0.
-pub fn bco_pair(policy: PerResponse, reference: PerResponse, beta: f64, delta: f64) -> PairLosses {
+/// `delta` `[1]` is the mean of the rewards of both sides, a constant: of the step ([`mean_reward`]), or
+/// a running mean that the caller keeps. TRL's `bco_pair` is δ = 0.
+pub fn bco_pair(
+    policy: PerResponse,
+    reference: PerResponse,
+    beta: f64,
+    delta: Tensor<1>,
+) -> PairLosses {
     let rewards = dpo(policy, reference, beta).rewards;
     let PerResponse { chosen, rejected } = rewards.clone();
-    PairLosses { losses: softplus(-chosen + delta, 1.0) + softplus(rejected - delta, 1.0), rewards }
+    let losses = softplus(-chosen + delta.clone(), 1.0) + softplus(rejected - delta, 1.0);
+    PairLosses::new(losses, rewards)
+}
+
+/// δ = (mean r_w + mean r_l) / 2 over a batch, a constant `[1]`.
+pub fn mean_reward(rewards: &PerResponse) -> Tensor<1> {
+    let PerResponse { chosen, rejected } = rewards.clone();
+    (chosen.mean() + rejected.mean()).detach() * 0.5
 }
 
 /// Self-play preference optimization with hard labels (Wu et al. 2024, arXiv 2405.00675, equation 4.7
@@ -36,7 +51,7 @@ pub fn sppo_hard(policy: PerResponse, reference: PerResponse, beta: f64) -> Pair
     let log_ratios = policy - reference;
     let PerResponse { chosen, rejected } = log_ratios.clone();
     let losses = (chosen - 0.5 / beta).square() + (rejected + 0.5 / beta).square();
-    PairLosses { losses, rewards: log_ratios * beta }
+    PairLosses::new(losses, log_ratios * beta)
 }
 
 /// Anchored preference optimization for a policy worse than its chosen responses (D'Oosterlinck et
@@ -46,7 +61,7 @@ pub fn sppo_hard(policy: PerResponse, reference: PerResponse, beta: f64) -> Pair
 pub fn apo_zero(policy: PerResponse, reference: PerResponse, beta: f64) -> PairLosses {
     let rewards = dpo(policy, reference, beta).rewards;
     let PerResponse { chosen, rejected } = rewards.clone();
-    PairLosses { losses: sigmoid(-chosen) + sigmoid(rejected), rewards }
+    PairLosses::new(sigmoid(-chosen) + sigmoid(rejected), rewards)
 }
 
 /// Anchored preference optimization for a policy better than its chosen responses (arXiv 2408.06266,
@@ -55,5 +70,5 @@ pub fn apo_zero(policy: PerResponse, reference: PerResponse, beta: f64) -> PairL
 /// σ(r_w) + (1 − σ(r_w − r_l))
 pub fn apo_down(policy: PerResponse, reference: PerResponse, beta: f64) -> PairLosses {
     let rewards = dpo(policy, reference, beta).rewards;
-    PairLosses { losses: sigmoid(rewards.chosen.clone()) + sigmoid(-rewards.margin()), rewards }
+    PairLosses::new(sigmoid(rewards.chosen.clone()) + sigmoid(-rewards.margin()), rewards)
 }

@@ -26,17 +26,40 @@ impl Preference {
     }
 }
 
-/// What an objective comes to whose loss is another function than −log σ of a margin.
+/// The loss of every pair, whatever function of the rewards it is.
 #[derive(Clone, Debug)]
 pub struct PairLosses {
     /// `[pairs]`; training minimises their mean.
     pub losses: Tensor<1>,
     /// The implicit rewards, `[pairs]` each.
     pub rewards: PerResponse,
+    /// What is subtracted from their margin: γ of SimPO, else 0.
+    pub target_margin: f64,
+}
+
+impl PairLosses {
+    /// Losses that ask for no margin.
+    pub fn new(losses: Tensor<1>, rewards: PerResponse) -> Self {
+        Self { losses, rewards, target_margin: 0.0 }
+    }
+
+    /// u = reward(y_w) − reward(y_l) − γ, `[pairs]`: what equation 8's methods take the sigmoid of.
+    pub fn logits(&self) -> Tensor<1> {
+        self.rewards.margin() - self.target_margin
+    }
+
+    /// Adds `weight` times the chosen responses' negative log-likelihood.
+    pub(crate) fn plus_nll(mut self, chosen_nll: Tensor<1>, weight: f64) -> Self {
+        if weight != 0.0 {
+            self.losses = self.losses + chosen_nll * weight;
+        }
+        self
+    }
 }
 
 impl From<Preference> for PairLosses {
     fn from(preference: Preference) -> Self {
-        Self { losses: preference.losses(), rewards: preference.rewards }
+        let (losses, target_margin) = (preference.losses(), preference.target_margin);
+        Self { losses, rewards: preference.rewards, target_margin }
     }
 }

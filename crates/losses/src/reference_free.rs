@@ -20,7 +20,20 @@ pub fn orpo(average_log_probs: PerResponse, chosen_nll: Tensor<1>, beta: f64) ->
     let PerResponse { chosen, rejected } = average_log_probs.clone();
     let log_odds_ratio = log_odds(chosen) - log_odds(rejected);
     let losses = chosen_nll + softplus(-log_odds_ratio, 1.0) * beta;
-    PairLosses { losses, rewards: average_log_probs * beta }
+    PairLosses::new(losses, average_log_probs * beta)
+}
+
+/// Aligned supervised fine-tuning (Wang et al. 2024, arXiv 2409.10571; β is its λ), with log-probabilities
+/// divided by the number of response tokens: each response's own odds rather than their ratio,
+///
+/// NLL(y_w) − β (log σ(log odds(y_w)) + log σ(−log odds(y_l)))
+///     = NLL(y_w) − β (log p(y_w) + log(1 − p(y_l))), since σ(log odds) = p
+///
+/// Average log-probabilities must be below 0, as in [`orpo`].
+pub fn asft(average_log_probs: PerResponse, chosen_nll: Tensor<1>, beta: f64) -> PairLosses {
+    let PerResponse { chosen, rejected } = average_log_probs.clone();
+    let losses = chosen_nll - (chosen + log_1m_exp(rejected)) * beta;
+    PairLosses::new(losses, average_log_probs * beta)
 }
 
 /// Contrastive preference optimization (Xu et al. 2024, arXiv 2401.08417, equation 3 and the NLL term
@@ -36,10 +49,10 @@ pub fn cpo(
 ) -> PairLosses {
     let rewards = policy * beta;
     let losses = smoothed(rewards.margin(), label_smoothing) + chosen_nll * nll_weight;
-    PairLosses { losses, rewards }
+    PairLosses::new(losses, rewards)
 }
 
-/// [`cpo`] with the hinge loss of SLiC-HF (arXiv 2305.10425, section 2): max(0, 1 − u) + w · NLL(y_w)
+/// [`cpo`] with the hinge loss of SLiC-HF (arXiv 2305.10425): max(0, 1 − u) + w · NLL(y_w)
 pub fn cpo_hinge(
     policy: PerResponse,
     chosen_nll: Tensor<1>,
@@ -48,12 +61,17 @@ pub fn cpo_hinge(
 ) -> PairLosses {
     let rewards = policy * beta;
     let losses = relu(-rewards.margin() + 1.0) + chosen_nll * nll_weight;
-    PairLosses { losses, rewards }
+    PairLosses::new(losses, rewards)
 }
 
 /// log(p / (1 − p)) of log p < 0.
 fn log_odds(log_p: Tensor<1>) -> Tensor<1> {
+    log_p.clone() - log_1m_exp(log_p)
+}
+
+/// log(1 − p) of log p < 0.
+fn log_1m_exp(log_p: Tensor<1>) -> Tensor<1> {
     // With t = tanh(−log p / 2), 1 − p = 2t / (1 + t): no cancellation near p = 1, no overflow near 0.
-    let t = (-log_p.clone() * 0.5).tanh();
-    log_p - (t.clone() * 2.0).log() + t.log1p()
+    let t = (-log_p * 0.5).tanh();
+    (t.clone() * 2.0).log() - t.log1p()
 }

@@ -3,9 +3,9 @@
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use fpo_losses::{
-    PairLosses, PerResponse, aot, aot_unpaired, apo_down, apo_zero, bco_pair, cdpo, cpo, cpo_hinge,
-    discopop, dpo, exo_pair, fpo, hinge, ipo, nca_pair, orpo, robust, sigmoid_norm, simpo,
-    sppo_hard,
+    PairLosses, PerResponse, ada_dpo, aot, aot_unpaired, apo_down, apo_zero, asft, bco_pair, cdpo,
+    cpo, cpo_hinge, discopop, dpo, exo_pair, fpo, hinge, ipo, nca_pair, orpo, robust, sigmoid_norm,
+    simpo, sppo_hard,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -15,7 +15,7 @@ const BETA: f64 = 0.3;
 type Loss = fn(PerResponse, PerResponse) -> PairLosses;
 
 /// Every loss with a reference, by name.
-const LOSSES: [(&str, Loss); 15] = [
+const LOSSES: [(&str, Loss); 16] = [
     ("dpo", |p, r| dpo(p, r, BETA).into()),
     ("cdpo", |p, r| cdpo(p, r, BETA, 0.1)),
     ("robust", |p, r| robust(p, r, BETA, 0.1)),
@@ -24,8 +24,12 @@ const LOSSES: [(&str, Loss); 15] = [
     ("sigmoid_norm", |p, r| sigmoid_norm(p, r, BETA).into()),
     ("exo_pair", |p, r| exo_pair(p, r, BETA, 1e-3)),
     ("discopop", |p, r| discopop(p, r, BETA, 0.05)),
+    ("ada_dpo", |p, r| ada_dpo(p, r, BETA, 0.3, [0.1, 5.0])),
     ("nca_pair", |p, r| nca_pair(p, r, BETA)),
-    ("bco_pair", |p, r| bco_pair(p, r, BETA, 0.7)),
+    ("bco_pair", |p, r| {
+        let delta = shift(0.7).cast(p.chosen.dtype());
+        bco_pair(p, r, BETA, delta)
+    }),
     ("sppo_hard", |p, r| sppo_hard(p, r, BETA)),
     ("apo_zero", |p, r| apo_zero(p, r, BETA)),
     ("apo_down", |p, r| apo_down(p, r, BETA)),
@@ -34,14 +38,20 @@ const LOSSES: [(&str, Loss); 15] = [
 ];
 
 /// Every loss without.
-const REFERENCE_FREE: [(&str, Loss); 3] = [
+const REFERENCE_FREE: [(&str, Loss); 4] = [
     ("orpo", |p, _| orpo(p.clone(), -p.chosen, BETA)),
+    ("asft", |p, _| asft(p.clone(), -p.chosen, BETA)),
     ("cpo", |p, _| cpo(p.clone(), -p.chosen, BETA, 0.1, 1.0)),
     ("cpo_hinge", |p, _| cpo_hinge(p.clone(), -p.chosen, BETA, 1.0)),
 ];
 
 fn tensor(values: &[f64], device: &Device, dtype: DType) -> Tensor<1> {
     Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), (device, dtype))
+}
+
+/// BCO's δ.
+fn shift(delta: f64) -> Tensor<1> {
+    tensor(&[delta], &Device::flex(), DType::F64)
 }
 
 fn to_vec(x: Tensor<1>) -> Vec<f64> {
@@ -141,7 +151,7 @@ fn scalar_equations() {
         });
     }
     for delta in [-0.8, 0.0, 1.3] {
-        check(bco_pair(p(), r(), BETA, delta), &|w, l| {
+        check(bco_pair(p(), r(), BETA, shift(delta)), &|w, l| {
             -log_sigma(w - delta) - log_sigma(-(l - delta))
         });
     }

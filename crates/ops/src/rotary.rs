@@ -33,7 +33,8 @@ pub fn rotary(x: Tensor<4>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<4> {
 pub fn definition(x: Tensor<4>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<4> {
     let [_, tokens, _, head_dim] = x.dims();
     let half = head_dim / 2;
-    let per_head = |table: Tensor<2>| table.without_autodiff().reshape([1, tokens, 1, half]);
+    let per_head =
+        |table: Tensor<2>| table.without_autodiff().cast(x.dtype()).reshape([1, tokens, 1, half]);
     let (cos, sin) = (per_head(cos), per_head(sin));
     let (x1, x2) = (x.clone().narrow(3, 0, half), x.narrow(3, half, half));
     let out1 = x1.clone() * cos.clone() - x2.clone() * sin.clone();

@@ -26,6 +26,17 @@ pub fn cached_log_probs(cache: &ReferenceCache, ids: &[u64], device: &Device) ->
     Ok(Tensor::from_data(TensorData::new(values, [rows]), device))
 }
 
+/// The same over as many of a response's first tokens as the shorter response of its pair has, `[rows]`.
+pub fn cached_shared_log_probs(
+    cache: &ReferenceCache,
+    ids: &[u64],
+    device: &Device,
+) -> Result<Tensor<1>> {
+    let values: Vec<f32> = responses(cache, ids)?.iter().map(|r| r.shared_log_prob).collect();
+    let rows = values.len();
+    Ok(Tensor::from_data(TensorData::new(values, [rows]), device))
+}
+
 /// The reference's pooled activations of a batch, `[rows, d_sae]`.
 pub fn cached_features(cache: &ReferenceCache, ids: &[u64], device: &Device) -> Result<Tensor<2>> {
     let (responses, d_sae) = (responses(cache, ids)?, cache.d_sae());

@@ -1,4 +1,4 @@
-//! All methods from the same model, autoencoder and reference, in one table.
+//! Several methods from the same model, autoencoder and reference, in one table.
 
 use anyhow::{Context, Result};
 use fpo_losses::Method;
@@ -10,16 +10,14 @@ use crate::{
     stages::{self, Base, StageName, evaluate::Measured, report::write_page},
 };
 
-/// Runs every method and prints one table (the paper's table 2, small).
-pub fn compare(run: &Run) -> Result<()> {
+/// Runs the methods and prints one table (the paper's table 2, small).
+pub fn compare(run: &Run, methods: &[Method]) -> Result<()> {
     let base = Base::make(run, StageName::Report)?.context("every stage was asked for")?;
     let mut rows = Vec::new();
-    for method in Method::ALL {
+    for &method in methods {
         eprintln!("\n{method}");
-        let settings = Settings {
-            align: crate::settings::AlignSettings { method, ..run.settings.align.clone() },
-            ..run.settings.clone()
-        };
+        let settings =
+            Settings { align: run.settings.align.for_method(method), ..run.settings.clone() };
         let nested = run.nested(&format!("compare/{method}"), settings)?;
         let evaluation = stages::align_and_report(&nested, &base, StageName::Evaluate)?
             .context("evaluation was asked for")?;

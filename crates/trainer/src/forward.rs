@@ -2,9 +2,9 @@
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use fpo_data::{Pooling, TokenBatch};
-use fpo_ops::{Encoder, linear_kl, linear_log_probs, pooled_features};
+use fpo_ops::{Encoder, linear_kl, linear_log_probs, linear_token_statistics, pooled_features};
 use fpo_sae::JumpReluSae;
-use fpo_transformer::{Gemma2, Site};
+use fpo_transformer::{ForwardOutput, Gemma2, Site, Tape};
 
 /// What reads a model's sparse features: an encoder, its site, and the positions that count.
 #[derive(Clone)]
@@ -54,16 +54,29 @@ impl DeviceBatch {
 
     /// Sums values `[n]` over each row's response tokens → `[rows]`.
     pub fn sum_by_row(&self, values: Tensor<1>) -> Tensor<1> {
+        self.sum_first_by_row(values, &self.counts)
+    }
+
+    /// The same over as many of a response's first tokens as the shorter response of its pair has, where
+    /// the rows are pairs, all chosen responses first.
+    pub fn sum_shared_by_row(&self, values: Tensor<1>) -> Tensor<1> {
+        let pairs = self.counts.len() / 2;
+        let shared = |row: usize| self.counts[row % pairs].min(self.counts[pairs + row % pairs]);
+        self.sum_first_by_row(values, &(0..2 * pairs).map(shared).collect::<Vec<_>>())
+    }
+
+    fn sum_first_by_row(&self, values: Tensor<1>, first: &[usize]) -> Tensor<1> {
         let [n] = values.dims();
         let rows = self.counts.len();
         // A product with a matrix of zeros and ones: differentiable, and in the same order everywhere.
         let mut members = vec![0f32; rows * n];
         let mut start = 0;
-        for (row, &count) in self.counts.iter().enumerate() {
-            members[row * n + start..][..count].fill(1.0);
+        for (row, (&count, &first)) in self.counts.iter().zip(first).enumerate() {
+            members[row * n + start..][..first].fill(1.0);
             start += count;
         }
-        let members = Tensor::from_data(TensorData::new(members, [rows, n]), &values.device());
+        let members = TensorData::new(members, [rows, n]);
+        let members = Tensor::from_data(members, (&values.device(), values.dtype()));
         members.matmul(values.unsqueeze_dim::<2>(1)).squeeze_dim(1)
     }
 }
@@ -74,6 +87,24 @@ pub struct Forward {
     pub hidden: Tensor<2>,
     /// Pooled activations of each row, `[rows, d_sae]`, where a reader was given.
     pub pooled: Option<Tensor<2>>,
+    /// What the backward pass needs beside the graph, where activations are recomputed.
+    pub tape: Option<Tape>,
+}
+
+/// What a forward pass keeps for the backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activations {
+    /// Everything: the fast way.
+    Kept,
+    /// What goes into each block; the rest is computed a second time.
+    Recomputed,
+}
+
+impl Activations {
+    /// As the setting `checkpoint_activations` says.
+    pub const fn checkpointed(yes: bool) -> Self {
+        if yes { Self::Recomputed } else { Self::Kept }
+    }
 }
 
 impl Forward {
@@ -84,8 +115,35 @@ impl Forward {
         device_batch: &DeviceBatch,
         reader: Option<&FeatureReader>,
     ) -> Self {
-        let sites: Vec<Site> = reader.iter().map(|r| r.site).collect();
-        let output = model.forward(device_batch.tokens.clone(), &sites);
+        let output = model.forward(device_batch.tokens.clone(), &site(reader));
+        Self::read(output, None, batch, device_batch, reader)
+    }
+
+    /// One pass of a model that is trained.
+    pub fn for_training(
+        model: &Gemma2,
+        batch: &TokenBatch,
+        device_batch: &DeviceBatch,
+        reader: Option<&FeatureReader>,
+        activations: Activations,
+    ) -> Self {
+        match activations {
+            Activations::Kept => Self::new(model, batch, device_batch, reader),
+            Activations::Recomputed => {
+                let tokens = device_batch.tokens.clone();
+                let (output, tape) = model.forward_checkpointed(tokens, &site(reader));
+                Self::read(output, Some(tape), batch, device_batch, reader)
+            }
+        }
+    }
+
+    fn read(
+        output: ForwardOutput,
+        tape: Option<Tape>,
+        batch: &TokenBatch,
+        device_batch: &DeviceBatch,
+        reader: Option<&FeatureReader>,
+    ) -> Self {
         let hidden = rows(output.hidden_states).select(0, device_batch.predicting.clone());
         let pooled = reader.zip(output.sites.into_iter().next()).map(|(reader, activations)| {
             let positions = batch.positions(reader.pooling, &reader.excluded);
@@ -93,7 +151,7 @@ impl Forward {
             let activations = rows(activations).select(0, int_tensor(positions.flat, &device));
             pooled_features(activations, &reader.encoder, &positions.counts)
         });
-        Self { hidden, pooled }
+        Self { hidden, pooled, tape }
     }
 
     /// Summed log-probability of each row's response, `[rows]`.
@@ -105,6 +163,35 @@ impl Forward {
     pub fn token_log_probs(&self, model: &Gemma2, batch: &DeviceBatch) -> Tensor<1> {
         let cap = model.config().final_logit_softcapping;
         linear_log_probs(self.hidden.clone(), model.unembedding(), batch.targets.clone(), cap)
+    }
+
+    /// log p(token) − log Σ_v p(v)² of every response token, `[n]`: how much the model would have written
+    /// it itself. A constant.
+    pub fn token_aligned_log_probs(&self, model: &Gemma2, batch: &DeviceBatch) -> Tensor<1> {
+        // With logits z this is log softmax(2z) − log softmax(z) at the token, and doubling the hidden
+        // states doubles z where the cap is doubled too.
+        let cap = model.config().final_logit_softcapping;
+        let at = |scale: f64| {
+            let hidden = self.hidden.clone().without_autodiff() * scale;
+            let weight = model.unembedding().without_autodiff();
+            let targets = batch.targets.clone().without_autodiff();
+            linear_log_probs(hidden, weight, targets, cap.map(|cap| cap * scale))
+        };
+        at(2.0) - at(1.0)
+    }
+
+    /// Entropy of the model's distribution at every response token in nats, and whether its most
+    /// probable token is the response's, `[n]` each; constants.
+    pub fn token_statistics(&self, model: &Gemma2, batch: &DeviceBatch) -> [Tensor<1>; 2] {
+        let targets = batch.targets.clone().without_autodiff();
+        let statistics = linear_token_statistics(
+            self.hidden.clone().without_autodiff(),
+            model.unembedding().without_autodiff(),
+            targets.clone(),
+            model.config().final_logit_softcapping,
+        );
+        let right = statistics.argmax.equal(targets).float();
+        [statistics.entropy, right]
     }
 
     /// KL(reference ‖ model), summed over each row's response positions, `[rows]`.
@@ -124,6 +211,10 @@ impl Forward {
         );
         batch.sum_by_row(kl)
     }
+}
+
+fn site(reader: Option<&FeatureReader>) -> Vec<Site> {
+    reader.iter().map(|r| r.site).collect()
 }
 
 /// `[batch, tokens, width]` → `[batch · tokens, width]`

@@ -18,7 +18,10 @@
 //! # Ok::<(), anyhow::Error>(())
 //! ```
 
+pub mod activations;
 pub mod aligner;
+pub mod alignment_step;
+pub mod autoencoder;
 pub mod bench;
 pub mod cached;
 pub mod commands;
@@ -32,6 +35,9 @@ pub mod recipes;
 pub mod reference_pass;
 pub mod report;
 pub mod run;
+pub mod sae_evaluation;
+pub mod sae_training;
 pub mod settings;
 pub mod stages;
+pub mod trained;
 pub mod training;

@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 
 use anyhow::{Context, Result};
+use burn::tensor::Tensor;
 use fpo_data::{
     Batches, PairBatch, PairView, ReferenceRow, SparseFeatures,
     reference::{ReferenceResponse, SharedCache},
@@ -28,8 +29,10 @@ pub fn reference_rows(
 ) -> Result<Vec<ReferenceRow>> {
     let device_batch = DeviceBatch::new(&batch.batch, &model.device());
     let forward = Forward::new(model, &batch.batch, &device_batch, reader);
-    let log_probs: Vec<f32> =
-        forward.log_probs(model, &device_batch).into_data().iter::<f32>().collect();
+    let tokens = forward.token_log_probs(model, &device_batch);
+    let read = |x: Tensor<1>| x.into_data().iter::<f32>().collect::<Vec<f32>>();
+    let log_probs = read(device_batch.sum_by_row(tokens.clone()));
+    let shared = read(device_batch.sum_shared_by_row(tokens));
     let pooled: Vec<f32> = match (reader, forward.pooled) {
         (None, _) => Vec::new(),
         (Some(_), pooled) => {
@@ -40,6 +43,7 @@ pub fn reference_rows(
     let d_sae = reader.map_or(0, FeatureReader::d_sae);
     let response = |row: usize| ReferenceResponse {
         log_prob: log_probs[row],
+        shared_log_prob: shared[row],
         tokens: device_batch.counts[row] as u32,
         features: SparseFeatures::from_dense(&pooled[row * d_sae..][..d_sae]),
     };

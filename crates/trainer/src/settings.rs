@@ -7,9 +7,9 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail};
 use fpo_data::{OnEmpty, Pooling};
-use fpo_losses::{Method, Objective};
+use fpo_losses::{Method, Objective, Options};
 use fpo_sae::SaeTraining;
-use fpo_transformer::Site;
+use fpo_transformer::{LoraConfig, Site};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -155,6 +155,10 @@ pub struct SftSettings {
     pub micro_batch_size: NonZeroUsize,
     /// A checkpoint after every so many steps.
     pub checkpoint_every: NonZeroUsize,
+    /// Computes each block a second time in the backward pass rather than keep all its activations.
+    pub checkpoint_activations: bool,
+    /// Trains adapters of this shape rather than the model itself, where present.
+    pub lora: Option<LoraConfig>,
     /// How weights move.
     pub optimizer: OptimizerSettings,
 }
@@ -167,10 +171,26 @@ pub struct SaeSettings {
     pub path: Option<PathBuf>,
     /// Where its activations are read, such as `resid_post:25`.
     pub site: String,
-    /// Tokens whose activations it is trained on.
+    /// Tokens whose activations it is trained on and measured on.
     pub tokens: usize,
+    /// Activations held in memory and shuffled together, at least.
+    #[serde(default = "quarter_million")]
+    pub buffer_tokens: NonZeroUsize,
+    /// Leaves out tokens whose activation is longer than so many times the median.
+    pub max_norm: Option<f64>,
+    /// A checkpoint after every so many steps.
+    #[serde(default = "thousand")]
+    pub checkpoint_every: NonZeroUsize,
     /// The training.
     pub training: SaeTraining,
+}
+
+const fn quarter_million() -> NonZeroUsize {
+    NonZeroUsize::new(250_000).unwrap()
+}
+
+const fn thousand() -> NonZeroUsize {
+    NonZeroUsize::new(1000).unwrap()
 }
 
 /// The offline reference.
@@ -187,7 +207,7 @@ pub struct ReferenceSettings {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AlignSettings {
-    /// dpo, tdpo1, tdpo2, simpo, simpo-kl or fpo.
+    /// One of [`Method::ALL`].
     pub method: Method,
     /// β; the paper's for the method where absent.
     pub beta: Option<f64>,
@@ -197,6 +217,24 @@ pub struct AlignSettings {
     pub gamma: f64,
     /// FPO's stop-gradient on the chosen side.
     pub stop_gradient: bool,
+    /// ε, the share of labels taken to be wrong: cdpo, robust, exo-pair, aot, aot-unpaired, cpo.
+    pub label_smoothing: Option<f64>,
+    /// τ of discopop.
+    pub discopop_tau: Option<f64>,
+    /// Weight of the chosen response's negative log-likelihood: cpo, cpo-hinge, simpo.
+    pub nll_weight: Option<f64>,
+    /// δ of bco-pair: the mean reward of the step, or 0.
+    pub reward_shift: Option<bool>,
+    /// ρ₀ of ada-dpo.
+    pub ada_rho: Option<f64>,
+    /// Bounds of ada-dpo's scale.
+    pub ada_tau: Option<[f64; 2]>,
+    /// Weight of the tokens by which a response is the longer one of its pair.
+    pub ld_alpha: Option<f64>,
+    /// Weighs pairs by how probable both responses are to the policy.
+    pub use_weighting: Option<bool>,
+    /// Logs entropy and token accuracy of the policy: one more pass over the logits.
+    pub token_statistics: bool,
     /// k: features compared are the k strongest of policy and reference.
     pub k: usize,
     /// Positions whose features are averaged.
@@ -209,6 +247,10 @@ pub struct AlignSettings {
     pub micro_batch_size: NonZeroUsize,
     /// A checkpoint after every so many steps.
     pub checkpoint_every: NonZeroUsize,
+    /// Computes each block a second time in the backward pass rather than keep all its activations.
+    pub checkpoint_activations: bool,
+    /// Trains adapters of this shape rather than the model itself, where present.
+    pub lora: Option<LoraConfig>,
     /// How weights move.
     pub optimizer: OptimizerSettings,
 }
@@ -222,6 +264,37 @@ impl AlignSettings {
             alpha: self.alpha,
             gamma: self.gamma,
             stop_gradient: self.stop_gradient,
+            options: self.options(),
+        }
+    }
+
+    fn options(&self) -> Options {
+        Options {
+            label_smoothing: self.label_smoothing,
+            discopop_tau: self.discopop_tau,
+            nll_weight: self.nll_weight,
+            reward_shift: self.reward_shift,
+            ada_rho: self.ada_rho,
+            ada_tau: self.ada_tau,
+            ld_alpha: self.ld_alpha,
+            use_weighting: self.use_weighting,
+        }
+    }
+
+    /// The same settings for another method, without the options that it lacks.
+    pub fn for_method(&self, method: Method) -> Self {
+        let o = self.options().for_method(method);
+        Self {
+            method,
+            label_smoothing: o.label_smoothing,
+            discopop_tau: o.discopop_tau,
+            nll_weight: o.nll_weight,
+            reward_shift: o.reward_shift,
+            ada_rho: o.ada_rho,
+            ada_tau: o.ada_tau,
+            ld_alpha: o.ld_alpha,
+            use_weighting: o.use_weighting,
+            ..self.clone()
         }
     }
 }
@@ -300,6 +373,11 @@ impl Settings {
         if !(0.0..1.0).contains(&self.data.hold_out) {
             bail!("data.hold_out = {} is a share from 0 to 1", self.data.hold_out);
         }
+        for (name, lora) in [("sft", &self.sft.lora), ("align", &self.align.lora)] {
+            if let Some(lora) = lora {
+                lora.check().map_err(|m| anyhow!("{name}.lora: {m}"))?;
+            }
+        }
         for (name, o) in [("sft", &self.sft.optimizer), ("align", &self.align.optimizer)] {
             let positive = [("learning_rate", o.learning_rate), ("max_grad_norm", o.max_grad_norm)];
             for (key, value) in positive {
@@ -317,6 +395,10 @@ impl Settings {
 
 /// Every key there is, dotted, leaves and tables.
 fn known_keys(settings: &Settings) -> Result<Vec<String>> {
+    // Tables that may be absent have keys nevertheless.
+    let mut settings = settings.clone();
+    settings.sft.lora.get_or_insert_default();
+    settings.align.lora.get_or_insert_default();
     // JSON, because it has a null for what is absent.
     fn walk(value: &serde_json::Value, prefix: &str, keys: &mut Vec<String>) {
         let Some(object) = value.as_object() else { return };
@@ -330,7 +412,7 @@ fn known_keys(settings: &Settings) -> Result<Vec<String>> {
         }
     }
     let mut keys = Vec::new();
-    walk(&serde_json::to_value(settings)?, "", &mut keys);
+    walk(&serde_json::to_value(&settings)?, "", &mut keys);
     Ok(keys)
 }
 
@@ -355,6 +437,12 @@ fn merge(table: &mut Table, layer: Table, prefix: &str, known: &[String]) -> Res
         match (table.get_mut(&name), value) {
             (Some(Value::Table(below)), Value::Table(above)) => merge(below, above, &key, known)?,
             (Some(Value::Table(_)), _) => bail!("`{key}` is a table of settings, not a value"),
+            // A table that was absent: its keys are to be checked too.
+            (None, Value::Table(above)) => {
+                let mut below = Table::new();
+                merge(&mut below, above, &key, known)?;
+                table.insert(name, Value::Table(below));
+            }
             (_, value) => {
                 table.insert(name, value);
             }
@@ -417,6 +505,32 @@ mod tests {
     }
 
     #[test]
+    fn an_absent_table_begins_with_its_first_key() {
+        assert_eq!(resolve(&[]).unwrap().align.lora, None);
+        let set = ["align.lora.rank=4", "align.lora.target_modules=[\"q_proj\", \"v_proj\"]"];
+        let settings = resolve(&set).unwrap();
+        let lora = settings.align.lora.clone().unwrap();
+        assert_eq!((lora.rank, lora.alpha), (4, 32.0));
+        assert_eq!(lora.target_modules.to_string(), "q_proj, v_proj");
+        let again: Settings = toml::from_str(&settings.to_toml().unwrap()).unwrap();
+        assert_eq!(again, settings);
+        let all = resolve(&["sft.lora.target_modules=all-linear"]).unwrap().sft.lora.unwrap();
+        assert_eq!(all, LoraConfig::default());
+    }
+
+    #[test]
+    fn methods_may_be_named_as_in_trl() {
+        let settings = resolve(&["align.method=sigmoid_norm"]).unwrap();
+        assert_eq!(settings.align.method, Method::SigmoidNorm);
+        let cdpo = resolve(&["align.method=cdpo", "align.label_smoothing=0.2"]).unwrap().align;
+        assert_eq!(cdpo.for_method(Method::Robust).label_smoothing, Some(0.2));
+        assert_eq!(cdpo.for_method(Method::Dpo).label_smoothing, None);
+        for method in Method::ALL {
+            cdpo.for_method(method).objective().check().unwrap();
+        }
+    }
+
+    #[test]
     fn every_recipe_resolves() {
         for name in recipes::NAMES {
             Settings::resolve(name, None, &[]).unwrap_or_else(|e| panic!("{name}: {e:#}"));
@@ -425,18 +539,43 @@ mod tests {
 
     #[test]
     fn refusals_name_what_to_do() {
+        for (method, set, says) in [
+            ("cdpo", "align.label_smoothing=0.6", "label_smoothing = 0.6 must be from 0 to ½"),
+            ("robust", "align.label_smoothing=0.5", "below ½"),
+            ("exo-pair", "align.label_smoothing=0", "above 0"),
+            ("discopop", "align.discopop_tau=2", "at most 1"),
+            ("cpo", "align.nll_weight=-1", "at least 0"),
+            ("ada-dpo", "align.ada_rho=0.7", "below log 2"),
+            ("ada-dpo", "align.ada_tau=[2.0, 1.0]", "ascending"),
+            ("dpo", "align.ld_alpha=1.5", "from 0 to 1"),
+            ("dpo", "align.ld_alpha=nan", "from 0 to 1"),
+            ("aot", "align.use_weighting=true", "aot has no use_weighting"),
+        ] {
+            let method = format!("align.method={method}");
+            let message = format!("{:#}", resolve(&[&method, set]).unwrap_err());
+            assert!(message.contains(says), "{set}: {message:?} does not say {says:?}");
+        }
         for (set, says) in [
             ("align.metod=dpo", "align.method"),
             ("algin.method=dpo", "align.method"),
             ("align=3", "is a table"),
             ("align.method=ppo", "ppo"),
             ("align.beta=-1", "beta = -1"),
+            ("align.beta=nan", "beta = NaN"),
+            ("align.label_smoothing=0.1", "fpo has no label_smoothing"),
+            ("align.ld_alpha=0.5", "choose one of dpo, cdpo"),
+            ("align.discopop_tau=0.05", "choose one of discopop"),
             ("align.k=0", "align.k"),
             ("align.k=100000", "align.k = 100000"),
             ("data.hold_out=1.5", "share"),
             ("sae.site=resid_post:9", "resid_post:9"),
             ("sae.training.target_l0=-3", "target_l0"),
             ("sft.optimizer.learning_rate=0", "learning_rate"),
+            ("align.lora.rnk=4", "align.lora.rank"),
+            ("align.lora.rank=0", "align.lora: rank = 0"),
+            ("sft.lora.alpha=-1", "sft.lora: alpha = -1"),
+            ("align.lora.target_modules=[\"q\"]", "`q`"),
+            ("align.lora.target_modules=.*proj", "all-linear"),
             ("nonsense", "KEY=VALUE"),
         ] {
             let message = format!("{:#}", resolve(&[set]).unwrap_err());

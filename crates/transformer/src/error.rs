@@ -13,7 +13,8 @@ pub enum Error {
         /// What the operating system said.
         source: std::io::Error,
     },
-    /// `config.json` is not a Gemma-2 configuration that this crate supports.
+    /// `config.json` is not a Gemma-2 configuration, or `adapter_config.json` not an adapter's, that this
+    /// crate supports.
     #[error("{path}: {message}")]
     Config {
         /// The configuration file.
@@ -33,6 +34,14 @@ pub enum Error {
     #[error("{path}: the weights do not fit config.json:\n  {}", problems.join("\n  "))]
     Weights {
         /// The checkpoint's folder.
+        path: PathBuf,
+        /// Every missing, extra or mis-shaped tensor, one line each.
+        problems: Vec<String>,
+    },
+    /// The tensors of an adapter are not those that its configuration and the model ask for.
+    #[error("{path}: the adapter does not fit the model:\n  {}", problems.join("\n  "))]
+    Adapter {
+        /// The adapter's folder.
         path: PathBuf,
         /// Every missing, extra or mis-shaped tensor, one line each.
         problems: Vec<String>,

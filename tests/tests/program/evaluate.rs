@@ -224,8 +224,12 @@ fn a_damaged_cache_and_impossible_options_are_refused() {
     let fingerprint = ReferenceCache::made_from(&evaluate.cache).unwrap();
 
     // Pairs that are missing, and pairs that stand in two parts.
-    let response =
-        || ReferenceResponse { log_prob: -1.0, tokens: 3, features: SparseFeatures::default() };
+    let response = || ReferenceResponse {
+        log_prob: -1.0,
+        shared_log_prob: -1.0,
+        tokens: 3,
+        features: SparseFeatures::default(),
+    };
     let shape = CacheShape {
         pairs: 8,
         d_sae: 48,

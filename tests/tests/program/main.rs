@@ -5,6 +5,8 @@ mod common;
 mod end_to_end;
 mod evaluate;
 mod generate;
+mod lora;
+mod metrics;
 mod reference;
 mod resume;
 mod score;

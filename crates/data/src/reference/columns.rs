@@ -42,6 +42,7 @@ pub(super) fn schema() -> SchemaRef {
         let list = |item: Field| DataType::List(Arc::new(item));
         [
             Field::new(format!("{side}log_prob"), DataType::Float32, false),
+            Field::new(format!("{side}shared_log_prob"), DataType::Float32, false),
             Field::new(format!("{side}tokens"), DataType::UInt32, false),
             Field::new(format!("{side}feature_index"), list(index_field()), false),
             Field::new(format!("{side}feature_value"), list(value_field()), false),
@@ -71,18 +72,21 @@ pub(super) fn encode(rows: &[ReferenceRow]) -> Result<RecordBatch, ArrowError> {
     RecordBatch::try_new(schema(), columns)
 }
 
-fn encode_side<'a>(responses: impl Iterator<Item = &'a ReferenceResponse>) -> [ArrayRef; 4] {
-    let (mut log_probs, mut tokens) = (Float32Builder::new(), UInt32Builder::new());
+fn encode_side<'a>(responses: impl Iterator<Item = &'a ReferenceResponse>) -> [ArrayRef; 5] {
+    let (mut log_probs, mut shared) = (Float32Builder::new(), Float32Builder::new());
+    let mut tokens = UInt32Builder::new();
     let mut indices = ListBuilder::new(UInt32Builder::new()).with_field(index_field());
     let mut values = ListBuilder::new(Float32Builder::new()).with_field(value_field());
     for response in responses {
         log_probs.append_value(response.log_prob);
+        shared.append_value(response.shared_log_prob);
         tokens.append_value(response.tokens);
         append_list(&mut indices, &response.features.indices);
         append_list(&mut values, &response.features.values);
     }
     [
         Arc::new(log_probs.finish()),
+        Arc::new(shared.finish()),
         Arc::new(tokens.finish()),
         Arc::new(indices.finish()),
         Arc::new(values.finish()),
@@ -107,6 +111,7 @@ pub(super) struct Columns {
 #[derive(Debug)]
 struct Side {
     log_probs: ScalarBuffer<f32>,
+    shared_log_probs: ScalarBuffer<f32>,
     tokens: ScalarBuffer<u32>,
     indices: List<u32>,
     values: List<f32>,
@@ -150,6 +155,9 @@ impl Columns {
         let side = |side: &str| -> Result<Side, String> {
             Ok(Side {
                 log_probs: scalars::<Float32Type>(column(&format!("{side}log_prob"))?),
+                shared_log_probs: scalars::<Float32Type>(column(&format!(
+                    "{side}shared_log_prob"
+                ))?),
                 tokens: scalars::<UInt32Type>(column(&format!("{side}tokens"))?),
                 indices: list::<UInt32Type>(column(&format!("{side}feature_index"))?),
                 values: list::<Float32Type>(column(&format!("{side}feature_value"))?),
@@ -168,6 +176,7 @@ impl Columns {
     pub fn get(&self, row: usize) -> ReferenceView<'_> {
         let [chosen, rejected] = self.sides.each_ref().map(|side| ReferenceResponseView {
             log_prob: side.log_probs[row],
+            shared_log_prob: side.shared_log_probs[row],
             tokens: side.tokens[row],
             features: SparseView { indices: side.indices.get(row), values: side.values.get(row) },
         });

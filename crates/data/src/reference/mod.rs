@@ -1,7 +1,8 @@
 //! The offline reference cache: what the frozen reference model says of every pair, written before training and read during it.
 //!
 //! A cache is a folder of Parquet shards (`part-00000-of-00004.parquet`), one row per pair: `id` u64, and for each of `chosen_` and
-//! `rejected_`: `log_prob` f32 (the sum over the response's tokens), `tokens` u32 (their number), `feature_index` list of u32 and
+//! `rejected_`: `log_prob` f32 (the sum over the response's tokens), `shared_log_prob` f32 (over as many
+//! of its first tokens as the pair's shorter response has), `tokens` u32 (their number), `feature_index` list of u32 and
 //! `feature_value` list of f32 (the pooled activations that aren't zero). Every shard bears the fingerprint of all that made the cache,
 //! and a cache that doesn't match is refused with every difference named: it is never used silently.
 
@@ -27,6 +28,8 @@ use std::path::PathBuf;
 pub struct ReferenceResponse {
     /// Log-probability, summed over the response's tokens, in nats. At most 0.
     pub log_prob: f32,
+    /// The same over as many of its first tokens as the shorter response of the pair has.
+    pub shared_log_prob: f32,
     /// Number of the response's tokens. At least 1.
     pub tokens: u32,
     /// Pooled activations of a vector `[d_sae]`.
@@ -49,6 +52,8 @@ pub struct ReferenceRow {
 pub struct ReferenceResponseView<'a> {
     /// Log-probability, summed over the response's tokens, in nats.
     pub log_prob: f32,
+    /// The same over as many of its first tokens as the shorter response of the pair has.
+    pub shared_log_prob: f32,
     /// Number of the response's tokens.
     pub tokens: u32,
     /// Pooled activations of a vector `[d_sae]`.
@@ -259,6 +264,7 @@ impl ReferenceResponse {
     pub fn view(&self) -> ReferenceResponseView<'_> {
         ReferenceResponseView {
             log_prob: self.log_prob,
+            shared_log_prob: self.shared_log_prob,
             tokens: self.tokens,
             features: self.features.view(),
         }
@@ -281,8 +287,10 @@ impl ReferenceResponseView<'_> {
 
     fn check(&self, side: &'static str, d_sae: usize) -> Result<(), RowProblem> {
         // Written so that NaN fails too.
-        if !(self.log_prob.is_finite() && self.log_prob <= 0.0) {
-            return Err(RowProblem::LogProb { side, value: self.log_prob });
+        for value in [self.log_prob, self.shared_log_prob] {
+            if !(value.is_finite() && value <= 0.0) {
+                return Err(RowProblem::LogProb { side, value });
+            }
         }
         if self.tokens == 0 {
             return Err(RowProblem::NoTokens { side });

@@ -13,6 +13,7 @@ fn response(id: u64, salt: u32) -> ReferenceResponse {
         indices.iter().map(|&index| 0.5 + ((index * 37 + id as u32) % 50) as f32 / 8.0).collect();
     ReferenceResponse {
         log_prob: -1.5 - id as f32,
+        shared_log_prob: -1.25 - id as f32 / 2.0,
         tokens: 1 + id as u32 % 5,
         features: SparseFeatures { indices, values },
     }

@@ -149,8 +149,10 @@ impl ShardWriter {
     /// A row that can't be right, or a second row of a pair.
     pub fn push(&mut self, mut row: ReferenceRow) -> Result<(), ReferenceError> {
         for response in [&mut row.chosen, &mut row.rejected] {
-            if response.log_prob > 0.0 && response.log_prob <= ROUNDING {
-                response.log_prob = 0.0;
+            for value in [&mut response.log_prob, &mut response.shared_log_prob] {
+                if *value > 0.0 && *value <= ROUNDING {
+                    *value = 0.0;
+                }
             }
         }
         let (path, id) = (&self.folder, row.id);

@@ -109,6 +109,7 @@ fn truncation() {
             "{truncation:?}"
         );
         assert_eq!((summary.clipped_prompts, summary.clipped_responses), clipped, "{truncation:?}");
+        assert_eq!(summary.clipped, usize::from(clipped != (0, 0)), "{truncation:?}");
         assert_eq!((summary.read, summary.kept), (1, usize::from(expected.is_some())));
         assert_eq!(summary.dropped_empty, 1 - summary.kept);
         assert!(summary.longest <= max_length);

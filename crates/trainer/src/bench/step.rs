@@ -5,14 +5,14 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
 use fpo_data::{
-    Fingerprint, PairBatch, Pooling, ReferenceCache, ReferenceWriter, ResponseView, TokenizedPair,
-    TokenizedResponse,
+    Fingerprint, PairBatch, PairView, Pooling, ReferenceCache, ReferenceWriter, ResponseView,
+    TokenizedPair, TokenizedResponse,
     reference::{CacheShape, StoredFeatures},
 };
 use fpo_losses::{Method, Objective};
 use fpo_ops::Encoder;
 use fpo_sae::{JumpReluSae, Provenance};
-use fpo_transformer::{Gemma2, Gemma2Config, Site, weights};
+use fpo_transformer::{Gemma2, Gemma2Config, LoraConfig, Site, weights};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
@@ -21,7 +21,7 @@ use serde_json::json;
 use super::{median, peak_rss_mib};
 use crate::{
     aligner::Aligner,
-    forward::FeatureReader,
+    forward::{Activations, FeatureReader},
     optim::{GradientMap, Optimizer},
     reference_pass::reference_rows,
     settings::{OptimizerKind, OptimizerSettings, Schedule},
@@ -69,6 +69,12 @@ pub struct StepSizes {
     /// Features compared.
     #[arg(long, default_value_t = 50)]
     pub k: usize,
+    /// Computes each block a second time in the backward pass rather than keep its activations.
+    #[arg(long)]
+    pub checkpoint_activations: bool,
+    /// Trains adapters of this rank on all linear layers rather than the model.
+    #[arg(long)]
+    pub lora_rank: Option<usize>,
     /// Steps measured, after one that is not.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u64).range(1..))]
     pub steps: u64,
@@ -152,7 +158,7 @@ pub fn measure(sizes: &StepSizes, device: &Device) -> Result<StepReport> {
         sizes.tokens,
         sizes.prompt()
     );
-    if sizes.method.needs().features && !(1..=sizes.d_sae).contains(&sizes.k) {
+    if Objective::paper(sizes.method).needs().features && !(1..=sizes.d_sae).contains(&sizes.k) {
         bail!("--k {} must be between 1 and --d-sae {}", sizes.k, sizes.d_sae);
     }
     device.seed(0);
@@ -162,20 +168,27 @@ pub fn measure(sizes: &StepSizes, device: &Device) -> Result<StepReport> {
     let batch = PairBatch::new(&views, 0)?;
 
     let reference = weights::random(&config, 0, device)?;
-    let aligner = aligner(sizes, reference, &batch, views[0].chosen)?;
-    let mut policy = weights::random(&config, 0, &device.clone().autodiff())?;
+    let trainable = device.clone().autodiff();
+    let mut policy = match sizes.lora_rank {
+        None => weights::random(&config, 0, &trainable)?,
+        Some(rank) => {
+            let lora = LoraConfig { rank, ..LoraConfig::default() };
+            lora.check().map_err(|m| anyhow!("--lora-rank: {m}"))?;
+            reference.with_new_lora(&lora, 0, &trainable)?
+        }
+    };
+    let aligner = aligner(sizes, reference, &views)?;
     let mut optimizer = Optimizer::new(&sizes.optimizer(), usize::MAX);
     let mut times: [Vec<f64>; 4] = Default::default();
     let mut last_loss = f64::NAN;
     for step in 0..=sizes.steps {
         let begun = Instant::now();
-        let outcome = aligner.evaluate(&policy, &batch)?;
-        let loss = outcome.preference.losses().mean();
+        let (measured, losses) = aligner.evaluate(&policy, &batch)?;
+        let loss = losses.losses.mean();
         // Reading the number waits for the device.
         last_loss = loss.clone().into_scalar::<f32>().into();
         let forward = begun.elapsed().as_secs_f64();
-        let mut gradients = loss.backward();
-        let gradients = GradientMap::collect(&policy, &mut gradients);
+        let gradients = GradientMap::of(&loss, &policy, measured.tape);
         let norm = gradients.norm();
         ensure!(norm.is_finite(), "the gradient's norm is {norm}");
         let backward = begun.elapsed().as_secs_f64();
@@ -205,15 +218,10 @@ pub fn measure(sizes: &StepSizes, device: &Device) -> Result<StepReport> {
 }
 
 /// The method with what it needs; the reference's numbers come from a cache on disk, as in a run.
-fn aligner(
-    sizes: &StepSizes,
-    reference: Gemma2,
-    batch: &PairBatch,
-    sample: ResponseView,
-) -> Result<Aligner> {
+fn aligner(sizes: &StepSizes, reference: Gemma2, pairs: &[PairView]) -> Result<Aligner> {
     let site =
         Site::resid_post(sizes.layers.checked_sub(1).context("--layers must be at least 1")?);
-    let sae = random_sae(sizes, &reference, site, sample);
+    let sae = random_sae(sizes, &reference, site, pairs[0].chosen);
     let reader = FeatureReader::new(&sae, site, Pooling::Predicting, Vec::new());
     let folder = tempfile::tempdir()?;
     let fingerprint = Fingerprint::default().with("bench", "random weights");
@@ -224,17 +232,23 @@ fn aligner(
         rows_per_shard: sizes.pairs.try_into()?,
     };
     let mut writer = ReferenceWriter::create(folder.path(), &fingerprint, shape)?;
-    for row in reference_rows(&reference, Some(&reader), batch)? {
+    let batch = PairBatch::new(pairs, 0)?;
+    for row in reference_rows(&reference, Some(&reader), &batch)? {
         writer.push(row)?;
     }
     writer.finish()?;
-    let needs = sizes.method.needs();
+    let objective = Objective::paper(sizes.method);
+    let needs = objective.needs();
     Ok(Aligner {
-        objective: Objective::paper(sizes.method),
+        objective,
+        needs,
         k: sizes.k,
+        feature_weights: None,
+        token_statistics: false,
         reader: needs.features.then_some(reader),
         cache: ReferenceCache::open(folder.path(), &fingerprint)?,
         reference_model: needs.token_kl.then_some(reference),
+        activations: Activations::checkpointed(sizes.checkpoint_activations),
     })
 }
 

@@ -14,7 +14,7 @@ use fpo_transformer::{Gemma2, Site};
 use serde_json::json;
 
 use super::{
-    model_folder::{DeviceArg, ModelFolder},
+    loaded::{DeviceArg, ModelFolder},
     tokens::{Sequence, TokenArgs},
 };
 use crate::progress::Progress;

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use super::model_folder::DeviceArg;
+use super::loaded::DeviceArg;
 use crate::bench::{
     ops::{self, OpsReport},
     step::{self, StepReport, StepSizes},

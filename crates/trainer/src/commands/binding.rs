@@ -11,7 +11,7 @@ use fpo_data::{Fingerprint, Pair, Pooling, Prompt, Rendering, hash};
 use fpo_sae::JumpReluSae;
 use fpo_transformer::{Gemma2Config, Site};
 
-use super::{model_folder::ModelFolder, tokens::TokenArgs};
+use super::{loaded::ModelFolder, tokens::TokenArgs};
 use crate::forward::FeatureReader;
 
 /// Names of the items.

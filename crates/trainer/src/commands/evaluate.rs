@@ -8,18 +8,18 @@ use clap::Args;
 use fpo_data::{
     Fingerprint, Pair, PairBatch, Pooling, ReferenceCache, TokenizedPair, reference::StoredFeatures,
 };
-use fpo_losses::{Method, Objective};
+use fpo_losses::{Method, Objective, Quantities};
 use fpo_transformer::{Gemma2, Gemma2Config, Site, weights};
 
 use super::{
     binding::{self, NONE, Reader},
-    model_folder::{DeviceArg, ModelFolder},
-    per_pair::{Line, batch_lines, margin, summary},
+    loaded::{DeviceArg, ModelFolder},
+    per_pair::{Line, lines, summary},
     reference::batch_size,
     score::{TOKENS_HELP, write_lines},
     tokens::TokenArgs,
 };
-use crate::{aligner::Aligner, progress::Progress, reference_pass::Pass};
+use crate::{aligner::Aligner, forward::Activations, progress::Progress, reference_pass::Pass};
 
 /// Compares a policy with its reference, pair by pair, under a preference objective.
 ///
@@ -59,7 +59,7 @@ pub struct Evaluate {
     /// Preference pairs, the same as the cache's.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// dpo, tdpo1, tdpo2, simpo, simpo-kl or fpo.
+    /// The objective; `fpo recipes tiny` lists them.
     #[arg(long)]
     method: Method,
     /// The JSON lines to be written.
@@ -113,10 +113,10 @@ impl Evaluate {
     fn objective(&self) -> Result<Objective> {
         let Self { method, alpha, gamma, k, .. } = *self;
         let beta = self.beta.unwrap_or(method.default_beta());
-        let objective = Objective { method, beta, alpha, gamma, stop_gradient: true };
+        let objective = Objective { beta, alpha, gamma, ..Objective::paper(method) };
         objective.check().map_err(|message| anyhow!(message))?;
         ensure!(k > 0, "k must be at least 1");
-        let needs = method.needs();
+        let needs = objective.needs();
         if needs.token_kl && self.kl.is_none() {
             bail!("{method} needs the reference's whole distribution: name its model with --kl");
         }
@@ -150,7 +150,17 @@ impl Evaluate {
                 Some(weights::load(path, device)?)
             }
         };
-        Ok(Aligner { objective, k: self.k, reader, cache, reference_model })
+        Ok(Aligner {
+            needs: objective.needs(),
+            objective,
+            k: self.k,
+            feature_weights: None,
+            reader,
+            cache,
+            reference_model,
+            activations: Activations::Kept,
+            token_statistics: false,
+        })
     }
 
     /// What the cache must have been made from, as far as that can be known here.
@@ -232,22 +242,25 @@ impl Evaluate {
         pairs: &[TokenizedPair],
     ) -> Result<Vec<Line>> {
         let pass = Pass::new(pairs.iter().map(TokenizedPair::view).collect(), self.batch_size);
-        let mut lines: Vec<Option<Line>> = vec![None; pairs.len()];
+        let mut parts = Vec::new();
+        let mut order: Vec<usize> = Vec::with_capacity(pairs.len());
         let mut progress = Progress::new("evaluate", "pairs", pairs.len(), 0);
         // The reference's own batches: a policy that is the reference differs from it by nothing at all.
         for indices in pass.batches(0, 1) {
             let batch = PairBatch::new(&pass.views(indices), pad)?;
-            let outcome = aligner.evaluate(policy, &batch)?;
-            let margin = margin(aligner, &batch.ids, &outcome)?;
-            for (&index, line) in indices.iter().zip(batch_lines(&outcome, margin)) {
-                line.check()
-                    .with_context(|| format!("row {} (counted from 0)", pairs[index].id))?;
-                lines[index] = Some(line);
-            }
+            parts.push(aligner.measure(policy, &batch)?.quantities);
             progress.advance(indices.len(), "");
+            order.extend(indices);
         }
         progress.finish(&format!("{} pairs", pairs.len()));
-        Ok(lines.into_iter().flatten().collect())
+        // All pairs at once: some losses depend on all of a step's pairs, and this is one step.
+        let found: Vec<Line> = lines(&aligner.objective, Quantities::cat(&parts));
+        let mut in_order: Vec<Option<Line>> = vec![None; pairs.len()];
+        for (index, line) in order.into_iter().zip(found) {
+            line.check().with_context(|| format!("row {} (counted from 0)", pairs[index].id))?;
+            in_order[index] = Some(line);
+        }
+        Ok(in_order.into_iter().flatten().collect())
     }
 }
 

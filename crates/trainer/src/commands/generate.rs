@@ -16,7 +16,7 @@ use fpo_transformer::{
 use serde::Serialize;
 
 use super::{
-    model_folder::{DeviceArg, ModelFolder},
+    loaded::{DeviceArg, ModelFolder},
     score::write_lines,
 };
 use crate::progress::Progress;

@@ -5,9 +5,11 @@ mod bench;
 mod binding;
 mod evaluate;
 mod generate;
-mod model_folder;
+mod loaded;
+mod merge;
 mod per_pair;
 mod reference;
+mod sae;
 mod score;
 mod tokens;
 mod train;
@@ -16,6 +18,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use fpo_losses::Method;
 
 use crate::{compare, device, recipes, stages};
 
@@ -31,10 +34,13 @@ struct Cli {
 enum Command {
     /// Runs the whole pipeline: prepare, sft, sae, reference, align, evaluate, report.
     Train(train::Train),
-    /// Aligns with every method from the same model and prints one table.
+    /// Aligns with several methods from the same model and prints one table.
     Compare {
         #[command(flatten)]
         run: train::RunArgs,
+        /// The methods, separated by commas [default: those of the FPO paper].
+        #[arg(long, value_delimiter = ',')]
+        methods: Vec<Method>,
     },
     /// Lists the recipes, or prints one with all its settings.
     Recipes {
@@ -44,13 +50,18 @@ enum Command {
     /// Lists the devices that this binary was compiled for.
     Devices,
     Generate(generate::Generate),
+    /// Makes an adapter part of its model's weights.
+    Merge(merge::Merge),
+    /// Measures time and memory.
+    #[command(subcommand)]
+    Bench(bench::Bench),
     Score(score::Score),
     Activations(activations::Activations),
     Reference(reference::Reference),
     Evaluate(evaluate::Evaluate),
-    /// Measures time and memory.
+    /// Sparse autoencoders: looks at files, converts, encodes, trains, measures.
     #[command(subcommand)]
-    Bench(bench::Bench),
+    Sae(sae::Sae),
 }
 
 /// Parses the arguments, does what they say, and prints what went wrong: what it was, then what led
@@ -68,7 +79,10 @@ pub fn main() -> ExitCode {
 fn run() -> Result<()> {
     match Cli::parse().command {
         Command::Train(train) => stages::run(&train.run.open()?, train.until),
-        Command::Compare { run } => compare::compare(&run.open()?),
+        Command::Compare { run, methods } => {
+            let methods = if methods.is_empty() { &Method::PAPER[..] } else { &methods };
+            compare::compare(&run.open()?, methods)
+        }
         Command::Recipes { name: Some(name) } => {
             print!("{}", recipes::source(&name)?);
             Ok(())
@@ -85,10 +99,12 @@ fn run() -> Result<()> {
             Ok(())
         }
         Command::Generate(generate) => generate.run(),
+        Command::Merge(merge) => merge.run(),
+        Command::Bench(bench) => bench.run(),
         Command::Score(score) => score.run(),
         Command::Activations(activations) => activations.run(),
         Command::Reference(reference) => reference.run(),
         Command::Evaluate(evaluate) => evaluate.run(),
-        Command::Bench(bench) => bench.run(),
+        Command::Sae(sae) => sae.run(),
     }
 }

@@ -6,11 +6,6 @@ use comfy_table::{CellAlignment, Table, presets};
 use fpo_losses::{Objective, PerResponse, Quantities};
 use serde::Serialize;
 
-use crate::{
-    aligner::{Aligner, Outcome},
-    cached::cached_log_probs,
-};
-
 /// A line of the output.
 #[derive(Clone, Serialize)]
 pub struct Line {
@@ -49,33 +44,29 @@ impl Line {
 }
 
 /// The method's margin for each pair: −u where the policy's log-probabilities, KL and D are zero.
-pub fn margin(aligner: &Aligner, ids: &[u64], outcome: &Outcome) -> Result<Tensor<1>> {
-    let zero = PerResponse {
-        chosen: outcome.counts.chosen.zeros_like(),
-        rejected: outcome.counts.rejected.zeros_like(),
+fn margin(objective: &Objective, q: &Quantities) -> Tensor<1> {
+    let zero = || q.log_probs.clone().map(|x| x.zeros_like());
+    let without_policy = Quantities {
+        log_probs: zero(),
+        kl: q.kl.as_ref().map(|_| zero()),
+        distance: q.distance.as_ref().map(|_| zero()),
+        ..q.clone()
     };
-    let reference = cached_log_probs(&aligner.cache, ids, &outcome.counts.chosen.device())?;
-    let preference = aligner.objective.preference(Quantities {
-        log_probs: zero.clone(),
-        counts: outcome.counts.clone(),
-        reference: Some(PerResponse::split(reference)),
-        kl: Some(zero.clone()),
-        distance: Some(zero),
-    });
+    let u = objective.losses(without_policy).logits();
     // 0 − u and not −u: a margin of nothing is 0, not −0.
-    Ok(preference.logits().zeros_like() - preference.logits())
+    u.zeros_like() - u
 }
 
-/// The lines of a batch.
-pub fn batch_lines(outcome: &Outcome, margin: Tensor<1>) -> Vec<Line> {
+/// The lines of all pairs.
+pub fn lines(objective: &Objective, q: Quantities) -> Vec<Line> {
     let values = |x: &Tensor<1>| -> Vec<f32> { x.to_data().iter::<f32>().collect() };
     let both = |x: &PerResponse| (values(&x.chosen), values(&x.rejected));
-    let (log_probs, counts) = (both(&outcome.log_probs), both(&outcome.counts));
-    let (distances, kls) = (outcome.distance.as_ref().map(both), outcome.kl.as_ref().map(both));
-    let preference = &outcome.preference;
-    let (us, losses, margins) =
-        (values(&preference.logits()), values(&preference.losses()), values(&margin));
-    let reward_margins = values(&preference.rewards.margin());
+    let (log_probs, counts) = (both(&q.log_probs), both(&q.counts));
+    let (distances, kls) = (q.distance.as_ref().map(both), q.kl.as_ref().map(both));
+    let margins = values(&margin(objective, &q));
+    let result = objective.losses(q);
+    let (us, losses) = (values(&result.logits()), values(&result.losses));
+    let reward_margins = values(&result.rewards.margin());
     (0..us.len())
         .map(|i| Line {
             chosen_log_prob: log_probs.0[i],

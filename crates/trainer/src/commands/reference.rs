@@ -12,7 +12,7 @@ use fpo_transformer::Site;
 
 use super::{
     binding::{self, NONE, Reader},
-    model_folder::{DeviceArg, ModelFolder},
+    loaded::{DeviceArg, ModelFolder},
     score::TOKENS_HELP,
     tokens::TokenArgs,
 };
@@ -25,8 +25,9 @@ use crate::{
 /// Notes what a reference model says of every pair, so that nobody needs the model again.
 ///
 /// Writes a folder of Parquet files with a row for every pair: `id` (its row in the data, from 0), and
-/// for each of chosen_ and rejected_: `log_prob` (the sum over the response's tokens), `tokens` (their
-/// number), `feature_index` and `feature_value` (the pooled activations that are not zero).
+/// for each of chosen_ and rejected_: `log_prob` (the sum over the response's tokens), `shared_log_prob`
+/// (over as many of its first tokens as the shorter response has), `tokens` (their number),
+/// `feature_index` and `feature_value` (the pooled activations that are not zero).
 ///
 /// The files are bound to what they were made from: data, weights, autoencoder, tokenizer, chat template,
 /// lengths, site, pooling, top-n. Whoever reads them for something else is told what differs.

@@ -13,7 +13,7 @@ use fpo_transformer::Gemma2;
 use serde::Serialize;
 
 use super::{
-    model_folder::{DeviceArg, ModelFolder},
+    loaded::{DeviceArg, ModelFolder},
     tokens::TokenArgs,
 };
 use crate::{

@@ -9,7 +9,7 @@ use fpo_data::{
     read_pairs,
 };
 
-use super::model_folder::ModelFolder;
+use super::loaded::ModelFolder;
 
 #[derive(Args)]
 pub struct TokenArgs {

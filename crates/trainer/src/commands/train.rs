@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use super::model_folder::DeviceArg;
+use super::loaded::DeviceArg;
 use crate::{run::Run, settings::Settings, stages::StageName};
 
 #[derive(Args)]

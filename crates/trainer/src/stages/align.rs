@@ -1,9 +1,11 @@
 //! Preference alignment: the policy moves, the reference is read from its cache.
 
 use anyhow::{Context, Result, bail};
+use burn::tensor::Device;
 use fpo_data::{Batches, PairBatch};
 use fpo_losses::Needs;
-use fpo_transformer::weights;
+use fpo_transformer::{Gemma2, weights};
+use serde_json::json;
 
 use super::{
     Base,
@@ -11,9 +13,10 @@ use super::{
 };
 use crate::{
     aligner::Aligner,
-    optim::GradientMap,
-    pair_log::Log,
+    alignment_step::step_gradients,
+    forward::Activations,
     run::{Run, Stage},
+    trained::Trained,
     training::{StepResult, Training},
 };
 
@@ -29,7 +32,9 @@ pub fn align(run: &Run, base: &Base) -> Result<Stage> {
     run.stage("align", fingerprint, |workspace| {
         let device = run.device.clone().autodiff();
         let objective = s.objective();
-        let aligner = aligner(run, base, Split::Train)?;
+        let load = |device: &Device| Ok(weights::load(&base.sft.folder, device)?);
+        let trained = Trained::new(s.lora.as_ref(), &device, load)?;
+        let aligner = training_aligner(run, base, trained.base())?;
         let lengths = prepared.train.lengths();
         let steps_per_epoch = lengths.len().div_ceil(s.batch_size.get());
         let plans: Vec<Batches> = (0..s.epochs)
@@ -41,47 +46,54 @@ pub fn align(run: &Run, base: &Base) -> Result<Stage> {
             total_steps: s.epochs * steps_per_epoch,
             checkpoint_every: s.checkpoint_every.get(),
             optimizer: &s.optimizer,
+            trained: &trained,
         };
-        let start = || Ok(weights::load(&base.sft.folder, &device)?);
+        let start = || trained.start(run.settings.seed, &device, load);
         let policy = training.run(&device, start, |policy, step| {
             let indices = plans[step / steps_per_epoch]
                 .get(step % steps_per_epoch)
                 .with_context(|| format!("no batch for step {step}"))?;
             let pairs = prepared.train.views(indices)?;
-            let mut gradients = GradientMap::default();
-            let mut log = Log::default();
-            let mut tokens = 0;
-            for part in pairs.chunks(s.micro_batch_size.get()) {
-                let batch = PairBatch::new(part, prepared.tokenizer.pad_id())?;
-                let outcome = aligner.evaluate(policy, &batch)?;
-                // The mean over all pairs of the step, whichever part they are in.
-                let loss = outcome.preference.losses().sum() / pairs.len() as f64;
-                let mut part_gradients = loss.backward();
-                gradients.add(GradientMap::collect(policy, &mut part_gradients));
-                log.add(&outcome);
-                tokens += batch.batch.real_tokens();
-            }
+            let parts = pairs
+                .chunks(s.micro_batch_size.get())
+                .map(|part| PairBatch::new(part, prepared.tokenizer.pad_id()))
+                .collect::<Result<Vec<_>, _>>()?;
+            let (gradients, log) = step_gradients(&aligner, policy, &parts)?;
+            let tokens = parts.iter().map(|part| part.batch.real_tokens()).sum();
             let ids = pairs.iter().map(|p| p.id).collect();
-            let (loss, metrics) = log.metrics(&objective);
+            let (loss, mut metrics) = log.numbers(&objective).metrics(&objective);
+            metrics.insert("pairs/clipped".into(), json!(prepared.train_summary.clipped_share()));
+            metrics.insert("pairs/dropped".into(), json!(prepared.train_summary.dropped_share()));
             Ok(StepResult { loss, gradients, tokens, ids, metrics })
         })?;
-        weights::save(&policy, &workspace.output)?;
+        trained.finish(&policy, &workspace.output)?;
         Ok(prepared.tokenizer.save(&workspace.output)?)
     })
 }
 
-/// What training needs and nothing else: a second model only for methods that ask for one.
-pub fn aligner(run: &Run, base: &Base, split: Split) -> Result<Aligner> {
-    aligner_with(run, base, split, run.settings.align.method.needs())
+/// What training needs and nothing else: a second model only for methods that ask for one, and not even
+/// then where the first one is frozen beside its adapters.
+pub fn training_aligner(run: &Run, base: &Base, frozen: Option<&Gemma2>) -> Result<Aligner> {
+    let s = &run.settings.align;
+    let activations = Activations::checkpointed(s.checkpoint_activations);
+    let needs = s.objective().needs();
+    let aligner = aligner_with(run, base, Split::Train, needs, frozen)?;
+    Ok(Aligner { activations, token_statistics: s.token_statistics, ..aligner })
 }
 
 /// For measuring: everything, whatever the method.
 pub fn measuring_aligner(run: &Run, base: &Base, split: Split) -> Result<Aligner> {
-    let everything = Needs { reference_log_probs: true, token_kl: true, features: true };
-    aligner_with(run, base, split, everything)
+    let needs = run.settings.align.objective().needs();
+    aligner_with(run, base, split, Needs { token_kl: true, features: true, ..needs }, None)
 }
 
-fn aligner_with(run: &Run, base: &Base, split: Split, needs: Needs) -> Result<Aligner> {
+fn aligner_with(
+    run: &Run,
+    base: &Base,
+    split: Split,
+    needs: Needs,
+    frozen: Option<&Gemma2>,
+) -> Result<Aligner> {
     let prepared = &base.prepared;
     let stages = (&base.sft, &base.sae, &base.reference);
     let cache = open_cache(run, prepared, stages, split)?;
@@ -97,7 +109,20 @@ fn aligner_with(run: &Run, base: &Base, split: Split, needs: Needs) -> Result<Al
     {
         bail!("align.k = {k} is more than the {} features of the autoencoder", reader.d_sae());
     }
-    let reference_model =
-        needs.token_kl.then(|| weights::load(&base.sft.folder, &run.device)).transpose()?;
-    Ok(Aligner { objective: run.settings.align.objective(), k, reader, cache, reference_model })
+    let reference_model = match (needs.token_kl, frozen) {
+        (false, _) => None,
+        (true, Some(model)) => Some(model.clone()),
+        (true, None) => Some(weights::load(&base.sft.folder, &run.device)?),
+    };
+    Ok(Aligner {
+        objective: run.settings.align.objective(),
+        needs,
+        k,
+        feature_weights: None,
+        reader,
+        cache,
+        reference_model,
+        activations: Activations::Kept,
+        token_statistics: false,
+    })
 }

@@ -152,9 +152,9 @@ fn measure(
     for indices in Batches::sequential(prepared.held_out.len(), s.batch_size).iter() {
         let pairs = prepared.held_out.views(indices)?;
         let batch = PairBatch::new(&pairs, prepared.tokenizer.pad_id())?;
-        let outcome = aligner.evaluate(model, &batch)?;
-        log.add(&outcome);
-        let policy = outcome.pooled.context("measuring reads features")?;
+        let measured = aligner.measure(model, &batch)?;
+        log.add(&measured);
+        let policy = measured.pooled.context("measuring reads features")?;
         let sums: Vec<f64> = policy.sum_dim(0).into_data().iter::<f64>().collect();
         pooled.resize(sums.len(), 0.0);
         pooled.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
@@ -187,14 +187,16 @@ fn measure(
         }
         progress.advance(chunk.len(), "prompts");
     }
-    let mean = |name: &str| log.mean(name).unwrap_or(f64::NAN);
+    log.quantities().check().context("the held-out pairs")?;
+    let numbers = log.numbers(&aligner.objective);
+    let mean = |name: &str| numbers.mean(name).unwrap_or(f64::NAN);
     let judged: Vec<bool> = answers.iter().filter_map(|a| a.right).collect();
     let right = (!judged.is_empty())
         .then(|| judged.iter().filter(|r| **r).count() as f64 / judged.len() as f64);
     let measured = Measured {
         loss: mean("loss"),
-        accuracy: log.length_normalised_accuracy(),
-        reward_accuracy: log.reward_accuracy(),
+        accuracy: numbers.length_normalised_accuracy(),
+        reward_accuracy: numbers.reward_accuracy(),
         reward_margin: mean("rewards/margins"),
         chosen_kl: mean("kl/chosen"),
         rejected_kl: mean("kl/rejected"),

@@ -50,6 +50,8 @@ pub struct Prepared {
     pub held_out: PairStore,
     /// Held-out prompts.
     pub prompts: Vec<EvalPrompt>,
+    /// What tokenising did to the training pairs.
+    pub train_summary: PrepareSummary,
 }
 
 /// Pairs, examples and prompts before they are tokens.
@@ -155,7 +157,7 @@ fn fill(run: &Run, given: Option<Tokenizer>, workspace: &Workspace) -> Result<()
     }
     let dropped = summary.train.dropped_empty + summary.held_out.dropped_empty;
     eprintln!(
-        "{:>9}  done in {:.1} s  {} examples, {} pairs, {} held out, {} prompts; {} pairs dropped, {} responses clipped",
+        "{:>9}  done in {:.1} s  {} examples, {} pairs, {} held out, {} prompts; {} pairs dropped, {} clipped",
         "prepared",
         begun.elapsed().as_secs_f64(),
         summary.sft.kept,
@@ -163,7 +165,7 @@ fn fill(run: &Run, given: Option<Tokenizer>, workspace: &Workspace) -> Result<()
         summary.held_out.kept,
         prompts.len(),
         dropped,
-        summary.train.clipped_responses + summary.held_out.clipped_responses,
+        summary.train.clipped + summary.held_out.clipped,
     );
     Ok(())
 }
@@ -256,6 +258,7 @@ impl Prepared {
     fn open(stage: Stage) -> Result<Self> {
         let folder = &stage.folder;
         let tokenizer = Tokenizer::load(folder)?;
+        let summary: Summary = super::read_json(&folder.join("summary.json"))?;
         Ok(Self {
             template: tokenizer.chat_template()?.into(),
             tokenizer,
@@ -264,6 +267,7 @@ impl Prepared {
             held_out: PairStore::open(&folder.join("held_out.arrow"))?,
             prompts: super::read_json(&folder.join("prompts.json"))
                 .context("the prepared prompts")?,
+            train_summary: summary.train,
             stage,
         })
     }

@@ -45,6 +45,7 @@ fn cache_fingerprint(
 ) -> Result<Fingerprint> {
     let s = &run.settings;
     Ok(Fingerprint::default()
+        .with("columns", "with shared_log_prob")
         .with("weights", &sft.hash)
         .with("sae", &sae.hash)
         .with("tokenizer", prepared.tokenizer.hash())

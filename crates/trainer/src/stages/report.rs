@@ -101,6 +101,7 @@ fn page(
         None => "built-in".into(),
     };
     let quality: Map<String, Value> = super::read_json(&base.sae.folder.join("quality.json"))?;
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
     let number = |key: &str| quality.get(key).and_then(Value::as_f64).unwrap_or(f64::NAN);
     let summary = [
         ("Method", s.align.method.to_string()),
@@ -110,6 +111,8 @@ fn page(
         ("Site", s.sae.site.clone()),
         ("Data", data),
         ("Pairs", base.prepared.train.len().to_string()),
+        ("Pairs clipped", percent(base.prepared.train_summary.clipped_share())),
+        ("Pairs dropped", percent(base.prepared.train_summary.dropped_share())),
         ("Held-out pairs", base.prepared.held_out.len().to_string()),
         ("SAE L0", format!("{:.1}", number("l0"))),
         ("SAE explained variance", format!("{:.3}", number("explained_variance"))),

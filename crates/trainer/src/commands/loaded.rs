@@ -60,3 +60,18 @@ impl ModelFolder {
         })
     }
 }
+
+/// A model's folder with its weights.
+pub struct Loaded {
+    pub model: Gemma2,
+    pub tokenizer: Tokenizer,
+    pub template: TemplateChoice,
+}
+
+impl Loaded {
+    pub fn open(path: &Path, device: &Device) -> Result<Self> {
+        let folder = ModelFolder::open(path)?;
+        let model = folder.load(device)?;
+        Ok(Self { model, tokenizer: folder.tokenizer, template: folder.template })
+    }
+}
