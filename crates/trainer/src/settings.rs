@@ -13,7 +13,7 @@ use fpo_transformer::{LoraConfig, Site};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::recipes;
+use crate::{recipes, reference_pass::BLOCK};
 
 /// Everything a run depends on. Every key is in the recipe's TOML, with its meaning.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -358,6 +358,9 @@ impl Settings {
             && n.get() < self.align.k
         {
             bail!("reference.top_n = {n} is less than align.k = {}", self.align.k);
+        }
+        if self.reference.batch_size > BLOCK {
+            bail!("reference.batch_size = {} is more than {BLOCK}", self.reference.batch_size);
         }
         let site: Site = self.sae.site.parse()?;
         if self.model.path.is_none() {

@@ -7,6 +7,7 @@ mod evaluate;
 mod generate;
 mod loaded;
 mod merge;
+mod per_pair;
 mod plan;
 mod reference;
 mod sae;
