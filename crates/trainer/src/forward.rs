@@ -22,6 +22,11 @@ impl FeatureReader {
         Self { encoder: sae.encoder.clone(), site, pooling, excluded }
     }
 
+    /// What gives the features.
+    pub fn encoder(&self) -> &Encoder {
+        &self.encoder
+    }
+
     /// Number of features.
     pub fn d_sae(&self) -> usize {
         self.encoder.w_enc.dims()[1]

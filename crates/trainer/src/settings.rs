@@ -13,7 +13,7 @@ use fpo_transformer::Site;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::recipes;
+use crate::{features::FeatureSelection, recipes};
 
 /// Everything a run depends on. Every key is in the recipe's TOML, with its meaning.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -217,6 +217,11 @@ pub struct AlignSettings {
     pub token_statistics: bool,
     /// k: features compared are the k strongest of policy and reference.
     pub k: usize,
+    /// A file of features whose squares FPO weighs, as `fpo features find` writes it; all weigh 1 where absent.
+    pub feature_weights: Option<PathBuf>,
+    /// Whether only these features count, or all but them.
+    #[serde(default)]
+    pub feature_selection: FeatureSelection,
     /// Positions whose features are averaged.
     pub pooling: Pooling,
     /// Passes over the pairs.
@@ -270,6 +275,7 @@ impl AlignSettings {
             ada_tau: o.ada_tau,
             ld_alpha: o.ld_alpha,
             use_weighting: o.use_weighting,
+            feature_weights: self.feature_weights.clone().filter(|_| method == Method::Fpo),
             ..self.clone()
         }
     }
@@ -321,6 +327,12 @@ impl Settings {
 
     fn check(&self) -> Result<()> {
         self.align.objective().check().map_err(|m| anyhow!("align: {m}"))?;
+        if self.align.feature_weights.is_some() && self.align.method != Method::Fpo {
+            bail!(
+                "align.feature_weights weighs the features of fpo, {} has none",
+                self.align.method
+            );
+        }
         if self.align.k == 0 {
             bail!("align.k must be at least 1");
         }
@@ -493,6 +505,7 @@ mod tests {
             ("ada-dpo", "align.ada_tau=[2.0, 1.0]", "ascending"),
             ("dpo", "align.ld_alpha=1.5", "from 0 to 1"),
             ("dpo", "align.ld_alpha=nan", "from 0 to 1"),
+            ("dpo", "align.feature_weights=x.toml", "dpo has none"),
             ("aot", "align.use_weighting=true", "aot has no use_weighting"),
         ] {
             let method = format!("align.method={method}");
@@ -509,6 +522,7 @@ mod tests {
             ("align.label_smoothing=0.1", "fpo has no label_smoothing"),
             ("align.ld_alpha=0.5", "choose one of dpo, cdpo"),
             ("align.discopop_tau=0.05", "choose one of discopop"),
+            ("align.feature_selection=none", "except"),
             ("align.k=0", "align.k"),
             ("align.k=100000", "align.k = 100000"),
             ("data.hold_out=1.5", "share"),

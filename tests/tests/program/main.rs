@@ -3,5 +3,6 @@
 mod bad_input;
 mod common;
 mod end_to_end;
+mod features;
 mod metrics;
 mod resume;

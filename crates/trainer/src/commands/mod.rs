@@ -1,5 +1,6 @@
 //! The command line: a file for each command.
 
+mod features;
 mod generate;
 mod loaded;
 mod train;
@@ -39,6 +40,9 @@ enum Command {
     },
     /// Lists the devices that this binary was compiled for.
     Devices,
+    /// Features of an autoencoder by what they say.
+    #[command(subcommand)]
+    Features(features::Features),
     /// Answers a prompt.
     Generate(generate::Generate),
 }
@@ -77,6 +81,7 @@ fn run() -> Result<()> {
             println!("{}", device::compiled().join("\n"));
             Ok(())
         }
+        Command::Features(features) => features.run(),
         Command::Generate(generate) => generate.run(),
     }
 }

@@ -1,5 +1,7 @@
 //! Preference alignment: the policy moves, the reference is read from its cache.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result, bail};
 use fpo_data::{Batches, PairBatch};
 use fpo_losses::Needs;
@@ -13,6 +15,7 @@ use super::{
 use crate::{
     aligner::Aligner,
     alignment_step::step_gradients,
+    features::FeatureFile,
     run::{Run, Stage},
     training::{StepResult, Training},
 };
@@ -21,11 +24,14 @@ use crate::{
 pub fn align(run: &Run, base: &Base) -> Result<Stage> {
     let s = &run.settings.align;
     let prepared = &base.prepared;
-    let fingerprint = super::fingerprint(run)
+    let mut fingerprint = super::fingerprint(run)
         .with("prepared", &prepared.stage.hash)
         .with("model", &base.sft.hash)
         .with("reference", &base.reference.hash)
         .with("align", super::section(s)?);
+    if let Some(path) = &s.feature_weights {
+        fingerprint = fingerprint.with("feature_weights", super::content(path)?);
+    }
     run.stage("align", fingerprint, |workspace| {
         let device = run.device.clone().autodiff();
         let objective = s.objective();
@@ -88,7 +94,16 @@ fn aligner_with(run: &Run, base: &Base, split: Split, needs: Needs) -> Result<Al
     };
     cache.require(pairs.iter().map(|p| p.id))?;
     let reader = needs.features.then(|| feature_reader(run, prepared, &base.sae)).transpose()?;
-    let k = run.settings.align.k;
+    let s = &run.settings;
+    let k = s.align.k;
+    let weights = |path: &PathBuf| -> Result<_> {
+        let reader = reader.as_ref().context("feature weights are of a method with features")?;
+        let (encoder, selection) = (reader.encoder(), s.align.feature_selection);
+        let weights =
+            FeatureFile::load(path)?.weights(encoder, &s.sae.site, selection, &run.device);
+        weights.with_context(|| format!("feature file {}", path.display()))
+    };
+    let feature_weights = s.align.feature_weights.as_ref().map(weights).transpose()?;
     if let Some(reader) = &reader
         && k > reader.d_sae()
     {
@@ -100,7 +115,7 @@ fn aligner_with(run: &Run, base: &Base, split: Split, needs: Needs) -> Result<Al
         objective: run.settings.align.objective(),
         needs,
         k,
-        feature_weights: None,
+        feature_weights,
         reader,
         cache,
         reference_model,
