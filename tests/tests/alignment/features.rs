@@ -49,7 +49,7 @@ fn a_planted_feature_comes_first() {
             let states = at(text);
             let kept =
                 (1..text.len()).filter(move |&t| token.is_none_or(|wanted| text[t] == wanted));
-            kept.map(move |t| states.clone().slice([t..t + 1])).collect::<Vec<_>>()
+            kept.map(move |t| states.clone().narrow(0, t, 1)).collect::<Vec<_>>()
         });
         Tensor::cat(states.collect(), 0).mean_dim(0).squeeze_dim(0)
     };
@@ -62,7 +62,7 @@ fn a_planted_feature_comes_first() {
     let column = direction.unsqueeze_dim::<2>(1);
     encoder.w_enc = encoder.w_enc.slice_assign([0..12, PLANTED..PLANTED + 1], column);
     let bias = Tensor::<1>::from_floats([-middle as f32], &Device::flex());
-    encoder.b_enc = encoder.b_enc.slice_assign([PLANTED..PLANTED + 1], bias);
+    encoder.b_enc = encoder.b_enc.slice_assign(PLANTED..PLANTED + 1, bias);
     let reader = TextFeatures {
         model: &world.policy,
         encoder: &encoder,

@@ -140,16 +140,16 @@ pub fn find(
     negative: &[Vec<u32>],
     options: &FindOptions,
 ) -> Result<Vec<Found>> {
-    let (ranked_positive, held_positive) = split("positive", positive, options)?;
-    let (ranked_negative, held_negative) = split("negative", negative, options)?;
+    let positives = Parts::of("positive", positive, options)?;
+    let negatives = Parts::of("negative", negative, options)?;
     let mut progress = Progress::new("features", "texts", positive.len() + negative.len(), 0);
-    let of_positive = Moments::of(reader, &ranked_positive, &mut progress)?;
-    let of_negative = Moments::of(reader, &ranked_negative, &mut progress)?;
+    let of_positive = Moments::of(reader, &positives.ranking, &mut progress)?;
+    let of_negative = Moments::of(reader, &negatives.ranking, &mut progress)?;
     let mut found = rank(&of_positive, &of_negative, options.top);
 
     let indices: Vec<usize> = found.iter().map(|f| f.index).collect();
     let mut columns = |texts: &[&[u32]]| held_out(reader, texts, &indices, &mut progress);
-    let (positives, negatives) = (columns(&held_positive)?, columns(&held_negative)?);
+    let (positives, negatives) = (columns(&positives.judging)?, columns(&negatives.judging)?);
     for ((found, positives), negatives) in found.iter_mut().zip(&positives).zip(&negatives) {
         found.auroc = auroc(positives, negatives);
         let middle = 0.5 * (found.positive_mean + found.negative_mean);
@@ -162,24 +162,27 @@ pub fn find(
     Ok(found)
 }
 
-/// A set in two: to rank by, and held out.
-fn split<'a>(
-    name: &str,
-    texts: &'a [Vec<u32>],
-    options: &FindOptions,
-) -> Result<(Vec<&'a [u32]>, Vec<&'a [u32]>)> {
-    let mut order: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
-    order.shuffle(&mut ChaCha8Rng::seed_from_u64(options.seed));
-    let held_out = (texts.len() as f64 * options.hold_out).round() as usize;
-    let ranked = order.split_off(held_out.min(texts.len()));
-    if order.len() < 2 || ranked.len() < 2 {
-        bail!(
-            "{} {name} texts, of which {} are held out: two at least are needed in either part",
-            texts.len(),
-            order.len()
-        );
+/// A set of texts in two.
+struct Parts<'a> {
+    ranking: Vec<&'a [u32]>,
+    judging: Vec<&'a [u32]>,
+}
+
+impl<'a> Parts<'a> {
+    fn of(name: &str, texts: &'a [Vec<u32>], options: &FindOptions) -> Result<Self> {
+        let mut judging: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+        judging.shuffle(&mut ChaCha8Rng::seed_from_u64(options.seed));
+        let held_out = (texts.len() as f64 * options.hold_out).round() as usize;
+        let ranking = judging.split_off(held_out.min(texts.len()));
+        if judging.len() < 2 || ranking.len() < 2 {
+            bail!(
+                "{} {name} texts, of which {} are held out: two at least are needed in either part",
+                texts.len(),
+                judging.len()
+            );
+        }
+        Ok(Self { ranking, judging })
     }
-    Ok((ranked, order))
 }
 
 fn rank(positive: &Moments, negative: &Moments, top: usize) -> Vec<Found> {
