@@ -183,6 +183,16 @@ pub struct ReferenceSettings {
     pub top_n: Option<NonZeroUsize>,
 }
 
+/// A further site of FPO's constraint (appendix D.2), with an autoencoder that exists.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MoreSite {
+    /// Such as `resid_post:7`.
+    pub site: String,
+    /// A sparse autoencoder's file or folder.
+    pub sae: PathBuf,
+}
+
 /// Preference alignment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -222,6 +232,9 @@ pub struct AlignSettings {
     /// Whether only these features count, or all but them.
     #[serde(default)]
     pub feature_selection: FeatureSelection,
+    /// Sites beside `sae.site` whose features are compared too; D is summed over all.
+    #[serde(default)]
+    pub more_sites: Vec<MoreSite>,
     /// Positions whose features are averaged.
     pub pooling: Pooling,
     /// Passes over the pairs.
@@ -348,6 +361,7 @@ impl Settings {
         {
             bail!("reference.top_n = {n} is less than align.k = {}", self.align.k);
         }
+        self.check_more_sites()?;
         let site: Site = self.sae.site.parse()?;
         if self.model.path.is_none() {
             site.check(self.model.num_hidden_layers)?;
@@ -368,6 +382,32 @@ impl Settings {
             if !(o.weight_decay >= 0.0 && o.weight_decay.is_finite()) {
                 bail!("{name}.optimizer.weight_decay = {} must not be negative", o.weight_decay);
             }
+        }
+        Ok(())
+    }
+}
+
+impl Settings {
+    fn check_more_sites(&self) -> Result<()> {
+        let more = &self.align.more_sites;
+        let mut seen = vec![self.sae.site.as_str()];
+        for MoreSite { site, .. } in more {
+            let parsed: Site = site.parse().with_context(|| format!("align.more_sites: {site}"))?;
+            if self.model.path.is_none() {
+                parsed.check(self.model.num_hidden_layers)?;
+            }
+            if seen.contains(&site.as_str()) {
+                bail!("align.more_sites: {site} stands there twice, or is sae.site");
+            }
+            seen.push(site);
+        }
+        if !more.is_empty() && self.reference.top_n.is_some() {
+            bail!(
+                "reference.top_n cuts the features of one site; leave it out with align.more_sites"
+            );
+        }
+        if !more.is_empty() && self.align.feature_weights.is_some() {
+            bail!("align.feature_weights are of one site; leave them out, or align.more_sites");
         }
         Ok(())
     }
@@ -523,6 +563,9 @@ mod tests {
             ("align.ld_alpha=0.5", "choose one of dpo, cdpo"),
             ("align.discopop_tau=0.05", "choose one of discopop"),
             ("align.feature_selection=none", "except"),
+            ("align.more_sites=[{ site = \"resid_post:2\", sae = \"x\" }]", "is sae.site"),
+            ("align.more_sites=[{ site = \"resid_post:9\", sae = \"x\" }]", "resid_post:9"),
+            ("align.more_sites=[{ sight = \"resid_post:1\", sae = \"x\" }]", "sight"),
             ("align.k=0", "align.k"),
             ("align.k=100000", "align.k = 100000"),
             ("data.hold_out=1.5", "share"),

@@ -5,4 +5,5 @@ mod features;
 mod gradients;
 mod parts;
 mod second_model;
+mod sites;
 mod world;

@@ -116,10 +116,14 @@ impl World {
 
     /// The reference's cache, written to a disk and read from it.
     pub fn cache(&self, stored: StoredFeatures) -> ReferenceCache {
+        self.cache_of(&self.reader(DType::F32), stored)
+    }
+
+    pub fn cache_of(&self, reader: &FeatureReader, stored: StoredFeatures) -> ReferenceCache {
         let folder = tempfile::tempdir().unwrap();
         let shape = CacheShape {
             pairs: self.pairs.len(),
-            d_sae: D_SAE,
+            d_sae: reader.d_sae(),
             stored,
             rows_per_shard: 4.try_into().unwrap(),
         };
@@ -128,7 +132,7 @@ impl World {
         // Other batches than alignment's, so that padding differs.
         for pairs in [[0, 1], [2, 3], [4, 5]] {
             let batch = self.batch(&pairs);
-            for row in reference_rows(&self.reference, &self.reader(DType::F32), &batch).unwrap() {
+            for row in reference_rows(&self.reference, reader, &batch).unwrap() {
                 writer.push(row).unwrap();
             }
         }

@@ -90,6 +90,15 @@ fn features_are_found_and_weighed() {
     fs::remove_file(&out).unwrap();
     assert!(fail(&weighed).contains("features.toml"));
 
+    // Its own autoencoder at the other layer too: the reference is cached anew, and D is of both.
+    let more =
+        format!("align.more_sites=[{{ site = \"resid_post:1\", sae = \"{}\" }}]", sae.display());
+    let sites = [&train[..], &["--set", &more]].concat();
+    assert!(succeed(&sites).contains("reference  done"));
+    assert!(weights() != plain, "the second site changes nothing");
+    let unknown = more.replace(arg(&sae), "nowhere");
+    assert!(fail(&[&train[..], &["--set", &unknown]].concat()).contains("nowhere"));
+
     assert!(fail_find(find(&lists, &path("none.txt"), &[])).contains("none.txt"));
     assert!(fail_find(find(&lists, &sums, &["--hold-out", "1.5"])).contains("--hold-out"));
     assert!(fail_find(find(&lists, &lists, &[])).contains("no feature is more active"));

@@ -12,7 +12,10 @@ use fpo_data::{Preparer, Prompt, TemplateChoice, Truncation};
 use fpo_transformer::Site;
 
 use super::loaded::{DeviceArg, Loaded};
-use crate::features::{FeatureFile, FindOptions, Found, TextFeatures, find};
+use crate::{
+    features::{FeatureFile, FindOptions, Found, TextFeatures, find},
+    forward::site_width,
+};
 
 /// A file of texts larger than this is refused before it is read.
 const LARGEST_FILE: u64 = 1 << 30;
@@ -95,12 +98,9 @@ impl Find {
             excluded: &excluded,
             texts_at_once: self.batch_size as usize,
         };
-        let d_model = loaded.model.config().hidden_size;
-        if sae.d_in() != d_model && !site.to_string().starts_with("attn_z") {
-            bail!(
-                "the autoencoder takes activations of width {}, {site} has {d_model}",
-                sae.d_in()
-            );
+        let width = site_width(site, loaded.model.config());
+        if sae.d_in() != width {
+            bail!("the autoencoder takes activations of width {}, {site} has {width}", sae.d_in());
         }
         let positive = self.texts(&loaded, &reader, &self.positive)?;
         let negative = self.texts(&loaded, &reader, &self.negative)?;

@@ -273,18 +273,23 @@ mod tests {
 
     #[test]
     fn the_clearest_difference_comes_first() {
-        let moments = |columns: [[f64; 4]; 4]| Moments {
+        let moments = |columns: [[f64; 4]; 5]| Moments {
             texts: 4,
             sums: columns.map(|c| c.iter().sum()).to_vec(),
             squares: columns.map(|c| c.iter().map(|x| x * x).sum()).to_vec(),
         };
-        // A large difference that varies, a small one that doesn't, none, and one the other way round.
-        let positive = moments([[9.0, 0.0, 9.0, 0.0], [1.0, 1.1, 0.9, 1.0], [0.0; 4], [0.0; 4]]);
-        let negative = moments([[0.0; 4], [0.1, 0.0, 0.0, 0.1], [0.0; 4], [1.0; 4]]);
+        let flicker = [0.5, 0.7, 0.7, 0.5];
+        // A large difference that varies much, a small one that varies little, none that varies as little,
+        // none at all, and one the other way round.
+        let positive =
+            moments([[9.0, 0.0, 9.0, 0.0], [1.0, 1.2, 1.2, 1.0], flicker, [0.0; 4], [0.0; 4]]);
+        let negative = moments([[0.0; 4], [0.0; 4], flicker, [0.0; 4], [1.0; 4]]);
         let found = rank(&positive, &negative, 10);
         assert_eq!(found.iter().map(|f| f.index).collect::<Vec<_>>(), [1, 0]);
-        // The second: means 4.5 and 0, variances 27 and 0; the median deviation is its own.
-        assert!((found[1].effect - 4.5 / (2.0 * 13.5f64.sqrt())).abs() < 1e-12, "{found:?}");
+        // Means 1.1 and 0; variances 0.04/3 and 0, of which the mean's root; the median deviation is that
+        // of the third feature, whose variances are 0.04/3 both.
+        let (own, usual) = ((0.02f64 / 3.0).sqrt(), (0.04f64 / 3.0).sqrt());
+        assert!((found[0].effect - 1.1 / (own + usual)).abs() < 1e-9, "{found:?}");
         assert_eq!(rank(&positive, &negative, 1).len(), 1);
     }
 }

@@ -16,6 +16,7 @@ use crate::{
     aligner::Aligner,
     alignment_step::step_gradients,
     features::FeatureFile,
+    forward::FeatureReader,
     run::{Run, Stage},
     training::{StepResult, Training},
 };
@@ -98,16 +99,17 @@ fn aligner_with(run: &Run, base: &Base, split: Split, needs: Needs) -> Result<Al
     let k = s.align.k;
     let weights = |path: &PathBuf| -> Result<_> {
         let reader = reader.as_ref().context("feature weights are of a method with features")?;
-        let (encoder, selection) = (reader.encoder(), s.align.feature_selection);
+        let encoder = reader.encoders().next().context("a reader has an encoder")?;
+        let selection = s.align.feature_selection;
         let weights =
             FeatureFile::load(path)?.weights(encoder, &s.sae.site, selection, &run.device);
         weights.with_context(|| format!("feature file {}", path.display()))
     };
     let feature_weights = s.align.feature_weights.as_ref().map(weights).transpose()?;
-    if let Some(reader) = &reader
-        && k > reader.d_sae()
+    if let Some(features) = reader.iter().flat_map(FeatureReader::widths).min()
+        && k > features
     {
-        bail!("align.k = {k} is more than the {} features of the autoencoder", reader.d_sae());
+        bail!("align.k = {k} is more than the {features} features of the autoencoder");
     }
     let reference_model =
         needs.token_kl.then(|| weights::load(&base.sft.folder, &run.device)).transpose()?;
