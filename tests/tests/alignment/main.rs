@@ -6,4 +6,5 @@ mod gradients;
 mod parts;
 mod second_model;
 mod sites;
+mod tokens;
 mod world;
