@@ -27,6 +27,7 @@ pub mod cached;
 pub mod commands;
 pub mod compare;
 pub mod device;
+pub mod features;
 pub mod forward;
 pub mod optim;
 pub mod pair_log;

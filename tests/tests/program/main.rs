@@ -4,6 +4,7 @@ mod bad_input;
 mod common;
 mod end_to_end;
 mod evaluate;
+mod features;
 mod generate;
 mod lora;
 mod metrics;
