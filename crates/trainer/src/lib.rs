@@ -24,6 +24,7 @@ pub mod autoencoder;
 pub mod cached;
 pub mod commands;
 pub mod compare;
+pub mod dashboard;
 pub mod device;
 pub mod forward;
 pub mod optim;
