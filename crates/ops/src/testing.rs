@@ -24,8 +24,9 @@ fn uniform(seed: u64, i: usize) -> f64 {
 }
 
 /// Uniform in ±2, float64, outside any graph.
-pub(crate) fn random(seed: u64, shape: [usize; 2]) -> Tensor<2> {
-    let values: Vec<f64> = (0..shape[0] * shape[1]).map(|i| 2.0 * uniform(seed, i)).collect();
+pub(crate) fn random<const D: usize>(seed: u64, shape: [usize; D]) -> Tensor<D> {
+    let count = shape.iter().product();
+    let values: Vec<f64> = (0..count).map(|i| 2.0 * uniform(seed, i)).collect();
     Tensor::from_data(TensorData::new(values, shape), (&Device::flex(), DType::F64))
 }
 
@@ -43,17 +44,17 @@ pub(crate) fn close<const D: usize>(what: &str, found: &Tensor<D>, expected: &Te
 }
 
 /// Runs both on the same inputs, weighs the outputs alike, and compares them and every gradient.
-pub(crate) fn check<const N: usize, const O: usize>(
+pub(crate) fn check<const N: usize, const D: usize, const O: usize>(
     operation: impl Operation<N>,
-    shapes: [[usize; 2]; N],
-    definition: impl Fn([Tensor<2>; N]) -> Tensor<O>,
+    shapes: [[usize; D]; N],
+    definition: impl Fn([Tensor<D>; N]) -> Tensor<O>,
 ) {
     let mut seed = 20;
     let inputs = shapes.map(|shape| {
         seed += 1;
         random(seed, shape)
     });
-    let run = |f: &dyn Fn([Tensor<2>; N]) -> Tensor<O>| {
+    let run = |f: &dyn Fn([Tensor<D>; N]) -> Tensor<O>| {
         let leaves = inputs.clone().map(|x| x.autodiff().require_grad());
         let output = f(leaves.clone());
         let size = output.shape().num_elements();

@@ -30,6 +30,7 @@ pub mod device;
 pub mod forward;
 pub mod optim;
 pub mod pair_log;
+pub mod plan;
 pub mod progress;
 pub mod recipes;
 pub mod reference_pass;

@@ -316,8 +316,7 @@ pub struct EvaluateSettings {
 impl Settings {
     /// Resolves recipe, configuration file and `KEY=VALUE` assignments, the later ones winning.
     pub fn resolve(recipe: &str, config: Option<&Path>, assignments: &[String]) -> Result<Self> {
-        let mut table: Table = toml::from_str(recipes::source(recipe)?)
-            .with_context(|| format!("recipe `{recipe}`"))?;
+        let mut table = recipes::table(recipe)?;
         let defaults: Self =
             table.clone().try_into().with_context(|| format!("recipe `{recipe}`"))?;
         let known = known_keys(&defaults)?;
@@ -532,7 +531,7 @@ mod tests {
 
     #[test]
     fn every_recipe_resolves() {
-        for name in recipes::NAMES {
+        for name in recipes::names() {
             Settings::resolve(name, None, &[]).unwrap_or_else(|e| panic!("{name}: {e:#}"));
         }
     }

@@ -7,6 +7,7 @@ mod evaluate;
 mod generate;
 mod lora;
 mod metrics;
+mod plan;
 mod reference;
 mod resume;
 mod score;

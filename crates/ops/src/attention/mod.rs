@@ -1,5 +1,6 @@
 //! Causal grouped-query attention with soft-capped scores and a sliding window, over one text in each row or several.
 
+mod blocked;
 #[cfg(feature = "flex")]
 mod fast;
 
@@ -7,7 +8,10 @@ use std::sync::Arc;
 
 use burn::tensor::{Bool, Device, FloatDType, Int, Tensor, TensorData, activation::softmax};
 
-use crate::{rms_norm::at_least_f32, softcap::optional_softcap};
+use crate::{graph, rms_norm::at_least_f32, softcap::optional_softcap};
+
+/// Scores that are formed at once, 128 MiB in float32.
+const BLOCK: usize = 1 << 25;
 
 /// What Gemma-2 does to an attention score.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -133,7 +137,13 @@ fn attention(
     ) {
         return Tensor::from_dispatch(output);
     }
-    by_definition(q, k, v, options, texts)
+    let queries = (BLOCK / (batch * heads * kv_tokens).max(1)).max(16);
+    let blocked = blocked::Blocked { options: *options, texts: texts.cloned(), queries };
+    let inputs = [&q, &k, &v].map(|x| x.clone().into_dispatch());
+    match graph::apply(blocked, inputs) {
+        Some(output) => Tensor::from_dispatch(output),
+        None => by_definition(q, k, v, options, texts),
+    }
 }
 
 /// [`causal_attention`] by plain tensor operations.

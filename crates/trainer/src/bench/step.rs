@@ -23,6 +23,7 @@ use crate::{
     aligner::Aligner,
     forward::{Activations, FeatureReader},
     optim::{GradientMap, Optimizer},
+    plan,
     reference_pass::reference_rows,
     settings::{OptimizerKind, OptimizerSettings, Schedule},
 };
@@ -97,6 +98,8 @@ pub struct StepReport {
     pub optimizer_seconds: f64,
     /// The most memory that the process ever held, where the system tells.
     pub peak_rss_mib: Option<f64>,
+    /// What `fpo plan` expects it to be.
+    pub planned_mib: f64,
     /// Steps measured.
     pub steps: usize,
     /// Tokens of a step.
@@ -135,6 +138,20 @@ impl StepSizes {
                 TokenizedPair { id, chosen: response(), rejected: response() }
             })
             .collect()
+    }
+
+    fn planned(&self, config: &Gemma2Config) -> plan::Step {
+        let needs = Objective::paper(self.method).needs();
+        plan::Step {
+            config: config.clone(),
+            tokens: 2 * self.pairs * self.tokens,
+            checkpointed: self.checkpoint_activations,
+            lora: self.lora_rank.map(|rank| LoraConfig { rank, ..LoraConfig::default() }),
+            optimizer: self.optimizer().kind,
+            accumulates: false,
+            second_model: needs.token_kl,
+            d_sae: needs.features.then_some(self.d_sae),
+        }
     }
 
     fn optimizer(&self) -> OptimizerSettings {
@@ -211,6 +228,7 @@ pub fn measure(sizes: &StepSizes, device: &Device) -> Result<StepReport> {
         backward_seconds: backward,
         optimizer_seconds: optimizer,
         peak_rss_mib: peak_rss_mib(),
+        planned_mib: sizes.planned(&config).memory().total() as f64 / f64::from(1 << 20),
         steps: sizes.steps as usize,
         tokens,
         loss: last_loss,

@@ -8,6 +8,7 @@ mod generate;
 mod loaded;
 mod merge;
 mod per_pair;
+mod plan;
 mod reference;
 mod sae;
 mod score;
@@ -42,7 +43,7 @@ enum Command {
         #[arg(long, value_delimiter = ',')]
         methods: Vec<Method>,
     },
-    /// Lists the recipes, or prints one with all its settings.
+    /// Lists the recipes, or prints one, followed by those that it extends.
     Recipes {
         /// The recipe to print.
         name: Option<String>,
@@ -56,6 +57,7 @@ enum Command {
     #[command(subcommand)]
     Bench(bench::Bench),
     Score(score::Score),
+    Plan(plan::Plan),
     Activations(activations::Activations),
     Reference(reference::Reference),
     Evaluate(evaluate::Evaluate),
@@ -84,13 +86,13 @@ fn run() -> Result<()> {
             compare::compare(&run.open()?, methods)
         }
         Command::Recipes { name: Some(name) } => {
-            print!("{}", recipes::source(&name)?);
+            print!("{}", recipes::chain(&name)?.join("\n"));
             Ok(())
         }
         Command::Recipes { name: None } => {
-            for name in recipes::NAMES {
+            for name in recipes::names() {
                 let about = recipes::source(name)?.lines().next().unwrap_or_default();
-                println!("{name:12} {}", about.trim_start_matches("# "));
+                println!("{name:20} {}", about.trim_start_matches("# "));
             }
             Ok(())
         }
@@ -102,6 +104,7 @@ fn run() -> Result<()> {
         Command::Merge(merge) => merge.run(),
         Command::Bench(bench) => bench.run(),
         Command::Score(score) => score.run(),
+        Command::Plan(plan) => plan.run(),
         Command::Activations(activations) => activations.run(),
         Command::Reference(reference) => reference.run(),
         Command::Evaluate(evaluate) => evaluate.run(),
