@@ -1,6 +1,7 @@
 //! Builds the `fpo` binary for the device that its arguments ask for, and becomes it.
 
-use std::process::{Command, ExitCode};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, ExitStatus};
 use std::{fmt, io};
 
 /// Names of devices and the cargo feature that each needs beyond the default one.
@@ -19,6 +20,12 @@ pub enum Error {
     UnknownDevice(String),
     /// Cargo itself could not be run.
     Cargo(io::Error),
+    /// The binary could not be built.
+    Build(ExitStatus),
+    /// A program could not be run.
+    Program(io::Error),
+    /// A program that was measured failed, or printed no measurement.
+    Measured { command: String, said: String },
 }
 
 impl fmt::Display for Error {
@@ -32,19 +39,46 @@ impl fmt::Display for Error {
                 )
             }
             Self::Cargo(error) => write!(f, "could not run cargo: {error}"),
+            Self::Build(status) => write!(f, "building fpo failed ({status})"),
+            Self::Program(error) => write!(f, "could not run a program: {error}"),
+            Self::Measured { command, said } => {
+                write!(f, "no measurement came from\n{command}\nwhich said:\n{said}")
+            }
         }
     }
 }
 
 /// Runs `fpo [subcommand] args…`, built with the feature of the device in `args`. On Unix it returns only if that fails.
 pub fn fpo(subcommand: Option<&str>, args: &[String]) -> Result<ExitCode, Error> {
-    let mut command = cargo();
-    command.args(["run", "--release", "--package", "fpo-trainer", "--bin", "fpo"]);
-    if let Some(feature) = feature(args)? {
-        command.args(["--features", feature]);
-    }
+    let feature = device(args).map(feature).transpose()?.flatten();
+    let mut command = cargo_fpo("run", feature);
     command.arg("--").args(subcommand).args(args);
     become_process(command).map_err(Error::Cargo)
+}
+
+/// Builds `fpo` for a device and says where it is.
+pub fn build(device: &str) -> Result<PathBuf, Error> {
+    let status = cargo_fpo("build", feature(device)?).status().map_err(Error::Cargo)?;
+    if !status.success() {
+        return Err(Error::Build(status));
+    }
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    Ok(target.join("release").join(format!("fpo{}", std::env::consts::EXE_SUFFIX)))
+}
+
+/// The workspace.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
+
+fn cargo_fpo(what: &str, feature: Option<&str>) -> Command {
+    let mut command = cargo();
+    command.args([what, "--release", "--package", "fpo-trainer", "--bin", "fpo"]);
+    if let Some(feature) = feature {
+        command.args(["--features", feature]);
+    }
+    command
 }
 
 /// The cargo that runs this launcher, so that a toolchain override holds for what it starts.
@@ -52,11 +86,8 @@ pub fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
-/// The feature for the last `--device` in `args`; without one, or for the CPU, the default features are enough.
-fn feature(args: &[String]) -> Result<Option<&'static str>, Error> {
-    let Some(device) = device(args) else {
-        return Ok(None);
-    };
+/// The feature for a device; for the CPU the default features are enough.
+fn feature(device: &str) -> Result<Option<&'static str>, Error> {
     let kind = device.split(':').next().unwrap_or(device);
     match DEVICES.iter().find(|(name, _)| *name == kind) {
         Some((_, feature)) => Ok(*feature),
@@ -64,6 +95,7 @@ fn feature(args: &[String]) -> Result<Option<&'static str>, Error> {
     }
 }
 
+/// The last `--device` in `args`.
 fn device(args: &[String]) -> Option<&str> {
     let mut found = None;
     let mut args = args.iter().map(String::as_str).take_while(|arg| *arg != "--");
@@ -99,7 +131,8 @@ mod tests {
     use super::*;
 
     fn feature_of(line: &str) -> Result<Option<&'static str>, Error> {
-        feature(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+        let args = line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        device(&args).map(feature).transpose().map(Option::flatten)
     }
 
     #[test]

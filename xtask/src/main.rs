@@ -3,6 +3,7 @@
 //! Invariants: it never depends on Burn or on another crate of the workspace, so that it builds in seconds and can say what is
 //! wrong before a build of minutes starts.
 
+mod bench;
 mod checks;
 mod launch;
 
@@ -29,6 +30,8 @@ enum Command {
     /// Run any subcommand of the binary: cargo xtask fpo -- SUBCOMMAND …
     #[command(disable_help_flag = true)]
     Fpo(PassedOn),
+    /// Measure a training step, its memory and its operations, beside other people's software if asked
+    Bench(bench::Bench),
     /// Run what CI runs: format, lints, tests, documentation
     Test {
         /// Leave out the end-to-end runs
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Command::Train(passed) => launch::fpo(Some("train"), &passed.args),
         Command::Compare(passed) => launch::fpo(Some("compare"), &passed.args),
         Command::Fpo(passed) => launch::fpo(None, &passed.args),
+        Command::Bench(bench) => bench::run(&bench),
         Command::Test { quick } => return checks::run(quick),
     };
     outcome.unwrap_or_else(|error| {
@@ -67,6 +71,7 @@ mod tests {
             Command::Compare(passed) => ("compare", passed.args),
             Command::Fpo(passed) => ("fpo", passed.args),
             Command::Test { quick } => ("test", vec![quick.to_string()]),
+            Command::Bench(_) => ("bench", Vec::new()),
         }
     }
 

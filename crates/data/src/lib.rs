@@ -39,11 +39,14 @@ pub mod tokens;
 pub use batch::{Batches, PairBatch, Pooling, Positions, SequenceBatch, TokenBatch};
 pub use fingerprint::Fingerprint;
 pub use reference::{ReferenceCache, ReferenceRow, ReferenceWriter, SparseFeatures};
-pub use source::{Message, OnEmpty, Pair, Prompt, ReadSummary, SftExample, read_pairs, read_sft};
+pub use source::{
+    Item, Message, OnEmpty, Pair, Prompt, ReadSummary, SftExample, read_items, read_pairs,
+    read_prompts, read_sft,
+};
 pub use split::hold_out;
 pub use store::{PairStore, SequenceStore};
 pub use template::{ChatTemplate, TemplateChoice};
-pub use tokenize::{PrepareSummary, Preparer, Truncation};
+pub use tokenize::{PrepareSummary, Preparer, Rendering, Truncation};
 pub use tokenizer::Tokenizer;
 pub use tokens::{
     ExampleView, PairView, ResponseView, TokenizedExample, TokenizedPair, TokenizedResponse,

@@ -172,17 +172,38 @@ impl ChatTemplate {
     /// # Errors
     /// As [`Self::render`], or a template that rewrites the prompt once a response follows.
     pub fn full_text(&self, prompt: &Prompt, response: &str) -> Result<String, TemplateError> {
+        Ok(self.turn(prompt, response)?.0)
+    }
+
+    /// [`Self::full_text`], and how many bytes of it are the prompt.
+    ///
+    /// # Errors
+    /// As [`Self::full_text`].
+    pub fn turn(&self, prompt: &Prompt, response: &str) -> Result<(String, usize), TemplateError> {
+        let (mut text, boundary) = self.rendered(prompt, response)?;
+        text.truncate(text.trim_end().len().max(boundary));
+        Ok((text, boundary))
+    }
+
+    /// Prompt and response exactly as the template writes them, and how many bytes of that are the prompt.
+    ///
+    /// # Errors
+    /// As [`Self::full_text`].
+    pub fn rendered(
+        &self,
+        prompt: &Prompt,
+        response: &str,
+    ) -> Result<(String, usize), TemplateError> {
         let mut messages = prompt.to_messages();
         let prompt_text = self.render(&messages, true)?;
         messages.push(Message { role: "assistant".to_owned(), content: response.to_owned() });
-        let mut text = self.render(&messages, false)?;
+        let text = self.render(&messages, false)?;
         if !text.starts_with(&prompt_text) {
             let same = text.chars().zip(prompt_text.chars()).take_while(|(a, b)| a == b).count();
             let shared = text.chars().take(same).skip(same.saturating_sub(20)).collect();
             return Err(TemplateError::NotAPrefix { shared });
         }
-        text.truncate(text.trim_end().len().max(prompt_text.len()));
-        Ok(text)
+        Ok((text, prompt_text.len()))
     }
 
     /// The Jinja source.

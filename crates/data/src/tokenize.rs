@@ -79,6 +79,28 @@ pub struct PrepareSummary {
     pub longest: usize,
 }
 
+/// What the chat template is applied to, and how much of what it writes is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Rendering {
+    /// To everything: a text prompt is one user message. White space that the template writes behind the end of the response's turn is
+    /// left out, since a model that has ended its turn has nothing more to learn.
+    #[default]
+    Conversations,
+    /// As transformers and TRL do it: a list of messages stands exactly as the template writes it, and a text prompt with its response
+    /// stands as it is and is ended by EOS.
+    AsGiven,
+}
+
+impl Rendering {
+    /// Its name in fingerprints.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Conversations => "conversations",
+            Self::AsGiven => "as_given",
+        }
+    }
+}
+
 impl PrepareSummary {
     /// The share of the kept items of which some row lost tokens; 0 where none are kept.
     pub fn clipped_share(&self) -> f64 {
@@ -96,8 +118,28 @@ impl PrepareSummary {
 pub struct Preparer<'a> {
     tokenizer: &'a Tokenizer,
     template: &'a TemplateChoice,
+    rendering: Rendering,
     truncation: Truncation,
     eos: Option<u32>,
+}
+
+/// Prompt and response as one text.
+struct Joined {
+    text: String,
+    /// Bytes of it that are the prompt.
+    boundary: usize,
+    end: End,
+}
+
+/// How a row ends.
+#[derive(Clone, Copy)]
+enum End {
+    /// With EOS or the end of a turn; EOS is added where there is neither.
+    Turn,
+    /// With EOS, which is added where it is missing.
+    Eos,
+    /// As the text does.
+    AsWritten,
 }
 
 /// A row, and what truncation took from it.
@@ -130,7 +172,20 @@ impl<'a> Preparer<'a> {
         if eos.is_none() {
             return Err(PrepareError::NoEnd);
         }
-        Ok(Self { tokenizer, template, truncation, eos })
+        let rendering = Rendering::default();
+        Ok(Self { tokenizer, template, rendering, truncation, eos })
+    }
+
+    /// The same with [`Rendering::AsGiven`].
+    ///
+    /// # Errors
+    /// [`PrepareError::NoEnd`] where the tokenizer has no EOS for texts.
+    pub fn as_given(self) -> Result<Self, PrepareError> {
+        let eos = self.tokenizer.eos_id();
+        if eos.is_none() {
+            return Err(PrepareError::NoEnd);
+        }
+        Ok(Self { rendering: Rendering::AsGiven, eos, ..self })
     }
 
     /// Tokenises a pair; `None` if truncation left one of its responses without tokens.
@@ -160,10 +215,13 @@ impl<'a> Preparer<'a> {
     /// # Errors
     /// A conversation that the template refuses; it is reported as row 0.
     pub fn tokenize_prompt(&self, prompt: &Prompt) -> Result<Vec<u32>, PrepareError> {
-        let text = self
-            .template
-            .prompt_text(prompt)
-            .map_err(|source| PrepareError::Template { id: 0, source })?;
+        let text = match (self.rendering, self.template, prompt) {
+            (Rendering::AsGiven, TemplateChoice::Chat(_), Prompt::Text(text)) => text.clone(),
+            _ => self
+                .template
+                .prompt_text(prompt)
+                .map_err(|source| PrepareError::Template { id: 0, source })?,
+        };
         let encoding = self
             .tokenizer
             .encode(&text)
@@ -172,6 +230,17 @@ impl<'a> Preparer<'a> {
         let mut prompt_len = tokens.len();
         self.begin_once(&mut tokens, &mut prompt_len);
         self.clip_prompt(&mut tokens, &mut prompt_len);
+        Ok(tokens)
+    }
+
+    /// The tokens of a text that is nobody's answer: as it is, BOS in front, nothing behind it.
+    ///
+    /// # Errors
+    /// Whatever the tokenizer refuses.
+    pub fn tokenize_text(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let mut tokens = self.tokenizer.encode(text)?.ids;
+        let mut prompt_len = tokens.len();
+        self.begin_once(&mut tokens, &mut prompt_len);
         Ok(tokens)
     }
 
@@ -215,16 +284,11 @@ impl<'a> Preparer<'a> {
         prompt: &Prompt,
         responses: [&String; N],
     ) -> Result<Option<[Row; N]>, PrepareError> {
-        let prompt_text = self
-            .template
-            .prompt_text(prompt)
-            .map_err(|source| PrepareError::Template { id, source })?;
         let mut rows = Vec::with_capacity(N);
         for response in responses {
-            let text = self.template.full_text(prompt, response);
-            let text = text.map_err(|source| PrepareError::Template { id, source })?;
-            let row = self.row(&text, prompt_text.len());
-            match row.map_err(|source| PrepareError::Tokenizer { id, source })? {
+            let joined = self.join(prompt, response);
+            let joined = joined.map_err(|source| PrepareError::Template { id, source })?;
+            match self.row(&joined).map_err(|source| PrepareError::Tokenizer { id, source })? {
                 Some(row) => rows.push(row),
                 None => return Ok(None),
             }
@@ -232,14 +296,34 @@ impl<'a> Preparer<'a> {
         Ok(rows.try_into().ok())
     }
 
-    /// Tokenises a text whose first `boundary` bytes are the prompt.
-    fn row(&self, text: &str, boundary: usize) -> Result<Option<Row>, TokenizerError> {
-        let encoding = self.tokenizer.encode(text)?;
+    fn join(&self, prompt: &Prompt, response: &str) -> Result<Joined, TemplateError> {
+        let plain = || {
+            let prompt = prompt.to_text();
+            let boundary = prompt.len();
+            Joined { text: prompt + response, boundary, end: End::Eos }
+        };
+        let TemplateChoice::Chat(chat) = self.template else { return Ok(plain()) };
+        match (self.rendering, prompt) {
+            (Rendering::AsGiven, Prompt::Text(_)) => Ok(plain()),
+            (Rendering::AsGiven, Prompt::Messages(_)) => {
+                let (text, boundary) = chat.rendered(prompt, response)?;
+                Ok(Joined { text, boundary, end: End::AsWritten })
+            }
+            (Rendering::Conversations, _) => {
+                let (text, boundary) = chat.turn(prompt, response)?;
+                Ok(Joined { text, boundary, end: End::Turn })
+            }
+        }
+    }
+
+    fn row(&self, joined: &Joined) -> Result<Option<Row>, TokenizerError> {
+        let boundary = joined.boundary;
+        let encoding = self.tokenizer.encode(&joined.text)?;
         let mut tokens = encoding.ids;
         let mut prompt_len =
             encoding.offsets.iter().position(|&(_, end)| end > boundary).unwrap_or(tokens.len());
         self.begin_once(&mut tokens, &mut prompt_len);
-        self.end_once(&mut tokens);
+        self.end_once(&mut tokens, joined.end);
         // Nothing predicts a text's first token.
         prompt_len = prompt_len.max(1);
 
@@ -261,12 +345,13 @@ impl<'a> Preparer<'a> {
     }
 
     /// Puts EOS at the end, unless the text ends as it should.
-    fn end_once(&self, tokens: &mut Vec<u32>) {
-        let is_end = |token: &u32| match self.template {
-            TemplateChoice::Chat(_) => self.tokenizer.stop_ids().contains(token),
-            TemplateChoice::None => Some(*token) == self.eos,
-        };
-        if !tokens.last().is_some_and(is_end) {
+    fn end_once(&self, tokens: &mut Vec<u32>, end: End) {
+        let ended = tokens.last().is_some_and(|last| match end {
+            End::Turn => self.tokenizer.stop_ids().contains(last),
+            End::Eos => Some(*last) == self.eos,
+            End::AsWritten => true,
+        });
+        if !ended {
             tokens.extend(self.eos);
         }
     }

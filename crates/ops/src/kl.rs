@@ -2,7 +2,11 @@
 
 use burn::tensor::Tensor;
 
-use crate::log_probs::log_distribution;
+use crate::{
+    blocked::{BLOCKS, Head},
+    graph,
+    log_probs::log_distribution,
+};
 
 /// `KL(reference ‖ policy) = Σ_v r_v·(log r_v − log p_v)` per row, with `r = softmax(softcap(h_r·W_rᵀ))` and
 /// `p = softmax(softcap(h·Wᵀ))` over the whole vocabulary (TDPO, equation 11). Gradients reach the policy only.
@@ -41,7 +45,17 @@ pub fn linear_kl(
     {
         return Tensor::from_dispatch(output);
     }
-    definition(reference_hidden, reference_weight, hidden, weight, softcap)
+    let reference = Head::new(
+        reference_hidden.clone().without_autodiff(),
+        reference_weight.clone().without_autodiff(),
+        softcap,
+        BLOCKS,
+    );
+    let inputs = [hidden.clone(), weight.clone()].map(Tensor::into_dispatch);
+    match graph::apply(blocked::LinearKl { reference }, inputs) {
+        Some(output) => Tensor::from_dispatch(output),
+        None => definition(reference_hidden, reference_weight, hidden, weight, softcap),
+    }
 }
 
 /// [`linear_kl`] by plain tensor operations.
@@ -59,6 +73,80 @@ pub fn definition(
     );
     let log_p = log_distribution(hidden, weight, softcap);
     (log_r.clone().exp() * (log_r - log_p)).sum_dim(1).squeeze_dim(1)
+}
+
+/// The same by tensor operations, for the other backends.
+mod blocked {
+    use burn::tensor::Tensor;
+
+    use crate::{
+        blocked::{Head, LogSumExp},
+        graph::{Operation, Plain},
+    };
+
+    #[derive(Clone, Debug)]
+    pub(super) struct LinearKl {
+        pub reference: Head,
+    }
+
+    impl LinearKl {
+        fn policy(&self, [hidden, weight]: [Plain; 2]) -> Head {
+            let Head { softcap, blocks, .. } = self.reference;
+            Head::new(hidden.into(), weight.into(), softcap, blocks)
+        }
+    }
+
+    impl Operation<2> for LinearKl {
+        /// log Σ exp of each row's logits, `[n, 1]`: the reference's, the policy's.
+        type Saved = [Tensor<2>; 2];
+
+        /// `KL = Σ r·(a − b) − log Σ eᵃ + log Σ eᵇ` with a and b the logits of reference and policy.
+        fn forward(&self, inputs: [Plain; 2]) -> (Plain, Self::Saved) {
+            let policy = self.policy(inputs);
+            let (mut kl, mut sums) = (Vec::new(), [Vec::new(), Vec::new()]);
+            for rows in policy.row_blocks() {
+                let (mut r, mut p): (Option<LogSumExp>, Option<LogSumExp>) = (None, None);
+                let mut difference: Option<Tensor<2>> = None;
+                for tokens in policy.token_blocks() {
+                    let a = self.reference.logits(&rows, &tokens).values;
+                    let b = policy.logits(&rows, &tokens).values;
+                    LogSumExp::update(&mut p, &b);
+                    let (weights, rescale) = LogSumExp::update(&mut r, &a);
+                    let more = (weights * (a - b)).sum_dim(1);
+                    difference = Some(match (difference, rescale) {
+                        (Some(before), Some(rescale)) => before * rescale + more,
+                        _ => more,
+                    });
+                }
+                if let (Some(r), Some(p), Some(difference)) = (r, p, difference) {
+                    kl.push(difference / r.sum.clone() - r.value() + p.value());
+                    sums[0].push(r.value());
+                    sums[1].push(p.value());
+                }
+            }
+            let output = Tensor::cat(kl, 0).squeeze_dim::<1>(1);
+            (output.into(), sums.map(|sums| Tensor::cat(sums, 0)))
+        }
+
+        /// With g the gradient of the row: `g·(p_v − r_v)` for each of the policy's logits.
+        fn backward(
+            &self,
+            inputs: [Plain; 2],
+            [r_sums, p_sums]: Self::Saved,
+            gradient: Plain,
+            wanted: [bool; 2],
+        ) -> [Option<Plain>; 2] {
+            let gradient = Tensor::<1>::from(gradient).unsqueeze_dim::<2>(1);
+            let gradients = self.policy(inputs).backward(wanted, |logits| {
+                let of = |x: &Tensor<2>| x.clone().narrow(0, logits.rows.start, logits.rows.len());
+                let reference = self.reference.logits(&logits.rows, &logits.tokens).values;
+                let r = (reference - of(&r_sums)).exp();
+                let p = (logits.values.clone() - of(&p_sums)).exp();
+                (p - r) * of(&gradient)
+            });
+            gradients.map(|gradient| gradient.map(Plain::from))
+        }
+    }
 }
 
 /// Both models' logits in the same blocks, recomputed in the backward pass.
@@ -152,6 +240,29 @@ mod fast {
                 },
             );
             tensors_like(gradients, &inputs)
+        }
+    }
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::blocked::LinearKl;
+    use crate::{
+        blocked::Head,
+        testing::{check, heads, random},
+    };
+
+    #[test]
+    fn blocks_make_no_difference() {
+        for (n, d, v, blocks) in heads() {
+            for softcap in [None, Some(2.0)] {
+                // The reference may be of another width.
+                let [hidden, weight] = [random(7, [n, d + 1]), random(8, [v, d + 1])];
+                let reference = Head::new(hidden.clone(), weight.clone(), softcap, blocks);
+                check(LinearKl { reference }, [[n, d], [v, d]], |[h, w]| {
+                    super::definition(hidden.clone(), weight.clone(), h, w, softcap)
+                });
+            }
         }
     }
 }

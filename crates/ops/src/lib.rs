@@ -32,9 +32,11 @@
 
 mod adamw;
 mod attention;
+mod blocked;
 #[cfg(feature = "flex")]
 mod flex;
 mod geglu;
+mod graph;
 mod jump_relu;
 mod kl;
 mod linear;
@@ -44,9 +46,11 @@ mod rms_norm;
 mod rotary;
 mod softcap;
 mod statistics;
+#[cfg(all(test, feature = "flex"))]
+mod testing;
 
 pub use adamw::{AdamW, adamw_step};
-pub use attention::{AttentionOptions, causal_attention};
+pub use attention::{AttentionOptions, TextStarts, causal_attention, packed_attention};
 pub use geglu::geglu;
 pub use jump_relu::{heaviside, jump_relu};
 pub use kl::linear_kl;
@@ -61,7 +65,9 @@ pub use statistics::{TokenStatistics, linear_token_statistics};
 /// The operations as plain tensor operations, whatever the backend: the oracle for tests and benchmarks.
 pub mod definition {
     pub use crate::adamw::definition as adamw_step;
-    pub use crate::attention::definition as causal_attention;
+    pub use crate::attention::{
+        definition as causal_attention, packed_definition as packed_attention,
+    };
     pub use crate::geglu::definition as geglu;
     pub use crate::jump_relu::{
         heaviside_definition as heaviside, jump_relu_definition as jump_relu,

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Int, Tensor, activation::log_softmax};
 
-use crate::{linear, softcap::optional_softcap};
+use crate::{blocked::BLOCKS, graph, linear, softcap::optional_softcap};
 
 /// `log softmax(softcap(h·Wᵀ))[target]` per row, in float32 at least; gradients reach `hidden` and `weight`.
 ///
@@ -30,7 +30,16 @@ pub fn linear_log_probs(
     {
         return Tensor::from_dispatch(output);
     }
-    definition(hidden, weight, targets, softcap)
+    let blocked = blocked::LinearLogProbs {
+        targets: targets.clone().without_autodiff(),
+        softcap,
+        blocks: BLOCKS,
+    };
+    let inputs = [hidden.clone(), weight.clone()].map(Tensor::into_dispatch);
+    match graph::apply(blocked, inputs) {
+        Some(output) => Tensor::from_dispatch(output),
+        None => definition(hidden, weight, targets, softcap),
+    }
 }
 
 /// [`linear_log_probs`] by plain tensor operations.
@@ -68,6 +77,77 @@ pub(crate) fn check_shapes(
         weight.dims(),
         targets.dims()
     );
+}
+
+/// The same by tensor operations, for the other backends.
+mod blocked {
+    use burn::tensor::{Int, Tensor};
+
+    use crate::{
+        blocked::{Blocks, Head, LogSumExp},
+        graph::{Operation, Plain},
+    };
+
+    #[derive(Clone, Debug)]
+    pub(super) struct LinearLogProbs {
+        pub targets: Tensor<1, Int>,
+        pub softcap: Option<f64>,
+        pub blocks: Blocks,
+    }
+
+    impl LinearLogProbs {
+        fn head(&self, [hidden, weight]: [Plain; 2]) -> Head {
+            Head::new(hidden.into(), weight.into(), self.softcap, self.blocks)
+        }
+
+        fn targets(&self, rows: &std::ops::Range<usize>) -> Tensor<1, Int> {
+            self.targets.clone().narrow(0, rows.start, rows.len())
+        }
+    }
+
+    impl Operation<2> for LinearLogProbs {
+        /// log Σ exp of each row's logits, `[n, 1]`.
+        type Saved = Tensor<2>;
+
+        fn forward(&self, inputs: [Plain; 2]) -> (Plain, Self::Saved) {
+            let head = self.head(inputs);
+            let (mut log_probs, mut log_sums) = (Vec::new(), Vec::new());
+            for rows in head.row_blocks() {
+                let mut state: Option<LogSumExp> = None;
+                let mut target: Option<Tensor<2>> = None;
+                for tokens in head.token_blocks() {
+                    let logits = head.logits(&rows, &tokens);
+                    LogSumExp::update(&mut state, &logits.values);
+                    let here = logits.one_hot(self.targets(&rows)) * logits.values;
+                    let here = here.sum_dim(1);
+                    target = Some(target.map_or(here.clone(), |sum| sum + here));
+                }
+                if let (Some(state), Some(target)) = (state, target) {
+                    log_probs.push(target - state.value());
+                    log_sums.push(state.value());
+                }
+            }
+            let output = Tensor::cat(log_probs, 0).squeeze_dim::<1>(1);
+            (output.into(), Tensor::cat(log_sums, 0))
+        }
+
+        /// With p the softmax and g the gradient of the row: `g·(1[v = target] − p_v)` for each logit.
+        fn backward(
+            &self,
+            inputs: [Plain; 2],
+            log_sums: Self::Saved,
+            gradient: Plain,
+            wanted: [bool; 2],
+        ) -> [Option<Plain>; 2] {
+            let gradient = Tensor::<1>::from(gradient).unsqueeze_dim::<2>(1);
+            let gradients = self.head(inputs).backward(wanted, |logits| {
+                let of = |x: &Tensor<2>| x.clone().narrow(0, logits.rows.start, logits.rows.len());
+                let softmax = (logits.values.clone() - of(&log_sums)).exp();
+                (logits.one_hot(self.targets(&logits.rows)) - softmax) * of(&gradient)
+            });
+            gradients.map(|gradient| gradient.map(Plain::from))
+        }
+    }
 }
 
 /// Logits in blocks, recomputed in the backward pass: nothing of the size n × vocabulary.
@@ -156,6 +236,26 @@ mod fast {
                 },
             );
             tensors_like(gradients, &inputs)
+        }
+    }
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::blocked::LinearLogProbs;
+    use crate::testing::{check, targets};
+
+    #[test]
+    fn blocks_make_no_difference() {
+        for (n, d, v, blocks) in crate::testing::heads() {
+            for softcap in [None, Some(2.0)] {
+                let targets = targets(n, v);
+                check(
+                    LinearLogProbs { targets: targets.clone(), softcap, blocks },
+                    [[n, d], [v, d]],
+                    |[h, w]| super::definition(h, w, targets.clone().autodiff(), softcap),
+                );
+            }
         }
     }
 }

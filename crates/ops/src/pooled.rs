@@ -2,7 +2,10 @@
 
 use burn::tensor::Tensor;
 
-use crate::rms_norm::at_least_f32;
+use crate::{graph, rms_norm::at_least_f32};
+
+/// Activations that are formed at once, 128 MiB in float32.
+const BLOCK: usize = 1 << 25;
 
 /// The encoder of a frozen JumpReLU sparse autoencoder.
 #[derive(Clone, Debug)]
@@ -13,6 +16,17 @@ pub struct Encoder {
     pub b_enc: Tensor<1>,
     /// `[d_sae]`
     pub threshold: Tensor<1>,
+}
+
+impl Encoder {
+    /// Outside any graph, in float32 at least.
+    fn plain(&self) -> Self {
+        Self {
+            w_enc: at_least_f32(self.w_enc.clone().without_autodiff()),
+            b_enc: at_least_f32(self.b_enc.clone().without_autodiff()),
+            threshold: at_least_f32(self.threshold.clone().without_autodiff()),
+        }
+    }
 }
 
 /// The mean over each segment of `JumpReLU(h·W_enc + b_enc)`, in float32 at least (FPO, equation 10: average pooling).
@@ -42,14 +56,18 @@ pub fn pooled_features(hidden: Tensor<2>, encoder: &Encoder, segments: &[usize])
     {
         return Tensor::from_dispatch(output);
     }
-    definition(hidden, encoder, segments)
+    let rows = (BLOCK / d_sae).max(1);
+    let blocked = blocked::Pooled { encoder: encoder.plain(), segments: segments.into(), rows };
+    match graph::apply(blocked, [hidden.clone().into_dispatch()]) {
+        Some(output) => Tensor::from_dispatch(output),
+        None => definition(hidden, encoder, segments),
+    }
 }
 
 /// [`pooled_features`] by plain tensor operations.
 pub fn definition(hidden: Tensor<2>, encoder: &Encoder, segments: &[usize]) -> Tensor<2> {
-    let w_enc = at_least_f32(encoder.w_enc.clone().without_autodiff());
-    let b_enc = at_least_f32(encoder.b_enc.clone().without_autodiff()).unsqueeze::<2>();
-    let threshold = at_least_f32(encoder.threshold.clone().without_autodiff()).unsqueeze::<2>();
+    let Encoder { w_enc, b_enc, threshold } = encoder.plain();
+    let (b_enc, threshold) = (b_enc.unsqueeze::<2>(), threshold.unsqueeze::<2>());
     let hidden = at_least_f32(hidden);
     let mut start = 0;
     let pooled = segments
@@ -63,6 +81,88 @@ pub fn definition(hidden: Tensor<2>, encoder: &Encoder, segments: &[usize]) -> T
         })
         .collect();
     Tensor::cat(pooled, 0)
+}
+
+/// The same by tensor operations, some rows at a time, for the other backends. The mean is a product with the matrix of the
+/// segments' shares.
+mod blocked {
+    use std::{ops::Range, sync::Arc};
+
+    use burn::tensor::{Bool, FloatDType, Tensor, TensorData};
+
+    use super::{Encoder, at_least_f32};
+    use crate::{
+        blocked::{add, ranges},
+        graph::{Operation, Plain},
+    };
+
+    #[derive(Clone, Debug)]
+    pub(super) struct Pooled {
+        /// Outside any graph, in float32 at least.
+        pub encoder: Encoder,
+        pub segments: Arc<[usize]>,
+        /// Rows that are encoded at once.
+        pub rows: usize,
+    }
+
+    impl Pooled {
+        /// The pre-activations of some rows, and where they are closed. `[rows, d_sae]`
+        fn encode(&self, hidden: &Tensor<2>, rows: &Range<usize>) -> (Tensor<2>, Tensor<2, Bool>) {
+            let Encoder { w_enc, b_enc, threshold } = self.encoder.clone();
+            let hidden = at_least_f32(hidden.clone().narrow(0, rows.start, rows.len()));
+            let z = hidden.matmul(w_enc) + b_enc.unsqueeze();
+            let closed = z.clone().lower_equal(threshold.unsqueeze::<2>().expand(z.dims()));
+            (z, closed)
+        }
+
+        /// What each of these rows contributes to each segment, `[segments, rows]`.
+        fn shares(&self, rows: &Range<usize>, like: &Tensor<2>) -> Tensor<2> {
+            let mut shares = vec![0f64; self.segments.len() * rows.len()];
+            let mut start = 0;
+            for (segment, &length) in self.segments.iter().enumerate() {
+                for row in start.max(rows.start)..(start + length).min(rows.end) {
+                    shares[segment * rows.len() + row - rows.start] = 1.0 / length as f64;
+                }
+                start += length;
+            }
+            let shape = [self.segments.len(), rows.len()];
+            Tensor::from_data(TensorData::new(shares, shape), (&like.device(), like.dtype()))
+        }
+    }
+
+    impl Operation<1> for Pooled {
+        type Saved = ();
+
+        fn forward(&self, [hidden]: [Plain; 1]) -> (Plain, ()) {
+            let hidden = Tensor::<2>::from(hidden);
+            let mut pooled: Option<Tensor<2>> = None;
+            for rows in ranges(hidden.dims()[0], self.rows) {
+                let (z, closed) = self.encode(&hidden, &rows);
+                let shares = self.shares(&rows, &z);
+                pooled = Some(add(pooled, shares.matmul(z.mask_fill(closed, 0.0))));
+            }
+            let Some(pooled) = pooled else { unreachable!("segments are positive") };
+            (pooled.into(), ())
+        }
+
+        fn backward(
+            &self,
+            [hidden]: [Plain; 1],
+            (): (),
+            gradient: Plain,
+            _wanted: [bool; 1],
+        ) -> [Option<Plain>; 1] {
+            let (hidden, gradient) = (Tensor::<2>::from(hidden), Tensor::<2>::from(gradient));
+            let dtype = FloatDType::from(hidden.dtype());
+            let parts = ranges(hidden.dims()[0], self.rows).map(|rows| {
+                let (z, closed) = self.encode(&hidden, &rows);
+                let shares = self.shares(&rows, &z);
+                let d_z = shares.transpose().matmul(gradient.clone()).mask_fill(closed, 0.0);
+                d_z.matmul(self.encoder.w_enc.clone().transpose()).cast(dtype)
+            });
+            [Some(Tensor::cat(parts.collect(), 0).into())]
+        }
+    }
 }
 
 /// A task is one segment, a block of features at a time. The backward pass looks only at features whose gradient isn't zero:
@@ -207,5 +307,29 @@ mod fast {
             next - length
         };
         segments.iter().map(start).collect()
+    }
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::{Encoder, blocked::Pooled, definition};
+    use crate::testing::{check, random};
+
+    #[test]
+    fn blocks_make_no_difference() {
+        for (segments, d, d_sae) in [(&[1][..], 1, 1), (&[3, 1, 4, 2], 5, 9), (&[7, 7], 3, 20)] {
+            for rows in [1, 3, 100] {
+                let vector = |seed| random(seed, [1, d_sae]).squeeze_dim::<1>(0);
+                let encoder = Encoder {
+                    w_enc: random(3, [d, d_sae]),
+                    b_enc: vector(4),
+                    threshold: vector(5).abs(),
+                };
+                let pooled = Pooled { encoder: encoder.clone(), segments: segments.into(), rows };
+                check(pooled, [[segments.iter().sum(), d]], |[h]| {
+                    definition(h, &encoder, segments)
+                });
+            }
+        }
     }
 }

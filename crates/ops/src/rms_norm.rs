@@ -2,6 +2,8 @@
 
 use burn::tensor::{DType, FloatDType, Tensor};
 
+use crate::graph;
+
 /// `x · rsqrt(mean(x²) + eps) · (1 + weight)` over the last dimension, computed in float32 at least and returned in the
 /// type of `x` (Hugging Face, `Gemma2RMSNorm`).
 ///
@@ -18,7 +20,11 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Te
     ) {
         return Tensor::from_dispatch(output);
     }
-    definition(x, weight, eps)
+    let inputs = [x.clone().into_dispatch(), weight.clone().into_dispatch()];
+    match graph::apply(recomputed::RmsNorm::<D> { eps }, inputs) {
+        Some(output) => Tensor::from_dispatch(output),
+        None => definition(x, weight, eps),
+    }
 }
 
 /// [`rms_norm`] by plain tensor operations.
@@ -34,6 +40,56 @@ pub(crate) fn at_least_f32<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     match x.dtype() {
         DType::F16 | DType::BF16 => x.cast(FloatDType::F32),
         _ => x,
+    }
+}
+
+/// The definition with a backward pass that saves the inputs alone.
+mod recomputed {
+    use burn::tensor::{FloatDType, Tensor};
+
+    use super::{at_least_f32, definition};
+    use crate::graph::{Operation, Plain};
+
+    #[derive(Clone, Debug)]
+    pub(super) struct RmsNorm<const D: usize> {
+        pub eps: f64,
+    }
+
+    impl<const D: usize> Operation<2> for RmsNorm<D> {
+        type Saved = ();
+
+        fn forward(&self, [x, weight]: [Plain; 2]) -> (Plain, ()) {
+            (definition(Tensor::<D>::from(x), weight.into(), self.eps).into(), ())
+        }
+
+        /// With r = rsqrt(mean(x²) + eps), n = x·r and h = g·(1 + w): `dx = r·(h − n·mean(h·n))`, `dw = Σ g·n` over all rows.
+        fn backward(
+            &self,
+            [x, weight]: [Plain; 2],
+            (): (),
+            gradient: Plain,
+            [x_wanted, weight_wanted]: [bool; 2],
+        ) -> [Option<Plain>; 2] {
+            let (x, weight) = (Tensor::<D>::from(x), Tensor::<1>::from(weight));
+            let types = [x.dtype(), weight.dtype()].map(FloatDType::from);
+            let (x, weight) = (at_least_f32(x), at_least_f32(weight));
+            let g = at_least_f32(Tensor::<D>::from(gradient));
+            let r = (x.clone().square().mean_dim(D - 1) + self.eps).sqrt().recip();
+            let n = x * r.clone();
+            let d_weight = weight_wanted.then(|| {
+                let [width] = weight.dims();
+                let products = g.clone() * n.clone();
+                let rows = products.shape().num_elements() / width.max(1);
+                let sums = products.reshape([rows, width]).sum_dim(0).squeeze_dim::<1>(0);
+                Plain::from(sums.cast(types[1]))
+            });
+            let d_x = x_wanted.then(|| {
+                let h = g * (weight + 1.0).unsqueeze();
+                let mean = (h.clone() * n.clone()).mean_dim(D - 1);
+                Plain::from(((h - n * mean) * r).cast(types[0]))
+            });
+            [d_x, d_weight]
+        }
     }
 }
 
@@ -141,6 +197,47 @@ mod fast {
                 Some(tensor(d_x, shape.clone())),
                 weight_wanted.then(|| tensor(blocks::sum_rows(&d_w, d), [d])),
             ]
+        }
+    }
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use crate::graph::{Operation, Plain};
+
+    /// With the weight as `[1, d]`, because the comparison takes matrices.
+    #[derive(Clone, Debug)]
+    struct Flat(super::recomputed::RmsNorm<2>);
+
+    impl Operation<2> for Flat {
+        type Saved = ();
+
+        fn forward(&self, [x, w]: [Plain; 2]) -> (Plain, ()) {
+            let w = burn::tensor::Tensor::<2>::from(w).squeeze_dim::<1>(0);
+            self.0.forward([x, w.into()])
+        }
+
+        fn backward(
+            &self,
+            [x, w]: [Plain; 2],
+            saved: (),
+            gradient: Plain,
+            wanted: [bool; 2],
+        ) -> [Option<Plain>; 2] {
+            let w = burn::tensor::Tensor::<2>::from(w).squeeze_dim::<1>(0);
+            let [d_x, d_w] = self.0.backward([x, w.into()], saved, gradient, wanted);
+            let d_w = d_w.map(|d_w| burn::tensor::Tensor::<1>::from(d_w).unsqueeze::<2>().into());
+            [d_x, d_w]
+        }
+    }
+
+    #[test]
+    fn recomputing_makes_no_difference() {
+        for shape in [[1, 1], [3, 5], [7, 4]] {
+            let operation = Flat(super::recomputed::RmsNorm { eps: 1e-6 });
+            crate::testing::check(operation, [shape, [1, shape[1]]], |[x, w]| {
+                super::definition(x, w.squeeze_dim(0), 1e-6)
+            });
         }
     }
 }

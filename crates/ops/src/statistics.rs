@@ -2,7 +2,10 @@
 
 use burn::tensor::{Int, Tensor};
 
-use crate::log_probs::{check_shapes, log_distribution};
+use crate::{
+    blocked::{BLOCKS, Head, LogSumExp},
+    log_probs::{check_shapes, log_distribution},
+};
 
 /// Per row of hidden states, in nats.
 #[derive(Clone, Debug)]
@@ -32,7 +35,45 @@ pub fn linear_token_statistics(
     if let Some(statistics) = fast(&hidden, &weight, &targets, softcap) {
         return statistics;
     }
-    definition(hidden, weight, targets, softcap)
+    let head = Head::new(hidden.without_autodiff(), weight.without_autodiff(), softcap, BLOCKS);
+    blocked(&head, targets.without_autodiff())
+}
+
+/// The same in blocks, for the other backends.
+fn blocked(head: &Head, targets: Tensor<1, Int>) -> TokenStatistics {
+    let (mut log_probs, mut entropy, mut argmax) = (Vec::new(), Vec::new(), Vec::new());
+    for rows in head.row_blocks() {
+        let targets = targets.clone().narrow(0, rows.start, rows.len());
+        let mut state: Option<LogSumExp> = None;
+        // The target's logit, Σ eᶻ·z relative to the largest, and the largest's place; `[rows, 1]` each.
+        let mut found: Option<(Tensor<2>, Tensor<2>, Tensor<2, Int>)> = None;
+        for tokens in head.token_blocks() {
+            let logits = head.logits(&rows, &tokens);
+            let before = state.as_ref().map(|state| state.largest.clone());
+            let (weights, rescale) = LogSumExp::update(&mut state, &logits.values);
+            let here = (logits.one_hot(targets.clone()) * logits.values.clone()).sum_dim(1);
+            let mean = (weights * logits.values.clone()).sum_dim(1);
+            let place = logits.values.clone().argmax(1) + tokens.start as i64;
+            found = Some(match (found, before, rescale) {
+                (Some((target, sum, best)), Some(before), Some(rescale)) => {
+                    // Of equals the first stays.
+                    let better = logits.values.max_dim(1).greater(before);
+                    (target + here, sum * rescale + mean, best.mask_where(better, place))
+                }
+                _ => (here, mean, place),
+            });
+        }
+        if let (Some(state), Some((target, sum, best))) = (state, found) {
+            log_probs.push(target - state.value());
+            entropy.push(state.value() - sum / state.sum);
+            argmax.push(best);
+        }
+    }
+    TokenStatistics {
+        log_probs: Tensor::cat(log_probs, 0).squeeze_dim(1),
+        entropy: Tensor::cat(entropy, 0).squeeze_dim(1),
+        argmax: Tensor::cat(argmax, 0).squeeze_dim(1),
+    }
 }
 
 /// [`linear_token_statistics`] by plain tensor operations.
@@ -117,4 +158,27 @@ fn fast(
         entropy: column(|state| state.total.sum.ln() - state.weighted / state.total.sum),
         argmax: Tensor::from_data(burn::tensor::TensorData::new(argmax, [n]), &device),
     })
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::{Head, blocked, definition};
+    use crate::testing::{close, heads, random, targets};
+
+    #[test]
+    fn blocks_make_no_difference() {
+        for (n, d, v, blocks) in heads() {
+            for softcap in [None, Some(2.0)] {
+                let (hidden, weight) = (random(1, [n, d]), random(2, [v, d]));
+                let found = blocked(
+                    &Head::new(hidden.clone(), weight.clone(), softcap, blocks),
+                    targets(n, v),
+                );
+                let expected = definition(hidden, weight, targets(n, v), softcap);
+                close("log_probs", &found.log_probs, &expected.log_probs);
+                close("entropy", &found.entropy, &expected.entropy);
+                assert_eq!(found.argmax.to_data(), expected.argmax.to_data());
+            }
+        }
+    }
 }

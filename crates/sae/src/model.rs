@@ -54,4 +54,27 @@ impl JumpReluSae {
     pub fn decode(&self, features: Tensor<2>) -> Tensor<2> {
         features.matmul(self.w_dec.clone()) + self.b_dec.clone().unsqueeze::<2>()
     }
+
+    /// x̂ of activations `[tokens, d_in]`.
+    pub fn reconstruct(&self, x: Tensor<2>) -> Tensor<2> {
+        self.decode(self.encode(x))
+    }
+
+    /// The same reconstruction with decoder directions of unit norm: with n the norm of a direction,
+    /// W_enc ← n · W_enc, b_enc ← n · b_enc, θ ← n · θ, so that features are multiplied by n.
+    pub fn fold_decoder_norms(self) -> Self {
+        let norms = self.w_dec.clone().square().sum_dim(1).sqrt().clamp_min(1e-8);
+        let row = norms.clone().squeeze_dim::<1>(1);
+        let Encoder { w_enc, b_enc, threshold } = self.encoder;
+        Self {
+            encoder: Encoder {
+                w_enc: w_enc * row.clone().unsqueeze::<2>(),
+                b_enc: b_enc * row.clone(),
+                threshold: threshold * row,
+            },
+            w_dec: self.w_dec / norms,
+            b_dec: self.b_dec,
+            provenance: self.provenance,
+        }
+    }
 }

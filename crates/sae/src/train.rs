@@ -1,11 +1,11 @@
-//! Training by Gemma Scope's recipe (arXiv 2408.05147, section 3) with a target L0.
+//! Training by Gemma Scope's recipe (arXiv 2408.05147, section 3), with a choice of sparsity terms.
 
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
-use fpo_ops::{AdamW, adamw_step, heaviside, jump_relu};
+use fpo_ops::{AdamW, adamw_step};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{Error, JumpReluSae, Provenance};
+use crate::{Error, JumpReluSae, Objective, Parameters, Penalty, Provenance};
 
 /// The settings of a training.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -13,9 +13,15 @@ use crate::{Error, JumpReluSae, Provenance};
 pub struct SaeTraining {
     /// Number of features.
     pub d_sae: usize,
-    /// L0*: the mean number of active features per token to arrive at.
+    /// The sparsity term: target-l0, step or tanh.
+    #[serde(default)]
+    pub penalty: Penalty,
+    /// L0*: the mean number of active features per token to arrive at, for target-l0.
     pub target_l0: f64,
-    /// λ of the sparsity term λ · (L0 / L0* − 1)².
+    /// c of the tanh penalty.
+    #[serde(default = "four")]
+    pub tanh_scale: f64,
+    /// λ, the weight of the sparsity term.
     pub sparsity: f64,
     /// Steps over which λ rises to its value.
     pub sparsity_warmup: usize,
@@ -27,13 +33,44 @@ pub struct SaeTraining {
     pub bandwidth: f64,
     /// θ at the start, in the same units.
     pub initial_threshold: f64,
+    /// Weight of the pull on features that are dead; 0 leaves them.
+    #[serde(default)]
+    pub revive: f64,
+    /// A feature is dead once it has not fired for more than so many steps.
+    #[serde(default = "hundred")]
+    pub dead_after: usize,
     /// Tokens a step.
     pub batch_tokens: usize,
     /// Steps.
     pub steps: usize,
 }
 
+fn four() -> f64 {
+    4.0
+}
+
+fn hundred() -> usize {
+    100
+}
+
 impl SaeTraining {
+    fn objective(&self, step: usize) -> Objective {
+        Objective {
+            penalty: self.penalty,
+            sparsity: self.sparsity * warmup(step, self.sparsity_warmup),
+            target_l0: self.target_l0,
+            tanh_scale: self.tanh_scale,
+            bandwidth: self.bandwidth,
+            revive: self.revive,
+        }
+    }
+
+    /// Warm-up, then constant, then a fall to zero over the last fifth.
+    fn learning_rate(&self, step: usize) -> f64 {
+        let fall = (self.steps as f64 - step as f64) / (0.2 * self.steps as f64);
+        self.learning_rate * warmup(step, self.warmup) * fall.min(1.0)
+    }
+
     /// Settings from which nothing can be trained are refused by name.
     pub fn check(&self) -> Result<(), Error> {
         let s = self;
@@ -42,6 +79,7 @@ impl SaeTraining {
             ("target_l0", s.target_l0),
             ("sparsity", s.sparsity),
             ("learning_rate", s.learning_rate),
+            ("tanh_scale", s.tanh_scale),
             ("bandwidth", s.bandwidth),
             ("initial_threshold", s.initial_threshold),
             ("batch_tokens", s.batch_tokens as f64),
@@ -50,6 +88,9 @@ impl SaeTraining {
         match positive.iter().find(|(_, value)| !(value.is_finite() && *value > 0.0)) {
             Some((name, value)) => {
                 Err(Error::Training(format!("{name} = {value} must be positive")))
+            }
+            None if !(s.revive.is_finite() && s.revive >= 0.0) => {
+                Err(Error::Training(format!("revive = {} must not be negative", s.revive)))
             }
             None if s.target_l0 > s.d_sae as f64 => Err(Error::Training(format!(
                 "target_l0 = {} is more than the d_sae = {} features there are",
@@ -69,45 +110,45 @@ pub struct SaeStep {
     pub mse: f64,
     /// Mean number of active features per token.
     pub l0: f64,
+    /// Share of features that have not fired for long.
+    pub dead: f64,
     /// The learning rate of the step.
     pub learning_rate: f64,
-}
-
-/// The parameters, in the order of their gradients. W_enc, b_enc, W_dec, b_dec, θ.
-#[derive(Clone)]
-struct Parameters {
-    w_enc: Tensor<2>,
-    b_enc: Tensor<1>,
-    w_dec: Tensor<2>,
-    b_dec: Tensor<1>,
-    threshold: Tensor<1>,
 }
 
 impl Parameters {
     fn map(
         self,
-        mut matrix: impl FnMut(usize, Tensor<2>) -> Tensor<2>,
-        mut vector: impl FnMut(usize, Tensor<1>) -> Tensor<1>,
+        matrix: impl Fn(Tensor<2>) -> Tensor<2>,
+        vector: impl Fn(Tensor<1>) -> Tensor<1>,
     ) -> Self {
         Self {
-            w_enc: matrix(0, self.w_enc),
-            b_enc: vector(0, self.b_enc),
-            w_dec: matrix(1, self.w_dec),
-            b_dec: vector(1, self.b_dec),
-            threshold: vector(2, self.threshold),
+            w_enc: matrix(self.w_enc),
+            b_enc: vector(self.b_enc),
+            w_dec: matrix(self.w_dec),
+            b_dec: vector(self.b_dec),
+            threshold: vector(self.threshold),
         }
+    }
+
+    /// The same values as leaves of a graph.
+    fn leaves(self) -> Self {
+        self.map(|x| x.autodiff().require_grad(), |x| x.autodiff().require_grad())
     }
 }
 
 /// A training in progress.
 pub struct SaeTrainer {
-    settings: SaeTraining,
-    parameters: Parameters,
-    /// Adam's first and second moments.
-    moments: (Parameters, Parameters),
+    pub(crate) settings: SaeTraining,
+    pub(crate) parameters: Parameters,
+    /// Adam's second moments. With β₁ = 0 the first are the gradients.
+    pub(crate) moments: Parameters,
+    /// Steps since each feature fired, `[d_sae]`.
+    pub(crate) silent: Tensor<1>,
     /// Inputs are multiplied by this, so that E‖x‖² = 1.
-    scale: f64,
-    step: usize,
+    pub(crate) scale: f64,
+    /// Steps done.
+    pub(crate) step: usize,
 }
 
 impl SaeTrainer {
@@ -147,39 +188,36 @@ impl SaeTrainer {
             b_dec: sample.mean_dim(0).squeeze_dim::<1>(0) * scale,
             threshold: Tensor::full([d_sae], settings.initial_threshold, &plain),
         };
-        let zeros = parameters.clone().map(|_, x| x.zeros_like(), |_, x| x.zeros_like());
-        let moments = (zeros.clone(), zeros);
-        Ok(Self { settings: settings.clone(), parameters, moments, scale, step: 0 })
+        let moments = parameters.clone().map(|x| x.zeros_like(), |x| x.zeros_like());
+        let silent = Tensor::zeros([d_sae], &plain);
+        Ok(Self { settings: settings.clone(), parameters, moments, silent, scale, step: 0 })
+    }
+
+    /// Steps done.
+    pub fn steps_done(&self) -> usize {
+        self.step
     }
 
     /// One step on activations `[tokens, d_in]`.
     pub fn step(&mut self, x: Tensor<2>) -> SaeStep {
-        let s = self.settings.clone();
-        let learning_rate = s.learning_rate * self.schedule();
-        let sparsity = s.sparsity * warmup(self.step, s.sparsity_warmup);
+        let objective = self.settings.objective(self.step);
+        let learning_rate = self.settings.learning_rate(self.step);
         self.step += 1;
 
-        let leaf = self
-            .parameters
-            .clone()
-            .map(|_, x| x.autodiff().require_grad(), |_, x| x.autodiff().require_grad());
+        let leaf = self.parameters.clone().leaves();
         let x = x.without_autodiff().autodiff() * self.scale;
-        let b_dec = leaf.b_dec.clone().unsqueeze::<2>();
-        let z = (x.clone() - b_dec.clone()).matmul(leaf.w_enc.clone())
-            + leaf.b_enc.clone().unsqueeze::<2>();
-        let features = jump_relu(z.clone(), leaf.threshold.clone(), s.bandwidth);
-        let reconstruction = features.matmul(leaf.w_dec.clone()) + b_dec;
-        let mse = (x - reconstruction).square().sum_dim(1).mean();
-        let l0 = heaviside(z.detach(), leaf.threshold.clone(), s.bandwidth).sum_dim(1).mean();
-        let penalty = (l0.clone() / s.target_l0 - 1.0).square() * sparsity;
-        let loss = mse.clone() + penalty;
-        let gradients = loss.backward();
+        let dead = self.silent.clone().greater_scalar(self.settings.dead_after as f64).float();
+        let losses = objective.losses(&leaf, x, Some(dead.clone()));
+        let gradients = losses.total.backward();
 
         self.update(&leaf, &gradients, learning_rate);
+        let fired = losses.firing.greater_scalar(0.0);
+        self.silent = (self.silent.clone() + 1.0).mask_fill(fired, 0.0);
         SaeStep {
-            loss: loss.into_scalar::<f64>(),
-            mse: mse.into_scalar::<f64>(),
-            l0: l0.into_scalar::<f64>(),
+            loss: losses.total.into_scalar::<f64>(),
+            mse: losses.mse.into_scalar::<f64>(),
+            l0: losses.l0.into_scalar::<f64>(),
+            dead: dead.mean().into_scalar::<f64>(),
             learning_rate,
         }
     }
@@ -189,62 +227,34 @@ impl SaeTrainer {
     fn update(&mut self, leaf: &Parameters, gradients: &Gradients, learning_rate: f64) {
         let options =
             AdamW { lr: learning_rate, beta1: 0.0, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
-        let step = self.step;
         fn gradient<const D: usize>(x: &Tensor<D>, gradients: &Gradients) -> Tensor<D> {
             x.grad(gradients).unwrap_or_else(|| x.clone().without_autodiff().zeros_like())
         }
-        let p = self.parameters.clone();
-        let (m, v) = self.moments.clone();
+        fn adam<const D: usize>(
+            (x, second): (&mut Tensor<D>, &mut Tensor<D>),
+            gradient: Tensor<D>,
+            step: usize,
+            options: &AdamW,
+        ) {
+            let first = gradient.zeros_like();
+            let (moved, _, moment) =
+                adamw_step(x.clone(), gradient, first, second.clone(), step, options);
+            (*x, *second) = (moved, moment);
+        }
+        let (p, v, step) = (&mut self.parameters, &mut self.moments, self.step);
         let g_dec = gradient(&leaf.w_dec, gradients);
         let along = (g_dec.clone() * p.w_dec.clone()).sum_dim(1);
         let g_dec = g_dec - p.w_dec.clone() * along;
 
-        let w_enc =
-            adamw_step(p.w_enc, gradient(&leaf.w_enc, gradients), m.w_enc, v.w_enc, step, &options);
-        let b_enc =
-            adamw_step(p.b_enc, gradient(&leaf.b_enc, gradients), m.b_enc, v.b_enc, step, &options);
-        let w_dec = adamw_step(p.w_dec, g_dec, m.w_dec, v.w_dec, step, &options);
-        let b_dec =
-            adamw_step(p.b_dec, gradient(&leaf.b_dec, gradients), m.b_dec, v.b_dec, step, &options);
-        let theta = adamw_step(
-            p.threshold,
-            gradient(&leaf.threshold, gradients),
-            m.threshold,
-            v.threshold,
-            step,
-            &options,
-        );
-        let norms = w_dec.0.clone().square().sum_dim(1).sqrt().clamp_min(1e-8);
-        self.parameters = Parameters {
-            w_enc: w_enc.0,
-            b_enc: b_enc.0,
-            w_dec: w_dec.0 / norms,
-            b_dec: b_dec.0,
-            threshold: theta.0.clamp_min(0.0),
-        };
-        self.moments = (
-            Parameters {
-                w_enc: w_enc.1,
-                b_enc: b_enc.1,
-                w_dec: w_dec.1,
-                b_dec: b_dec.1,
-                threshold: theta.1,
-            },
-            Parameters {
-                w_enc: w_enc.2,
-                b_enc: b_enc.2,
-                w_dec: w_dec.2,
-                b_dec: b_dec.2,
-                threshold: theta.2,
-            },
-        );
-    }
-
-    /// Warm-up, then constant, then a fall to zero over the last fifth.
-    fn schedule(&self) -> f64 {
-        let (step, steps) = (self.step as f64, self.settings.steps as f64);
-        let fall = ((steps - step) / (0.2 * steps)).min(1.0);
-        warmup(self.step, self.settings.warmup) * fall
+        adam((&mut p.w_enc, &mut v.w_enc), gradient(&leaf.w_enc, gradients), step, &options);
+        adam((&mut p.b_enc, &mut v.b_enc), gradient(&leaf.b_enc, gradients), step, &options);
+        adam((&mut p.w_dec, &mut v.w_dec), g_dec, step, &options);
+        adam((&mut p.b_dec, &mut v.b_dec), gradient(&leaf.b_dec, gradients), step, &options);
+        let g_threshold = gradient(&leaf.threshold, gradients);
+        adam((&mut p.threshold, &mut v.threshold), g_threshold, step, &options);
+        let norms = p.w_dec.clone().square().sum_dim(1).sqrt().clamp_min(1e-8);
+        p.w_dec = p.w_dec.clone() / norms;
+        p.threshold = p.threshold.clone().clamp_min(0.0);
     }
 
     /// The autoencoder for unscaled inputs, with b_dec's subtraction and the scale folded away:

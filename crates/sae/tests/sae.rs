@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 use burn::tensor::{Device, Tensor, TensorData};
 use fpo_ops::Encoder;
 use fpo_sae::{
-    JumpReluSae, Provenance, QualityMeter, SaeTrainer, SaeTraining, load, save_sae_lens,
+    JumpReluSae, Penalty, Provenance, QualityMeter, SaeTrainer, SaeTraining, load, save_sae_lens,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -223,13 +223,17 @@ fn training_finds_known_structure() {
     };
     let settings = SaeTraining {
         d_sae: 64,
+        penalty: Penalty::TargetL0,
         target_l0: active as f64,
+        tanh_scale: 4.0,
         sparsity: 0.3,
         sparsity_warmup: 500,
         learning_rate: 3e-3,
         warmup: 50,
         bandwidth: 0.1,
         initial_threshold: 0.05,
+        revive: 0.0,
+        dead_after: 100,
         batch_tokens: 512,
         steps: 2500,
     };
@@ -254,4 +258,104 @@ fn training_finds_known_structure() {
     assert!((quality.l0 / active as f64 - 1.0).abs() < 0.1, "{quality:?}");
     assert!(quality.explained_variance > 0.9, "{quality:?}");
     assert!(found * 10 >= truth * 8, "{found} of {truth} directions");
+}
+
+/// Sparse sums of known directions, `[tokens, d_in]`, the same for the same seed.
+fn structured(seed: u64, tokens: usize, d_in: usize, truth: usize, active: usize) -> Tensor<2> {
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let directions = uniform(&mut rng, truth * d_in);
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut x = vec![0f32; tokens * d_in];
+    for row in x.chunks_exact_mut(d_in) {
+        for _ in 0..active {
+            let direction = &directions[rng.random_range(0..truth) * d_in..][..d_in];
+            let size = 1.0 + rng.random::<f32>();
+            row.iter_mut().zip(direction).for_each(|(x, d)| *x += size * d);
+        }
+    }
+    tensor(&x, [tokens, d_in])
+}
+
+fn small_training(penalty: Penalty) -> SaeTraining {
+    SaeTraining {
+        d_sae: 48,
+        penalty,
+        target_l0: 4.0,
+        tanh_scale: 4.0,
+        sparsity: 0.02,
+        sparsity_warmup: 20,
+        learning_rate: 3e-3,
+        warmup: 10,
+        bandwidth: 0.1,
+        initial_threshold: 0.05,
+        revive: 0.01,
+        dead_after: 5,
+        batch_tokens: 128,
+        steps: 60,
+    }
+}
+
+#[test]
+fn a_training_goes_on_from_a_checkpoint_to_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("checkpoint.safetensors");
+    for penalty in [Penalty::TargetL0, Penalty::Step, Penalty::Tanh] {
+        let settings = small_training(penalty);
+        let batch = |step: usize| structured(step as u64, settings.batch_tokens, 16, 32, 3);
+        let device = Device::flex();
+        let mut whole = SaeTrainer::new(&settings, batch(1000), 0, &device).unwrap();
+        let mut reports = Vec::new();
+        for step in 0..settings.steps {
+            if step == 23 {
+                whole.save(&path).unwrap();
+            }
+            reports.push(whole.step(batch(step)));
+        }
+        let mut resumed = SaeTrainer::restore(&settings, &path, &device).unwrap();
+        assert_eq!(resumed.steps_done(), 23);
+        for (step, report) in reports.iter().enumerate().skip(23) {
+            assert_eq!(resumed.step(batch(step)), *report, "{penalty:?}, step {step}");
+        }
+        let [whole, resumed] = [whole, resumed].map(|t| t.finish(Provenance::default()));
+        assert_eq!(to_vec(whole.encoder.w_enc), to_vec(resumed.encoder.w_enc));
+        assert_eq!(to_vec(whole.encoder.threshold), to_vec(resumed.encoder.threshold));
+
+        let other = SaeTraining { d_sae: 47, ..settings.clone() };
+        assert!(SaeTrainer::restore(&other, &path, &device).is_err());
+        let bytes = fs::read(&path).unwrap();
+        for end in (0..bytes.len()).step_by(97) {
+            fs::write(&path, &bytes[..end]).unwrap();
+            assert!(SaeTrainer::restore(&settings, &path, &device).is_err());
+        }
+    }
+}
+
+/// A training whose thresholds begin so high that most features never fire: without the pull they stay
+/// dead, with it they come to life and explain more.
+#[test]
+fn the_pull_on_dead_features_helps() {
+    let device = Device::flex();
+    let train = |revive: f64| {
+        let settings = SaeTraining {
+            initial_threshold: 0.9,
+            revive,
+            steps: 600,
+            sparsity: 0.3,
+            ..small_training(Penalty::TargetL0)
+        };
+        let batch = |step: usize| structured(step as u64, settings.batch_tokens, 16, 32, 3);
+        let mut trainer = SaeTrainer::new(&settings, batch(10_000), 0, &device).unwrap();
+        for step in 0..settings.steps {
+            trainer.step(batch(step));
+        }
+        let mut meter = QualityMeter::new(16, settings.d_sae);
+        meter.add(&trainer.finish(Provenance::default()), structured(20_000, 4096, 16, 32, 3));
+        let quality = meter.quality().unwrap();
+        println!("revive {revive}: {quality:?}");
+        quality
+    };
+    let (without, with) = (train(0.0), train(0.03));
+    assert!(without.dead_features > 0.2, "nothing dies here: {without:?}");
+    assert!(with.dead_features < 0.5 * without.dead_features, "{with:?}");
+    assert!(with.explained_variance > without.explained_variance, "{with:?}");
 }

@@ -4,11 +4,11 @@ use anyhow::Result;
 use burn::tensor::Tensor;
 use fpo_data::{PairBatch, ReferenceCache};
 use fpo_losses::{Needs, Objective, PairLosses, PerResponse, Quantities, feature_distance};
-use fpo_transformer::Gemma2;
+use fpo_transformer::{Gemma2, Tape};
 
 use crate::{
     cached::{cached_features, cached_log_probs, cached_shared_log_probs},
-    forward::{DeviceBatch, FeatureReader, Forward},
+    forward::{Activations, DeviceBatch, FeatureReader, Forward},
 };
 
 /// What a policy is compared with, and by which objective.
@@ -27,6 +27,8 @@ pub struct Aligner {
     pub cache: ReferenceCache,
     /// Only for methods whose constraint is over the whole vocabulary.
     pub reference_model: Option<Gemma2>,
+    /// What the policy's forward pass keeps.
+    pub activations: Activations,
     /// Entropy and token accuracy are wanted too: one more pass over the logits.
     pub token_statistics: bool,
 }
@@ -41,6 +43,8 @@ pub struct Measured {
     pub right: Option<PerResponse>,
     /// Pooled activations of the policy, `[rows, d_sae]`, where they were computed.
     pub pooled: Option<Tensor<2>>,
+    /// For the way back from the loss, where activations are recomputed.
+    pub tape: Option<Tape>,
 }
 
 /// The log-probabilities that gradients go through.
@@ -60,11 +64,13 @@ impl Aligner {
         Ok((measured, losses))
     }
 
-    /// The policy's log-probabilities alone.
-    pub fn log_probs(&self, policy: &Gemma2, batch: &PairBatch) -> LogProbs {
+    /// The policy's log-probabilities alone, and the way back from them where activations are recomputed.
+    pub fn log_probs(&self, policy: &Gemma2, batch: &PairBatch) -> (LogProbs, Option<Tape>) {
         let device_batch = DeviceBatch::new(&batch.batch, &policy.device());
-        let forward = Forward::new(policy, &batch.batch, &device_batch, None);
-        self.read_log_probs(policy, &forward, &device_batch)
+        let forward =
+            Forward::for_training(policy, &batch.batch, &device_batch, None, self.activations);
+        let log_probs = self.read_log_probs(policy, &forward, &device_batch);
+        (log_probs, forward.tape)
     }
 
     fn read_log_probs(
@@ -103,7 +109,13 @@ impl Aligner {
     pub fn measure(&self, policy: &Gemma2, batch: &PairBatch) -> Result<Measured> {
         let device = policy.device();
         let device_batch = DeviceBatch::new(&batch.batch, &device);
-        let forward = Forward::new(policy, &batch.batch, &device_batch, self.reader.as_ref());
+        let forward = Forward::for_training(
+            policy,
+            &batch.batch,
+            &device_batch,
+            self.reader.as_ref(),
+            self.activations,
+        );
         let LogProbs { full, shared } = self.read_log_probs(policy, &forward, &device_batch);
         let dtype = full.chosen.dtype();
         // The cache and the counts are float32; a model may be of another type.
@@ -126,7 +138,7 @@ impl Aligner {
                 .map(|tokens| Some(PerResponse::split(device_batch.sum_by_row(tokens)))),
             false => [None, None],
         };
-        let pooled = forward.pooled;
+        let (pooled, tape) = (forward.pooled, forward.tape);
         let distance = match (&pooled, &self.reader) {
             (Some(policy), Some(reader)) => {
                 let reference = cached_features(&self.cache, &batch.ids, &device)?;
@@ -154,6 +166,6 @@ impl Aligner {
             kl,
             distance,
         };
-        Ok(Measured { quantities, entropy, right, pooled })
+        Ok(Measured { quantities, entropy, right, pooled, tape })
     }
 }

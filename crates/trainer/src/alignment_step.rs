@@ -36,10 +36,10 @@ fn in_one_pass(
     let pairs: usize = parts.iter().map(PairBatch::pairs).sum();
     let (mut gradients, mut log) = (GradientMap::default(), Log::default());
     for part in parts {
-        let (measured, losses) = aligner.evaluate(policy, part)?;
+        let (mut measured, losses) = aligner.evaluate(policy, part)?;
         // The mean over all pairs of the step, whichever part they are in.
         let loss = losses.losses.sum() / pairs as f64;
-        gradients.add(GradientMap::collect(policy, &mut loss.backward()));
+        gradients.add(GradientMap::of(&loss, policy, measured.tape.take()));
         log.add(&measured);
     }
     Ok((gradients, log))
@@ -76,12 +76,12 @@ fn in_two_passes(
             let slopes = slopes.clone().map(|x| x.slice(range.clone()).autodiff());
             (log_probs.chosen * slopes.chosen).sum() + (log_probs.rejected * slopes.rejected).sum()
         };
-        let log_probs = aligner.log_probs(policy, part);
+        let (log_probs, tape) = aligner.log_probs(policy, part);
         let mut sum = product(log_probs.full, &full);
         if let (Some(log_probs), Some(slopes)) = (log_probs.shared, &shared) {
             sum = sum + product(log_probs, slopes);
         }
-        gradients.add(GradientMap::collect(policy, &mut sum.backward()));
+        gradients.add(GradientMap::of(&sum, policy, tape));
     }
     Ok((gradients, log))
 }

@@ -5,7 +5,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use fpo_data::{Pooling, TokenBatch};
 use fpo_ops::{Encoder, linear_kl, linear_log_probs, linear_token_statistics, pooled_features};
 use fpo_sae::JumpReluSae;
-use fpo_transformer::{Gemma2, Gemma2Config, Site, SiteKind};
+use fpo_transformer::{ForwardOutput, Gemma2, Gemma2Config, Site, Tape};
 
 /// What reads a model's sparse features: an encoder and its site, or several, and the positions that
 /// count. The features of several sites stand one after another.
@@ -48,7 +48,7 @@ impl FeatureReader {
     pub fn check(&self, config: &Gemma2Config) -> Result<()> {
         for (encoder, site) in &self.encoders {
             site.check(config.num_hidden_layers)?;
-            let (takes, gives) = (encoder.w_enc.dims()[0], site_width(*site, config));
+            let (takes, gives) = (encoder.w_enc.dims()[0], site.width(config));
             if takes != gives {
                 bail!("the autoencoder takes activations of width {takes}, {site} has {gives}");
             }
@@ -72,14 +72,6 @@ impl FeatureReader {
             1 => pooled.remove(0),
             _ => Tensor::cat(pooled, 1),
         }
-    }
-}
-
-/// Width of a site's activations.
-pub fn site_width(site: Site, config: &Gemma2Config) -> usize {
-    match site.kind {
-        SiteKind::ResidPost | SiteKind::MlpOut => config.hidden_size,
-        SiteKind::AttnZ => config.num_attention_heads * config.head_dim,
     }
 }
 
@@ -142,6 +134,24 @@ pub struct Forward {
     pub hidden: Tensor<2>,
     /// Pooled activations of each row, `[rows, d_sae]`, where a reader was given.
     pub pooled: Option<Tensor<2>>,
+    /// What the backward pass needs beside the graph, where activations are recomputed.
+    pub tape: Option<Tape>,
+}
+
+/// What a forward pass keeps for the backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activations {
+    /// Everything: the fast way.
+    Kept,
+    /// What goes into each block; the rest is computed a second time.
+    Recomputed,
+}
+
+impl Activations {
+    /// As the setting `checkpoint_activations` says.
+    pub const fn checkpointed(yes: bool) -> Self {
+        if yes { Self::Recomputed } else { Self::Kept }
+    }
 }
 
 impl Forward {
@@ -152,11 +162,38 @@ impl Forward {
         device_batch: &DeviceBatch,
         reader: Option<&FeatureReader>,
     ) -> Self {
-        let sites = reader.map_or(Vec::new(), FeatureReader::sites);
-        let output = model.forward(device_batch.tokens.clone(), &sites);
+        let output = model.forward(device_batch.tokens.clone(), &sites(reader));
+        Self::read(output, None, batch, device_batch, reader)
+    }
+
+    /// One pass of a model that is trained.
+    pub fn for_training(
+        model: &Gemma2,
+        batch: &TokenBatch,
+        device_batch: &DeviceBatch,
+        reader: Option<&FeatureReader>,
+        activations: Activations,
+    ) -> Self {
+        match activations {
+            Activations::Kept => Self::new(model, batch, device_batch, reader),
+            Activations::Recomputed => {
+                let tokens = device_batch.tokens.clone();
+                let (output, tape) = model.forward_checkpointed(tokens, &sites(reader));
+                Self::read(output, Some(tape), batch, device_batch, reader)
+            }
+        }
+    }
+
+    fn read(
+        output: ForwardOutput,
+        tape: Option<Tape>,
+        batch: &TokenBatch,
+        device_batch: &DeviceBatch,
+        reader: Option<&FeatureReader>,
+    ) -> Self {
         let hidden = rows(output.hidden_states).select(0, device_batch.predicting.clone());
         let pooled = reader.map(|reader| reader.pool(batch, output.sites));
-        Self { hidden, pooled }
+        Self { hidden, pooled, tape }
     }
 
     /// Summed log-probability of each row's response, `[rows]`.
@@ -216,6 +253,10 @@ impl Forward {
         );
         batch.sum_by_row(kl)
     }
+}
+
+fn sites(reader: Option<&FeatureReader>) -> Vec<Site> {
+    reader.map_or(Vec::new(), FeatureReader::sites)
 }
 
 /// `[batch, tokens, width]` → `[batch · tokens, width]`

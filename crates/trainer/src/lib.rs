@@ -18,8 +18,11 @@
 //! # Ok::<(), anyhow::Error>(())
 //! ```
 
+pub mod activations;
 pub mod aligner;
 pub mod alignment_step;
+pub mod autoencoder;
+pub mod bench;
 pub mod cached;
 pub mod commands;
 pub mod compare;
@@ -28,10 +31,15 @@ pub mod features;
 pub mod forward;
 pub mod optim;
 pub mod pair_log;
+pub mod plan;
 pub mod progress;
 pub mod recipes;
+pub mod reference_pass;
 pub mod report;
 pub mod run;
+pub mod sae_evaluation;
+pub mod sae_training;
 pub mod settings;
 pub mod stages;
+pub mod trained;
 pub mod training;

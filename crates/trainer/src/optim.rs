@@ -11,7 +11,7 @@ use burn::{
     tensor::{Device, Gradients, Tensor, TensorData},
 };
 use fpo_ops::{AdamW, adamw_step};
-use fpo_transformer::Gemma2;
+use fpo_transformer::{Gemma2, Tape};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 use crate::settings::{OptimizerKind, OptimizerSettings, Schedule};
@@ -21,8 +21,20 @@ use crate::settings::{OptimizerKind, OptimizerSettings, Schedule};
 pub struct GradientMap(BTreeMap<String, Tensor<1>>);
 
 impl GradientMap {
+    /// Goes back from a loss, and on through the blocks of a tape where the forward pass has left one.
+    pub fn of(loss: &Tensor<1>, model: &Gemma2, tape: Option<Tape>) -> Self {
+        let mut gradients = loss.backward();
+        let mut found = Self::collect(model, &mut gradients);
+        if let Some(tape) = tape {
+            tape.backward(model, &mut gradients, |mut part| {
+                found.add(Self::collect(model, &mut part));
+            });
+        }
+        found
+    }
+
     /// Takes the gradients of every parameter that has one.
-    pub fn collect(model: &Gemma2, gradients: &mut Gradients) -> Self {
+    fn collect(model: &Gemma2, gradients: &mut Gradients) -> Self {
         struct Collect<'a> {
             path: Vec<String>,
             gradients: &'a mut Gradients,

@@ -66,6 +66,11 @@ impl Progress {
         }
     }
 
+    /// Seconds since the beginning.
+    pub fn seconds(&self) -> f64 {
+        self.begun.elapsed().as_secs_f64()
+    }
+
     /// Ends the stage with one line that stays.
     pub fn finish(self, message: &str) {
         if let Some(bar) = &self.bar {

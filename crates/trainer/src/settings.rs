@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use fpo_data::{OnEmpty, Pooling};
 use fpo_losses::{Method, Objective, Options};
 use fpo_sae::SaeTraining;
-use fpo_transformer::Site;
+use fpo_transformer::{LoraConfig, Site};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -155,6 +155,10 @@ pub struct SftSettings {
     pub micro_batch_size: NonZeroUsize,
     /// A checkpoint after every so many steps.
     pub checkpoint_every: NonZeroUsize,
+    /// Computes each block a second time in the backward pass rather than keep all its activations.
+    pub checkpoint_activations: bool,
+    /// Trains adapters of this shape rather than the model itself, where present.
+    pub lora: Option<LoraConfig>,
     /// How weights move.
     pub optimizer: OptimizerSettings,
 }
@@ -167,10 +171,26 @@ pub struct SaeSettings {
     pub path: Option<PathBuf>,
     /// Where its activations are read, such as `resid_post:25`.
     pub site: String,
-    /// Tokens whose activations it is trained on.
+    /// Tokens whose activations it is trained on and measured on.
     pub tokens: usize,
+    /// Activations held in memory and shuffled together, at least.
+    #[serde(default = "quarter_million")]
+    pub buffer_tokens: NonZeroUsize,
+    /// Leaves out tokens whose activation is longer than so many times the median.
+    pub max_norm: Option<f64>,
+    /// A checkpoint after every so many steps.
+    #[serde(default = "thousand")]
+    pub checkpoint_every: NonZeroUsize,
     /// The training.
     pub training: SaeTraining,
+}
+
+const fn quarter_million() -> NonZeroUsize {
+    NonZeroUsize::new(250_000).unwrap()
+}
+
+const fn thousand() -> NonZeroUsize {
+    NonZeroUsize::new(1000).unwrap()
 }
 
 /// The offline reference.
@@ -245,6 +265,10 @@ pub struct AlignSettings {
     pub micro_batch_size: NonZeroUsize,
     /// A checkpoint after every so many steps.
     pub checkpoint_every: NonZeroUsize,
+    /// Computes each block a second time in the backward pass rather than keep all its activations.
+    pub checkpoint_activations: bool,
+    /// Trains adapters of this shape rather than the model itself, where present.
+    pub lora: Option<LoraConfig>,
     /// How weights move.
     pub optimizer: OptimizerSettings,
 }
@@ -311,8 +335,7 @@ pub struct EvaluateSettings {
 impl Settings {
     /// Resolves recipe, configuration file and `KEY=VALUE` assignments, the later ones winning.
     pub fn resolve(recipe: &str, config: Option<&Path>, assignments: &[String]) -> Result<Self> {
-        let mut table: Table = toml::from_str(recipes::source(recipe)?)
-            .with_context(|| format!("recipe `{recipe}`"))?;
+        let mut table = recipes::table(recipe)?;
         let defaults: Self =
             table.clone().try_into().with_context(|| format!("recipe `{recipe}`"))?;
         let known = known_keys(&defaults)?;
@@ -372,6 +395,11 @@ impl Settings {
         if !(0.0..1.0).contains(&self.data.hold_out) {
             bail!("data.hold_out = {} is a share from 0 to 1", self.data.hold_out);
         }
+        for (name, lora) in [("sft", &self.sft.lora), ("align", &self.align.lora)] {
+            if let Some(lora) = lora {
+                lora.check().map_err(|m| anyhow!("{name}.lora: {m}"))?;
+            }
+        }
         for (name, o) in [("sft", &self.sft.optimizer), ("align", &self.align.optimizer)] {
             let positive = [("learning_rate", o.learning_rate), ("max_grad_norm", o.max_grad_norm)];
             for (key, value) in positive {
@@ -415,6 +443,10 @@ impl Settings {
 
 /// Every key there is, dotted, leaves and tables.
 fn known_keys(settings: &Settings) -> Result<Vec<String>> {
+    // Tables that may be absent have keys nevertheless.
+    let mut settings = settings.clone();
+    settings.sft.lora.get_or_insert_default();
+    settings.align.lora.get_or_insert_default();
     // JSON, because it has a null for what is absent.
     fn walk(value: &serde_json::Value, prefix: &str, keys: &mut Vec<String>) {
         let Some(object) = value.as_object() else { return };
@@ -428,7 +460,7 @@ fn known_keys(settings: &Settings) -> Result<Vec<String>> {
         }
     }
     let mut keys = Vec::new();
-    walk(&serde_json::to_value(settings)?, "", &mut keys);
+    walk(&serde_json::to_value(&settings)?, "", &mut keys);
     Ok(keys)
 }
 
@@ -453,6 +485,12 @@ fn merge(table: &mut Table, layer: Table, prefix: &str, known: &[String]) -> Res
         match (table.get_mut(&name), value) {
             (Some(Value::Table(below)), Value::Table(above)) => merge(below, above, &key, known)?,
             (Some(Value::Table(_)), _) => bail!("`{key}` is a table of settings, not a value"),
+            // A table that was absent: its keys are to be checked too.
+            (None, Value::Table(above)) => {
+                let mut below = Table::new();
+                merge(&mut below, above, &key, known)?;
+                table.insert(name, Value::Table(below));
+            }
             (_, value) => {
                 table.insert(name, value);
             }
@@ -515,6 +553,20 @@ mod tests {
     }
 
     #[test]
+    fn an_absent_table_begins_with_its_first_key() {
+        assert_eq!(resolve(&[]).unwrap().align.lora, None);
+        let set = ["align.lora.rank=4", "align.lora.target_modules=[\"q_proj\", \"v_proj\"]"];
+        let settings = resolve(&set).unwrap();
+        let lora = settings.align.lora.clone().unwrap();
+        assert_eq!((lora.rank, lora.alpha), (4, 32.0));
+        assert_eq!(lora.target_modules.to_string(), "q_proj, v_proj");
+        let again: Settings = toml::from_str(&settings.to_toml().unwrap()).unwrap();
+        assert_eq!(again, settings);
+        let all = resolve(&["sft.lora.target_modules=all-linear"]).unwrap().sft.lora.unwrap();
+        assert_eq!(all, LoraConfig::default());
+    }
+
+    #[test]
     fn methods_may_be_named_as_in_trl() {
         let settings = resolve(&["align.method=sigmoid_norm"]).unwrap();
         assert_eq!(settings.align.method, Method::SigmoidNorm);
@@ -528,7 +580,7 @@ mod tests {
 
     #[test]
     fn every_recipe_resolves() {
-        for name in recipes::NAMES {
+        for name in recipes::names() {
             Settings::resolve(name, None, &[]).unwrap_or_else(|e| panic!("{name}: {e:#}"));
         }
     }
@@ -572,6 +624,11 @@ mod tests {
             ("sae.site=resid_post:9", "resid_post:9"),
             ("sae.training.target_l0=-3", "target_l0"),
             ("sft.optimizer.learning_rate=0", "learning_rate"),
+            ("align.lora.rnk=4", "align.lora.rank"),
+            ("align.lora.rank=0", "align.lora: rank = 0"),
+            ("sft.lora.alpha=-1", "sft.lora: alpha = -1"),
+            ("align.lora.target_modules=[\"q\"]", "`q`"),
+            ("align.lora.target_modules=.*proj", "all-linear"),
             ("nonsense", "KEY=VALUE"),
         ] {
             let message = format!("{:#}", resolve(&[set]).unwrap_err());

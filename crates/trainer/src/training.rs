@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use fpo_data::atomic;
-use fpo_transformer::{Gemma2, weights};
+use fpo_transformer::Gemma2;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -18,6 +18,7 @@ use crate::{
     progress::Progress,
     run::Workspace,
     settings::OptimizerSettings,
+    trained::Trained,
 };
 
 /// One line for each step, in every training stage's folder.
@@ -35,6 +36,8 @@ pub struct Training<'a> {
     pub checkpoint_every: usize,
     /// How weights move.
     pub optimizer: &'a OptimizerSettings,
+    /// Which weights move, and what a checkpoint holds.
+    pub trained: &'a Trained,
 }
 
 /// What one step found, before the weights move.
@@ -79,7 +82,7 @@ impl Training<'_> {
             None => (start()?, 0, 0),
             Some(folder) => {
                 let state = read_state(folder)?;
-                let model = weights::load(folder, device)?;
+                let model = self.trained.load(folder, device)?;
                 optimizer.restore(&folder.join("optimizer.safetensors"), state.step, device)?;
                 truncate(&metrics_path, state.metrics_bytes)?;
                 eprintln!("{:>9}  goes on after step {}", self.stage, state.step);
@@ -136,12 +139,13 @@ impl Training<'_> {
         Ok(model)
     }
 
-    /// Writes a checkpoint, itself a folder in Hugging Face's layout, then removes the ones before it.
+    /// Writes a checkpoint, itself a folder in Hugging Face's layout or PEFT's, then removes the ones
+    /// before it.
     fn checkpoint(&self, model: &Gemma2, optimizer: &Optimizer, state: &State) -> Result<PathBuf> {
         let folder = self.workspace.checkpoints.join(format!("step-{:08}", state.step));
         let before = checkpoints(&self.workspace.checkpoints)?;
         atomic::replace_dir(&folder, |output| -> Result<()> {
-            weights::save(model, output)?;
+            self.trained.save(model, output)?;
             optimizer.save(&output.join("optimizer.safetensors"))?;
             let path = output.join("state.json");
             fs::write(&path, serde_json::to_string(state)?)
@@ -155,7 +159,7 @@ impl Training<'_> {
 }
 
 /// The checkpoints of a stage, oldest first.
-fn checkpoints(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn checkpoints(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).with_context(|| format!("listing {}", folder.display()))? {
         let path = entry?.path();
@@ -168,7 +172,7 @@ fn checkpoints(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn latest_checkpoint(folder: &Path) -> Result<Option<PathBuf>> {
+pub(crate) fn latest_checkpoint(folder: &Path) -> Result<Option<PathBuf>> {
     Ok(checkpoints(folder)?.pop())
 }
 
@@ -179,7 +183,7 @@ fn read_state(checkpoint: &Path) -> Result<State> {
 }
 
 /// Cuts a file to a length, creating it if need be.
-fn truncate(path: &Path, bytes: u64) -> Result<()> {
+pub(crate) fn truncate(path: &Path, bytes: u64) -> Result<()> {
     let file = OpenOptions::new().create(true).write(true).truncate(false).open(path);
     file.and_then(|file| file.set_len(bytes)).with_context(|| format!("writing {}", path.display()))
 }

@@ -1,21 +1,26 @@
 //! The key-value cache of a generation.
 
-use burn::tensor::{Int, Tensor, TensorData, activation::softmax};
+use std::ops::Range;
+
+use burn::tensor::{Device, Int, Tensor, TensorData, activation::softmax};
 
 /// A score that no softmax sees, finite so that a row without any real key gives no NaN.
 const MASKED: f64 = -1e30;
 
-/// Keys and values of one layer for a batch of left-padded rows.
+/// Keys and values of one layer for a batch of left-padded rows: all there were, or as many as a
+/// sliding window can still show.
 pub(crate) struct LayerCache {
     /// Padding before each row's first token.
     padding: Vec<usize>,
-    /// `[batch, kv_heads, tokens so far, head_dim]`
+    /// Tokens whose keys and values no query will see again.
+    forgotten: usize,
+    /// `[batch, kv_heads, tokens kept, head_dim]`
     keys_values: Option<(Tensor<4>, Tensor<4>)>,
 }
 
 impl LayerCache {
     pub(crate) fn new(padding: &[usize]) -> Self {
-        Self { padding: padding.to_vec(), keys_values: None }
+        Self { padding: padding.to_vec(), forgotten: 0, keys_values: None }
     }
 
     /// Appends the new keys and values and attends with the new queries to everything that they may
@@ -39,8 +44,9 @@ impl LayerCache {
             }
             None => (k, v),
         };
-        self.keys_values = Some((keys.clone(), values.clone()));
         let total = keys.dims()[2];
+        let first = self.forgotten;
+        self.keep(&keys, &values, window);
 
         // The queries of one group share their keys: [batch, kv_heads, group · new, head_dim].
         let group = heads / kv_heads;
@@ -50,29 +56,82 @@ impl LayerCache {
             scores = fpo_ops::softcap(scores, cap);
         }
         let scores = scores.reshape([batch, heads, new, total]);
-        let scores = scores + self.mask(new, total, window, &values.device());
+        let scores = scores + self.mask(new, first..first + total, window, &values.device());
         let weights = softmax(scores, 3).reshape([batch, kv_heads, group * new, total]);
         let z = weights.matmul(values).reshape([batch, heads, new, width]).swap_dims(1, 2);
         z.reshape([batch, new, heads * width])
     }
 
-    /// Zero where query `i` of the new ones sees key `j`, else [`MASKED`]. `[batch, 1, new, total]`
+    /// Keeps what the queries after these can see: behind a window of w tokens, which counts the
+    /// query's own, the last w − 1.
+    fn keep(&mut self, keys: &Tensor<4>, values: &Tensor<4>, window: Option<usize>) {
+        let [batch, heads, total, width] = keys.dims();
+        // At least one, because a tensor without tokens is more trouble than it is worth.
+        let kept = window.map_or(total, |w| (w - 1).clamp(1, total));
+        let newest = |x: &Tensor<4>| match kept == total {
+            true => x.clone(),
+            false => x.clone().slice([0..batch, 0..heads, total - kept..total, 0..width]),
+        };
+        self.keys_values = Some((newest(keys), newest(values)));
+        self.forgotten += total - kept;
+    }
+
+    /// Zero where query `i` of the `new` last tokens sees key `j`, else [`MASKED`]; `keys` are the places of the
+    /// keys at hand. `[batch, 1, new, keys]`
     fn mask(
         &self,
         new: usize,
-        total: usize,
+        keys: Range<usize>,
         window: Option<usize>,
-        device: &burn::tensor::Device,
+        device: &Device,
     ) -> Tensor<4> {
-        let mut hidden = Vec::with_capacity(self.padding.len() * new * total);
+        let mut hidden = Vec::with_capacity(self.padding.len() * new * keys.len());
         for &padding in &self.padding {
-            for i in total - new..total {
+            for i in keys.end - new..keys.end {
                 let first = window.map_or(0, |w| (i + 1).saturating_sub(w)).max(padding);
-                hidden.extend((0..total).map(|j| i32::from(j < first || j > i)));
+                hidden.extend(keys.clone().map(|j| i32::from(j < first || j > i)));
             }
         }
-        let shape = [self.padding.len(), 1, new, total];
+        let shape = [self.padding.len(), 1, new, keys.len()];
         let hidden = Tensor::<4, Int>::from_data(TensorData::new(hidden, shape), device);
         hidden.float() * MASKED
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Distribution;
+
+    /// Oracle: attention over everything, the window only in the mask (one call for all tokens).
+    #[test]
+    fn a_window_bounds_what_is_kept() {
+        let device = Device::flex();
+        let random = |heads| Tensor::<4>::random([2, 12, heads, 4], Distribution::Default, &device);
+        let (q, k, v) = (random(4), random(2), random(2));
+        for window in [None, Some(1), Some(2), Some(5), Some(40)] {
+            let attend = |cache: &mut LayerCache, tokens: Range<usize>| {
+                let part = |x: &Tensor<4>| {
+                    let [batch, _, heads, width] = x.dims();
+                    x.clone().slice([0..batch, tokens.clone(), 0..heads, 0..width])
+                };
+                cache.attend(part(&q), part(&k), part(&v), 0.5, Some(3.0), window)
+            };
+            let whole = attend(&mut LayerCache::new(&[0, 3]), 0..12);
+            let mut cache = LayerCache::new(&[0, 3]);
+            let mut parts = vec![attend(&mut cache, 0..6)];
+            for t in 6..12 {
+                parts.push(attend(&mut cache, t..t + 1));
+                let kept = cache.keys_values.as_ref().map(|(keys, _)| keys.dims()[2]);
+                assert_eq!(kept, Some(window.map_or(t + 1, |w| (w - 1).clamp(1, t + 1))));
+            }
+            // The padding of the second row sees nothing and means nothing.
+            for (row, first) in [(0, 0), (1, 3)] {
+                let real = |x: Tensor<3>| x.slice([row..row + 1, first..12, 0..16]);
+                let parts = real(Tensor::cat(parts.clone(), 1));
+                let difference: f32 = (parts - real(whole.clone())).abs().max().into_scalar();
+                assert!(difference < 1e-6, "window {window:?}, row {row}: {difference}");
+            }
+        }
     }
 }

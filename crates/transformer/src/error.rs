@@ -13,7 +13,8 @@ pub enum Error {
         /// What the operating system said.
         source: std::io::Error,
     },
-    /// `config.json` is not a Gemma-2 configuration that this crate supports.
+    /// `config.json` is not a Gemma-2 configuration, or `adapter_config.json` not an adapter's, that this
+    /// crate supports.
     #[error("{path}: {message}")]
     Config {
         /// The configuration file.
@@ -37,9 +38,20 @@ pub enum Error {
         /// Every missing, extra or mis-shaped tensor, one line each.
         problems: Vec<String>,
     },
+    /// The tensors of an adapter are not those that its configuration and the model ask for.
+    #[error("{path}: the adapter does not fit the model:\n  {}", problems.join("\n  "))]
+    Adapter {
+        /// The adapter's folder.
+        path: PathBuf,
+        /// Every missing, extra or mis-shaped tensor, one line each.
+        problems: Vec<String>,
+    },
     /// An activation site could not be understood, or the model lacks it.
     #[error("site `{0}`: {1}")]
     Site(String, String),
+    /// Options by which nothing can be generated.
+    #[error("generation: {0}")]
+    Generation(String),
     /// A prompt does not fit the model.
     #[error("prompt {index}: {message}")]
     Prompt {

@@ -1,10 +1,14 @@
 //! Sampling continuations of a batch of prompts with a key-value cache.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use rand::{RngExt, SeedableRng};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::{Error, Gemma2, cache::LayerCache};
+use crate::{
+    Error, Gemma2,
+    cache::LayerCache,
+    sampling::{candidates, entropy, penalise, sample, softmax},
+};
 
 /// How to continue a prompt.
 #[derive(Clone, Debug)]
@@ -17,8 +21,14 @@ pub struct GenerationOptions {
     pub top_k: Option<usize>,
     /// Samples among the most likely tokens whose probabilities first add up to `p`.
     pub top_p: Option<f64>,
+    /// Divides positive logits of tokens that stand in the prompt or the answer, multiplies negative
+    /// ones; 1 is no penalty.
+    pub repetition_penalty: f64,
     /// The same seed, prompts and options give the same tokens.
     pub seed: u64,
+    /// The number of the first prompt, where a long list of them is answered in parts: an answer
+    /// depends on the seed and its prompt's number, not on how the list was cut.
+    pub first_prompt: u64,
     /// Tokens that end an answer; the configuration's `eos_token_id` where empty.
     pub stop_tokens: Vec<u32>,
 }
@@ -30,7 +40,9 @@ impl Default for GenerationOptions {
             temperature: 1.0,
             top_k: None,
             top_p: None,
+            repetition_penalty: 1.0,
             seed: 0,
+            first_prompt: 0,
             stop_tokens: Vec::new(),
         }
     }
@@ -51,15 +63,29 @@ pub struct Generated {
 /// Continues every prompt; rows of unequal length are padded on the left inside.
 ///
 /// # Errors
-/// A prompt is empty, holds a token beyond the vocabulary, or is too long for the model's positions.
+/// A prompt is empty, holds a token beyond the vocabulary, or is too long for the model's positions;
+/// options that make no sense.
 pub fn generate(
     model: &Gemma2,
     prompts: &[Vec<u32>],
     options: &GenerationOptions,
 ) -> Result<Vec<Generated>, Error> {
-    for (index, prompt) in prompts.iter().enumerate() {
-        check_prompt(model, index, prompt, options.max_new_tokens)?;
-    }
+    generate_with(model, prompts, options, |_, _| {})
+}
+
+/// [`generate`], and `on_token` is told of every token of an answer as it comes: which prompt's, and
+/// the token. Stop tokens are not told.
+///
+/// # Errors
+/// As [`generate`].
+pub fn generate_with(
+    model: &Gemma2,
+    prompts: &[Vec<u32>],
+    options: &GenerationOptions,
+    mut on_token: impl FnMut(usize, u32),
+) -> Result<Vec<Generated>, Error> {
+    options.check()?;
+    check_prompts(model, prompts, options.max_new_tokens)?;
     if prompts.is_empty() || options.max_new_tokens == 0 {
         return Ok(vec![Generated::default(); prompts.len()]);
     }
@@ -73,7 +99,7 @@ pub fn generate(
         .map(|row| {
             // A stream for each row, so that an answer doesn't depend on its neighbours.
             let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
-            rng.set_stream(row as u64);
+            rng.set_stream(options.first_prompt.wrapping_add(row as u64));
             rng
         })
         .collect();
@@ -95,21 +121,23 @@ pub fn generate(
         let hidden = model.forward_cached(input, &positions, &mut caches);
         let [rows, new, d_model] = hidden.dims();
         let last = hidden.slice([0..rows, new - 1..new, 0..d_model]).reshape([rows, d_model]);
-        let logits = to_f32(model.logits(last));
+        let mut logits = to_f32(model.logits(last));
 
         tokens.clear();
         positions.clear();
-        for (row, logits) in logits.chunks_exact(config.vocab_size).enumerate() {
+        for (row, logits) in logits.chunks_exact_mut(config.vocab_size).enumerate() {
             let result = &mut results[row];
             let mut next = config.pad_token_id;
             if !result.stopped {
-                let probabilities = softmax(logits, 1.0);
-                result.entropies.push(entropy(&probabilities));
-                next = choose(logits, options, &mut samplers[row]);
+                result.entropies.push(entropy(&softmax(logits, 1.0)));
+                let seen = prompts[row].iter().chain(&result.tokens).copied();
+                penalise(logits, seen, options.repetition_penalty);
+                next = sample(&candidates(logits, options), &mut samplers[row]);
                 if stop_tokens.contains(&next) {
                     result.stopped = true;
                 } else {
                     result.tokens.push(next);
+                    on_token(row, next);
                 }
             }
             tokens.push(next);
@@ -120,6 +148,19 @@ pub fn generate(
         }
     }
     Ok(results)
+}
+
+/// Whether a model can continue all of these prompts by so many tokens.
+///
+/// # Errors
+/// [`Error::Prompt`] with the number of the first that it cannot.
+pub fn check_prompts(
+    model: &Gemma2,
+    prompts: &[Vec<u32>],
+    max_new_tokens: usize,
+) -> Result<(), Error> {
+    let mut numbered = prompts.iter().enumerate();
+    numbered.try_for_each(|(index, prompt)| check_prompt(model, index, prompt, max_new_tokens))
 }
 
 fn check_prompt(model: &Gemma2, index: usize, prompt: &[u32], new: usize) -> Result<(), Error> {
@@ -137,7 +178,7 @@ fn check_prompt(model: &Gemma2, index: usize, prompt: &[u32], new: usize) -> Res
     let (length, most) = (prompt.len() + new, config.max_position_embeddings);
     if length > most {
         return fail(format!(
-            "{} tokens and {new} new ones are more than the model's {most} positions",
+            "{} tokens and {new} new ones are more than the model's {most} positions; shorten it, or ask for fewer",
             prompt.len()
         ));
     }
@@ -151,56 +192,4 @@ fn int_tensor(tokens: &[u32], shape: [usize; 2], device: &Device) -> Tensor<2, I
 
 fn to_f32(x: Tensor<2>) -> Vec<f32> {
     x.into_data().iter::<f32>().collect()
-}
-
-/// Softmax of `logits / temperature`.
-fn softmax(logits: &[f32], temperature: f64) -> Vec<f64> {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut weights: Vec<f64> =
-        logits.iter().map(|&l| (f64::from(l - max) / temperature).exp()).collect();
-    let sum: f64 = weights.iter().sum();
-    weights.iter_mut().for_each(|w| *w /= sum);
-    weights
-}
-
-fn entropy(probabilities: &[f64]) -> f32 {
-    let terms = probabilities.iter().filter(|&&p| p > 0.0).map(|p| -p * p.ln());
-    terms.sum::<f64>() as f32
-}
-
-fn choose(logits: &[f32], options: &GenerationOptions, rng: &mut ChaCha8Rng) -> u32 {
-    if options.temperature <= 0.0 {
-        // The first of equals, as argmax does elsewhere.
-        let best = logits
-            .iter()
-            .enumerate()
-            .fold((0, f32::NEG_INFINITY), |best, (i, &l)| if l > best.1 { (i, l) } else { best });
-        return best.0 as u32;
-    }
-    let mut candidates: Vec<(usize, f64)> =
-        softmax(logits, options.temperature).into_iter().enumerate().collect();
-    if options.top_k.is_some() || options.top_p.is_some() {
-        candidates.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        candidates.truncate(options.top_k.unwrap_or(usize::MAX).max(1));
-        if let Some(p) = options.top_p {
-            let mut sum = 0.0;
-            let within = candidates.iter().take_while(|(_, w)| {
-                let before = sum;
-                sum += w;
-                before < p
-            });
-            let keep = within.count().max(1);
-            candidates.truncate(keep);
-        }
-    }
-    let total: f64 = candidates.iter().map(|(_, w)| w).sum();
-    let mut point = rng.random::<f64>() * total;
-    for &(token, weight) in &candidates {
-        point -= weight;
-        if point < 0.0 {
-            return token as u32;
-        }
-    }
-    // Rounding can leave a sliver past the last one.
-    candidates.iter().rev().find(|(_, w)| *w > 0.0).map_or(0, |(token, _)| *token as u32)
 }

@@ -4,8 +4,8 @@
 //! * Knows no sparse autoencoder, no loss and no data format: tokens go in, hidden states and the
 //!   activations of the sites that were asked for come out.
 //! * Parameters bear Hugging Face's names; a parameter's path in the module is its name in a checkpoint.
-//! * Only [`weights`] and [`Gemma2Config::load`] touch the disk. What they read is untrusted: damage
-//!   is an [`Error`], never a panic.
+//! * Only [`weights`], [`adapter`] and [`Gemma2Config::load`] touch the disk. What they read is
+//!   untrusted: damage is an [`Error`], never a panic.
 //! * Works on whatever device its parameters live on; no backend is named here.
 //!
 //! ```
@@ -26,18 +26,28 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod adapter;
 mod cache;
+mod checkpointed;
 mod config;
 mod error;
 pub mod generate;
+mod layout;
+mod linear;
+mod lora;
 mod model;
+pub mod sampling;
 mod sites;
 pub mod weights;
 
+pub use checkpointed::Tape;
 pub use config::{Gemma2Config, LayerType, alternating_layer_types};
 pub use error::Error;
-pub use generate::{Generated, GenerationOptions, generate};
+pub use fpo_ops::TextStarts;
+pub use generate::{Generated, GenerationOptions, generate, generate_with};
+pub use linear::{Linear, Lora};
+pub use lora::{LoraConfig, Projection, Targets};
 pub use model::{
-    Attention, Backbone, Block, Embedding, ForwardOutput, Gemma2, Linear, Mlp, Provider, RmsNorm,
+    Attention, Backbone, Block, Embedding, ForwardOutput, Gemma2, Mlp, Provider, RmsNorm,
 };
 pub use sites::{Site, SiteKind};

@@ -6,21 +6,25 @@ use burn::{
     module::{Module, Param, ParamId},
     tensor::{DType, Device, Int, Tensor, TensorData},
 };
-use fpo_ops::AttentionOptions;
+use fpo_ops::{AttentionOptions, TextStarts};
 
-use crate::{Error, Gemma2Config, Site, SiteKind, cache::LayerCache};
+use crate::{
+    Error, Gemma2Config, Linear, LoraConfig, Site, SiteKind,
+    cache::LayerCache,
+    layout::{Layout, Rotary},
+};
 
 /// Gives the values of a parameter by its name and shape: a checkpoint, or a random generator.
 pub type Provider<'a> = &'a mut dyn FnMut(&str, &[usize]) -> Result<TensorData, Error>;
 
 /// Builds parameters on a device, with a prefix for their names.
-struct Builder<'a> {
-    provider: Provider<'a>,
-    device: &'a Device,
+pub(crate) struct Builder<'a> {
+    pub(crate) provider: Provider<'a>,
+    pub(crate) device: &'a Device,
 }
 
 impl Builder<'_> {
-    fn param<const D: usize>(
+    pub(crate) fn param<const D: usize>(
         &mut self,
         name: String,
         shape: [usize; D],
@@ -33,24 +37,11 @@ impl Builder<'_> {
     }
 
     fn linear(&mut self, name: String, out: usize, inner: usize) -> Result<Linear, Error> {
-        Ok(Linear { weight: self.param(format!("{name}.weight"), [out, inner])? })
+        Ok(Linear::new(self.param(format!("{name}.weight"), [out, inner])?))
     }
 
     fn norm(&mut self, name: String, width: usize, eps: f64) -> Result<RmsNorm, Error> {
         Ok(RmsNorm { weight: self.param(format!("{name}.weight"), [width])?, eps })
-    }
-}
-
-/// `x · Wᵀ` without bias.
-#[derive(Module, Debug)]
-pub struct Linear {
-    /// `[out, in]`
-    pub weight: Param<Tensor<2>>,
-}
-
-impl Linear {
-    fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        fpo_ops::linear(x, self.weight.val())
     }
 }
 
@@ -63,51 +54,8 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
-    fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+    pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         fpo_ops::rms_norm(x, self.weight.val(), self.eps)
-    }
-}
-
-/// The rotary embedding's angles: cosines and sines, `[tokens, head_dim / 2]` each.
-#[derive(Clone, Debug)]
-pub(crate) struct Rotary {
-    cos: Tensor<2>,
-    sin: Tensor<2>,
-}
-
-impl Rotary {
-    /// The angles of the given positions; computed in float64, kept in float32.
-    pub(crate) fn new(
-        positions: impl Iterator<Item = usize>,
-        config: &Gemma2Config,
-        device: &Device,
-    ) -> Self {
-        let half = config.head_dim / 2;
-        let frequency = |i: usize| {
-            let exponent = 2.0 * i as f64 / config.head_dim as f64;
-            (1.0 / config.rope_theta.powf(exponent)) as f32
-        };
-        let frequencies: Vec<f32> = (0..half).map(frequency).collect();
-        let angles: Vec<f32> =
-            positions.flat_map(|p| frequencies.iter().map(move |f| p as f32 * f)).collect();
-        let tensor = |f: fn(f32) -> f32| {
-            let values: Vec<f32> = angles.iter().map(|&a| f(a)).collect();
-            Tensor::from_data(TensorData::new(values, [angles.len() / half, half]), device)
-        };
-        Self { cos: tensor(f32::cos), sin: tensor(f32::sin) }
-    }
-
-    /// Rotates `[batch, tokens, heads, head_dim]`, every row of the batch at the same positions.
-    fn shared(&self, x: Tensor<4>) -> Tensor<4> {
-        fpo_ops::rotary(x, self.cos.clone(), self.sin.clone())
-    }
-
-    /// Rotates `[batch, tokens, heads, head_dim]` where the angles are those of all `batch · tokens`
-    /// positions in turn.
-    fn per_row(&self, x: Tensor<4>) -> Tensor<4> {
-        let [batch, tokens, heads, width] = x.dims();
-        let flat = x.reshape([1, batch * tokens, heads, width]);
-        self.shared(flat).reshape([batch, tokens, heads, width])
     }
 }
 
@@ -135,14 +83,14 @@ impl Attention {
     }
 
     /// The concatenated heads, before the output projection. `[batch, tokens, heads · head_dim]`
-    fn z(&self, x: Tensor<3>, rotary: &Rotary) -> Tensor<3> {
+    fn z(&self, x: Tensor<3>, layout: &Layout) -> Tensor<3> {
         let [batch, tokens, _] = x.dims();
-        let q = rotary.shared(self.heads(self.q_proj.forward(x.clone())));
-        let k = rotary.shared(self.heads(self.k_proj.forward(x.clone())));
+        let q = self.heads(self.q_proj.forward(x.clone()));
+        let k = self.heads(self.k_proj.forward(x.clone()));
         let v = self.heads(self.v_proj.forward(x));
         let options =
             AttentionOptions { scale: self.scale, softcap: self.softcap, window: self.window };
-        let z = fpo_ops::causal_attention(q, k, v, &options);
+        let z = layout.attend(q, k, v, &options);
         z.reshape([batch as i32, tokens as i32, -1])
     }
 
@@ -175,10 +123,20 @@ impl Mlp {
 }
 
 /// What a block leaves behind at the sites that can be asked for. `[batch, tokens, width]`
-struct BlockOutput {
+pub(crate) struct BlockOutput {
     attn_z: Tensor<3>,
     mlp_out: Tensor<3>,
-    resid_post: Tensor<3>,
+    pub(crate) resid_post: Tensor<3>,
+}
+
+impl BlockOutput {
+    pub(crate) fn at(&self, kind: SiteKind) -> Tensor<3> {
+        match kind {
+            SiteKind::ResidPost => self.resid_post.clone(),
+            SiteKind::MlpOut => self.mlp_out.clone(),
+            SiteKind::AttnZ => self.attn_z.clone(),
+        }
+    }
 }
 
 /// A transformer block with a norm before and after both of its parts.
@@ -199,7 +157,12 @@ pub struct Block {
 }
 
 impl Block {
-    fn forward(
+    /// The block on whole texts.
+    pub(crate) fn forward(&self, x: Tensor<3>, layout: &Layout) -> BlockOutput {
+        self.forward_with(x, |attention, x| attention.z(x, layout))
+    }
+
+    fn forward_with(
         &self,
         x: Tensor<3>,
         attention: impl FnOnce(&Attention, Tensor<3>) -> Tensor<3>,
@@ -238,6 +201,9 @@ pub struct Gemma2 {
     pub model: Backbone,
     #[module(skip)]
     config: Gemma2Config,
+    /// Where the blocks have low-rank adapters.
+    #[module(skip)]
+    pub(crate) lora: Option<LoraConfig>,
 }
 
 /// What one forward pass returns.
@@ -289,7 +255,7 @@ impl Gemma2 {
             });
         }
         let norm = b.norm("model.norm".into(), c.hidden_size, c.rms_norm_eps)?;
-        Ok(Self { model: Backbone { embed_tokens, layers, norm }, config: c.clone() })
+        Ok(Self { model: Backbone { embed_tokens, layers, norm }, config: c.clone(), lora: None })
     }
 
     /// The configuration that the model was built from.
@@ -308,7 +274,7 @@ impl Gemma2 {
     }
 
     /// Token embeddings, scaled by √d. `tokens` `[batch, tokens]` → `[batch, tokens, d_model]`
-    fn embed(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+    pub(crate) fn embed(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
         let [batch, length] = tokens.dims();
         let rows = self.unembedding().select(0, tokens.reshape([batch * length]));
         let scaled = rows * (self.config.hidden_size as f64).sqrt();
@@ -322,40 +288,88 @@ impl Gemma2 {
     /// # Panics
     /// If a site's layer is not in the model; [`Site::check`] tells beforehand.
     pub fn forward(&self, tokens: Tensor<2, Int>, sites: &[Site]) -> ForwardOutput {
-        let (x, sites) = self.blocks(tokens, sites, self.model.layers.len());
+        let layout = Layout::padded(&tokens, &self.config);
+        self.forward_in(&layout, tokens, sites)
+    }
+
+    /// One pass over `tokens` `[rows, tokens]` with several texts in each row: every position gets what it
+    /// would get with its text alone in a row.
+    ///
+    /// # Panics
+    /// If the texts are of other rows, or a site's layer is not in the model.
+    pub fn forward_packed(
+        &self,
+        tokens: Tensor<2, Int>,
+        texts: &TextStarts,
+        sites: &[Site],
+    ) -> ForwardOutput {
+        let layout = Layout::packed(&tokens, texts, &self.config);
+        self.forward_in(&layout, tokens, sites)
+    }
+
+    fn forward_in(&self, layout: &Layout, tokens: Tensor<2, Int>, sites: &[Site]) -> ForwardOutput {
+        let depth = self.model.layers.len();
+        let (x, sites) = self.blocks(layout, tokens, sites, depth, |_| {});
         ForwardOutput { hidden_states: self.model.norm.forward(x), sites }
     }
 
     /// The activations at `sites` alone: the pass ends after the last layer that is needed.
     pub fn activations(&self, tokens: Tensor<2, Int>, sites: &[Site]) -> Vec<Tensor<3>> {
         let depth = sites.iter().map(|site| site.layer + 1).max().unwrap_or(0);
-        self.blocks(tokens, sites, depth).1
+        let layout = Layout::padded(&tokens, &self.config);
+        self.blocks(&layout, tokens, sites, depth, |_| {}).1
     }
 
-    fn blocks(
+    /// The first `depth` blocks: what comes out of the last of them, and the activations at `sites`.
+    /// `entering` sees what goes into each block.
+    pub(crate) fn blocks(
         &self,
+        layout: &Layout,
         tokens: Tensor<2, Int>,
         sites: &[Site],
         depth: usize,
+        mut entering: impl FnMut(&Tensor<3>),
     ) -> (Tensor<3>, Vec<Tensor<3>>) {
-        let [_, length] = tokens.dims();
-        let rotary = Rotary::new(0..length, &self.config, &tokens.device());
         let mut x = self.embed(tokens);
         let mut found: Vec<Option<Tensor<3>>> = vec![None; sites.len()];
         for (layer, block) in self.model.layers.iter().take(depth).enumerate() {
-            let output = block.forward(x, |attention, x| attention.z(x, &rotary));
+            entering(&x);
+            let output = block.forward(x, layout);
             for (slot, site) in found.iter_mut().zip(sites).filter(|(_, s)| s.layer == layer) {
-                *slot = Some(match site.kind {
-                    SiteKind::ResidPost => output.resid_post.clone(),
-                    SiteKind::MlpOut => output.mlp_out.clone(),
-                    SiteKind::AttnZ => output.attn_z.clone(),
-                });
+                *slot = Some(output.at(site.kind));
             }
             x = output.resid_post;
         }
         let found = found.into_iter().zip(sites);
         let found = found.map(|(x, site)| x.unwrap_or_else(|| panic!("the model has no {site}")));
         (x, found.collect())
+    }
+
+    /// The final hidden states (`[batch, tokens, d_model]`) of [`Self::forward`] with the activation of `site`,
+    /// `[batch, tokens, width]`, replaced by what `replace` makes of it.
+    pub fn forward_with(
+        &self,
+        tokens: Tensor<2, Int>,
+        site: Site,
+        replace: impl Fn(Tensor<3>) -> Tensor<3>,
+    ) -> Tensor<3> {
+        let layout = Layout::padded(&tokens, &self.config);
+        let mut x = self.embed(tokens);
+        for (layer, block) in self.model.layers.iter().enumerate() {
+            let is_here = |kind| site == Site { kind, layer };
+            let output = block.forward_with(x, |attention, x| {
+                let z = attention.z(x, &layout);
+                if is_here(SiteKind::AttnZ) { replace(z) } else { z }
+            });
+            x = if is_here(SiteKind::ResidPost) {
+                replace(output.resid_post)
+            } else if is_here(SiteKind::MlpOut) {
+                output.resid_post - output.mlp_out.clone() + replace(output.mlp_out)
+            } else {
+                output.resid_post
+            };
+        }
+        self.model.norm.forward(x)
     }
 
     /// The final hidden states of `tokens` `[batch, tokens]`, the continuation of what `caches`
@@ -369,7 +383,9 @@ impl Gemma2 {
         let rotary = Rotary::new(positions.iter().copied(), &self.config, &tokens.device());
         let mut x = self.embed(tokens);
         for (block, cache) in self.model.layers.iter().zip(caches) {
-            x = block.forward(x, |attention, x| attention.z_cached(x, &rotary, cache)).resid_post;
+            x = block
+                .forward_with(x, |attention, x| attention.z_cached(x, &rotary, cache))
+                .resid_post;
         }
         self.model.norm.forward(x)
     }

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::Error;
+use crate::{Error, Gemma2Config};
 
 /// Which tensor of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -38,6 +38,26 @@ impl Site {
             SiteKind::AttnZ => "attn.hook_z",
         };
         format!("blocks.{}.{hook}", self.layer)
+    }
+
+    /// The width of its activations.
+    pub fn width(self, config: &Gemma2Config) -> usize {
+        match self.kind {
+            SiteKind::ResidPost | SiteKind::MlpOut => config.hidden_size,
+            SiteKind::AttnZ => config.num_attention_heads * config.head_dim,
+        }
+    }
+
+    /// The site with this [`Self::hook_name`].
+    pub fn from_hook_name(name: &str) -> Option<Self> {
+        let (layer, hook) = name.strip_prefix("blocks.")?.split_once('.')?;
+        let kind = match hook {
+            "hook_resid_post" => SiteKind::ResidPost,
+            "hook_mlp_out" => SiteKind::MlpOut,
+            "attn.hook_z" => SiteKind::AttnZ,
+            _ => return None,
+        };
+        Some(Self { kind, layer: layer.parse().ok()? })
     }
 
     /// Fails where the model has too few layers.
@@ -89,7 +109,9 @@ mod tests {
     #[test]
     fn written_and_read_back() {
         for text in ["resid_post:0", "mlp_out:25", "attn_z:3"] {
-            assert_eq!(text.parse::<Site>().unwrap().to_string(), text);
+            let site: Site = text.parse().unwrap();
+            assert_eq!(site.to_string(), text);
+            assert_eq!(Site::from_hook_name(&site.hook_name()), Some(site));
         }
         for text in ["resid_post", "resid_pre:1", "mlp_out:-1", "attn_z:", ""] {
             assert!(text.parse::<Site>().is_err(), "{text:?} was accepted");

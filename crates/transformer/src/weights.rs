@@ -95,12 +95,12 @@ pub fn load(folder: &Path, device: &Device) -> Result<Gemma2, Error> {
 
 /// Stands in for a tensor that will be reported; the model that holds it is thrown away. A single zero,
 /// because a damaged configuration can ask for a shape that no memory holds.
-fn placeholder(shape: &[usize]) -> TensorData {
+pub(crate) fn placeholder(shape: &[usize]) -> TensorData {
     TensorData::zeros::<f32, _>(vec![1; shape.len()])
 }
 
 /// The memory-mapped files of a checkpoint.
-struct Files(Vec<(PathBuf, Mmap)>);
+pub(crate) struct Files(Vec<(PathBuf, Mmap)>);
 
 impl Files {
     fn open(folder: &Path) -> Result<Self, Error> {
@@ -125,17 +125,16 @@ impl Files {
                 let message = format!("weight_map names `{name}`, which is not a plain file name");
                 return Err(Error::Format { path: index, message });
             }
-            let path = folder.join(name);
-            let file = File::open(&path).map_err(Error::io(&path))?;
-            // SAFETY: the map is only read. A file that shrinks meanwhile ends the process, as with
-            // every program that maps checkpoints.
-            let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
-            files.push((path, map));
+            files.push(map(folder.join(name))?);
         }
         Ok(Self(files))
     }
 
-    fn views(&self) -> Result<BTreeMap<String, TensorView<'_>>, Error> {
+    pub(crate) fn single(path: PathBuf) -> Result<Self, Error> {
+        Ok(Self(vec![map(path)?]))
+    }
+
+    pub(crate) fn views(&self) -> Result<BTreeMap<String, TensorView<'_>>, Error> {
         let mut views = BTreeMap::new();
         for (path, map) in &self.0 {
             let fail = |message: String| Error::Format { path: path.clone(), message };
@@ -150,8 +149,16 @@ impl Files {
     }
 }
 
+fn map(path: PathBuf) -> Result<(PathBuf, Mmap), Error> {
+    let file = File::open(&path).map_err(Error::io(&path))?;
+    // SAFETY: the map is only read. A file that shrinks meanwhile ends the process, as with every program
+    // that maps checkpoints.
+    let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
+    Ok((path, map))
+}
+
 /// The values of a stored tensor in float32.
-fn to_data(view: &TensorView) -> Result<TensorData, String> {
+pub(crate) fn to_data(view: &TensorView) -> Result<TensorData, String> {
     let bytes = view.data();
     let values: Vec<f32> = match view.dtype() {
         Dtype::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
@@ -182,8 +189,9 @@ impl ModuleVisitor for Named {
 }
 
 /// Writes `config.json`, `generation_config.json` and the weights in float32, in the layout that
-/// `AutoModelForCausalLM.from_pretrained` opens. Tokenizer files are the caller's to add. The folder
-/// must exist; write into a temporary one and rename it where a crash must leave nothing half done.
+/// `AutoModelForCausalLM.from_pretrained` opens. Adapters are merged into the weights. Tokenizer files
+/// are the caller's to add. The folder must exist; write into a temporary one and rename it where a crash
+/// must leave nothing half done.
 pub fn save(model: &Gemma2, folder: &Path) -> Result<(), Error> {
     save_sharded(model, folder, SHARD_BYTES)
 }
@@ -199,7 +207,7 @@ fn save_sharded(model: &Gemma2, folder: &Path, shard_bytes: usize) -> Result<(),
     write_json(&folder.join("generation_config.json"), &generation)?;
 
     let mut named = Named::default();
-    model.visit(&mut named);
+    model.merged().visit(&mut named);
     let mut shards: Vec<Vec<(String, TensorData)>> = vec![Vec::new()];
     let (mut size, mut total) = (0, 0);
     for (name, data) in named.tensors {
@@ -231,12 +239,12 @@ fn save_sharded(model: &Gemma2, folder: &Path, shard_bytes: usize) -> Result<(),
     Ok(())
 }
 
-fn write_json(path: &Path, value: &Value) -> Result<(), Error> {
+pub(crate) fn write_json(path: &Path, value: &Value) -> Result<(), Error> {
     let text = format!("{value:#}\n");
     std::fs::write(path, text).map_err(Error::io(path))
 }
 
-fn write_tensors(path: &Path, tensors: &[(String, TensorData)]) -> Result<(), Error> {
+pub(crate) fn write_tensors(path: &Path, tensors: &[(String, TensorData)]) -> Result<(), Error> {
     let fail = |message: String| Error::Format { path: path.to_owned(), message };
     let mut views = Vec::with_capacity(tensors.len());
     for (name, data) in tensors {

@@ -7,7 +7,7 @@ use fpo_losses::{Method, Needs, Objective};
 use fpo_trainer::{
     run::Run,
     settings::Settings,
-    stages::{Base, StageName, align::aligner, reference::Split},
+    stages::{Base, StageName, align::training_aligner},
 };
 
 /// Once the cache stands, the reference's weights are taken away: what still needs them shows itself.
@@ -25,7 +25,7 @@ fn training_needs_no_reference_model() {
         let settings = Settings { align: settings.align.for_method(method), ..settings.clone() };
         let run = run.nested(method.name(), settings).unwrap();
         let Needs { token_kl, features, .. } = Objective::paper(method).needs();
-        match aligner(&run, &base, Split::Train) {
+        match training_aligner(&run, &base, None) {
             Ok(aligner) => {
                 assert!(!token_kl, "{method} did without the reference that it needs");
                 assert!(aligner.reference_model.is_none(), "{method}");

@@ -12,7 +12,11 @@ use fpo_data::{
 use fpo_losses::{Method, Objective, Options};
 use fpo_ops::Encoder;
 use fpo_sae::{JumpReluSae, Provenance};
-use fpo_trainer::{aligner::Aligner, forward::FeatureReader, stages::reference::reference_rows};
+use fpo_trainer::{
+    aligner::Aligner,
+    forward::{Activations, FeatureReader},
+    reference_pass::ReferencePass,
+};
 use fpo_transformer::{Gemma2, Gemma2Config, Site};
 use serde_json::json;
 
@@ -129,10 +133,11 @@ impl World {
         };
         let path = folder.path().join("cache");
         let mut writer = ReferenceWriter::create(&path, &Fingerprint::default(), shape).unwrap();
+        let pass = ReferencePass { model: &self.reference, reader: Some(reader), pad_id: 0 };
         // Other batches than alignment's, so that padding differs.
-        for pairs in [[0, 1], [2, 3], [4, 5]] {
-            let batch = self.batch(&pairs);
-            for row in reference_rows(&self.reference, reader, &batch).unwrap() {
+        for pairs in self.pairs.chunks(2) {
+            let pairs: Vec<_> = pairs.iter().map(TokenizedPair::view).collect();
+            for row in pass.rows(&pairs).unwrap() {
                 writer.push(row).unwrap();
             }
         }
@@ -152,6 +157,7 @@ impl World {
             reader: needs.features.then(|| self.reader(dtype)),
             cache: self.cache(StoredFeatures::All),
             reference_model: needs.token_kl.then(|| cast(&self.reference, dtype)),
+            activations: Activations::Kept,
             token_statistics: false,
         }
     }

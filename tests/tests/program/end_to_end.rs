@@ -104,6 +104,39 @@ fn the_same_seed_gives_the_same_bytes() {
     assert!(first == weights("third", "1"), "the number of threads shows in the weights");
 }
 
+/// Oracle: the same training with all activations kept. The order of sums alone may differ, where a
+/// gradient has three parts: at the autoencoder's site.
+#[test]
+fn recomputed_activations_change_nothing() {
+    if skip_when_quick("recomputed_activations_change_nothing") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let train = |name: &str, more: &[&str]| {
+        let run = folder.path().join(name);
+        let train = ["train", "--recipe", "smoke", "--run", arg(&run), "--until", "align"];
+        succeed(&[&train[..], more].concat());
+        ["sft", "align"].map(|stage| metrics(&run.join(stage).join("metrics.jsonl")))
+    };
+    let recompute =
+        ["--set", "sft.checkpoint_activations=true", "--set", "align.checkpoint_activations=true"];
+    let (plain, recomputed) = (train("plain", &[]), train("recomputed", &recompute));
+    assert_eq!(plain[0], recomputed[0]);
+    assert_eq!(plain[1].len(), recomputed[1].len());
+    for (plain, recomputed) in plain[1].iter().zip(&recomputed[1]) {
+        for (key, value) in plain.as_object().unwrap() {
+            let (a, b) = (value.as_f64().unwrap(), number(recomputed, key));
+            assert!((a - b).abs() <= 1e-6 * a.abs().max(1.0), "{key}: {a} and {b}");
+        }
+    }
+}
+
+/// The lines of a stage's log.
+fn metrics(path: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
 #[test]
 fn compare_runs_every_method_from_the_same_start() {
     if skip_when_quick("compare_runs_every_method_from_the_same_start") {

@@ -3,6 +3,11 @@
 mod bad_input;
 mod common;
 mod end_to_end;
+mod evaluate;
 mod features;
+mod generate;
+mod lora;
 mod metrics;
+mod plan;
 mod resume;
+mod score;

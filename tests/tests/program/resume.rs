@@ -10,7 +10,17 @@ use std::{
 use crate::common::{arg, fpo, skip_when_quick, succeed};
 
 /// Long enough for a kill to come in between.
-const LONGER: [&str; 4] = ["--set", "sft.epochs=8", "--set", "align.epochs=12"];
+const LONGER: [&str; 8] = [
+    "--set",
+    "sft.epochs=8",
+    "--set",
+    "align.epochs=12",
+    "--set",
+    "sae.training.steps=400",
+    // Several buffers, so that a resumed training has to find its own again.
+    "--set",
+    "sae.buffer_tokens=900",
+];
 
 fn train<'a>(run: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
     let start = ["train", "--recipe", "smoke", "--until", "align", "--run", arg(run)];
@@ -25,7 +35,7 @@ fn steps(run: &Path, stage: &str) -> usize {
 
 fn results(run: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let files = ["sft/model.safetensors", "sae/sae_weights.safetensors", "align/model.safetensors"];
-    let metrics = ["sft/metrics.jsonl", "align/metrics.jsonl"];
+    let metrics = ["sft/metrics.jsonl", "sae/metrics.jsonl", "align/metrics.jsonl"];
     files.iter().chain(&metrics).map(|f| (f.into(), fs::read(run.join(f)).unwrap())).collect()
 }
 
@@ -39,23 +49,12 @@ fn a_killed_run_resumes_exactly() {
     succeed(&train(&undisturbed, &[]));
     let expected = results(&undisturbed);
 
-    // Before the first checkpoint of SFT (every 5 steps), in its middle, and in the middle of alignment.
-    for (name, stage, after) in [("early", "sft", 2), ("middle", "sft", 60), ("late", "align", 40)]
+    // Before the first checkpoint of SFT (every 5 steps), in its middle, and in the middle of the others.
+    for (name, stage, after) in
+        [("early", "sft", 2), ("middle", "sft", 60), ("sparse", "sae", 100), ("late", "align", 40)]
     {
         let run = folder.path().join(name);
-        let mut child = fpo(&train(&run, &[])).spawn().unwrap();
-        let begun = Instant::now();
-        while steps(&run, stage) < after {
-            assert!(begun.elapsed() < Duration::from_secs(120), "{name}: {stage} never got there");
-            assert!(child.try_wait().unwrap().is_none(), "{name}: ended before it was killed");
-            sleep(Duration::from_millis(2));
-        }
-        child.kill().unwrap(); // SIGKILL
-        let status = child.wait().unwrap();
-        assert!(!status.success(), "{name}: ended before it was killed");
-        assert!(!run.join(stage).exists(), "{name}: an unfinished stage has its folder");
-
-        let printed = succeed(&train(&run, &["--resume"]));
+        let printed = kill_and_resume(&run, &[], stage, after);
         if after > 5 {
             assert!(printed.contains("goes on after step"), "{name}: began anew:\n{printed}");
         }
@@ -69,4 +68,40 @@ fn a_killed_run_resumes_exactly() {
             .collect();
         assert!(left.is_empty(), "{name}: leftovers {left:?}");
     }
+}
+
+/// A checkpoint holds the adapters alone; the base is read again.
+#[test]
+fn adapters_resume_exactly() {
+    if skip_when_quick("adapters_resume_exactly") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let adapters = ["--set", "align.lora.rank=4", "--set", "align.method=tdpo2"];
+    let undisturbed = folder.path().join("undisturbed");
+    succeed(&train(&undisturbed, &adapters));
+    let run = folder.path().join("killed");
+    let printed = kill_and_resume(&run, &adapters, "align", 40);
+    assert!(printed.contains("goes on after step"), "{printed}");
+    let file = "align/adapter/adapter_model.safetensors";
+    for file in results(&run).into_iter().map(|(file, _)| file).chain([file.into()]) {
+        let [expected, found] = [&undisturbed, &run].map(|run| fs::read(run.join(&file)).unwrap());
+        assert!(expected == found, "{} differs", file.display());
+    }
+}
+
+/// Kills a run once a stage has logged so many steps, and starts it again.
+fn kill_and_resume(run: &Path, more: &[&str], stage: &str, after: usize) -> String {
+    let mut child = fpo(&train(run, more)).spawn().unwrap();
+    let begun = Instant::now();
+    while steps(run, stage) < after {
+        assert!(begun.elapsed() < Duration::from_secs(120), "{stage} never got there");
+        assert!(child.try_wait().unwrap().is_none(), "{stage}: ended before it was killed");
+        sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap(); // SIGKILL
+    let status = child.wait().unwrap();
+    assert!(!status.success(), "{stage}: ended before it was killed");
+    assert!(!run.join(stage).exists(), "{stage}: an unfinished stage has its folder");
+    succeed(&train(run, &[more, &["--resume"]].concat()))
 }

@@ -40,6 +40,13 @@ impl Batches {
         Self { order, size }
     }
 
+    /// Items of similar length together, the longest first: memory that doesn't suffice doesn't suffice at once.
+    pub fn by_length(lengths: &[usize], size: NonZeroUsize) -> Self {
+        let mut order: Vec<usize> = (0..lengths.len()).collect();
+        order.sort_by_key(|&item| std::cmp::Reverse(lengths[item]));
+        Self { order, size }
+    }
+
     /// Items in their own order.
     pub fn sequential(items: usize, size: NonZeroUsize) -> Self {
         Self { order: (0..items).collect(), size }

@@ -2,6 +2,7 @@
 
 use super::TokenBatch;
 use serde::{Deserialize, Serialize};
+use std::str::FromStr;
 
 /// Which positions' features are averaged into one vector per row.
 ///
@@ -26,6 +27,17 @@ impl Pooling {
             Self::Response => "response",
             Self::Sequence => "sequence",
         }
+    }
+}
+
+impl FromStr for Pooling {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = [Self::Predicting, Self::Response, Self::Sequence];
+        all.into_iter().find(|pooling| pooling.name() == text).ok_or_else(|| {
+            format!("no pooling `{text}`: there are {}", all.map(Self::name).join(", "))
+        })
     }
 }
 

@@ -126,6 +126,7 @@ fn every_item_comes_once_and_only_the_last_batch_is_partial() {
         for plan in [
             Batches::shuffled(&lengths, size(batch), 1, 0),
             Batches::sequential(items, size(batch)),
+            Batches::by_length(&lengths, size(batch)),
         ] {
             let seen: Vec<usize> = plan.iter().flatten().copied().collect();
             assert_eq!(seen.len(), items);
@@ -163,4 +164,10 @@ fn batches_hold_similar_lengths() {
     let sequential = padded(&Batches::sequential(lengths.len(), size(8)));
     assert!(shuffled as f64 / (real as f64) < 1.1, "{shuffled} cells for {real} tokens");
     assert!(shuffled < sequential);
+}
+
+#[test]
+fn by_length_the_longest_come_first() {
+    let plan = Batches::by_length(&[3, 9, 3, 7, 9], size(2));
+    assert_eq!(plan.iter().collect::<Vec<_>>(), [&[1, 4][..], &[3, 0], &[2]]);
 }

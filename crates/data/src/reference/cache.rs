@@ -27,6 +27,14 @@ pub struct ReferenceCache {
 }
 
 impl ReferenceCache {
+    /// What the cache in a folder was made from, as its first shard says.
+    ///
+    /// # Errors
+    /// No shard, or one that can't be read.
+    pub fn made_from(folder: &Path) -> Result<Fingerprint, ReferenceError> {
+        Ok(Shard::open(&any_shard(folder)?)?.info.fingerprint)
+    }
+
     /// Opens a cache that must have been made from `expected`, and checks every row of it.
     ///
     /// # Errors
@@ -69,18 +77,19 @@ impl ReferenceCache {
         let Shard { path, info, dropped_at_most, reader } = shard;
         let damaged = |what: String| ReferenceError::Damaged { path: path.clone(), what };
         if info != self.info {
-            return Err(damaged("it belongs to another cache than the first shard".to_owned()));
+            let differences = self.info.fingerprint.differences(&info.fingerprint);
+            let named: Vec<String> = differences.iter().map(ToString::to_string).collect();
+            let of = match named.is_empty() {
+                true => String::new(),
+                false => format!(": {}", named.join(", ")),
+            };
+            return Err(damaged(format!("it belongs to another cache than the first shard{of}")));
         }
         self.dropped_at_most = self.dropped_at_most.max(dropped_at_most);
-        for batch in parquet_file::batches(reader, ROWS_PER_GROUP) {
-            let columns = batch.and_then(|batch| Columns::new(&batch)).map_err(damaged)?;
+        for columns in groups(&path, info.d_sae, reader) {
+            let columns = columns?;
             for row in 0..columns.len() {
                 let view = columns.get(row);
-                view.check(self.info.d_sae).map_err(|problem| ReferenceError::Row {
-                    path: path.clone(),
-                    id: view.id,
-                    problem,
-                })?;
                 match self.places.entry(view.id) {
                     Entry::Vacant(place) => place.insert((self.groups.len() as u32, row as u32)),
                     Entry::Occupied(_) => {
@@ -149,15 +158,43 @@ impl ReferenceCache {
 }
 
 /// A shard whose footer has been read.
-struct Shard {
+pub(super) struct Shard {
     path: PathBuf,
-    info: ShardInfo,
+    pub(super) info: ShardInfo,
     dropped_at_most: f32,
     reader: ParquetRecordBatchReaderBuilder<File>,
 }
 
+/// The rows of a shard, a group at a time, each of them checked.
+fn groups(
+    path: &Path,
+    d_sae: usize,
+    reader: ParquetRecordBatchReaderBuilder<File>,
+) -> impl Iterator<Item = Result<Columns, ReferenceError>> {
+    parquet_file::batches(reader, ROWS_PER_GROUP).map(move |batch| {
+        let damaged = |what| ReferenceError::Damaged { path: path.to_owned(), what };
+        let columns = batch.and_then(|batch| Columns::new(&batch)).map_err(damaged)?;
+        for view in (0..columns.len()).map(|row| columns.get(row)) {
+            view.check(d_sae).map_err(|problem| ReferenceError::Row {
+                path: path.to_owned(),
+                id: view.id,
+                problem,
+            })?;
+        }
+        Ok(columns)
+    })
+}
+
 impl Shard {
-    fn open(path: &Path) -> Result<Self, ReferenceError> {
+    /// Its rows; none of them is kept.
+    pub(super) fn groups(self) -> impl Iterator<Item = Result<(), ReferenceError>> {
+        let Self { path, info, reader, .. } = self;
+        let checked: Vec<_> =
+            groups(&path, info.d_sae, reader).map(|group| group.map(drop)).collect();
+        checked.into_iter()
+    }
+
+    pub(super) fn open(path: &Path) -> Result<Self, ReferenceError> {
         let damaged = |what: String| ReferenceError::Damaged { path: path.to_owned(), what };
         let file = File::open(path)
             .map_err(|source| ReferenceError::Io { path: path.to_owned(), source })?;
@@ -182,8 +219,8 @@ impl Shard {
     }
 }
 
-/// A shard to learn from what the cache is, by name the first.
-fn any_shard(folder: &Path) -> Result<PathBuf, ReferenceError> {
+/// The shards that a folder holds, by name.
+pub(super) fn shard_paths(folder: &Path) -> Result<Vec<PathBuf>, ReferenceError> {
     let io = |source| ReferenceError::Io { path: folder.to_owned(), source };
     let mut shards = Vec::new();
     for entry in fs::read_dir(folder).map_err(io)? {
@@ -193,7 +230,13 @@ fn any_shard(folder: &Path) -> Result<PathBuf, ReferenceError> {
             shards.push(path);
         }
     }
-    shards.into_iter().min().ok_or_else(|| ReferenceError::MissingShards {
+    shards.sort();
+    Ok(shards)
+}
+
+/// A shard to learn from what the cache is, by name the first.
+fn any_shard(folder: &Path) -> Result<PathBuf, ReferenceError> {
+    shard_paths(folder)?.into_iter().next().ok_or_else(|| ReferenceError::MissingShards {
         folder: folder.to_owned(),
         missing: vec![columns::shard_name(0, 1).replace("00001", "?????")],
     })

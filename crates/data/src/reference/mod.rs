@@ -8,12 +8,14 @@
 
 mod cache;
 mod columns;
+mod shared;
 mod sparse;
 mod writer;
 
 pub use cache::ReferenceCache;
+pub use shared::SharedCache;
 pub use sparse::{SparseFeatures, SparseView};
-pub use writer::ReferenceWriter;
+pub use writer::{ReferenceWriter, ShardWriter};
 
 use crate::atomic::AtomicError;
 use crate::fingerprint::Difference;
@@ -90,6 +92,13 @@ pub struct CacheShape {
     pub stored: StoredFeatures,
     /// Rows of a shard.
     pub rows_per_shard: NonZeroUsize,
+}
+
+impl CacheShape {
+    /// Number of shards: at least one, for an empty cache too must be bound to what made it.
+    pub fn shards(&self) -> usize {
+        self.pairs.div_ceil(self.rows_per_shard.get()).max(1)
+    }
 }
 
 /// What is wrong with a row.
@@ -192,7 +201,7 @@ pub enum ReferenceError {
         differences: Vec<Difference>,
     },
     /// No shards, or not all.
-    #[error("{}: shards are missing: {}; make the cache again", folder.display(), missing.join(", "))]
+    #[error("{}: shards are missing: {}; add them, or make the cache again", folder.display(), missing.join(", "))]
     MissingShards {
         /// The cache.
         folder: PathBuf,

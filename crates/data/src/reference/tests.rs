@@ -314,3 +314,52 @@ fn damaged_bytes_never_panic() {
         }
     }
 }
+
+#[test]
+fn parts_are_added_in_any_order_and_only_where_they_belong() {
+    let folder = tempfile::tempdir().unwrap();
+    let three = NonZeroUsize::new(3);
+    let add = |cache: &SharedCache, shard: usize| {
+        let mut writer = cache.writer(shard).unwrap();
+        (0..10).filter(|id| *id as usize % 3 == shard).for_each(|id| writer.push(row(id)).unwrap());
+        writer.finish().unwrap();
+    };
+    let cache = SharedCache::open(folder.path(), &fingerprint(), shape(10, 100), three).unwrap();
+    for shard in [1, 2] {
+        assert!(!cache.has(shard).unwrap());
+        add(&cache, shard);
+        assert!(cache.has(shard).unwrap());
+    }
+    let error = ReferenceCache::open(folder.path(), &fingerprint()).unwrap_err().to_string();
+    assert!(error.contains("part-00000-of-00003.parquet"), "{error}");
+
+    // Whoever comes later learns the number of parts from those that are there.
+    let later = SharedCache::open(folder.path(), &fingerprint(), shape(10, 100), None).unwrap();
+    assert_eq!(later.shards(), 3);
+    let path = folder.path().join("part-00001-of-00003.parquet");
+    let whole = fs::read(&path).unwrap();
+    for damaged in [&whole[..whole.len() / 2], &whole[..10], b""] {
+        fs::write(&path, damaged).unwrap();
+        assert!(!later.has(1).unwrap());
+    }
+    fs::write(folder.path().join(".part-00001-of-00003.parquet.x1y2"), "half").unwrap();
+    add(&later, 1);
+    add(&later, 0);
+    assert_eq!(names(folder.path()), [0, 1, 2].map(|shard| columns::shard_name(shard, 3)));
+    let cache = ReferenceCache::open(folder.path(), &fingerprint()).unwrap();
+    assert!((0..10).all(|id| cache.get(id).unwrap() == row(id).view()));
+
+    // Another cache, another number of parts, another size.
+    let other = fingerprint().with("layer", 13);
+    for (fingerprint, pairs, shards, says) in [
+        (&other, 10, 3, "layer: expected `13`, found `25`"),
+        (&fingerprint(), 10, 4, "in 3 parts, and this is one in 4"),
+        (&fingerprint(), 11, 3, "another size"),
+    ] {
+        let shards = NonZeroUsize::new(shards);
+        let shape = shape(pairs, 100);
+        let error = SharedCache::open(folder.path(), fingerprint, shape, shards).unwrap_err();
+        let cause = std::error::Error::source(&error).map_or(String::new(), ToString::to_string);
+        assert!(format!("{error} {cause}").contains(says), "{error} {cause}");
+    }
+}

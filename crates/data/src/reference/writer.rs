@@ -20,16 +20,16 @@ const ROUNDING: f32 = 1e-4;
 /// Writes a reference cache. Each shard appears whole or not at all; rows of the shard at hand are held in memory.
 ///
 /// A writer that is dropped before [`Self::finish`] leaves a cache that [`super::ReferenceCache::open`] refuses. To replace a cache
-/// whole, write into the folder that [`crate::atomic::replace_dir`] hands out.
+/// whole, write into the folder that [`crate::atomic::replace_dir`] hands out. For a cache that several processes write, see
+/// [`super::SharedCache`].
 #[derive(Debug)]
 pub struct ReferenceWriter {
     folder: PathBuf,
     shape: CacheShape,
     info: ShardInfo,
-    /// Rows of the shard at hand.
-    rows: Vec<ReferenceRow>,
-    /// Largest bound on a dropped value in the shard at hand.
-    dropped_at_most: f32,
+    /// The shard at hand.
+    shard: ShardWriter,
+    /// Pairs of all shards.
     ids: HashSet<u64>,
     next_shard: usize,
 }
@@ -59,45 +59,32 @@ impl ReferenceWriter {
             fingerprint: fingerprint.clone(),
             pairs: shape.pairs,
             d_sae: shape.d_sae,
-            shards: shape.pairs.div_ceil(shape.rows_per_shard.get()).max(1),
+            shards: shape.shards(),
             stored: shape.stored,
         };
         let (folder, ids) = (folder.to_owned(), HashSet::with_capacity(shape.pairs));
-        Ok(Self { folder, shape, info, rows: Vec::new(), dropped_at_most: 0.0, ids, next_shard: 0 })
+        let shard = ShardWriter::new(&folder, &info, 0);
+        Ok(Self { folder, shape, info, shard, ids, next_shard: 0 })
     }
 
     /// Appends a row, cutting its features as the cache's shape says.
     ///
     /// # Errors
     /// A row that can't be right, a second row of a pair, more rows than announced, or whatever the disk says.
-    pub fn push(&mut self, mut row: ReferenceRow) -> Result<(), ReferenceError> {
-        for response in [&mut row.chosen, &mut row.rejected] {
-            for value in [&mut response.log_prob, &mut response.shared_log_prob] {
-                if *value > 0.0 && *value <= ROUNDING {
-                    *value = 0.0;
-                }
-            }
-        }
-        let (path, id) = (&self.folder, row.id);
-        row.view().check(self.shape.d_sae).map_err(|problem| ReferenceError::Row {
-            path: path.clone(),
-            id,
-            problem,
-        })?;
+    pub fn push(&mut self, row: ReferenceRow) -> Result<(), ReferenceError> {
+        let id = row.id;
+        self.shard.push(row)?;
         if !self.ids.insert(id) {
-            return Err(ReferenceError::Duplicate { path: path.clone(), id });
+            return Err(ReferenceError::Duplicate { path: self.folder.clone(), id });
         }
         if self.ids.len() > self.shape.pairs {
             return Err(self.wrong_count());
         }
-        if let StoredFeatures::Top(n) = self.shape.stored {
-            for response in [&mut row.chosen, &mut row.rejected] {
-                self.dropped_at_most =
-                    self.dropped_at_most.max(response.features.keep_top(n.get()));
-            }
+        if self.shard.len() == self.shape.rows_per_shard.get() {
+            self.write_shard()
+        } else {
+            Ok(())
         }
-        self.rows.push(row);
-        if self.rows.len() == self.shape.rows_per_shard.get() { self.write_shard() } else { Ok(()) }
     }
 
     /// Writes what is left and ends the cache.
@@ -109,7 +96,7 @@ impl ReferenceWriter {
             return Err(self.wrong_count());
         }
         // An empty cache has one empty shard: it too must be bound to what made it.
-        if !self.rows.is_empty() || self.next_shard == 0 { self.write_shard() } else { Ok(()) }
+        if self.shard.len() > 0 || self.next_shard == 0 { self.write_shard() } else { Ok(()) }
     }
 
     fn wrong_count(&self) -> ReferenceError {
@@ -121,8 +108,79 @@ impl ReferenceWriter {
     }
 
     fn write_shard(&mut self) -> Result<(), ReferenceError> {
-        let path = self.folder.join(columns::shard_name(self.next_shard, self.info.shards));
-        let failed = |error: ParquetError| encode_error(&path, error);
+        self.next_shard += 1;
+        let next = ShardWriter::new(&self.folder, &self.info, self.next_shard);
+        std::mem::replace(&mut self.shard, next).finish()
+    }
+}
+
+/// One shard of a cache: its rows are held in memory until [`Self::finish`] writes the file, whole or not at all.
+#[derive(Debug)]
+pub struct ShardWriter {
+    folder: PathBuf,
+    path: PathBuf,
+    info: ShardInfo,
+    rows: Vec<ReferenceRow>,
+    ids: HashSet<u64>,
+    /// Largest bound on a dropped value.
+    dropped_at_most: f32,
+}
+
+impl ShardWriter {
+    pub(super) fn new(folder: &Path, info: &ShardInfo, shard: usize) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            path: folder.join(columns::shard_name(shard, info.shards)),
+            info: info.clone(),
+            rows: Vec::new(),
+            ids: HashSet::new(),
+            dropped_at_most: 0.0,
+        }
+    }
+
+    /// Rows so far.
+    fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Appends a row, cutting its features as the cache's shape says.
+    ///
+    /// # Errors
+    /// A row that can't be right, or a second row of a pair.
+    pub fn push(&mut self, mut row: ReferenceRow) -> Result<(), ReferenceError> {
+        for response in [&mut row.chosen, &mut row.rejected] {
+            for value in [&mut response.log_prob, &mut response.shared_log_prob] {
+                if *value > 0.0 && *value <= ROUNDING {
+                    *value = 0.0;
+                }
+            }
+        }
+        let (path, id) = (&self.folder, row.id);
+        row.view().check(self.info.d_sae).map_err(|problem| ReferenceError::Row {
+            path: path.clone(),
+            id,
+            problem,
+        })?;
+        if !self.ids.insert(id) {
+            return Err(ReferenceError::Duplicate { path: path.clone(), id });
+        }
+        if let StoredFeatures::Top(n) = self.info.stored {
+            for response in [&mut row.chosen, &mut row.rejected] {
+                self.dropped_at_most =
+                    self.dropped_at_most.max(response.features.keep_top(n.get()));
+            }
+        }
+        self.rows.push(row);
+        Ok(())
+    }
+
+    /// Writes the shard.
+    ///
+    /// # Errors
+    /// Whatever the disk says.
+    pub fn finish(self) -> Result<(), ReferenceError> {
+        let path = &self.path;
+        let failed = |error: ParquetError| encode_error(path, error);
         let info = serde_json::to_string(&self.info)
             .map_err(|error| failed(ParquetError::External(error.into())))?;
         let properties = WriterProperties::builder()
@@ -133,7 +191,7 @@ impl ReferenceWriter {
                 KeyValue::new(BOUND_KEY.to_owned(), self.dropped_at_most.to_string()),
             ]))
             .build();
-        atomic::write_file(&path, |file| {
+        atomic::write_file(path, |file| {
             let mut writer =
                 ArrowWriter::try_new(file, columns::schema(), Some(properties)).map_err(failed)?;
             for rows in self.rows.chunks(ROWS_PER_GROUP) {
@@ -141,11 +199,7 @@ impl ReferenceWriter {
                 writer.write(&batch).map_err(failed)?;
             }
             writer.close().map_err(failed).map(drop)
-        })?;
-        self.rows.clear();
-        self.dropped_at_most = 0.0;
-        self.next_shard += 1;
-        Ok(())
+        })
     }
 }
 

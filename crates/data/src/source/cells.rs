@@ -5,8 +5,8 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// The columns that any schema looks at.
-pub(super) const COLUMNS: [&str; 6] =
-    ["prompt", "chosen", "rejected", "messages", "response", "completion"];
+pub(super) const COLUMNS: [&str; 7] =
+    ["prompt", "chosen", "rejected", "messages", "response", "completion", "text"];
 
 /// What a cell holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +15,12 @@ pub(super) enum Cell {
     Messages(Vec<Message>),
     /// Neither; says what it is instead.
     Other(String),
+}
+
+impl Default for Cell {
+    fn default() -> Self {
+        Self::Other("missing".to_owned())
+    }
 }
 
 /// The cells of the columns in [`COLUMNS`] that a row has, and the names of all its columns.

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 /// Longest line read. The longest examples of public sets are below 1 MiB.
-const MAX_LINE: usize = 64 << 20;
+pub(super) const MAX_LINE: usize = 64 << 20;
 
 pub(super) fn read(path: &Path, reader: impl Read, sink: Sink<'_>) -> Result<(), SourceError> {
     let mut reader = BufReader::with_capacity(1 << 18, reader);

@@ -11,14 +11,17 @@
 //! | none | messages that share a beginning | TRL, implicit prompt |
 //! | none | texts that are whole dialogues (`\n\nHuman: …\n\nAssistant: …`) | HH-RLHF |
 //!
-//! For fine-tuning: `messages`, or `prompt` with `response` or `completion`, or the chosen side of a pair.
+//! For fine-tuning: `messages`, or `prompt` with `response` or `completion`, or the chosen side of a pair. To look at: also `text`, and
+//! the lines of a `.txt` file.
 
 mod cells;
 mod dialogue;
 mod jsonl;
+mod mixed;
 mod parquet;
 mod schema;
 
+pub use mixed::{Item, read_items, read_prompts};
 pub use schema::RowProblem;
 
 use cells::Row;
@@ -82,6 +85,8 @@ pub enum OnEmpty {
     Refuse,
     /// Leave the row out and count it.
     Drop,
+    /// Keep the row: its response is the end token alone.
+    Keep,
 }
 
 /// What reading found.
@@ -184,8 +189,10 @@ pub enum SourceError {
 pub fn read_pairs(path: &Path, on_empty: OnEmpty) -> Result<(Vec<Pair>, ReadSummary), SourceError> {
     read(path, on_empty, |id, row| {
         let (prompt, [chosen, rejected]) = schema::pair(row)?;
-        schema::refuse_empty("chosen", &chosen)?;
-        schema::refuse_empty("rejected", &rejected)?;
+        if on_empty != OnEmpty::Keep {
+            schema::refuse_empty("chosen", &chosen)?;
+            schema::refuse_empty("rejected", &rejected)?;
+        }
         Ok(Pair { id, prompt, chosen, rejected })
     })
 }
@@ -201,7 +208,9 @@ pub fn read_sft(
 ) -> Result<(Vec<SftExample>, ReadSummary), SourceError> {
     read(path, on_empty, |id, row| {
         let (prompt, response) = schema::example(row)?;
-        schema::refuse_empty("response", &response)?;
+        if on_empty != OnEmpty::Keep {
+            schema::refuse_empty("response", &response)?;
+        }
         Ok(SftExample { id, prompt, response })
     })
 }
@@ -219,7 +228,7 @@ fn read<T>(
         read_file(file, &mut |row| {
             let drops = match on_empty {
                 OnEmpty::Auto => !row.columns.iter().any(|column| column == "prompt"),
-                OnEmpty::Refuse => false,
+                OnEmpty::Refuse | OnEmpty::Keep => false,
                 OnEmpty::Drop => true,
             };
             let converted = convert(summary.rows as u64, row);
@@ -236,6 +245,14 @@ fn read<T>(
         return Err(SourceError::NoRows { path: path.to_owned() });
     }
     Ok((items, summary))
+}
+
+/// Reads every row of every file; the first problem ends it.
+fn read_rows<T>(
+    path: &Path,
+    convert: impl Fn(u64, Row) -> Result<T, RowProblem>,
+) -> Result<Vec<T>, SourceError> {
+    read(path, OnEmpty::Refuse, convert).map(|(items, _)| items)
 }
 
 /// What a file's reader hands each row to.

@@ -42,6 +42,9 @@ pub enum RowProblem {
         /// The column.
         column: &'static str,
     },
+    /// Bytes that aren't UTF-8.
+    #[error("isn't UTF-8 text")]
+    NotText,
     /// Texts without a prompt that aren't dialogues either.
     #[error(
         "without a `prompt` column, `chosen` and `rejected` must be dialogues (\\n\\nHuman: … \\n\\nAssistant: …) \
@@ -119,7 +122,7 @@ pub(super) fn refuse_empty(column: &'static str, response: &str) -> Parsed<()> {
     if response.trim().is_empty() { Err(RowProblem::Empty { column }) } else { Ok(()) }
 }
 
-fn prompt_cell(cell: Cell) -> Parsed<Prompt> {
+pub(super) fn prompt_cell(cell: Cell) -> Parsed<Prompt> {
     match cell {
         Cell::Text(text) => Ok(Prompt::Text(text)),
         Cell::Messages(messages) if !messages.is_empty() => Ok(Prompt::Messages(messages)),
@@ -149,11 +152,11 @@ fn conversation(
     }
 }
 
-fn missing(row: &Row, needed: &'static str) -> RowProblem {
+pub(super) fn missing(row: &Row, needed: &'static str) -> RowProblem {
     RowProblem::Columns { needed, found: row.columns.join(", ") }
 }
 
-fn kind(column: &'static str, expected: &'static str, found: &Cell) -> RowProblem {
+pub(super) fn kind(column: &'static str, expected: &'static str, found: &Cell) -> RowProblem {
     let found = match found {
         Cell::Other(what) => what.clone(),
         other => other.kind().to_owned(),

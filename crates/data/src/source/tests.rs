@@ -308,3 +308,65 @@ fn hh_rlhf() {
     }
     assert_eq!(pairs[1].prompt.to_messages()[0].content, "How much alcohol can I drink per day?");
 }
+
+#[test]
+fn an_empty_response_can_be_kept() {
+    let line = r#"{"prompt": "q", "chosen": "", "rejected": "b"}"#;
+    let (_folder, path) = file("a.jsonl", line);
+    let (pairs, summary) = read_pairs(&path, OnEmpty::Keep).unwrap();
+    assert_eq!((pairs[0].chosen.as_str(), pairs.len(), summary.dropped_empty), ("", 1, 0));
+}
+
+#[test]
+fn items_and_prompts_are_told_by_name_and_columns() {
+    let messages = Prompt::Messages(messages(&[("user", "q")]));
+    let rows = concat!(
+        r#"{"text": "a"}"#,
+        "\n",
+        r#"{"prompt": "p", "completion": "c", "text": "whole"}"#,
+        "\n",
+        r#"{"prompt": [{"role": "user", "content": "q"}], "chosen": "c", "rejected": ""}"#,
+        "\n"
+    );
+    let (_folder, path) = file("a.jsonl", rows);
+    let text = |text: &str| text.to_owned();
+    assert_eq!(
+        read_items(&path).unwrap(),
+        [
+            Item::Text(text("a")),
+            Item::Example(SftExample {
+                id: 1,
+                prompt: Prompt::Text(text("p")),
+                response: text("c")
+            }),
+            Item::Pair(Pair {
+                id: 2,
+                prompt: messages.clone(),
+                chosen: text("c"),
+                rejected: text("")
+            }),
+        ]
+    );
+    assert_eq!(
+        read_prompts(&path).unwrap(),
+        [Prompt::Text(text("a")), Prompt::Text(text("p")), messages]
+    );
+    // Lines are texts whatever they look like.
+    let (_folder, path) = file("a.TXT", "one\r\n\n{\"text\": 1}");
+    let lines = ["one", "{\"text\": 1}"];
+    assert_eq!(read_items(&path).unwrap(), lines.map(|line| Item::Text(text(line))));
+    assert_eq!(read_prompts(&path).unwrap(), lines.map(|line| Prompt::Text(text(line))));
+
+    for (name, content, says) in [
+        ("a.jsonl", "{\"question\": 1}", "`prompt`, `messages` or `text`"),
+        ("a.jsonl", "{\"text\": 1}", "`text` must be a text, but is a number"),
+        ("a.txt", "\n\n", "no rows"),
+    ] {
+        let (_folder, path) = file(name, content);
+        let error = chain(&read_prompts(&path).unwrap_err());
+        assert!(error.contains(says), "{error}");
+    }
+    let (_folder, path) = file("a.txt", "");
+    std::fs::write(&path, b"good\n\xff\n").unwrap();
+    assert!(chain(&read_items(&path).unwrap_err()).contains("line 2: isn't UTF-8"));
+}

@@ -184,3 +184,27 @@ fn errors_say_what_is_wrong() {
     let messages = vec![Message { role: "user".into(), content: "ok".into() }];
     assert!(preparer.tokenize_prompt(&Prompt::Messages(messages)).is_ok());
 }
+
+/// Oracle: what transformers' tokenizer and chat template write (see tests/fixtures/score).
+#[test]
+fn as_given_texts_stay_plain_and_messages_stand_as_rendered() {
+    let (tokenizer, template) = (tokenizer(), chat());
+    let preparer = Preparer::new(&tokenizer, &template, ROOM).unwrap().as_given().unwrap();
+    let message = |role: &str| Message { role: role.into(), content: "ab".into() };
+    let turn = "<bos><start_of_turn>user\nab<end_of_turn>\n<start_of_turn>model\n";
+    let cases = [
+        (Prompt::Text("x".into()), "<bos>x", "y<eos>"),
+        (Prompt::Messages(vec![message("user")]), turn, "y<end_of_turn>\n"),
+    ];
+    for (prompt, before, response) in cases {
+        let alone = preparer.tokenize_prompt(&prompt).unwrap();
+        let pair = Pair { id: 0, prompt, chosen: "y".into(), rejected: String::new() };
+        let pair = preparer.tokenize_pair(&pair).unwrap().unwrap();
+        assert_eq!(halves(&tokenizer, &pair.chosen), (before.to_owned(), response.to_owned()));
+        let empty = response.strip_prefix('y').unwrap();
+        assert_eq!(halves(&tokenizer, &pair.rejected), (before.to_owned(), empty.to_owned()));
+        assert_eq!(alone, pair.chosen.tokens[..pair.chosen.prompt_len]);
+    }
+    let text = preparer.tokenize_text("ab").unwrap();
+    assert_eq!(tokenizer.decode(&text, false).unwrap(), "<bos>ab");
+}

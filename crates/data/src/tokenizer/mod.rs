@@ -1,7 +1,9 @@
 //! Text to token ids and back, over Hugging Face's `tokenizers`.
 
+mod stream;
 mod train;
 
+pub use stream::TextStream;
 pub use train::SPECIAL_TOKENS;
 
 use crate::atomic::{self, AtomicError};
@@ -188,6 +190,11 @@ impl Tokenizer {
     /// Whatever the tokenizer's own parts refuse.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, TokenizerError> {
         self.inner.decode(ids, skip_special_tokens).map_err(TokenizerError::Convert)
+    }
+
+    /// Decodes tokens one by one as they come, without special ones.
+    pub fn text_stream(&self) -> TextStream<'_> {
+        TextStream::new(self)
     }
 
     /// Size of the vocabulary: every id is below it. (A model's embedding may have more rows.)

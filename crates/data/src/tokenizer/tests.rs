@@ -153,3 +153,26 @@ fn limits_saved_with_a_tokenizer_are_ignored() {
     assert_eq!(tokenizer.encode(TEXTS[0]).unwrap(), small().encode(TEXTS[0]).unwrap());
     assert_eq!(tokenizer.hash(), with_config("{}").unwrap().hash());
 }
+
+/// Oracle: the whole text decoded at once.
+#[test]
+fn a_stream_tells_whole_characters_only() {
+    let tokenizer = Tokenizer::train_bpe(["plain words"], 280).unwrap();
+    for text in ["plain", "naïve 東京 🗼!", "ends in half a tower", ""] {
+        let mut ids = tokenizer.encode(text).unwrap().ids;
+        if text.starts_with("ends") {
+            let tower = tokenizer.encode("🗼").unwrap().ids;
+            assert!(tower.len() > 1, "the test needs a character of several tokens");
+            ids.extend(&tower[..tower.len() - 1]);
+        }
+        let mut stream = tokenizer.text_stream();
+        let mut told = Vec::new();
+        for &id in &ids {
+            told.push(stream.push(id).unwrap());
+        }
+        assert!(told.iter().all(|piece| !piece.contains('\u{FFFD}')), "{told:?}");
+        assert!(told.len() < 2 || told.iter().filter(|piece| !piece.is_empty()).count() > 1);
+        let whole = told.concat() + &stream.finish().unwrap();
+        assert_eq!(whole, tokenizer.decode(&ids, true).unwrap());
+    }
+}

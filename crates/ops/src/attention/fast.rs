@@ -1,13 +1,13 @@
 //! Causal attention on Flex: blocks of queries against all the keys that they see, one block of scores per thread.
 //!
-//! A task is one key-value head of one text. The backward pass recomputes the scores from the saved logarithm of each
+//! A task is one key-value head of one row. The backward pass recomputes the scores from the saved logarithm of each
 //! softmax's denominator, so nothing of the size tokens × tokens outlives a block.
 
 use std::ops::Range;
 
 use burn::backend::flex::FlexTensor;
 
-use super::AttentionOptions;
+use super::{AttentionOptions, TextStarts};
 use crate::flex::{
     Operation, blocks,
     blocks::Shared,
@@ -20,14 +20,18 @@ use crate::flex::{
 const QUERIES: usize = 64;
 
 #[derive(Clone, Debug)]
-pub(super) struct Attention(pub AttentionOptions);
+pub(super) struct Attention {
+    pub options: AttentionOptions,
+    /// Where a row has several texts.
+    pub texts: Option<TextStarts>,
+}
 
 impl Operation<3> for Attention {
     /// The inputs, and log Σ exp of each query's scores, `[batch, heads, tokens]`.
     type Saved = ([FlexTensor; 3], FlexTensor);
 
     fn forward(&self, inputs: [FlexTensor; 3]) -> (FlexTensor, Self::Saved) {
-        let sizes = Sizes::of(&inputs, self.0.window);
+        let sizes = Sizes::of(&inputs, self);
         let [q, k, v] = inputs.each_ref().map(values);
         let mut output = Vec::<f32>::with_capacity(q.len());
         let destination = Shared::new(output.spare_capacity_mut());
@@ -68,7 +72,7 @@ impl Operation<3> for Attention {
         gradient: FlexTensor,
         _wanted: [bool; 3],
     ) -> [Option<FlexTensor>; 3] {
-        let sizes = Sizes::of(&inputs, self.0.window);
+        let sizes = Sizes::of(&inputs, self);
         let ([q, k, v], g) = (inputs.each_ref().map(values), values(&gradient));
         let log_sums = values(&log_sums);
         let mut d_q = Vec::<f32>::with_capacity(q.len());
@@ -119,7 +123,7 @@ impl Operation<3> for Attention {
 impl Attention {
     /// What the dot products are multiplied by: with soft-capping, the tanh takes its argument in units of the cap.
     fn factor(&self) -> f32 {
-        (self.0.scale / self.0.softcap.unwrap_or(1.0)) as f32
+        (self.options.scale / self.options.softcap.unwrap_or(1.0)) as f32
     }
 
     /// Turns rows of scaled dot products into rows of attention weights, zero where a key is hidden.
@@ -128,7 +132,7 @@ impl Attention {
         for (row, query) in scores.chunks_exact_mut(block.width()).zip(block.queries.clone()) {
             let seen = sizes.seen(query, block);
             let (chunks, _) = row[whole_lanes(&seen)].as_chunks_mut::<LANES>();
-            if let Some(cap) = self.0.softcap {
+            if let Some(cap) = self.options.softcap {
                 each(
                     chunks,
                     #[inline(always)]
@@ -176,7 +180,7 @@ impl Attention {
         log_sums: &[f32],
     ) {
         let width = block.width();
-        let scale = self.0.scale as f32;
+        let scale = self.options.scale as f32;
         let rows = weights
             .chunks_exact_mut(width)
             .zip(slopes.chunks_exact_mut(width))
@@ -187,7 +191,7 @@ impl Attention {
             let lanes = whole_lanes(&seen);
             let (p, _) = weights[lanes.clone()].as_chunks_mut::<LANES>();
             let (slope, _) = slopes[lanes.clone()].as_chunks_mut::<LANES>();
-            match self.0.softcap {
+            match self.options.softcap {
                 Some(cap) => {
                     let cap = cap as f32;
                     for (p, slope) in p.iter_mut().zip(slope) {
@@ -244,7 +248,7 @@ fn each(chunks: &mut [[f32; LANES]], f: impl Fn(f32) -> f32) {
 }
 
 /// The sizes of one call.
-struct Sizes {
+struct Sizes<'a> {
     batch: usize,
     tokens: usize,
     heads: usize,
@@ -252,12 +256,13 @@ struct Sizes {
     kv_tokens: usize,
     kv_heads: usize,
     window: usize,
+    texts: Option<&'a TextStarts>,
 }
 
 /// Some queries of one head, and the keys that at least one of them sees.
 struct Block {
-    text: usize,
-    /// Counted over the texts, as in `[batch, heads]`.
+    row: usize,
+    /// Counted over the rows, as in `[batch, heads]`.
     head: usize,
     kv_head: usize,
     queries: Range<usize>,
@@ -286,8 +291,8 @@ impl Block {
     }
 }
 
-impl Sizes {
-    fn of(inputs: &[FlexTensor; 3], window: Option<usize>) -> Self {
+impl<'a> Sizes<'a> {
+    fn of(inputs: &[FlexTensor; 3], attention: &'a Attention) -> Self {
         let [q, k, _] = inputs.each_ref().map(|tensor| tensor.layout().shape());
         Self {
             batch: q[0],
@@ -296,7 +301,8 @@ impl Sizes {
             head_dim: q[3],
             kv_tokens: k[1],
             kv_heads: k[2],
-            window: window.unwrap_or(usize::MAX),
+            window: attention.options.window.unwrap_or(usize::MAX),
+            texts: attention.texts.as_ref(),
         }
     }
 
@@ -310,28 +316,29 @@ impl Sizes {
         vec![0.0; QUERIES.min(self.tokens) * self.kv_tokens.next_multiple_of(LANES)]
     }
 
-    /// The keys that a query sees.
-    fn visible(&self, query: usize) -> Range<usize> {
+    /// The keys that a query of a row sees.
+    fn visible(&self, row: usize, query: usize) -> Range<usize> {
         let end = query + 1 + self.kv_tokens - self.tokens;
-        end.saturating_sub(self.window)..end
+        let first = self.texts.map_or(0, |texts| texts.of(row, query));
+        end.saturating_sub(self.window).max(first)..end
     }
 
     /// The same within the keys of a block.
     fn seen(&self, query: usize, block: &Block) -> Range<usize> {
-        let visible = self.visible(query);
+        let visible = self.visible(block.row, query);
         visible.start - block.keys.start..visible.end - block.keys.start
     }
 
-    /// The blocks of the query heads that share one key-value head of one text.
+    /// The blocks of the query heads that share one key-value head of one row.
     fn blocks(&self, task: usize) -> impl Iterator<Item = Block> {
-        let (text, kv_head) = (task / self.kv_heads, task % self.kv_heads);
+        let (row, kv_head) = (task / self.kv_heads, task % self.kv_heads);
         (0..self.group()).flat_map(move |member| {
-            (0..self.tokens).step_by(QUERIES).map(move |first| {
-                let queries = first..(first + QUERIES).min(self.tokens);
-                let keys = self.visible(first).start..self.visible(queries.end - 1).end;
+            self.query_ranges(row).map(move |queries| {
+                let keys =
+                    self.visible(row, queries.start).start..self.visible(row, queries.end - 1).end;
                 Block {
-                    text,
-                    head: (text * self.kv_heads + kv_head) * self.group() + member,
+                    row,
+                    head: (row * self.kv_heads + kv_head) * self.group() + member,
                     kv_head,
                     queries,
                     keys,
@@ -340,29 +347,43 @@ impl Sizes {
         })
     }
 
+    /// The queries of a row in blocks, none of which goes beyond the end of a text.
+    fn query_ranges(&self, row: usize) -> impl Iterator<Item = Range<usize>> {
+        let next = move |first: usize| {
+            let end = (first + QUERIES).min(self.tokens);
+            let mut queries = first..end;
+            let text_ends = |texts: &TextStarts| {
+                queries.find(|&i| texts.of(row, i) != texts.of(row, first)).unwrap_or(end)
+            };
+            let end = self.texts.map_or(end, text_ends);
+            (first < end).then_some(first..end)
+        };
+        std::iter::successors(next(0), move |range| next(range.end))
+    }
+
     /// Where the first query of a block starts in `[batch, tokens, heads, head_dim]`, and the distance to the next.
     fn query_place(&self, block: &Block) -> (usize, usize) {
-        let position = block.text * self.tokens + block.queries.start;
-        let head = block.head - block.text * self.heads;
+        let position = block.row * self.tokens + block.queries.start;
+        let head = block.head - block.row * self.heads;
         let stride = self.heads * self.head_dim;
         (position * stride + head * self.head_dim, stride)
     }
 
     /// Where the first key of a block starts in `[batch, kv_tokens, kv_heads, head_dim]`, and the distance to the next.
     fn key_place(&self, block: &Block) -> (usize, usize) {
-        let position = block.text * self.kv_tokens + block.keys.start;
+        let position = block.row * self.kv_tokens + block.keys.start;
         let stride = self.kv_heads * self.head_dim;
         (position * stride + block.kv_head * self.head_dim, stride)
     }
 
     /// The block's queries, `[queries, head_dim]`.
-    fn queries<'a>(&self, q: &'a [f32], block: &Block) -> Matrix<'a> {
+    fn queries<'b>(&self, q: &'b [f32], block: &Block) -> Matrix<'b> {
         let (start, stride) = self.query_place(block);
         Matrix::strided(&q[start..], block.queries.len(), self.head_dim, stride)
     }
 
     /// The block's keys or values, `[keys, head_dim]`.
-    fn keys<'a>(&self, k: &'a [f32], block: &Block) -> Matrix<'a> {
+    fn keys<'b>(&self, k: &'b [f32], block: &Block) -> Matrix<'b> {
         let (start, stride) = self.key_place(block);
         Matrix::strided(&k[start..], block.keys.len(), self.head_dim, stride)
     }

@@ -1,11 +1,17 @@
-//! Causal grouped-query attention with soft-capped scores and a sliding window.
+//! Causal grouped-query attention with soft-capped scores and a sliding window, over one text in each row or several.
 
+mod blocked;
 #[cfg(feature = "flex")]
 mod fast;
 
-use burn::tensor::{Bool, Device, FloatDType, Int, Tensor, activation::softmax};
+use std::sync::Arc;
 
-use crate::{rms_norm::at_least_f32, softcap::optional_softcap};
+use burn::tensor::{Bool, Device, FloatDType, Int, Tensor, TensorData, activation::softmax};
+
+use crate::{graph, rms_norm::at_least_f32, softcap::optional_softcap};
+
+/// Scores that are formed at once, 128 MiB in float32.
+const BLOCK: usize = 1 << 25;
 
 /// What Gemma-2 does to an attention score.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -16,6 +22,50 @@ pub struct AttentionOptions {
     pub softcap: Option<f64>,
     /// The sliding window: position i attends to j with i − window < j ≤ i.
     pub window: Option<usize>,
+}
+
+/// Where the texts begin that stand one after the other in each row of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TextStarts {
+    rows: usize,
+    /// For each position of each row, the first position of its text in that row.
+    starts: Arc<[usize]>,
+}
+
+impl TextStarts {
+    /// From the lengths of each row's texts, one list a row. What they leave of `width` is one more text: padding.
+    ///
+    /// # Panics
+    /// If the texts of a row are longer than `width`.
+    pub fn new(lengths: &[Vec<usize>], width: usize) -> Self {
+        let mut starts = Vec::with_capacity(lengths.len() * width);
+        for (row, lengths) in lengths.iter().enumerate() {
+            let total = lengths.iter().sum::<usize>();
+            assert!(total <= width, "row {row}: texts of {total} tokens in a row of {width}");
+            let mut first = 0;
+            for &length in lengths.iter().chain([&(width - total)]) {
+                starts.extend(std::iter::repeat_n(first, length));
+                first += length;
+            }
+        }
+        Self { rows: lengths.len(), starts: starts.into() }
+    }
+
+    /// Rows and positions.
+    pub fn dims(&self) -> [usize; 2] {
+        [self.rows, self.starts.len() / self.rows.max(1)]
+    }
+
+    /// For each position of each row in turn, its place in its own text.
+    pub fn positions(&self) -> impl Iterator<Item = usize> {
+        let [_, width] = self.dims();
+        self.starts.iter().enumerate().map(move |(i, start)| i % width - start)
+    }
+
+    /// The first position of a position's text.
+    fn of(&self, row: usize, position: usize) -> usize {
+        self.starts[row * self.dims()[1] + position]
+    }
 }
 
 /// `softmax(mask(softcap(scale · q·kᵀ)))·v` with the causal mask.
@@ -33,6 +83,39 @@ pub fn causal_attention(
     v: Tensor<4>,
     options: &AttentionOptions,
 ) -> Tensor<4> {
+    attention(q, k, v, options, None)
+}
+
+/// [`causal_attention`] within each text of each row: a position sees nothing of the texts before its own.
+///
+/// # Shapes
+/// * `q`, `k`, `v`: as in [`causal_attention`], with `kv_tokens = tokens`
+/// * `texts`: of `batch` rows and `tokens` positions
+pub fn packed_attention(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    options: &AttentionOptions,
+    texts: &TextStarts,
+) -> Tensor<4> {
+    let [batch, tokens, ..] = q.dims();
+    assert!(
+        texts.dims() == [batch, tokens] && k.dims()[1] == tokens,
+        "packed_attention: q {:?}, k {:?} and texts in {:?} don't fit together",
+        q.dims(),
+        k.dims(),
+        texts.dims()
+    );
+    attention(q, k, v, options, Some(texts))
+}
+
+fn attention(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    options: &AttentionOptions,
+    texts: Option<&TextStarts>,
+) -> Tensor<4> {
     let [batch, tokens, heads, head_dim] = q.dims();
     let [_, kv_tokens, kv_heads, _] = k.dims();
     assert!(
@@ -48,12 +131,19 @@ pub fn causal_attention(
     );
     assert!(options.window != Some(0), "causal_attention: a window of 0 hides every position");
     #[cfg(feature = "flex")]
-    if let Some(output) =
-        crate::flex::apply(fast::Attention(*options), [&q, &k, &v].map(crate::flex::operand))
-    {
+    if let Some(output) = crate::flex::apply(
+        fast::Attention { options: *options, texts: texts.cloned() },
+        [&q, &k, &v].map(crate::flex::operand),
+    ) {
         return Tensor::from_dispatch(output);
     }
-    definition(q, k, v, options)
+    let queries = (BLOCK / (batch * heads * kv_tokens).max(1)).max(16);
+    let blocked = blocked::Blocked { options: *options, texts: texts.cloned(), queries };
+    let inputs = [&q, &k, &v].map(|x| x.clone().into_dispatch());
+    match graph::apply(blocked, inputs) {
+        Some(output) => Tensor::from_dispatch(output),
+        None => by_definition(q, k, v, options, texts),
+    }
 }
 
 /// [`causal_attention`] by plain tensor operations.
@@ -62,6 +152,27 @@ pub fn definition(
     k: Tensor<4>,
     v: Tensor<4>,
     options: &AttentionOptions,
+) -> Tensor<4> {
+    by_definition(q, k, v, options, None)
+}
+
+/// [`packed_attention`] by plain tensor operations.
+pub fn packed_definition(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    options: &AttentionOptions,
+    texts: &TextStarts,
+) -> Tensor<4> {
+    by_definition(q, k, v, options, Some(texts))
+}
+
+fn by_definition(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    options: &AttentionOptions,
+    texts: Option<&TextStarts>,
 ) -> Tensor<4> {
     let [batch, tokens, heads, head_dim] = q.dims();
     let [_, kv_tokens, kv_heads, _] = k.dims();
@@ -82,13 +193,25 @@ pub fn definition(
     let (k, v) = (per_query_head(k), per_query_head(v));
 
     let scores = at_least_f32(q.matmul(k.swap_dims(2, 3))) * options.scale;
-    let scores = optional_softcap(scores, options.softcap).mask_fill(
-        hidden(tokens, kv_tokens, options.window, &device)
-            .expand([batch, heads, tokens, kv_tokens]),
-        f32::NEG_INFINITY,
-    );
+    let hidden = hidden(tokens, kv_tokens, options.window, &device).unsqueeze::<4>();
+    let hidden = match texts {
+        None => hidden,
+        Some(texts) => hidden.bool_or(foreign(texts, &device)),
+    };
+    let scores = optional_softcap(scores, options.softcap)
+        .mask_fill(hidden.expand([batch, heads, tokens, kv_tokens]), f32::NEG_INFINITY);
     let weights = softmax(scores, 3).cast(FloatDType::from(dtype));
     weights.matmul(v).swap_dims(1, 2)
+}
+
+/// Which keys stand before each query's text, `[rows, 1, tokens, tokens]`.
+fn foreign(texts: &TextStarts, device: &Device) -> Tensor<4, Bool> {
+    let [rows, tokens] = texts.dims();
+    let starts: Vec<i32> = texts.starts.iter().map(|&start| start as i32).collect();
+    let starts = Tensor::<1, Int>::from_data(TensorData::new(starts, [rows * tokens]), device);
+    let starts = starts.reshape([rows, 1, tokens, 1]).expand([rows, 1, tokens, tokens]);
+    let key = Tensor::<1, Int>::arange(0..tokens as i64, device).reshape([1, 1, 1, tokens]);
+    key.expand([rows, 1, tokens, tokens]).lower(starts)
 }
 
 /// Which keys each query must not see, `[tokens, kv_tokens]`.

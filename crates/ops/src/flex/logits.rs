@@ -19,8 +19,10 @@ use super::{
 const ROWS: usize = 64;
 /// Tokens of a chunk of the vocabulary: whole lanes.
 const CHUNK: usize = 256;
-/// Logits of a slab, when that is at least [`ROWS`] rows.
-const SLAB: usize = 1 << 21;
+/// Rows of a task of the forward scan: the more, the less often a chunk of the weight is laid out anew for the product.
+const SCAN_ROWS: usize = 256;
+/// Logits of a slab (32 MiB), when that is at least [`ROWS`] rows: the more rows, the longer the inner sums of the weight's gradient.
+const SLAB: usize = 1 << 23;
 /// Stands for the logits that fill up the last chunk's lanes: its exponential is zero, and so is its product with zero.
 const PADDING: f32 = -1e30;
 
@@ -106,10 +108,10 @@ pub(crate) fn scan<A: Clone + Default + Send, const H: usize>(
     update: impl Fn(&mut A, usize, usize, [&[f32]; H]) + Send + Sync,
 ) -> Vec<A> {
     let n = heads[0].rows();
-    let blocks = blocks::map(n.div_ceil(ROWS), |block| {
-        let rows = block * ROWS..((block + 1) * ROWS).min(n);
+    let blocks = blocks::map(n.div_ceil(SCAN_ROWS), |block| {
+        let rows = block * SCAN_ROWS..((block + 1) * SCAN_ROWS).min(n);
         let mut states = vec![A::default(); rows.len()];
-        let mut scratch = [(); H].map(|()| vec![0.0; ROWS * CHUNK]);
+        let mut scratch = [(); H].map(|()| vec![0.0; SCAN_ROWS * CHUNK]);
         for tokens in heads[0].chunks() {
             for (head, scratch) in heads.iter().zip(&mut scratch) {
                 head.logits(&rows, &tokens, scratch);

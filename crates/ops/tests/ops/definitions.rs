@@ -1,9 +1,9 @@
 //! The gradients of the definitions against central differences in float64.
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use fpo_ops::{AttentionOptions, Encoder};
+use fpo_ops::{AttentionOptions, Encoder, TextStarts, definition};
 
-use crate::support::{Numbers, autodiff, vec};
+use crate::support::{Numbers, autodiff, same, vec};
 
 /// Asserts that the gradients of `f`, its output weighed with random numbers, equal central differences.
 ///
@@ -92,6 +92,39 @@ fn attention() {
             });
         }
     }
+}
+
+/// Oracle: attention on each text by itself.
+#[test]
+fn packed_attention() {
+    // What the texts of the second row leave is one more.
+    let lengths = [vec![3, 1, 5], vec![2, 4, 3]];
+    let texts = TextStarts::new(&[vec![3, 1, 5], vec![2, 4]], 9);
+    assert_eq!(
+        texts.positions().collect::<Vec<_>>(),
+        [0, 1, 2, 0, 0, 1, 2, 3, 4, 0, 1, 0, 1, 2, 3, 0, 1, 2]
+    );
+    let options = AttentionOptions { scale: 0.6, softcap: Some(2.0), window: Some(3) };
+    let mut numbers = Numbers(1);
+    let device = autodiff();
+    let q = numbers.tensor([2, 9, 4, 3], 2.0, &device);
+    let [k, v] = [(); 2].map(|()| numbers.tensor([2, 9, 2, 3], 2.0, &device));
+    let alone = |[q, k, v]: [Tensor<4>; 3]| {
+        let rows = lengths.iter().enumerate().map(|(row, lengths)| {
+            let mut first = 0;
+            let texts = lengths.iter().map(|length| {
+                let text = first..first + length;
+                first += length;
+                let [q, k, v] = [&q, &k, &v].map(|x| x.clone().slice([row..row + 1, text.clone()]));
+                definition::causal_attention(q, k, v, &options)
+            });
+            Tensor::cat(texts.collect(), 1)
+        });
+        Tensor::cat(rows.collect(), 0)
+    };
+    let packed =
+        |[q, k, v]: [Tensor<4>; 3]| definition::packed_attention(q, k, v, &options, &texts);
+    same("packed attention", [q, k, v], 1e-6, packed, alone);
 }
 
 #[test]

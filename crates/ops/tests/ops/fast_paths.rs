@@ -1,7 +1,7 @@
 //! Every fast path computes what its definition computes, in values and gradients, over awkward shapes.
 
 use burn::tensor::Tensor;
-use fpo_ops::{AttentionOptions, Encoder, definition};
+use fpo_ops::{AttentionOptions, Encoder, TextStarts, definition};
 
 use crate::support::{Numbers, autodiff, close, same, vec};
 
@@ -62,6 +62,37 @@ fn causal_attention() {
                     5e-6,
                     |[q, k, v]| fpo_ops::causal_attention(q, k, v, &options),
                     |[q, k, v]| definition::causal_attention(q, k, v, &options),
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn packed_attention() {
+    // Texts of each row; the width; heads, kv heads, head_dim
+    let cases: [(&[&[usize]], usize, [usize; 3]); 4] = [
+        (&[&[1]], 1, [1, 1, 1]),
+        (&[&[3, 1, 5], &[9], &[4, 2]], 9, [4, 2, 5]),
+        (&[&[63, 2, 65], &[1, 64, 65]], 130, [2, 2, 8]),
+        (&[&[0, 20, 0, 70], &[]], 100, [3, 1, 16]),
+    ];
+    for (texts, width, [h, kh, d]) in cases {
+        let lengths: Vec<Vec<usize>> = texts.iter().map(|row| row.to_vec()).collect();
+        let texts = TextStarts::new(&lengths, width);
+        for softcap in [None, Some(5.0)] {
+            for window in [None, Some(1), Some(3), Some(64)] {
+                let options = AttentionOptions { scale: 0.7, softcap, window };
+                let mut numbers = Numbers(5);
+                let q = numbers.tensor([lengths.len(), width, h, d], 2.0, &autodiff());
+                let k = numbers.tensor([lengths.len(), width, kh, d], 2.0, &autodiff());
+                let v = numbers.tensor([lengths.len(), width, kh, d], 2.0, &autodiff());
+                same(
+                    &format!("packed attention {lengths:?} {options:?}"),
+                    [q, k, v],
+                    5e-6,
+                    |[q, k, v]| fpo_ops::packed_attention(q, k, v, &options, &texts),
+                    |[q, k, v]| definition::packed_attention(q, k, v, &options, &texts),
                 );
             }
         }

@@ -5,6 +5,7 @@ mod adamw;
 mod definitions;
 mod fast_paths;
 mod graphs;
+mod older_machines;
 mod straight_through;
 mod support;
 mod threads;

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use burn::tensor::Device;
 use clap::Args;
-use fpo_data::{Preparer, TemplateChoice, Tokenizer, Truncation};
+use fpo_data::{Preparer, Rendering, TemplateChoice, Tokenizer, Truncation};
 use fpo_transformer::{Gemma2, weights};
 
 #[derive(Args)]
@@ -36,10 +36,20 @@ impl Loaded {
         Ok(Self { model, tokenizer, template })
     }
 
-    /// Texts to tokens, as long as the model has positions.
-    pub fn preparer(&self) -> Result<Preparer<'_>> {
-        let max_length = self.model.config().max_position_embeddings;
-        let truncation = Truncation { max_length, max_prompt_length: None };
-        Ok(Preparer::new(&self.tokenizer, &self.template, truncation)?)
+    /// Tokens that no sparse autoencoder is trained on: BOS, EOS, padding.
+    pub fn special_tokens(&self) -> Vec<u32> {
+        let tokenizer = &self.tokenizer;
+        let named = [tokenizer.bos_id(), tokenizer.eos_id()].into_iter().flatten();
+        named.chain([tokenizer.pad_id()]).collect()
+    }
+
+    /// Texts to tokens, none of them cut.
+    pub fn preparer(&self, rendering: Rendering) -> Result<Preparer<'_>> {
+        let truncation = Truncation { max_length: usize::MAX, max_prompt_length: None };
+        let preparer = Preparer::new(&self.tokenizer, &self.template, truncation)?;
+        Ok(match rendering {
+            Rendering::Conversations => preparer,
+            Rendering::AsGiven => preparer.as_given()?,
+        })
     }
 }

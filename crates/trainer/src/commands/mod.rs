@@ -1,8 +1,18 @@
 //! The command line: a file for each command.
 
+mod activations;
+mod bench;
+mod binding;
+mod evaluate;
 mod features;
 mod generate;
 mod loaded;
+mod merge;
+mod plan;
+mod reference;
+mod sae;
+mod score;
+mod tokens;
 mod train;
 
 use std::process::ExitCode;
@@ -33,7 +43,7 @@ enum Command {
         #[arg(long, value_delimiter = ',')]
         methods: Vec<Method>,
     },
-    /// Lists the recipes, or prints one with all its settings.
+    /// Lists the recipes, or prints one, followed by those that it extends.
     Recipes {
         /// The recipe to print.
         name: Option<String>,
@@ -43,8 +53,20 @@ enum Command {
     /// Features of an autoencoder by what they say.
     #[command(subcommand)]
     Features(features::Features),
-    /// Answers a prompt.
     Generate(generate::Generate),
+    /// Makes an adapter part of its model's weights.
+    Merge(merge::Merge),
+    /// Measures time and memory.
+    #[command(subcommand)]
+    Bench(bench::Bench),
+    Score(score::Score),
+    Plan(plan::Plan),
+    Activations(activations::Activations),
+    Reference(reference::Reference),
+    Evaluate(evaluate::Evaluate),
+    /// Sparse autoencoders: looks at files, converts, encodes, trains, measures.
+    #[command(subcommand)]
+    Sae(sae::Sae),
 }
 
 /// Parses the arguments, does what they say, and prints what went wrong: what it was, then what led
@@ -67,13 +89,13 @@ fn run() -> Result<()> {
             compare::compare(&run.open()?, methods)
         }
         Command::Recipes { name: Some(name) } => {
-            print!("{}", recipes::source(&name)?);
+            print!("{}", recipes::chain(&name)?.join("\n"));
             Ok(())
         }
         Command::Recipes { name: None } => {
-            for name in recipes::NAMES {
+            for name in recipes::names() {
                 let about = recipes::source(name)?.lines().next().unwrap_or_default();
-                println!("{name:12} {}", about.trim_start_matches("# "));
+                println!("{name:20} {}", about.trim_start_matches("# "));
             }
             Ok(())
         }
@@ -83,5 +105,13 @@ fn run() -> Result<()> {
         }
         Command::Features(features) => features.run(),
         Command::Generate(generate) => generate.run(),
+        Command::Merge(merge) => merge.run(),
+        Command::Bench(bench) => bench.run(),
+        Command::Score(score) => score.run(),
+        Command::Plan(plan) => plan.run(),
+        Command::Activations(activations) => activations.run(),
+        Command::Reference(reference) => reference.run(),
+        Command::Evaluate(evaluate) => evaluate.run(),
+        Command::Sae(sae) => sae.run(),
     }
 }

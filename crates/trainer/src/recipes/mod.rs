@@ -1,15 +1,82 @@
 //! The recipes, compiled in.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use toml::{Table, Value};
+
+macro_rules! recipes {
+    ($($name:literal),* $(,)?) => {
+        /// Names of all recipes, and their TOML texts.
+        const ALL: &[(&str, &str)] = &[$(($name, include_str!(concat!($name, ".toml")))),*];
+    };
+}
+
+recipes!(
+    "tiny",
+    "smoke",
+    "gemma-2-2b-fpo",
+    "gemma-2-2b-dpo",
+    "gemma-2-2b-tdpo1",
+    "gemma-2-2b-tdpo2",
+    "gemma-2-2b-simpo",
+    "gemma-2-2b-fpo-lora",
+    "gemma-2-9b-fpo",
+    "gemma-2-9b-dpo",
+    "gemma-2-9b-tdpo1",
+    "gemma-2-9b-tdpo2",
+    "gemma-2-9b-simpo",
+    "gemma-2-9b-fpo-lora",
+);
+
+/// Names the recipe whose settings hold where one has none of its own.
+const EXTENDS: &str = "extends";
 
 /// Names of all recipes.
-pub const NAMES: [&str; 2] = ["tiny", "smoke"];
+pub fn names() -> impl Iterator<Item = &'static str> {
+    ALL.iter().map(|(name, _)| *name)
+}
 
 /// The TOML text of a recipe.
+///
+/// # Errors
+/// There is no such recipe.
 pub fn source(name: &str) -> Result<&'static str> {
-    Ok(match name {
-        "tiny" => include_str!("tiny.toml"),
-        "smoke" => include_str!("smoke.toml"),
-        _ => bail!("no recipe `{name}`: there are {}", NAMES.join(", ")),
-    })
+    match ALL.iter().find(|(known, _)| *known == name) {
+        Some((_, text)) => Ok(text),
+        None => bail!("no recipe `{name}`: there are {}", names().collect::<Vec<_>>().join(", ")),
+    }
+}
+
+/// A recipe and those that it extends, the closest first.
+pub fn chain(name: &str) -> Result<Vec<&'static str>> {
+    let mut found = Vec::new();
+    let mut next = Some(name.to_owned());
+    while let Some(name) = next {
+        let text = source(&name)?;
+        found.push(text);
+        next = parse(&name, text)?.get(EXTENDS).and_then(Value::as_str).map(str::to_owned);
+    }
+    Ok(found)
+}
+
+/// All settings of a recipe, with those that it extends.
+pub fn table(name: &str) -> Result<Table> {
+    let mut whole = Table::new();
+    for text in chain(name)?.into_iter().rev() {
+        lay_over(&mut whole, parse(name, text)?);
+    }
+    whole.remove(EXTENDS);
+    Ok(whole)
+}
+
+fn parse(name: &str, text: &str) -> Result<Table> {
+    toml::from_str(text).with_context(|| format!("recipe `{name}`"))
+}
+
+fn lay_over(below: &mut Table, above: Table) {
+    for (key, value) in above {
+        match (below.get_mut(&key), value) {
+            (Some(Value::Table(below)), Value::Table(above)) => lay_over(below, above),
+            (_, value) => drop(below.insert(key, value)),
+        }
+    }
 }

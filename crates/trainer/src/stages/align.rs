@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
+use burn::tensor::Device;
 use fpo_data::{Batches, PairBatch};
 use fpo_losses::Needs;
-use fpo_transformer::weights;
+use fpo_transformer::{Gemma2, weights};
 use serde_json::json;
 
 use super::{
@@ -16,8 +17,9 @@ use crate::{
     aligner::Aligner,
     alignment_step::step_gradients,
     features::FeatureFile,
-    forward::FeatureReader,
+    forward::{Activations, FeatureReader},
     run::{Run, Stage},
+    trained::Trained,
     training::{StepResult, Training},
 };
 
@@ -36,7 +38,9 @@ pub fn align(run: &Run, base: &Base) -> Result<Stage> {
     run.stage("align", fingerprint, |workspace| {
         let device = run.device.clone().autodiff();
         let objective = s.objective();
-        let aligner = aligner(run, base, Split::Train)?;
+        let load = |device: &Device| Ok(weights::load(&base.sft.folder, device)?);
+        let trained = Trained::new(s.lora.as_ref(), &device, load)?;
+        let aligner = training_aligner(run, base, trained.base())?;
         let lengths = prepared.train.lengths();
         let steps_per_epoch = lengths.len().div_ceil(s.batch_size.get());
         let plans: Vec<Batches> = (0..s.epochs)
@@ -48,8 +52,9 @@ pub fn align(run: &Run, base: &Base) -> Result<Stage> {
             total_steps: s.epochs * steps_per_epoch,
             checkpoint_every: s.checkpoint_every.get(),
             optimizer: &s.optimizer,
+            trained: &trained,
         };
-        let start = || Ok(weights::load(&base.sft.folder, &device)?);
+        let start = || trained.start(run.settings.seed, &device, load);
         let policy = training.run(&device, start, |policy, step| {
             let indices = plans[step / steps_per_epoch]
                 .get(step % steps_per_epoch)
@@ -67,25 +72,34 @@ pub fn align(run: &Run, base: &Base) -> Result<Stage> {
             metrics.insert("pairs/dropped".into(), json!(prepared.train_summary.dropped_share()));
             Ok(StepResult { loss, gradients, tokens, ids, metrics })
         })?;
-        weights::save(&policy, &workspace.output)?;
+        trained.finish(&policy, &workspace.output)?;
         Ok(prepared.tokenizer.save(&workspace.output)?)
     })
 }
 
-/// What training needs and nothing else: a second model only for methods that ask for one.
-pub fn aligner(run: &Run, base: &Base, split: Split) -> Result<Aligner> {
-    let needs = run.settings.align.objective().needs();
-    let token_statistics = run.settings.align.token_statistics;
-    Ok(Aligner { token_statistics, ..aligner_with(run, base, split, needs)? })
+/// What training needs and nothing else: a second model only for methods that ask for one, and not even
+/// then where the first one is frozen beside its adapters.
+pub fn training_aligner(run: &Run, base: &Base, frozen: Option<&Gemma2>) -> Result<Aligner> {
+    let s = &run.settings.align;
+    let activations = Activations::checkpointed(s.checkpoint_activations);
+    let needs = s.objective().needs();
+    let aligner = aligner_with(run, base, Split::Train, needs, frozen)?;
+    Ok(Aligner { activations, token_statistics: s.token_statistics, ..aligner })
 }
 
 /// For measuring: everything, whatever the method.
 pub fn measuring_aligner(run: &Run, base: &Base, split: Split) -> Result<Aligner> {
     let needs = run.settings.align.objective().needs();
-    aligner_with(run, base, split, Needs { token_kl: true, features: true, ..needs })
+    aligner_with(run, base, split, Needs { token_kl: true, features: true, ..needs }, None)
 }
 
-fn aligner_with(run: &Run, base: &Base, split: Split, needs: Needs) -> Result<Aligner> {
+fn aligner_with(
+    run: &Run,
+    base: &Base,
+    split: Split,
+    needs: Needs,
+    frozen: Option<&Gemma2>,
+) -> Result<Aligner> {
     let prepared = &base.prepared;
     let stages = (&base.sft, &base.sae, &base.reference);
     let cache = open_cache(run, prepared, stages, split)?;
@@ -111,8 +125,11 @@ fn aligner_with(run: &Run, base: &Base, split: Split, needs: Needs) -> Result<Al
     {
         bail!("align.k = {k} is more than the {features} features of the autoencoder");
     }
-    let reference_model =
-        needs.token_kl.then(|| weights::load(&base.sft.folder, &run.device)).transpose()?;
+    let reference_model = match (needs.token_kl, frozen) {
+        (false, _) => None,
+        (true, Some(model)) => Some(model.clone()),
+        (true, None) => Some(weights::load(&base.sft.folder, &run.device)?),
+    };
     Ok(Aligner {
         objective: run.settings.align.objective(),
         needs,
@@ -121,6 +138,7 @@ fn aligner_with(run: &Run, base: &Base, split: Split, needs: Needs) -> Result<Al
         reader,
         cache,
         reference_model,
+        activations: Activations::Kept,
         token_statistics: false,
     })
 }

@@ -3,24 +3,24 @@
 
 use std::num::NonZeroUsize;
 
-use anyhow::{Context, Result};
-use burn::tensor::Tensor;
+use anyhow::Result;
 use fpo_data::{
-    Batches, Fingerprint, PairBatch, ReferenceCache, ReferenceRow, ReferenceWriter, SparseFeatures,
-    reference::{CacheShape, ReferenceResponse, StoredFeatures},
+    Batches, Fingerprint, ReferenceCache, ReferenceWriter,
+    reference::{CacheShape, StoredFeatures},
 };
-use fpo_transformer::{Gemma2, Site, weights};
+use fpo_transformer::{Site, weights};
 
 use super::prepare::Prepared;
 use crate::{
-    forward::{DeviceBatch, FeatureReader, Forward},
+    forward::FeatureReader,
     progress::Progress,
+    reference_pass::ReferencePass,
     run::{Run, Stage},
     settings::MoreSite,
 };
 
 /// Rows of a shard: a few hundred megabytes at most.
-const ROWS_PER_SHARD: NonZeroUsize = NonZeroUsize::new(8192).unwrap();
+pub const ROWS_PER_SHARD: NonZeroUsize = NonZeroUsize::new(8192).unwrap();
 
 /// Which half of the data a cache is about.
 #[derive(Clone, Copy, Debug)]
@@ -100,6 +100,8 @@ pub fn reference(run: &Run, prepared: &Prepared, sft: &Stage, sae: &Stage) -> Re
         let model = weights::load(&sft.folder, &run.device)?;
         let reader = feature_reader(run, prepared, sae)?;
         reader.check(model.config())?;
+        let pad_id = prepared.tokenizer.pad_id();
+        let pass = ReferencePass { model: &model, reader: Some(&reader), pad_id };
         let total = prepared.train.len() + prepared.held_out.len();
         let mut progress = Progress::new("reference", "pairs", total, 0);
         for (split, pairs) in
@@ -118,8 +120,7 @@ pub fn reference(run: &Run, prepared: &Prepared, sft: &Stage, sae: &Stage) -> Re
             let mut writer = ReferenceWriter::create(&folder, &cache, shape)?;
             let plan = Batches::sequential(pairs.len(), s.reference.batch_size);
             for indices in plan.iter() {
-                let batch = PairBatch::new(&pairs.views(indices)?, prepared.tokenizer.pad_id())?;
-                for row in reference_rows(&model, &reader, &batch)? {
+                for row in pass.rows(&pairs.views(indices)?)? {
                     writer.push(row)?;
                 }
                 progress.advance(indices.len(), "");
@@ -129,31 +130,4 @@ pub fn reference(run: &Run, prepared: &Prepared, sft: &Stage, sae: &Stage) -> Re
         progress.finish(&format!("{total} pairs"));
         Ok(())
     })
-}
-
-/// What the model says of a batch of pairs.
-pub fn reference_rows(
-    model: &Gemma2,
-    reader: &FeatureReader,
-    batch: &PairBatch,
-) -> Result<Vec<ReferenceRow>> {
-    let device_batch = DeviceBatch::new(&batch.batch, &model.device());
-    let forward = Forward::new(model, &batch.batch, &device_batch, Some(reader));
-    let token_log_probs = forward.token_log_probs(model, &device_batch);
-    let read = |x: Tensor<1>| x.into_data().iter::<f32>().collect::<Vec<f32>>();
-    let log_probs = read(device_batch.sum_by_row(token_log_probs.clone()));
-    let shared = read(device_batch.sum_shared_by_row(token_log_probs));
-    let pooled = forward.pooled.context("the reader pools activations")?;
-    let pooled: Vec<f32> = pooled.into_data().iter::<f32>().collect();
-    let response = |row: usize| ReferenceResponse {
-        log_prob: log_probs[row],
-        shared_log_prob: shared[row],
-        tokens: device_batch.counts[row] as u32,
-        features: SparseFeatures::from_dense(&pooled[row * reader.d_sae()..][..reader.d_sae()]),
-    };
-    let count = batch.ids.len();
-    let ids = batch.ids.iter().enumerate();
-    Ok(ids
-        .map(|(i, &id)| ReferenceRow { id, chosen: response(i), rejected: response(count + i) })
-        .collect())
 }

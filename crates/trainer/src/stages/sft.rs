@@ -1,15 +1,17 @@
 //! Supervised fine-tuning: the model from which alignment starts, which is the reference too.
 
 use anyhow::{Context, Result, bail};
+use burn::tensor::Device;
 use fpo_data::{Batches, SequenceBatch};
 use fpo_transformer::{Gemma2, Gemma2Config, alternating_layer_types, weights};
 use serde_json::Map;
 
 use super::prepare::Prepared;
 use crate::{
-    forward::{DeviceBatch, Forward},
+    forward::{Activations, DeviceBatch, Forward},
     optim::GradientMap,
     run::{Run, Stage},
+    trained::Trained,
     training::{StepResult, Training},
 };
 
@@ -34,17 +36,21 @@ pub fn sft(run: &Run, prepared: &Prepared) -> Result<Stage> {
         let plans: Vec<Batches> = (0..s.sft.epochs)
             .map(|epoch| Batches::shuffled(&lengths, s.sft.batch_size, s.seed, epoch as u64))
             .collect();
+        let load = |device: &Device| initial_model(run, prepared, device);
+        let trained = Trained::new(s.sft.lora.as_ref(), &device, load)?;
         let training = Training {
             stage: "sft",
             workspace,
             total_steps: s.sft.epochs * steps_per_epoch,
             checkpoint_every: s.sft.checkpoint_every.get(),
             optimizer: &s.sft.optimizer,
+            trained: &trained,
         };
+        let activations = Activations::checkpointed(s.sft.checkpoint_activations);
         let pad = prepared.tokenizer.pad_id();
         let model = training.run(
             &device,
-            || initial_model(run, prepared),
+            || trained.start(s.seed, &device, load),
             |model, step| {
                 let indices = plans[step / steps_per_epoch]
                     .get(step % steps_per_epoch)
@@ -57,11 +63,11 @@ pub fn sft(run: &Run, prepared: &Prepared) -> Result<Stage> {
                 for examples in examples.chunks(s.sft.micro_batch_size.get()) {
                     let batch = SequenceBatch::new(examples, pad)?.batch;
                     let device_batch = DeviceBatch::new(&batch, &device);
-                    let forward = Forward::new(model, &batch, &device_batch, None);
+                    let mut forward =
+                        Forward::for_training(model, &batch, &device_batch, None, activations);
                     // The mean over all response tokens of the step, whichever part they are in.
                     let part = -forward.token_log_probs(model, &device_batch).sum() / total as f64;
-                    let mut part_gradients = part.backward();
-                    gradients.add(GradientMap::collect(model, &mut part_gradients));
+                    gradients.add(GradientMap::of(&part, model, forward.tape.take()));
                     loss += part.into_scalar::<f64>();
                     tokens += batch.real_tokens();
                 }
@@ -69,19 +75,18 @@ pub fn sft(run: &Run, prepared: &Prepared) -> Result<Stage> {
                 Ok(StepResult { loss, gradients, tokens, ids, metrics: Map::new() })
             },
         )?;
-        weights::save(&model, &workspace.output)?;
+        trained.finish(&model, &workspace.output)?;
         prepared.tokenizer.save(&workspace.output)?;
         Ok(())
     })
 }
 
 /// The checkpoint that the settings name, or random weights.
-fn initial_model(run: &Run, prepared: &Prepared) -> Result<Gemma2> {
-    let device = run.device.clone().autodiff();
+fn initial_model(run: &Run, prepared: &Prepared, device: &Device) -> Result<Gemma2> {
     let s = &run.settings.model;
     let tokenizer = &prepared.tokenizer;
     if let Some(path) = &s.path {
-        let model = weights::load(path, &device)?;
+        let model = weights::load(path, device)?;
         let (ids, rows) = (tokenizer.vocab_size(), model.config().vocab_size);
         if ids > rows {
             bail!("the tokenizer has {ids} tokens, the model of {} only {rows}", path.display());
@@ -112,5 +117,5 @@ fn initial_model(run: &Run, prepared: &Prepared) -> Result<Gemma2> {
     if let Err(message) = config.check() {
         bail!("model: {message}");
     }
-    Ok(weights::random(&config, run.settings.seed, &device)?)
+    Ok(weights::random(&config, run.settings.seed, device)?)
 }

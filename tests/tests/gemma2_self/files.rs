@@ -1,108 +1,21 @@
-//! `fpo_transformer` agrees with itself (padding, cache, stored types) and survives damaged files.
+//! Weights of every stored type, and files that are damaged or hostile.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     fs,
     panic::catch_unwind,
 };
 
 use burn::{
     module::{Module, ModuleVisitor, Param},
-    tensor::{Device, Int, Tensor, TensorData},
+    tensor::{Device, Tensor},
 };
-use fpo_transformer::{
-    Error, Gemma2, Gemma2Config, Generated, GenerationOptions, Site, generate, weights,
-};
+use fpo_transformer::{Error, Gemma2, Gemma2Config, weights};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// Oracle: each row alone, without padding, but for the rounding of differently shaped products; and
-/// to the bit the same batch padded with other tokens.
-#[test]
-fn a_padded_batch_equals_its_rows() {
-    let model = model(&config());
-    let sites: Vec<Site> = (0..3).map(Site::resid_post).collect();
-    let forward = |rows: &[Vec<u32>]| {
-        let output = model.forward(tokens(rows), &sites);
-        [vec![output.hidden_states], output.sites].concat()
-    };
-    let rows = [text(1, 17), text(2, 9), text(3, 1)];
-    let padded_with = |padding: u32| {
-        let pad = |row: &Vec<u32>| [row.clone(), vec![padding; 17 - row.len()]].concat();
-        forward(&rows.iter().map(pad).collect::<Vec<_>>())
-    };
-    let (batch, other_padding) = (padded_with(0), padded_with(33));
-    for (index, row) in rows.iter().enumerate() {
-        let alone = forward(std::slice::from_ref(row));
-        for ((batch, other), alone) in batch.iter().zip(&other_padding).zip(alone) {
-            let real = |x: &Tensor<3>| x.clone().slice([index..index + 1, 0..row.len()]);
-            assert!(real(batch).into_data() == real(other).into_data(), "row {index} sees padding");
-            let largest: f32 = alone.clone().abs().max().into_scalar();
-            let difference: f32 = (real(batch) - alone).abs().max().into_scalar();
-            assert!(difference < 1e-5 * largest, "row {index}: {difference} of {largest}");
-        }
-    }
-}
-
-/// Oracle: the whole text anew for every token, without cache and without padding.
-#[test]
-fn cached_generation_equals_recomputing() {
-    let model = model(&config());
-    let prompts = [text(4, 3), text(5, 12), text(6, 1)];
-    let answers = generate(&model, &prompts, &greedy(24)).unwrap();
-    for (index, (prompt, answer)) in prompts.iter().zip(&answers).enumerate() {
-        let mut whole = prompt.clone();
-        let mut entropies = Vec::new();
-        for _ in 0..24 {
-            let hidden = model.forward(tokens(std::slice::from_ref(&whole)), &[]).hidden_states;
-            let [_, length, d_model] = hidden.dims();
-            let last = hidden.slice([0..1, length - 1..length]).reshape([1, d_model]);
-            let logits: Vec<f32> = model.logits(last).into_data().iter::<f32>().collect();
-            let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let sum: f32 = logits.iter().map(|l| (l - most).exp()).sum();
-            let log_probs: Vec<f32> = logits.iter().map(|l| l - most - sum.ln()).collect();
-            entropies.push(log_probs.iter().map(|p| -p * p.exp()).sum::<f32>());
-            whole.push(logits.iter().position(|&l| l == most).unwrap() as u32);
-        }
-        assert_eq!(answer.tokens, whole[prompt.len()..], "prompt {index}");
-        assert!(!answer.stopped);
-        for (ours, slow) in answer.entropies.iter().zip(&entropies) {
-            assert!((ours - slow).abs() < 1e-4, "prompt {index}: {ours} nats, slowly {slow}");
-        }
-    }
-    let different: BTreeSet<u32> = answers.into_iter().flat_map(|a| a.tokens).collect();
-    assert!(different.len() > 5, "a dull test: {different:?}");
-}
-
-#[test]
-fn neighbours_and_stop_tokens_leave_an_answer_alone() {
-    let model = model(&config());
-    let prompts = [text(7, 5), text(8, 11)];
-    let sampled =
-        GenerationOptions { temperature: 1.0, top_k: Some(20), top_p: Some(0.95), ..greedy(16) };
-    for options in [greedy(16), sampled] {
-        let both = generate(&model, &prompts, &options).unwrap();
-        assert_eq!(both[0].tokens, generate(&model, &prompts[..1], &options).unwrap()[0].tokens);
-
-        let stop = both[0].tokens[4];
-        let ended = GenerationOptions { stop_tokens: vec![stop], ..options };
-        for (whole, ended) in both.iter().zip(generate(&model, &prompts, &ended).unwrap()) {
-            let until =
-                whole.tokens.iter().take_while(|t| **t != stop).copied().collect::<Vec<_>>();
-            assert_eq!(ended.tokens, until);
-            assert_eq!(ended.stopped, until.len() < 16);
-            assert_eq!(ended.entropies.len(), until.len() + usize::from(ended.stopped));
-        }
-    }
-    let prompt = vec![2, config().vocab_size as u32];
-    for (prompts, options) in
-        [(vec![vec![]], greedy(1)), (vec![prompt], greedy(1)), (vec![vec![2]], greedy(1 << 20))]
-    {
-        assert!(matches!(generate(&model, &prompts, &options), Err(Error::Prompt { .. })));
-    }
-    assert_eq!(generate(&model, &prompts[..1], &greedy(0)).unwrap(), [Generated::default()]);
-}
+use crate::support::{Random, model};
 
 /// Oracle: bit patterns and their values by IEEE 754 and the definition of bfloat16.
 #[test]
@@ -365,35 +278,6 @@ impl Checkpoint {
     }
 }
 
-/// Three layers, a window of four tokens, soft-caps that bend.
-fn config() -> Gemma2Config {
-    let config = json!({
-        "model_type": "gemma2", "vocab_size": 61, "hidden_size": 16, "intermediate_size": 32,
-        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
-        "query_pre_attn_scalar": 6, "sliding_window": 4, "max_position_embeddings": 64,
-        "attn_logit_softcapping": 4.0, "final_logit_softcapping": 8.0,
-    });
-    Gemma2Config::from_json(&config.to_string()).unwrap()
-}
-
-/// A random model whose norms have random gains too, and whose blocks outweigh the embedding: else a
-/// tied head only repeats the last token.
-fn model(config: &Gemma2Config) -> Gemma2 {
-    let mut random = Random(42);
-    Gemma2::build(config, &Device::flex(), &mut |name, shape| {
-        let (offset, scale) = match shape.len() {
-            1 if name == "model.norm.weight" => (4.0, 1.0),
-            1 => (0.0, 0.5),
-            _ if name.contains("embed") => (0.0, 0.2),
-            _ => (0.0, 2.2 / (shape[1] as f32).sqrt()),
-        };
-        let count = shape.iter().product::<usize>();
-        let values: Vec<f32> = (0..count).map(|_| offset + scale * random.signed()).collect();
-        Ok(TensorData::new(values, shape.to_vec()))
-    })
-    .unwrap()
-}
-
 /// Every parameter's values by name.
 fn parameters(model: &Gemma2) -> BTreeMap<String, Vec<f32>> {
     #[derive(Default)]
@@ -413,43 +297,4 @@ fn parameters(model: &Gemma2) -> BTreeMap<String, Vec<f32>> {
     model.visit(&mut named);
     assert!(!named.1.is_empty());
     named.1
-}
-
-fn greedy(max_new_tokens: usize) -> GenerationOptions {
-    let stop_tokens = vec![u32::MAX];
-    GenerationOptions { max_new_tokens, temperature: 0.0, stop_tokens, ..Default::default() }
-}
-
-/// A beginning-of-sequence token and random ones after it.
-fn text(seed: u64, length: usize) -> Vec<u32> {
-    let mut random = Random(seed);
-    let rest = std::iter::repeat_with(|| 3 + random.below(58) as u32);
-    std::iter::once(2).chain(rest).take(length).collect()
-}
-
-fn tokens(rows: &[Vec<u32>]) -> Tensor<2, Int> {
-    let shape = [rows.len(), rows[0].len()];
-    let ids: Vec<i32> = rows.iter().flatten().map(|&id| id as i32).collect();
-    Tensor::from_data(TensorData::new(ids, shape), &Device::flex())
-}
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
-    }
-
-    /// Between −1 and 1.
-    fn signed(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    }
 }

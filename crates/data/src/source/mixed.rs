@@ -1,0 +1,111 @@
+//! Files whose rows need not be pairs: texts, examples or pairs to look at, and prompts to answer.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+
+use super::cells::{Cell, Row};
+use super::{Pair, Place, Prompt, RowProblem, SftExample, SourceError, read_rows, schema};
+
+const PROMPT_COLUMNS: &str = "`prompt`, `messages` or `text`";
+
+/// A row that a model can read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Item {
+    /// A text and nothing else.
+    Text(String),
+    /// A prompt and its response.
+    Example(SftExample),
+    /// A prompt and two responses.
+    Pair(Pair),
+}
+
+/// Reads whatever has text in it: the lines of a `.txt` file; elsewhere (JSON lines, Parquet, a folder of them) rows with `text`, pairs,
+/// or fine-tuning examples. Empty responses are kept.
+///
+/// # Errors
+/// Whatever in the files isn't as it should be; see [`SourceError`].
+pub fn read_items(path: &Path) -> Result<Vec<Item>, SourceError> {
+    if is_plain_text(path) {
+        return Ok(lines(path)?.into_iter().map(Item::Text).collect());
+    }
+    read_rows(path, |id, mut row| {
+        let has = |column| row.cells.contains_key(column);
+        if has("chosen") && has("rejected") {
+            let (prompt, [chosen, rejected]) = schema::pair(row)?;
+            return Ok(Item::Pair(Pair { id, prompt, chosen, rejected }));
+        }
+        if has("text") && !has("prompt") && !has("messages") {
+            return text(&mut row).map(Item::Text);
+        }
+        let (prompt, response) = schema::example(row)?;
+        Ok(Item::Example(SftExample { id, prompt, response }))
+    })
+}
+
+/// Reads prompts: the lines of a `.txt` file; elsewhere rows with `prompt` (a text or messages), `messages` (a conversation to go on
+/// with) or `text`.
+///
+/// # Errors
+/// Whatever in the files isn't as it should be; see [`SourceError`].
+pub fn read_prompts(path: &Path) -> Result<Vec<Prompt>, SourceError> {
+    if is_plain_text(path) {
+        return Ok(lines(path)?.into_iter().map(Prompt::Text).collect());
+    }
+    read_rows(path, |_, mut row| {
+        if let Some(cell) = row.cells.remove("prompt").or_else(|| row.cells.remove("messages")) {
+            return schema::prompt_cell(cell);
+        }
+        match row.cells.contains_key("text") {
+            true => text(&mut row).map(Prompt::Text),
+            false => Err(schema::missing(&row, PROMPT_COLUMNS)),
+        }
+    })
+}
+
+fn text(row: &mut Row) -> Result<String, RowProblem> {
+    match row.cells.remove("text") {
+        Some(Cell::Text(text)) => Ok(text),
+        other => Err(schema::kind("text", "a text", &other.unwrap_or_default())),
+    }
+}
+
+/// Whether a file is taken line by line. Only its name can tell: a line of text may look like anything.
+fn is_plain_text(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("txt"))
+}
+
+/// The lines that aren't empty, without their ends.
+fn lines(path: &Path) -> Result<Vec<String>, SourceError> {
+    let file =
+        File::open(path).map_err(|source| SourceError::Io { path: path.to_owned(), source })?;
+    let mut reader = BufReader::new(file);
+    let mut lines = Vec::new();
+    let mut bytes = Vec::new();
+    for line in 1.. {
+        bytes.clear();
+        let limit = super::jsonl::MAX_LINE;
+        let read = reader.by_ref().take(limit as u64 + 1).read_until(b'\n', &mut bytes);
+        let place = Place::Line(line);
+        read.map_err(|source| SourceError::Broken { path: path.to_owned(), place, source })?;
+        if bytes.is_empty() {
+            break;
+        }
+        if bytes.len() > limit {
+            return Err(SourceError::LineTooLong { path: path.to_owned(), line, limit });
+        }
+        let text = std::str::from_utf8(&bytes).map_err(|_| SourceError::Row {
+            path: path.to_owned(),
+            place,
+            problem: RowProblem::NotText,
+        })?;
+        let text = text.trim_end_matches(['\n', '\r']);
+        if !text.is_empty() {
+            lines.push(text.to_owned());
+        }
+    }
+    if lines.is_empty() {
+        return Err(SourceError::NoRows { path: path.to_owned() });
+    }
+    Ok(lines)
+}

@@ -1,0 +1,174 @@
+//! Logits `softcap(h·Wᵀ)` in blocks by tensor operations, never all at once: what the operations on whole vocabularies share on
+//! backends without a path of their own.
+
+use std::ops::Range;
+
+use burn::tensor::{FloatDType, Int, Tensor};
+
+use crate::rms_norm::at_least_f32;
+
+/// How much is formed at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Blocks {
+    /// Rows of hidden states.
+    pub rows: usize,
+    /// Tokens of the vocabulary.
+    pub tokens: usize,
+}
+
+/// A block of logits takes 128 MiB in float32.
+pub(crate) const BLOCKS: Blocks = Blocks { rows: 2048, tokens: 16384 };
+
+/// `0..length` in pieces of at most `size`.
+pub(crate) fn ranges(length: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..length).step_by(size).map(move |first| first..(first + size).min(length))
+}
+
+/// The last layer of a language model and the states that enter it, outside any graph.
+#[derive(Clone, Debug)]
+pub(crate) struct Head {
+    /// `[n, d]`
+    pub hidden: Tensor<2>,
+    /// `[vocabulary, d]`
+    pub weight: Tensor<2>,
+    pub softcap: Option<f64>,
+    pub blocks: Blocks,
+}
+
+/// Logits of a block, `[rows, tokens]`, in float32 at least.
+pub(crate) struct Logits {
+    pub values: Tensor<2>,
+    /// The tanh of the soft-capping.
+    tanh: Option<Tensor<2>>,
+    pub rows: Range<usize>,
+    pub tokens: Range<usize>,
+}
+
+impl Logits {
+    /// The gradient of these logits → that of the products `h·Wᵀ`: times `1 − tanh²`.
+    fn through_softcap(&self, gradient: Tensor<2>) -> Tensor<2> {
+        match &self.tanh {
+            Some(tanh) => gradient * (-tanh.clone().square() + 1.0),
+            None => gradient,
+        }
+    }
+
+    /// One where a row's target is in the block, else zero. `targets` are those of these rows.
+    pub fn one_hot(&self, targets: Tensor<1, Int>) -> Tensor<2> {
+        let [rows, width] = self.values.dims();
+        let tokens = self.tokens.start as i64..self.tokens.end as i64;
+        let tokens = Tensor::<1, Int>::arange(tokens, &targets.device()).unsqueeze::<2>();
+        let hit =
+            tokens.expand([rows, width]).equal(targets.unsqueeze_dim::<2>(1).expand([rows, width]));
+        hit.float().cast(FloatDType::from(self.values.dtype()))
+    }
+}
+
+impl Head {
+    pub fn new(hidden: Tensor<2>, weight: Tensor<2>, softcap: Option<f64>, blocks: Blocks) -> Self {
+        Self { hidden, weight, softcap, blocks }
+    }
+
+    pub fn row_blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        ranges(self.hidden.dims()[0], self.blocks.rows)
+    }
+
+    pub fn token_blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        ranges(self.weight.dims()[0], self.blocks.tokens)
+    }
+
+    fn hidden(&self, rows: &Range<usize>) -> Tensor<2> {
+        self.hidden.clone().narrow(0, rows.start, rows.len())
+    }
+
+    fn weight(&self, tokens: &Range<usize>) -> Tensor<2> {
+        self.weight.clone().narrow(0, tokens.start, tokens.len())
+    }
+
+    pub fn logits(&self, rows: &Range<usize>, tokens: &Range<usize>) -> Logits {
+        let products = at_least_f32(self.hidden(rows).matmul(self.weight(tokens).transpose()));
+        let (values, tanh) = match self.softcap {
+            Some(cap) => {
+                let tanh = (products / cap).tanh();
+                (tanh.clone() * cap, Some(tanh))
+            }
+            None => (products, None),
+        };
+        Logits { values, tanh, rows: rows.clone(), tokens: tokens.clone() }
+    }
+
+    /// The gradients of the hidden states and of the weight that are wanted; `gradient` gives that of a block's logits.
+    pub fn backward(
+        &self,
+        [hidden_wanted, weight_wanted]: [bool; 2],
+        gradient: impl Fn(&Logits) -> Tensor<2>,
+    ) -> [Option<Tensor<2>>; 2] {
+        let dtype = FloatDType::from(self.hidden.dtype());
+        let rows: Vec<_> = self.row_blocks().collect();
+        let mut d_hidden: Vec<Option<Tensor<2>>> = vec![None; rows.len()];
+        let mut d_weight = Vec::new();
+        for tokens in self.token_blocks() {
+            let mut d_tokens: Option<Tensor<2>> = None;
+            for (rows, d_rows) in rows.iter().zip(&mut d_hidden) {
+                let logits = self.logits(rows, &tokens);
+                let d_products = logits.through_softcap(gradient(&logits)).cast(dtype);
+                if hidden_wanted {
+                    let more = at_least_f32(d_products.clone().matmul(self.weight(&tokens)));
+                    *d_rows = Some(add(d_rows.take(), more));
+                }
+                if weight_wanted {
+                    let more = at_least_f32(d_products.transpose().matmul(self.hidden(rows)));
+                    d_tokens = Some(add(d_tokens, more));
+                }
+            }
+            d_weight.extend(d_tokens.map(|sum| sum.cast(dtype)));
+        }
+        let d_hidden: Vec<_> = d_hidden.into_iter().flatten().map(|sum| sum.cast(dtype)).collect();
+        [
+            hidden_wanted.then(|| Tensor::cat(d_hidden, 0)),
+            weight_wanted.then(|| Tensor::cat(d_weight, 0)),
+        ]
+    }
+}
+
+/// A sum that begins with its first term.
+pub(crate) fn add<const D: usize>(sum: Option<Tensor<D>>, more: Tensor<D>) -> Tensor<D> {
+    match sum {
+        Some(sum) => sum + more,
+        None => more,
+    }
+}
+
+/// `log Σ exp` of rows of logits that arrive in blocks, `[rows, 1]` each.
+pub(crate) struct LogSumExp {
+    pub largest: Tensor<2>,
+    pub sum: Tensor<2>,
+}
+
+impl LogSumExp {
+    /// Takes more logits in; returns the exponentials of these, and what sums so far are to be multiplied by, both relative to
+    /// the largest.
+    pub fn update(state: &mut Option<Self>, logits: &Tensor<2>) -> (Tensor<2>, Option<Tensor<2>>) {
+        let largest = logits.clone().max_dim(1);
+        let (largest, rescale) = match &state {
+            Some(before) => {
+                let largest = largest.max_pair(before.largest.clone());
+                (largest.clone(), Some((before.largest.clone() - largest).exp()))
+            }
+            None => (largest, None),
+        };
+        let weights = (logits.clone() - largest.clone()).exp();
+        let sum = weights.clone().sum_dim(1);
+        let sum = match (state.take(), &rescale) {
+            (Some(before), Some(rescale)) => before.sum * rescale.clone() + sum,
+            _ => sum,
+        };
+        *state = Some(Self { largest, sum });
+        (weights, rescale)
+    }
+
+    /// `[rows, 1]`
+    pub fn value(&self) -> Tensor<2> {
+        self.largest.clone() + self.sum.clone().log()
+    }
+}

@@ -1,0 +1,188 @@
+//! Operations whose backward pass is written by hand with tensor operations, for every backend without a path of its own: what
+//! lies between them and the graph. They save their inputs and little else, where autodiff would save every step.
+
+use std::{fmt::Debug, marker::PhantomData};
+
+use burn::{
+    backend::{
+        Autodiff, AutodiffBackend, Backend, BackendTensor, DispatchAutodiffContext, DispatchTensor,
+        DispatchTensorKind,
+        autodiff::{
+            checkpoint::{base::Checkpointer, strategy::NoCheckpointing},
+            grads::Gradients,
+            ops::{Backward, Ops, OpsKind},
+        },
+    },
+    tensor::Tensor,
+};
+
+/// A tensor of any rank, outside any graph.
+#[derive(Clone, Debug)]
+pub(crate) struct Plain(DispatchTensor);
+
+impl<const D: usize> From<Tensor<D>> for Plain {
+    fn from(tensor: Tensor<D>) -> Self {
+        Self(tensor.into_dispatch())
+    }
+}
+
+impl<const D: usize> From<Plain> for Tensor<D> {
+    fn from(plain: Plain) -> Self {
+        Tensor::from_dispatch(plain.0)
+    }
+}
+
+/// A differentiable operation with `N` inputs and one output.
+pub(crate) trait Operation<const N: usize>: Clone + Debug + Send + 'static {
+    /// What the backward pass needs beside the inputs.
+    type Saved: Clone + Debug + Send;
+
+    /// The output, and what to save.
+    fn forward(&self, inputs: [Plain; N]) -> (Plain, Self::Saved);
+
+    /// The gradients of the inputs that want one, given that of the output.
+    fn backward(
+        &self,
+        inputs: [Plain; N],
+        saved: Self::Saved,
+        gradient: Plain,
+        wanted: [bool; N],
+    ) -> [Option<Plain>; N];
+}
+
+/// A backend that the operations know by name.
+trait Known: Backend {
+    fn wrap(tensor: BackendTensor<Self>) -> DispatchTensorKind;
+    fn unwrap(kind: DispatchTensorKind) -> Option<BackendTensor<Self>>;
+}
+
+macro_rules! known {
+    ($backend:ident, $feature:literal) => {
+        #[cfg(feature = $feature)]
+        impl Known for burn::backend::$backend {
+            fn wrap(tensor: BackendTensor<Self>) -> DispatchTensorKind {
+                DispatchTensorKind::$backend(tensor)
+            }
+
+            // With one backend compiled in, the other arm can't be reached.
+            #[allow(unreachable_patterns)]
+            fn unwrap(kind: DispatchTensorKind) -> Option<BackendTensor<Self>> {
+                match kind {
+                    DispatchTensorKind::$backend(tensor) => Some(tensor),
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+known!(Flex, "flex");
+known!(Cube, "cube");
+
+/// Runs `operation`, recorded if an input is tracked; none on a backend that isn't known here.
+pub(crate) fn apply<const N: usize>(
+    operation: impl Operation<N>,
+    inputs: [DispatchTensor; N],
+) -> Option<DispatchTensor> {
+    let kind = match &inputs.first()?.kind {
+        DispatchTensorKind::Autodiff(inner) => inner,
+        kind => kind,
+    };
+    #[allow(unreachable_patterns)]
+    match kind {
+        #[cfg(feature = "flex")]
+        DispatchTensorKind::Flex(_) => apply_on::<burn::backend::Flex, N>(operation, inputs),
+        #[cfg(feature = "cube")]
+        DispatchTensorKind::Cube(_) => apply_on::<burn::backend::Cube, N>(operation, inputs),
+        _ => None,
+    }
+}
+
+fn apply_on<B: Known, const N: usize>(
+    operation: impl Operation<N>,
+    inputs: [DispatchTensor; N],
+) -> Option<DispatchTensor> {
+    let mut context = DispatchAutodiffContext::Disabled;
+    for input in &inputs {
+        context = context.merge(input.autodiff);
+    }
+    if context == DispatchAutodiffContext::Disabled {
+        return Some(operation.forward(inputs.map(Plain)).0.0);
+    }
+    let mut tensors = Vec::with_capacity(N);
+    for input in inputs {
+        tensors.push(match input.kind {
+            DispatchTensorKind::Autodiff(inner) => match B::unwrap(*inner)? {
+                BackendTensor::Autodiff(tensor) => tensor,
+                _ => return None,
+            },
+            kind => match B::unwrap(kind)? {
+                BackendTensor::Float(tensor) => {
+                    <Autodiff<B> as AutodiffBackend>::from_inner(tensor)
+                }
+                _ => return None,
+            },
+        });
+    }
+    let Ok(tensors) = <[_; N]>::try_from(tensors) else { unreachable!("one for each input") };
+    let nodes = tensors.each_ref().map(|tensor| tensor.node());
+    let inputs = tensors.map(|tensor| plain::<B>(tensor.into_primitive()));
+    let (output, saved) = operation.forward(inputs.clone());
+    let output = primitive::<B>(output);
+    let step = Step { operation: PhantomData };
+    // The checkpointing strategy matters to operations that may be recomputed; these say that they may not.
+    let output = match Backward::<B, N>::prepare::<NoCheckpointing>(step, nodes)
+        .compute_bound()
+        .stateful()
+    {
+        OpsKind::Tracked(prepared) => prepared.finish((operation, inputs, saved), output),
+        OpsKind::UnTracked(prepared) => prepared.finish(output),
+    };
+    let kind = B::wrap(BackendTensor::Autodiff(output));
+    Some(DispatchTensor { kind: DispatchTensorKind::Autodiff(Box::new(kind)), autodiff: context })
+}
+
+fn plain<B: Known>(tensor: B::FloatTensorPrimitive) -> Plain {
+    Plain(DispatchTensor {
+        kind: B::wrap(BackendTensor::Float(tensor)),
+        autodiff: DispatchAutodiffContext::Disabled,
+    })
+}
+
+fn primitive<B: Known>(plain: Plain) -> B::FloatTensorPrimitive {
+    match B::unwrap(plain.0.kind) {
+        Some(BackendTensor::Float(tensor)) => tensor,
+        _ => unreachable!("an operation stays on its backend and outside the graph"),
+    }
+}
+
+/// An [`Operation`] as a step of the graph.
+struct Step<O> {
+    operation: PhantomData<O>,
+}
+
+impl<O> Debug for Step<O> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(std::any::type_name::<O>())
+    }
+}
+
+impl<B: Known, O: Operation<N>, const N: usize> Backward<B, N> for Step<O> {
+    type State = (O, [Plain; N], O::Saved);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, N>,
+        gradients: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let gradient = plain::<B>(gradients.consume::<B>(&ops.node));
+        let wanted = ops.parents.each_ref().map(Option::is_some);
+        let (operation, inputs, saved) = ops.state;
+        let results = operation.backward(inputs, saved, gradient, wanted);
+        for (parent, result) in ops.parents.into_iter().zip(results) {
+            if let (Some(parent), Some(result)) = (parent, result) {
+                gradients.register::<B>(parent.id, primitive::<B>(result));
+            }
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! The same comparisons on machines with fewer instructions, emulated: what is detected at run time has to fit the machine.
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+
+use std::process::Command;
+
+/// Runs the comparisons with the definitions again, in this same executable, on another processor.
+fn on(processor: &str) {
+    let emulator = "qemu-x86_64";
+    if Command::new(emulator).arg("--version").output().is_err() {
+        eprintln!("skipped: {emulator} is not installed (Debian: qemu-user)");
+        return;
+    }
+    let program = std::env::current_exe().expect("the test knows its executable");
+    let output = Command::new(emulator)
+        .args(["-cpu", processor])
+        .arg(program)
+        .arg("fast_paths::")
+        .output()
+        .expect("the emulator runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{processor}:\n{said}");
+    assert!(said.contains("fast_paths::") && !said.contains("running 0 tests"), "{said}");
+}
+
+#[test]
+fn without_avx512() {
+    on("Haswell");
+}
+
+#[test]
+fn without_avx() {
+    on("Westmere");
+}

@@ -1,0 +1,119 @@
+//! What training minimises: reconstruction, sparsity, and a pull on features that never fire.
+//!
+//! Sources: JumpReLU (arXiv 2407.14435, equations 9 to 12); the tanh penalty and the pre-activation loss of
+//! Anthropic's circuits update of January 2025, as SAELens 6 has them.
+
+use burn::tensor::Tensor;
+use fpo_ops::{heaviside, jump_relu};
+
+/// How few features are asked for. L0 is the number of active features of a token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Penalty {
+    /// λ · (E L0 / L0* − 1)²: arrives at the L0* that was asked for.
+    #[default]
+    TargetL0,
+    /// λ · E L0.
+    Step,
+    /// λ · E Σᵢ tanh(c · fᵢ · ‖dᵢ‖), dᵢ a decoder row.
+    Tanh,
+}
+
+/// The constants of the loss.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Objective {
+    /// The sparsity term.
+    pub penalty: Penalty,
+    /// λ, its weight.
+    pub sparsity: f64,
+    /// L0*, for [`Penalty::TargetL0`].
+    pub target_l0: f64,
+    /// c, for [`Penalty::Tanh`].
+    pub tanh_scale: f64,
+    /// ε, the width of the straight-through kernel.
+    pub bandwidth: f64,
+    /// Weight of the pull on dead features: E Σ over dead i of relu(θᵢ − zᵢ) · ‖dᵢ‖.
+    pub revive: f64,
+}
+
+/// The parameters of an autoencoder in training, which encodes x − b_dec.
+#[derive(Clone, Debug)]
+pub struct Parameters {
+    /// `[d_in, d_sae]`
+    pub w_enc: Tensor<2>,
+    /// `[d_sae]`
+    pub b_enc: Tensor<1>,
+    /// `[d_sae, d_in]`
+    pub w_dec: Tensor<2>,
+    /// `[d_in]`
+    pub b_dec: Tensor<1>,
+    /// θ, `[d_sae]`
+    pub threshold: Tensor<1>,
+}
+
+/// The loss and its parts, a number each.
+#[derive(Debug)]
+pub struct Losses {
+    /// The sum of the three below.
+    pub total: Tensor<1>,
+    /// E ‖x − x̂‖².
+    pub mse: Tensor<1>,
+    /// The sparsity term, with its weight.
+    pub sparsity: Tensor<1>,
+    /// The pull on dead features, with its weight.
+    pub revive: Tensor<1>,
+    /// E L0.
+    pub l0: Tensor<1>,
+    /// How many tokens each feature was active on, `[d_sae]`; without gradient.
+    pub firing: Tensor<1>,
+}
+
+impl Objective {
+    /// The loss on activations `[tokens, d_in]`. `dead` `[d_sae]` is 1 for features that are dead, else 0.
+    ///
+    /// Gradients reach θ through the rectangle kernel of width ε, and nothing else does: neither step passes
+    /// one on to z.
+    pub fn losses(&self, p: &Parameters, x: Tensor<2>, dead: Option<Tensor<1>>) -> Losses {
+        let b_dec = p.b_dec.clone().unsqueeze::<2>();
+        let z =
+            (x.clone() - b_dec.clone()).matmul(p.w_enc.clone()) + p.b_enc.clone().unsqueeze::<2>();
+        let features = jump_relu(z.clone(), p.threshold.clone(), self.bandwidth);
+        let firing = features.clone().inner().greater_scalar(0.0).float();
+        let reconstruction = features.clone().matmul(p.w_dec.clone()) + b_dec;
+        let mse = (x - reconstruction).square().sum_dim(1).mean();
+        let mean_l0 =
+            || heaviside(z.clone().detach(), p.threshold.clone(), self.bandwidth).sum_dim(1).mean();
+        let (sparsity, l0) = match self.penalty {
+            Penalty::TargetL0 => {
+                let l0 = mean_l0();
+                ((l0.clone() / self.target_l0 - 1.0).square() * self.sparsity, l0.inner())
+            }
+            Penalty::Step => {
+                let l0 = mean_l0();
+                (l0.clone() * self.sparsity, l0.inner())
+            }
+            Penalty::Tanh => {
+                let norms = decoder_norms(p).unsqueeze::<2>();
+                let bent = (features * norms * self.tanh_scale).tanh();
+                (bent.sum_dim(1).mean() * self.sparsity, firing.clone().sum_dim(1).mean())
+            }
+        };
+        let total = mse.clone() + sparsity.clone();
+        let (total, revive) = match dead.filter(|_| self.revive > 0.0) {
+            None => (total.clone(), total.inner().zeros_like()),
+            Some(dead) => {
+                let weight = Tensor::from_inner(dead) * decoder_norms(p) * self.revive;
+                let below = (p.threshold.clone().unsqueeze::<2>() - z).clamp_min(0.0);
+                let revive = (below * weight.unsqueeze::<2>()).sum_dim(1).mean();
+                (total + revive.clone(), revive.inner())
+            }
+        };
+        let firing = firing.sum_dim(0).squeeze_dim::<1>(0);
+        Losses { total, mse: mse.inner(), sparsity: sparsity.inner(), revive, l0, firing }
+    }
+}
+
+/// ‖dᵢ‖, `[d_sae]`
+fn decoder_norms(p: &Parameters) -> Tensor<1> {
+    p.w_dec.clone().square().sum_dim(1).sqrt().squeeze_dim::<1>(1)
+}

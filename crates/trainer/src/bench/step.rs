@@ -1,0 +1,295 @@
+//! One training step on random data: how long it takes and how much memory.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
+use fpo_data::{
+    Fingerprint, PairBatch, PairView, Pooling, ReferenceCache, ReferenceWriter, ResponseView,
+    TokenizedPair, TokenizedResponse,
+    reference::{CacheShape, StoredFeatures},
+};
+use fpo_losses::{Method, Objective};
+use fpo_ops::Encoder;
+use fpo_sae::{JumpReluSae, Provenance};
+use fpo_transformer::{Gemma2, Gemma2Config, LoraConfig, Site, weights};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+use serde_json::json;
+
+use super::{median, peak_rss_mib};
+use crate::{
+    aligner::Aligner,
+    forward::{Activations, FeatureReader},
+    optim::{GradientMap, Optimizer},
+    plan,
+    reference_pass::ReferencePass,
+    settings::{OptimizerKind, OptimizerSettings, Schedule},
+};
+
+/// What the step works on.
+#[derive(Clone, Debug, clap::Args)]
+pub struct StepSizes {
+    /// The objective.
+    #[arg(long, default_value = "fpo")]
+    pub method: Method,
+    /// Pairs of the step, in one forward pass.
+    #[arg(long, default_value_t = 8)]
+    pub pairs: usize,
+    /// Tokens of each response, its prompt included.
+    #[arg(long, default_value_t = 128)]
+    pub tokens: usize,
+    /// Of these the prompt's [default: a quarter].
+    #[arg(long)]
+    pub prompt_tokens: Option<usize>,
+    /// Vocabulary.
+    #[arg(long, default_value_t = 4096)]
+    pub vocab: usize,
+    /// Width of the residual stream.
+    #[arg(long, default_value_t = 256)]
+    pub d_model: usize,
+    /// Blocks.
+    #[arg(long, default_value_t = 4)]
+    pub layers: usize,
+    /// Query heads.
+    #[arg(long, default_value_t = 4)]
+    pub heads: usize,
+    /// Key and value heads.
+    #[arg(long, default_value_t = 2)]
+    pub kv_heads: usize,
+    /// Width of a head.
+    #[arg(long, default_value_t = 64)]
+    pub head_dim: usize,
+    /// Width of the MLP.
+    #[arg(long, default_value_t = 1024)]
+    pub ffn: usize,
+    /// Features of the autoencoder, read from the last block.
+    #[arg(long, default_value_t = 2048)]
+    pub d_sae: usize,
+    /// Features compared.
+    #[arg(long, default_value_t = 50)]
+    pub k: usize,
+    /// Computes each block a second time in the backward pass rather than keep its activations.
+    #[arg(long)]
+    pub checkpoint_activations: bool,
+    /// Trains adapters of this rank on all linear layers rather than the model.
+    #[arg(long)]
+    pub lora_rank: Option<usize>,
+    /// Steps measured, after one that is not.
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u64).range(1..))]
+    pub steps: u64,
+}
+
+/// What was measured; times are medians.
+#[derive(Clone, Debug, Serialize)]
+pub struct StepReport {
+    /// The objective.
+    pub method: String,
+    /// Tokens of both responses of all pairs, prompts included, a second.
+    pub tokens_per_second: f64,
+    /// A whole step.
+    pub step_seconds: f64,
+    /// Its forward pass and loss.
+    pub forward_seconds: f64,
+    /// Its backward pass.
+    pub backward_seconds: f64,
+    /// The optimiser.
+    pub optimizer_seconds: f64,
+    /// The most memory that the process ever held, where the system tells.
+    pub peak_rss_mib: Option<f64>,
+    /// What `fpo plan` expects it to be.
+    pub planned_mib: f64,
+    /// Steps measured.
+    pub steps: usize,
+    /// Tokens of a step.
+    pub tokens: usize,
+    /// The loss of the last step, which must be a number.
+    pub loss: f64,
+}
+
+impl StepSizes {
+    fn prompt(&self) -> usize {
+        self.prompt_tokens.unwrap_or(self.tokens / 4).max(1)
+    }
+
+    fn config(&self) -> Result<Gemma2Config> {
+        let config = json!({
+            "model_type": "gemma2", "vocab_size": self.vocab, "hidden_size": self.d_model,
+            "intermediate_size": self.ffn, "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim, "query_pre_attn_scalar": self.head_dim,
+        });
+        Gemma2Config::from_json(&config.to_string()).map_err(|m| anyhow!("the sizes: {m}"))
+    }
+
+    /// Pairs of random tokens that share their prompt.
+    fn random_pairs(&self, rng: &mut ChaCha8Rng) -> Vec<TokenizedPair> {
+        let vocab = self.vocab as u32;
+        (0..self.pairs as u64)
+            .map(|id| {
+                let prompt: Vec<u32> =
+                    (0..self.prompt()).map(|_| rng.random_range(0..vocab)).collect();
+                let mut response = || {
+                    let rest = (self.prompt()..self.tokens).map(|_| rng.random_range(0..vocab));
+                    let tokens = prompt.iter().copied().chain(rest).collect();
+                    TokenizedResponse { tokens, prompt_len: self.prompt() }
+                };
+                TokenizedPair { id, chosen: response(), rejected: response() }
+            })
+            .collect()
+    }
+
+    fn planned(&self, config: &Gemma2Config) -> plan::Step {
+        let needs = Objective::paper(self.method).needs();
+        plan::Step {
+            config: config.clone(),
+            tokens: 2 * self.pairs * self.tokens,
+            checkpointed: self.checkpoint_activations,
+            lora: self.lora_rank.map(|rank| LoraConfig { rank, ..LoraConfig::default() }),
+            optimizer: self.optimizer().kind,
+            accumulates: false,
+            second_model: needs.token_kl,
+            d_sae: needs.features.then_some(self.d_sae),
+        }
+    }
+
+    fn optimizer(&self) -> OptimizerSettings {
+        OptimizerSettings {
+            kind: OptimizerKind::Adamw,
+            learning_rate: 5e-7,
+            warmup_steps: 0,
+            schedule: Schedule::Constant,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+        }
+    }
+}
+
+/// Runs the step: what alignment does with a batch, on a model of random weights.
+pub fn measure(sizes: &StepSizes, device: &Device) -> Result<StepReport> {
+    ensure!(sizes.pairs > 0, "--pairs must be at least 1");
+    ensure!(
+        sizes.prompt() < sizes.tokens,
+        "--tokens {} leaves no response after {} prompt tokens",
+        sizes.tokens,
+        sizes.prompt()
+    );
+    if Objective::paper(sizes.method).needs().features && !(1..=sizes.d_sae).contains(&sizes.k) {
+        bail!("--k {} must be between 1 and --d-sae {}", sizes.k, sizes.d_sae);
+    }
+    device.seed(0);
+    let config = sizes.config()?;
+    let pairs = sizes.random_pairs(&mut ChaCha8Rng::seed_from_u64(0));
+    let views: Vec<_> = pairs.iter().map(TokenizedPair::view).collect();
+    let batch = PairBatch::new(&views, 0)?;
+
+    let reference = weights::random(&config, 0, device)?;
+    let trainable = device.clone().autodiff();
+    let mut policy = match sizes.lora_rank {
+        None => weights::random(&config, 0, &trainable)?,
+        Some(rank) => {
+            let lora = LoraConfig { rank, ..LoraConfig::default() };
+            lora.check().map_err(|m| anyhow!("--lora-rank: {m}"))?;
+            reference.with_new_lora(&lora, 0, &trainable)?
+        }
+    };
+    let aligner = aligner(sizes, reference, &views)?;
+    let mut optimizer = Optimizer::new(&sizes.optimizer(), usize::MAX);
+    let mut times: [Vec<f64>; 4] = Default::default();
+    let mut last_loss = f64::NAN;
+    for step in 0..=sizes.steps {
+        let begun = Instant::now();
+        let (measured, losses) = aligner.evaluate(&policy, &batch)?;
+        let loss = losses.losses.mean();
+        // Reading the number waits for the device.
+        last_loss = loss.clone().into_scalar::<f32>().into();
+        let forward = begun.elapsed().as_secs_f64();
+        let gradients = GradientMap::of(&loss, &policy, measured.tape);
+        let norm = gradients.norm();
+        ensure!(norm.is_finite(), "the gradient's norm is {norm}");
+        let backward = begun.elapsed().as_secs_f64();
+        policy = optimizer.step(policy, gradients).0;
+        device.sync().map_err(|e| anyhow!("waiting for the device: {e}"))?;
+        let whole = begun.elapsed().as_secs_f64();
+        if step > 0 {
+            let parts = [forward, backward - forward, whole - backward, whole];
+            times.iter_mut().zip(parts).for_each(|(all, time)| all.push(time));
+        }
+    }
+    ensure!(last_loss.is_finite(), "the loss is {last_loss}");
+    let [forward, backward, optimizer, whole] = times.map(median);
+    let tokens = batch.batch.real_tokens();
+    Ok(StepReport {
+        method: sizes.method.to_string(),
+        tokens_per_second: tokens as f64 / whole,
+        step_seconds: whole,
+        forward_seconds: forward,
+        backward_seconds: backward,
+        optimizer_seconds: optimizer,
+        peak_rss_mib: peak_rss_mib(),
+        planned_mib: sizes.planned(&config).memory().total() as f64 / f64::from(1 << 20),
+        steps: sizes.steps as usize,
+        tokens,
+        loss: last_loss,
+    })
+}
+
+/// The method with what it needs; the reference's numbers come from a cache on disk, as in a run.
+fn aligner(sizes: &StepSizes, reference: Gemma2, pairs: &[PairView]) -> Result<Aligner> {
+    let site =
+        Site::resid_post(sizes.layers.checked_sub(1).context("--layers must be at least 1")?);
+    let sae = random_sae(sizes, &reference, site, pairs[0].chosen);
+    let reader = FeatureReader::new(&sae, site, Pooling::Predicting, Vec::new());
+    let folder = tempfile::tempdir()?;
+    let fingerprint = Fingerprint::default().with("bench", "random weights");
+    let shape = CacheShape {
+        pairs: sizes.pairs,
+        d_sae: sizes.d_sae,
+        stored: StoredFeatures::All,
+        rows_per_shard: sizes.pairs.try_into()?,
+    };
+    let mut writer = ReferenceWriter::create(folder.path(), &fingerprint, shape)?;
+    let pass = ReferencePass { model: &reference, reader: Some(&reader), pad_id: 0 };
+    for row in pass.rows(pairs)? {
+        writer.push(row)?;
+    }
+    writer.finish()?;
+    let objective = Objective::paper(sizes.method);
+    let needs = objective.needs();
+    Ok(Aligner {
+        objective,
+        needs,
+        k: sizes.k,
+        feature_weights: None,
+        token_statistics: false,
+        reader: needs.features.then_some(reader),
+        cache: ReferenceCache::open(folder.path(), &fingerprint)?,
+        reference_model: needs.token_kl.then_some(reference),
+        activations: Activations::checkpointed(sizes.checkpoint_activations),
+    })
+}
+
+/// An autoencoder of which about one feature in 44 is active at a position: its pre-activations are
+/// normal, and the threshold is two standard deviations.
+fn random_sae(sizes: &StepSizes, model: &Gemma2, site: Site, sample: ResponseView) -> JumpReluSae {
+    let device = model.device();
+    let tokens: Vec<i32> = sample.tokens.iter().map(|&t| t as i32).collect();
+    let shape = [1, tokens.len()];
+    let tokens = Tensor::<2, Int>::from_data(TensorData::new(tokens, shape), &device);
+    let activations = model.activations(tokens, &[site]).remove(0);
+    let spread = activations.square().mean().into_scalar::<f32>().sqrt();
+    let scale = (sizes.d_model as f64).sqrt().recip();
+    let random =
+        |shape: [usize; 2]| Tensor::<2>::random(shape, Distribution::Normal(0.0, scale), &device);
+    JumpReluSae {
+        encoder: Encoder {
+            w_enc: random([sizes.d_model, sizes.d_sae]),
+            b_enc: Tensor::zeros([sizes.d_sae], &device),
+            threshold: Tensor::full([sizes.d_sae], 2.0 * spread, &device),
+        },
+        w_dec: random([sizes.d_sae, sizes.d_model]),
+        b_dec: Tensor::zeros([sizes.d_model], &device),
+        provenance: Provenance::default(),
+    }
+}

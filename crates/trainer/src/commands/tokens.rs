@@ -1,0 +1,148 @@
+//! From a file to tokens, every row of it: what the commands that others check us with have in common.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use fpo_data::{
+    Item, OnEmpty, Pair, PrepareSummary, Preparer, TokenizedPair, Truncation, read_items,
+    read_pairs,
+};
+
+use super::loaded::Loaded;
+
+#[derive(Args)]
+pub struct TokenArgs {
+    /// Cuts prompt and response together to so many tokens, from the response's end. Without it
+    /// nothing is cut, and a row longer than the model's positions is an error.
+    #[arg(long, value_name = "TOKENS")]
+    pub max_length: Option<usize>,
+    /// Cuts a prompt to so many tokens, from its beginning (behind BOS).
+    #[arg(long, value_name = "TOKENS")]
+    pub max_prompt_length: Option<usize>,
+}
+
+/// A run of tokens that a model reads.
+pub struct Sequence {
+    /// BOS first, where the model has one.
+    pub tokens: Vec<u32>,
+    /// Where its response begins; its end where it has none.
+    pub response_start: usize,
+}
+
+impl TokenArgs {
+    /// Texts to tokens as transformers and TRL make them.
+    pub fn preparer<'a>(&self, loaded: &'a Loaded) -> Result<Preparer<'a>> {
+        let max_length = self.max_length.unwrap_or(usize::MAX);
+        let truncation = Truncation { max_length, max_prompt_length: self.max_prompt_length };
+        Ok(Preparer::new(&loaded.tokenizer, &loaded.template, truncation)?.as_given()?)
+    }
+
+    /// Tokenises all pairs of a file, in its order; none is left out.
+    pub fn read_pairs(
+        &self,
+        loaded: &Loaded,
+        data: &Path,
+    ) -> Result<(Vec<Pair>, Vec<TokenizedPair>)> {
+        let (pairs, _) = read_pairs(data, OnEmpty::Keep)?;
+        let tokenised = self.tokenize_pairs(loaded, &pairs);
+        let tokenised = tokenised.with_context(|| data.display().to_string())?;
+        Ok((pairs, tokenised))
+    }
+
+    fn tokenize_pairs(&self, loaded: &Loaded, pairs: &[Pair]) -> Result<Vec<TokenizedPair>> {
+        let (tokenised, summary) = self.preparer(loaded)?.prepare_pairs(pairs)?;
+        if let Some(lost) = pairs.iter().zip(&tokenised).find(|(pair, kept)| pair.id != kept.id) {
+            bail!(no_room(lost.0.id));
+        }
+        if let Some(lost) = pairs.get(tokenised.len()) {
+            bail!(no_room(lost.id));
+        }
+        for pair in &tokenised {
+            for (side, response) in [("chosen", &pair.chosen), ("rejected", &pair.rejected)] {
+                check(loaded, &response.tokens)
+                    .with_context(|| format!("{}, {side}", row(pair.id)))?;
+            }
+        }
+        report_cuts(&summary);
+        Ok(tokenised)
+    }
+
+    /// Tokenises whatever a file holds, in its order: a sequence for each text and each example, two
+    /// for each pair, the chosen one first.
+    pub fn read_sequences(&self, loaded: &Loaded, data: &Path) -> Result<Vec<Sequence>> {
+        let preparer = self.preparer(loaded)?;
+        let mut sequences = Vec::new();
+        for (index, item) in read_items(data)?.into_iter().enumerate() {
+            let added = self.sequences(&preparer, &item).and_then(|added| {
+                added.iter().try_for_each(|sequence| check(loaded, &sequence.tokens))?;
+                Ok(added)
+            });
+            sequences.extend(
+                added.with_context(|| format!("{}: {}", data.display(), row(index as u64)))?,
+            );
+        }
+        Ok(sequences)
+    }
+
+    fn sequences(&self, preparer: &Preparer, item: &Item) -> Result<Vec<Sequence>> {
+        let with_response = |response: fpo_data::TokenizedResponse| Sequence {
+            response_start: response.prompt_len,
+            tokens: response.tokens,
+        };
+        Ok(match item {
+            Item::Text(text) => {
+                let mut tokens = preparer.tokenize_text(text)?;
+                tokens.truncate(self.max_length.unwrap_or(usize::MAX));
+                vec![Sequence { response_start: tokens.len(), tokens }]
+            }
+            Item::Example(example) => {
+                let example = preparer.tokenize_example(example)?;
+                let example = example.with_context(no_room_reason)?;
+                vec![with_response(example.response)]
+            }
+            Item::Pair(pair) => {
+                let pair = preparer.tokenize_pair(pair)?.with_context(no_room_reason)?;
+                vec![with_response(pair.chosen), with_response(pair.rejected)]
+            }
+        })
+    }
+}
+
+/// A file and its rows' numbers are how people find a row.
+fn row(id: u64) -> String {
+    format!("row {id} (counted from 0)")
+}
+
+fn no_room(id: u64) -> String {
+    format!("{}: {}", row(id), no_room_reason())
+}
+
+fn no_room_reason() -> String {
+    "its prompt leaves no room for a response within --max-length; raise it, or cut prompts with --max-prompt-length".into()
+}
+
+/// Refuses what the model cannot read.
+pub fn check(loaded: &Loaded, tokens: &[u32]) -> Result<()> {
+    let config = loaded.model.config();
+    ensure!(!tokens.is_empty(), "it has no tokens");
+    let (length, most) = (tokens.len(), config.max_position_embeddings);
+    ensure!(
+        length <= most,
+        "{length} tokens are more than the model's {most} positions; cut them with --max-length"
+    );
+    let vocabulary = config.vocab_size;
+    if let Some(id) = tokens.iter().find(|&&id| id as usize >= vocabulary) {
+        bail!(
+            "token {id} is beyond the model's vocabulary of {vocabulary}; tokenizer.json belongs to another model"
+        );
+    }
+    Ok(())
+}
+
+fn report_cuts(summary: &PrepareSummary) {
+    let PrepareSummary { clipped_prompts, clipped_responses, .. } = *summary;
+    if clipped_prompts + clipped_responses > 0 {
+        eprintln!("{clipped_prompts} prompts and {clipped_responses} responses were cut to length");
+    }
+}

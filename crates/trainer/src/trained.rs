@@ -1,0 +1,85 @@
+//! What of a model is trained: all of it, or adapters beside it. It decides what a checkpoint holds.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result};
+use burn::tensor::Device;
+use fpo_transformer::{Gemma2, LoraConfig, adapter, weights};
+
+/// Where a result holds its adapters, beside the merged model.
+const ADAPTER_FOLDER: &str = "adapter";
+
+/// What of a model is trained.
+pub enum Trained {
+    /// Every parameter.
+    Everything,
+    /// Low-rank adapters of this model, which stays as it is.
+    Adapters {
+        /// Its tensors are shared with the model that is trained.
+        base: Box<Gemma2>,
+        /// Their shape.
+        config: LoraConfig,
+    },
+}
+
+impl Trained {
+    /// Everything, or adapters where the settings ask for them; `load` gives the model on a device.
+    pub fn new(
+        lora: Option<&LoraConfig>,
+        device: &Device,
+        load: impl FnOnce(&Device) -> Result<Gemma2>,
+    ) -> Result<Self> {
+        let Some(config) = lora else { return Ok(Self::Everything) };
+        let base = load(&device.clone().without_autodiff())?;
+        Ok(Self::Adapters { base: Box::new(base), config: config.clone() })
+    }
+
+    /// The frozen model, where there is one.
+    pub fn base(&self) -> Option<&Gemma2> {
+        match self {
+            Self::Everything => None,
+            Self::Adapters { base, .. } => Some(base),
+        }
+    }
+
+    /// The model that a training begins with, on a device with autodiff.
+    pub fn start(
+        &self,
+        seed: u64,
+        device: &Device,
+        load: impl FnOnce(&Device) -> Result<Gemma2>,
+    ) -> Result<Gemma2> {
+        match self {
+            Self::Everything => load(device),
+            Self::Adapters { base, config } => Ok(base.with_new_lora(config, seed, device)?),
+        }
+    }
+
+    /// Writes what has changed since the start into a checkpoint.
+    pub fn save(&self, model: &Gemma2, folder: &Path) -> Result<()> {
+        match self {
+            Self::Everything => weights::save(model, folder)?,
+            Self::Adapters { .. } => adapter::save(model, folder)?,
+        }
+        Ok(())
+    }
+
+    /// The model of a checkpoint, to be trained on.
+    pub fn load(&self, folder: &Path, device: &Device) -> Result<Gemma2> {
+        match self {
+            Self::Everything => Ok(weights::load(folder, device)?),
+            Self::Adapters { base, .. } => Ok(adapter::load(base, folder, device)?),
+        }
+    }
+
+    /// Writes a result: the model in Hugging Face's layout, and adapters in PEFT's beside it.
+    pub fn finish(&self, model: &Gemma2, folder: &Path) -> Result<()> {
+        weights::save(model, folder)?;
+        if model.lora().is_some() {
+            let folder = folder.join(ADAPTER_FOLDER);
+            fs::create_dir(&folder).with_context(|| format!("creating {}", folder.display()))?;
+            adapter::save(model, &folder)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,177 @@
+//! Adapters in and out: PEFT's folder of `adapter_config.json` and `adapter_model.safetensors`.
+
+use std::{collections::BTreeSet, path::Path};
+
+use burn::tensor::{Device, Tensor, TensorData};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    Error, Gemma2, LoraConfig, Projection,
+    lora::Targets,
+    weights::{Files, placeholder, to_data, write_json, write_tensors},
+};
+
+/// PEFT's names of the two files.
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+/// What PEFT's wrappers add to a parameter's path.
+const PREFIX: &str = "base_model.model.";
+
+/// Writes the adapters of `model`, which must have some, into a folder that exists.
+pub fn save(model: &Gemma2, folder: &Path) -> Result<(), Error> {
+    let path = folder.join(CONFIG);
+    let Some(config) = model.lora() else {
+        let message = "the model has no adapters to save".into();
+        return Err(Error::Config { path, message });
+    };
+    let alpha = match config.alpha.fract() == 0.0 && config.alpha < 1e15 {
+        true => json!(config.alpha as u64),
+        false => json!(config.alpha),
+    };
+    let peft = json!({
+        "base_model_name_or_path": null,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "inference_mode": true,
+        "init_lora_weights": true,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "modules_to_save": null,
+        "peft_type": "LORA",
+        "r": config.rank,
+        "target_modules": config.target_modules,
+        "task_type": "CAUSAL_LM",
+        "use_dora": false,
+        "use_rslora": config.use_rslora,
+    });
+    write_json(&path, &peft)?;
+
+    let mut tensors: Vec<(String, TensorData)> = Vec::new();
+    for (layer, block) in model.model.layers.iter().enumerate() {
+        for projection in Projection::ALL {
+            let Some(lora) = &projection.of(block).lora else { continue };
+            for (part, tensor) in [("lora_A", lora.a.val()), ("lora_B", lora.b.val())] {
+                let path = projection.path();
+                let name = format!("{PREFIX}model.layers.{layer}.{path}.{part}.weight");
+                tensors.push((name, values(tensor)));
+            }
+        }
+    }
+    write_tensors(&folder.join(WEIGHTS), &tensors)
+}
+
+fn values(tensor: Tensor<2>) -> TensorData {
+    tensor.without_autodiff().into_data()
+}
+
+/// `model` with the adapters of a folder on `device`; trainable where that device has autodiff. The
+/// weights of `model` are shared, not copied.
+///
+/// # Errors
+/// A damaged file; a setting of PEFT's that is not supported, by its name; or (all at once) every tensor
+/// that is missing, mis-shaped, of another type or unknown.
+pub fn load(model: &Gemma2, folder: &Path, device: &Device) -> Result<Gemma2, Error> {
+    let config = read_config(&folder.join(CONFIG))?;
+    let files = Files::single(folder.join(WEIGHTS))?;
+    let views = files.views()?;
+    let mut problems = Vec::new();
+    let mut used = BTreeSet::new();
+    let adapted = model.with_lora(&config, device, &mut |name, shape| {
+        let name = format!("{PREFIX}{name}");
+        let data = match views.get(&name) {
+            None => Err(format!("`{name}` {shape:?} is missing")),
+            Some(view) if view.shape() != shape => Err(format!(
+                "`{name}` is {:?}, the model and r = {} make it {shape:?}",
+                view.shape(),
+                config.rank
+            )),
+            Some(view) => to_data(view).map_err(|message| format!("`{name}`: {message}")),
+        };
+        used.insert(name);
+        Ok(data.unwrap_or_else(|problem| {
+            problems.push(problem);
+            placeholder(shape)
+        }))
+    })?;
+    for (name, view) in &views {
+        if !used.contains(name) {
+            problems.push(format!("`{name}` {:?} has no place in the model", view.shape()));
+        }
+    }
+    match problems.is_empty() {
+        true => Ok(adapted),
+        false => Err(Error::Adapter { path: folder.to_owned(), problems }),
+    }
+}
+
+fn read_config(path: &Path) -> Result<LoraConfig, Error> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    parse_config(&text).map_err(|message| Error::Config { path: path.to_owned(), message })
+}
+
+/// Fields that say nothing about what an adapter computes.
+const WITHOUT_EFFECT: [&str; 9] = [
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "lora_dropout",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+];
+
+fn parse_config(text: &str) -> Result<LoraConfig, String> {
+    let fields: Map<String, Value> = serde_json::from_str(text).map_err(|e| e.to_string())?;
+    let mut config = LoraConfig::default();
+    for required in ["peft_type", "r", "lora_alpha", "target_modules"] {
+        if !fields.contains_key(required) {
+            return Err(format!("`{required}` is missing"));
+        }
+    }
+    for (name, value) in &fields {
+        let wrong = |expected: &str| format!("`{name}` = {value}: {expected}");
+        match name.as_str() {
+            "peft_type" if value != "LORA" => return Err(wrong("only LORA is supported")),
+            "task_type" if !value.is_null() && value != "CAUSAL_LM" => {
+                return Err(wrong("only CAUSAL_LM is supported"));
+            }
+            "bias" if value != "none" => return Err(wrong("only none is supported")),
+            // The others start from changed base weights.
+            "init_lora_weights" if !(value.is_boolean() || value == "gaussian") => {
+                return Err(wrong("only true, false and gaussian are supported"));
+            }
+            "peft_type" | "task_type" | "bias" | "init_lora_weights" => {}
+            "r" => {
+                let rank = value.as_u64().and_then(|r| usize::try_from(r).ok());
+                config.rank = rank.ok_or_else(|| wrong("expected a whole number"))?;
+            }
+            "lora_alpha" => {
+                config.alpha = value.as_f64().ok_or_else(|| wrong("expected a number"))?;
+            }
+            "use_rslora" => {
+                config.use_rslora =
+                    value.as_bool().ok_or_else(|| wrong("expected true or false"))?;
+            }
+            "target_modules" => {
+                config.target_modules = serde_json::from_value::<Targets>(value.clone())
+                    .map_err(|e| format!("`{name}`: {e}"))?;
+            }
+            _ if WITHOUT_EFFECT.contains(&name.as_str()) || is_off(value) => {}
+            _ => return Err(wrong("this part of PEFT is not supported")),
+        }
+    }
+    config.check()?;
+    Ok(config)
+}
+
+/// Whether a field of PEFT's asks for nothing.
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(values) => values.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        _ => false,
+    }
+}

@@ -1,0 +1,133 @@
+//! Activation checkpointing by layer: the forward pass keeps what goes into each block and nothing
+//! else, the backward pass runs each block again when its turn comes.
+//!
+//! The forward pass runs outside any graph. Its results are leaves of a new one, on which the caller
+//! computes a loss; from the gradients of these leaves a [`Tape`] goes on down to the embedding.
+
+use burn::{
+    module::Module,
+    tensor::{Gradients, Int, Tensor},
+};
+
+use crate::{
+    ForwardOutput, Gemma2, Site,
+    layout::Layout,
+    model::{Block, BlockOutput},
+};
+
+/// What [`Gemma2::forward_checkpointed`] keeps for the backward pass.
+#[derive(Debug)]
+pub struct Tape {
+    tokens: Tensor<2, Int>,
+    layout: Layout,
+    /// What goes into each block, `[batch, tokens, d_model]`.
+    inputs: Vec<Tensor<3>>,
+    /// What goes into the final norm.
+    last: Tensor<3>,
+    sites: Vec<Site>,
+    /// The leaves that the caller got.
+    hidden_states: Tensor<3>,
+    activations: Vec<Tensor<3>>,
+}
+
+impl Gemma2 {
+    /// [`Gemma2::forward`] in less memory: the output holds leaves, and what a loss on them says
+    /// reaches the parameters through [`Tape::backward`].
+    ///
+    /// # Panics
+    /// If a site's layer is not in the model; [`Site::check`] tells beforehand.
+    pub fn forward_checkpointed(
+        &self,
+        tokens: Tensor<2, Int>,
+        sites: &[Site],
+    ) -> (ForwardOutput, Tape) {
+        let tokens = tokens.without_autodiff();
+        let layout = Layout::padded(&tokens, self.config());
+        let plain = self.valid();
+        let depth = plain.model.layers.len();
+        let mut inputs = Vec::with_capacity(depth);
+        let (last, activations) =
+            plain.blocks(&layout, tokens.clone(), sites, depth, |x| inputs.push(x.clone()));
+        let hidden_states = leaf(plain.model.norm.forward(last.clone()));
+        let activations: Vec<Tensor<3>> = activations.into_iter().map(leaf).collect();
+        let output =
+            ForwardOutput { hidden_states: hidden_states.clone(), sites: activations.clone() };
+        let sites = sites.to_vec();
+        (output, Tape { tokens, layout, inputs, last, sites, hidden_states, activations })
+    }
+}
+
+impl Tape {
+    /// Goes from the gradients of the outputs down through `model`, which must be the one of the
+    /// forward pass. `found` gets the gradients of the norm, of each block and of the embedding in
+    /// turn: a parameter that is used in several places (the embedding, by the head too) gets its
+    /// gradient in parts, which add up.
+    pub fn backward(
+        mut self,
+        model: &Gemma2,
+        gradients: &mut Gradients,
+        mut found: impl FnMut(Gradients),
+    ) {
+        let backbone = &model.model;
+        let mut site_gradients: Vec<Option<Tensor<3>>> =
+            self.activations.drain(..).map(|x| x.grad_remove(gradients)).collect();
+        let mut gradient = self.hidden_states.grad_remove(gradients).and_then(|gradient| {
+            let x = leaf(self.last);
+            back(&x, vec![(backbone.norm.forward(x.clone()), gradient)], &mut found)
+        });
+
+        let blocks = backbone.layers.iter().enumerate().rev();
+        for ((layer, block), x) in blocks.zip(self.inputs.into_iter().rev()) {
+            let x = leaf(x);
+            let at_sites = self.sites.iter().zip(&mut site_gradients);
+            let at_sites = at_sites.filter(|(site, _)| site.layer == layer);
+            let at_sites: Vec<_> =
+                at_sites.filter_map(|(site, slot)| Some((*site, slot.take()?))).collect();
+            if gradient.is_some() || !at_sites.is_empty() {
+                gradient = through_block(block, x, &self.layout, gradient, at_sites, &mut found);
+            }
+        }
+
+        if let Some(gradient) = gradient
+            && model.unembedding().is_require_grad()
+        {
+            let product = model.embed(self.tokens) * gradient;
+            found(product.sum().backward());
+        }
+    }
+}
+
+/// Runs a block again and goes back through it: the gradient of its input.
+fn through_block(
+    block: &Block,
+    x: Tensor<3>,
+    layout: &Layout,
+    gradient: Option<Tensor<3>>,
+    at_sites: Vec<(Site, Tensor<3>)>,
+    found: &mut impl FnMut(Gradients),
+) -> Option<Tensor<3>> {
+    let output: BlockOutput = block.forward(x.clone(), layout);
+    let mut ends: Vec<_> =
+        at_sites.into_iter().map(|(site, g)| (output.at(site.kind), g)).collect();
+    ends.extend(gradient.map(|gradient| (output.resid_post, gradient)));
+    back(&x, ends, found)
+}
+
+/// Goes back from outputs whose gradients are known to the leaf `x`, and hands the others' gradients on.
+fn back(
+    x: &Tensor<3>,
+    ends: Vec<(Tensor<3>, Tensor<3>)>,
+    found: &mut impl FnMut(Gradients),
+) -> Option<Tensor<3>> {
+    // The gradient of Σ output · g by the output is g.
+    let products = ends.into_iter().map(|(output, gradient)| (output * gradient).sum());
+    let mut gradients = products.reduce(|a, b| a + b)?.backward();
+    let gradient = x.grad_remove(&mut gradients);
+    found(gradients);
+    gradient
+}
+
+/// The start of a new graph.
+fn leaf(x: Tensor<3>) -> Tensor<3> {
+    x.autodiff().require_grad()
+}

@@ -1,0 +1,59 @@
+//! A linear layer, with a low-rank adapter beside it where one is attached.
+
+use burn::{
+    module::{Module, Param},
+    tensor::Tensor,
+};
+
+/// `x · Wᵀ` without bias, and the adapter's part where there is one.
+#[derive(Module, Debug)]
+pub struct Linear {
+    /// `[out, in]`
+    pub weight: Param<Tensor<2>>,
+    /// What is trained instead of the weight.
+    pub lora: Option<Lora>,
+}
+
+impl Linear {
+    pub(crate) fn new(weight: Param<Tensor<2>>) -> Self {
+        Self { weight, lora: None }
+    }
+
+    pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        match &self.lora {
+            None => fpo_ops::linear(x, self.weight.val()),
+            Some(lora) => fpo_ops::linear(x.clone(), self.weight.val()) + lora.forward(x),
+        }
+    }
+
+    /// The adapter becomes part of the weight: `W + s · B · A`.
+    pub(crate) fn merged(self) -> Self {
+        match self.lora {
+            None => self,
+            Some(lora) => Self::new(self.weight.map(|weight| weight + lora.delta())),
+        }
+    }
+}
+
+/// A low-rank adapter: `s · x · Aᵀ · Bᵀ` (Hu et al. 2021, "LoRA").
+#[derive(Module, Debug)]
+pub struct Lora {
+    /// A, `[rank, in]`
+    pub a: Param<Tensor<2>>,
+    /// B, `[out, rank]`
+    pub b: Param<Tensor<2>>,
+    /// s
+    pub(crate) scale: f64,
+}
+
+impl Lora {
+    fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        fpo_ops::linear(fpo_ops::linear(x, self.a.val()), self.b.val()) * self.scale
+    }
+
+    /// What it adds to the weight, `[out, in]`, outside any graph.
+    fn delta(&self) -> Tensor<2> {
+        let (a, b) = (self.a.val().without_autodiff(), self.b.val().without_autodiff());
+        b.matmul(a) * self.scale
+    }
+}

@@ -1,0 +1,190 @@
+"""The step that `fpo bench step` measures, by PyTorch: one line of JSON with the same fields.
+
+    python bench_step.py --peer torch   FPO on transformers' Gemma-2, written by hand, nothing computed that isn't needed
+    python bench_step.py --peer trl     TRL's DPOTrainer with `sigmoid_norm`, FPO without its constraint: TRL has no FPO
+"""
+
+import argparse
+import json
+import logging
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+warnings.filterwarnings("ignore")
+logging.disable(logging.WARNING)
+
+import torch
+import torch.nn.functional as F
+import transformers
+
+
+def arguments():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--peer", choices=["torch", "trl"], required=True)
+    parser.add_argument("--prompt-tokens", type=int)
+    sizes = dict(pairs=8, tokens=128, vocab=4096, d_model=256, layers=4, heads=4, kv_heads=2, head_dim=64,
+                 ffn=1024, d_sae=2048, k=50, steps=7, threads=2)
+    for name, value in sizes.items():
+        parser.add_argument("--" + name.replace("_", "-"), type=int, default=value)
+    parser.add_argument("--device", default="cpu")
+    a = parser.parse_args()
+    a.prompt_tokens = a.prompt_tokens or a.tokens // 4
+    return a
+
+
+def gemma2(a):
+    config = transformers.Gemma2Config(
+        vocab_size=a.vocab, hidden_size=a.d_model, intermediate_size=a.ffn, num_hidden_layers=a.layers,
+        num_attention_heads=a.heads, num_key_value_heads=a.kv_heads, head_dim=a.head_dim,
+        query_pre_attn_scalar=a.head_dim, attn_implementation="eager", use_cache=False,
+    )
+    torch.manual_seed(0)
+    return transformers.Gemma2ForCausalLM(config).float().to(a.device)
+
+
+def random_pairs(a):
+    draw = torch.Generator().manual_seed(0)
+    ids = lambda n: torch.randint(3, a.vocab, (n,), generator=draw).tolist()
+    rest = a.tokens - a.prompt_tokens
+    return [{"prompt_ids": ids(a.prompt_tokens), "chosen_ids": ids(rest), "rejected_ids": ids(rest)} for _ in range(a.pairs)]
+
+
+def synchronize(a):
+    if a.device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def fpo_steps(a):
+    """Yields after each step. Log-probabilities and features of the reference are there before, as in FPO."""
+    model = gemma2(a)
+    pairs = random_pairs(a)
+    rows = [p["prompt_ids"] + p[side] for side in ("chosen_ids", "rejected_ids") for p in pairs]
+    tokens = torch.tensor(rows, device=a.device)
+    start, count = a.prompt_tokens - 1, a.tokens - a.prompt_tokens
+    targets = tokens[:, start + 1:]
+    site = {}
+    model.model.layers[-1].register_forward_hook(
+        lambda module, inputs, output: site.update(x=output[0] if isinstance(output, tuple) else output))
+    cap = model.config.final_logit_softcapping
+
+    with torch.no_grad():
+        model.model(tokens[:1])
+        spread = site["x"].square().mean().sqrt()
+    w_enc = torch.randn(a.d_model, a.d_sae, device=a.device) / a.d_model**0.5
+    threshold = torch.full((a.d_sae,), 2 * spread.item(), device=a.device)
+
+    def quantities():
+        hidden = model.model(tokens).last_hidden_state[:, start:-1]
+        logits = model.lm_head(hidden)
+        logits = cap * torch.tanh(logits / cap)
+        log_probs = torch.log_softmax(logits, -1).gather(2, targets[..., None])[..., 0].sum(1)
+        z = site["x"][:, start:-1] @ w_enc
+        return log_probs, torch.where(z > threshold, z, 0.0).mean(1)
+
+    with torch.no_grad():
+        reference_log_probs, reference_features = quantities()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-7, weight_decay=0.0)
+    beta, alpha = 0.1, 0.5
+    while True:
+        log_probs, features = quantities()
+        with torch.no_grad():
+            chosen = torch.zeros_like(features, dtype=torch.bool)
+            for x in (features, reference_features):
+                chosen.scatter_(1, x.topk(a.k, 1).indices, True)
+        distance = ((features - reference_features).square() * chosen).sum(1) / a.k
+        rewards = beta * (log_probs - reference_log_probs) / count
+        distance_w, distance_l = distance.chunk(2)
+        reward_w, reward_l = rewards.chunk(2)
+        u = reward_w - reward_l - alpha * beta * (distance_l - distance_w.detach())
+        loss = -F.logsigmoid(u).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        yield loss.item()
+
+
+def measure_fpo(a):
+    steps, times, loss = fpo_steps(a), [], None
+    for step in range(a.steps + 1):
+        begun = time.perf_counter()
+        loss = next(steps)
+        synchronize(a)
+        if step:
+            times.append(time.perf_counter() - begun)
+    return times, loss
+
+
+def measure_trl(a):
+    import datasets
+    import tokenizers
+    from trl import DPOConfig, DPOTrainer
+
+    class Prepared(DPOTrainer):
+        """Takes token ids as they are."""
+
+        def _prepare_dataset(self, dataset, *args, **kwargs):
+            return dataset
+
+    class Clock(transformers.TrainerCallback):
+        times = []
+
+        def on_step_begin(self, *args, **kwargs):
+            self.begun = time.perf_counter()
+
+        def on_step_end(self, *args, **kwargs):
+            synchronize(a)
+            self.times.append(time.perf_counter() - self.begun)
+
+    words = tokenizers.models.WordLevel({"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3}, unk_token="<unk>")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer(words), pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>")
+    with tempfile.TemporaryDirectory() as folder:
+        config = DPOConfig(
+            folder, loss_type=["sigmoid_norm"], beta=0.1, precompute_ref_log_probs=True, learning_rate=5e-7,
+            per_device_train_batch_size=a.pairs, max_steps=a.steps + 1, max_length=a.tokens, report_to="none",
+            save_strategy="no", logging_steps=1000, disable_tqdm=True, use_cpu=a.device == "cpu", bf16=False,
+            gradient_checkpointing=False, lr_scheduler_type="constant", max_grad_norm=1.0, dataloader_pin_memory=False,
+        )
+        clock = Clock()
+        trainer = Prepared(gemma2(a), args=config, processing_class=tokenizer, callbacks=[clock],
+                           train_dataset=datasets.Dataset.from_list(random_pairs(a)))
+        loss = trainer.train().training_loss
+    return clock.times[1:], loss
+
+
+def main():
+    a = arguments()
+    torch.set_num_threads(a.threads)
+    stdout, sys.stdout = sys.stdout, sys.stderr
+    times, loss = measure_fpo(a) if a.peer == "torch" else measure_trl(a)
+    sys.stdout = stdout
+    if len(times) != a.steps:
+        raise SystemExit(f"{len(times)} steps were measured instead of {a.steps}")
+    seconds = statistics.median(times)
+    tokens = 2 * a.pairs * a.tokens
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    if a.peer == "trl":
+        import trl
+        versions["trl"] = trl.__version__
+    print(json.dumps({
+        "peer": a.peer,
+        "tokens_per_second": tokens / seconds,
+        "step_seconds": seconds,
+        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "steps": len(times),
+        "tokens": tokens,
+        "loss": loss,
+        "versions": versions,
+    }))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+//! A model, its features, the loss, the gradient of every parameter, one step of the optimiser; and an autoencoder's training.
+
+use std::collections::BTreeMap;
+
+use burn::{
+    module::{Module, ModuleVisitor, Param},
+    tensor::{Device, Int, Tensor, TensorData},
+};
+use fpo_data::{PairBatch, Pooling, TokenizedPair, TokenizedResponse};
+use fpo_losses::{PerResponse, feature_distance, fpo, mean_loss};
+use fpo_ops::Encoder;
+use fpo_sae::{JumpReluSae, Provenance, SaeTrainer, SaeTraining};
+use fpo_trainer::{
+    forward::{DeviceBatch, FeatureReader, Forward},
+    optim::{GradientMap, Optimizer},
+    settings::{OptimizerKind, OptimizerSettings, Schedule},
+};
+use fpo_transformer::{Gemma2, Gemma2Config, Site, weights};
+
+use crate::support::{TOLERANCE, close, devices, random, values};
+
+const D_MODEL: usize = 16;
+const D_SAE: usize = 48;
+
+fn model(device: &Device) -> Gemma2 {
+    let config = Gemma2Config::from_json(
+        r#"{"model_type": "gemma2", "vocab_size": 90, "hidden_size": 16, "intermediate_size": 40,
+            "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
+            "query_pre_attn_scalar": 6, "sliding_window": 4, "initializer_range": 0.25}"#,
+    );
+    weights::random(&config.unwrap(), 1, device).unwrap()
+}
+
+fn sae(device: &Device) -> JumpReluSae {
+    let vector = |seed, scale| random(seed, [1, D_SAE], scale, device).squeeze_dim::<1>(0);
+    JumpReluSae {
+        encoder: Encoder {
+            w_enc: random(31, [D_MODEL, D_SAE], 1.0, device),
+            b_enc: vector(32, 0.1),
+            threshold: vector(33, 0.2).abs(),
+        },
+        w_dec: random(34, [D_SAE, D_MODEL], 1.0, device),
+        b_dec: random(35, [1, D_MODEL], 0.1, device).squeeze_dim(0),
+        provenance: Provenance::default(),
+    }
+}
+
+/// Pairs of unequal lengths.
+fn batch() -> PairBatch {
+    let response = |seed: u32, prompt_len: usize, len: usize| TokenizedResponse {
+        tokens: (0..len as u32).map(|i| (seed * 31 + i * 17) % 90).collect(),
+        prompt_len,
+    };
+    let pairs =
+        [(0, 3, 9, 7), (1, 2, 5, 12), (2, 6, 8, 8)].map(|(id, prompt, chosen, rejected)| {
+            let seed = id as u32;
+            TokenizedPair {
+                id,
+                chosen: response(seed, prompt, chosen),
+                rejected: response(seed + 9, prompt, rejected),
+            }
+        });
+    PairBatch::new(&pairs.each_ref().map(TokenizedPair::view), 0).unwrap()
+}
+
+#[test]
+fn a_step_of_alignment() {
+    let Some(devices) = devices() else { return };
+    let [expected, found] = devices.map(|device| {
+        let (policy, sae, batch) = (model(&device.clone().autodiff()), sae(&device), batch());
+        let device_batch = DeviceBatch::new(&batch.batch, &policy.device());
+        let reader = FeatureReader::new(&sae, Site::resid_post(1), Pooling::Predicting, vec![]);
+        let forward = Forward::new(&policy, &batch.batch, &device_batch, Some(&reader));
+        let log_probs = PerResponse::split(forward.log_probs(&policy, &device_batch));
+        let pooled = forward.pooled.clone().unwrap();
+        let reference = random(41, pooled.dims(), 0.5, &policy.device()).abs();
+        let distance = PerResponse::split(feature_distance(pooled.clone(), reference, 9, None));
+        let of_reference = log_probs.clone().map(|x| x.inner().autodiff() * 0.9);
+        let preference = fpo(log_probs.clone(), of_reference, distance.clone(), 0.1, 0.5, true);
+        let loss = mean_loss(preference);
+        let gradients = GradientMap::of(&loss, &policy, None);
+        let found = BTreeMap::from_iter(
+            gradients.iter().map(|(name, gradient)| (name.to_owned(), values(gradient))),
+        );
+        let settings = OptimizerSettings {
+            kind: OptimizerKind::Adamw,
+            learning_rate: 1e-2,
+            warmup_steps: 0,
+            schedule: Schedule::Constant,
+            weight_decay: 0.1,
+            max_grad_norm: 1.0,
+        };
+        let (moved, _) = Optimizer::new(&settings, 10).step(policy, gradients);
+        let numbers = [
+            values(&log_probs.chosen),
+            values(&log_probs.rejected),
+            values(&pooled),
+            values(&distance.chosen),
+            values(&loss),
+        ];
+        (numbers, found, parameters(&moved))
+    });
+    for (i, (found, expected)) in found.0.iter().zip(&expected.0).enumerate() {
+        close(&format!("number {i} of the forward pass"), found, expected, TOLERANCE);
+    }
+    assert!(found.1.len() > 30 && found.1.keys().eq(expected.1.keys()));
+    for (name, found) in &found.1 {
+        close(&format!("gradient of {name}"), found, &expected.1[name], TOLERANCE);
+    }
+    for (name, found) in &found.2 {
+        // A gradient near zero moves a weight by a whole step in either direction: its sign is noise.
+        let expected = &expected.2[name];
+        let apart = found.iter().zip(expected).filter(|(f, e)| (*f - *e).abs() > 1e-4).count();
+        assert!(apart * 200 <= found.len(), "{name}: {apart} of {} weights differ", found.len());
+    }
+}
+
+#[test]
+fn cached_generation() {
+    let Some(devices) = devices() else { return };
+    let [expected, found] = devices.map(|device| {
+        let options =
+            fpo_transformer::GenerationOptions { max_new_tokens: 12, ..Default::default() };
+        let prompts = [vec![2, 40, 7], vec![2, 9, 61, 30, 5]];
+        let answers = fpo_transformer::generate(&model(&device), &prompts, &options).unwrap();
+        answers.into_iter().map(|answer| answer.tokens).collect::<Vec<_>>()
+    });
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn recomputed_activations() {
+    let Some([_, device]) = devices() else { return };
+    let policy = model(&device.autodiff());
+    let tokens: Vec<i32> = (0..12).map(|i| i * 7 % 90).collect();
+    let tokens = Tensor::<2, Int>::from_data(TensorData::new(tokens, [2, 6]), &policy.device());
+    let loss = |hidden: Tensor<3>| hidden.square().sum();
+    let plain =
+        GradientMap::of(&loss(policy.forward(tokens.clone(), &[]).hidden_states), &policy, None);
+    let (output, tape) = policy.forward_checkpointed(tokens, &[]);
+    let recomputed = GradientMap::of(&loss(output.hidden_states), &policy, Some(tape));
+    for ((name, found), (_, expected)) in recomputed.iter().zip(plain.iter()) {
+        close(name, &values(found), &values(expected), TOLERANCE);
+    }
+}
+
+#[test]
+fn an_autoencoder_and_its_training() {
+    let Some(devices) = devices() else { return };
+    let [expected, found] = devices.map(|device| {
+        let x = random(51, [64, D_MODEL], 1.0, &device);
+        let sae = sae(&device);
+        let features = sae.encode(x.clone());
+        let decoded = sae.decode(features.clone());
+        let settings: SaeTraining = serde_json::from_value(serde_json::json!({
+            "d_sae": D_SAE, "target_l0": 4.0, "sparsity": 1.0, "sparsity_warmup": 2, "learning_rate": 1e-3,
+            "warmup": 2, "bandwidth": 0.05, "initial_threshold": 0.01, "batch_tokens": 64, "steps": 6,
+        }))
+        .unwrap();
+        let mut trainer = SaeTrainer::new(&settings, x.clone(), 0, &device).unwrap();
+        let errors: Vec<f64> = (0..6).map(|_| f64::from(trainer.step(x.clone()).mse)).collect();
+        [values(&features), values(&decoded), errors]
+    });
+    for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        // The last are errors during a training, in which differences grow.
+        close(&format!("autoencoder {i}"), found, expected, if i == 2 { 1e-3 } else { TOLERANCE });
+    }
+}
+
+fn parameters(model: &Gemma2) -> BTreeMap<String, Vec<f64>> {
+    #[derive(Default)]
+    struct Collect(Vec<String>, BTreeMap<String, Vec<f64>>);
+    impl ModuleVisitor for Collect {
+        fn enter_module(&mut self, name: &str, _container: &str) {
+            self.0.push(name.to_owned());
+        }
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.0.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.1.insert(self.0.join("."), values(&param.val()));
+        }
+    }
+    let mut collect = Collect::default();
+    model.visit(&mut collect);
+    collect.1
+}

@@ -1,0 +1,220 @@
+//! `cargo xtask bench`: runs `fpo bench` at the sizes of BENCHMARKS.md, each in a process of its own, and the same step by other
+//! people's software beside it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use serde_json::Value;
+
+use crate::launch::{self, Error};
+
+#[derive(clap::Args)]
+pub struct Bench {
+    #[command(subcommand)]
+    what: Option<What>,
+    /// Runs the same step by PyTorch (transformers) and TRL beside ours
+    #[arg(long)]
+    peer: bool,
+    /// A Python that has them [default: a virtual environment under target/, made with pip]
+    #[arg(long, value_name = "FILE")]
+    python: Option<PathBuf>,
+    /// Where to compute: cpu, cuda, cuda:N, wgpu, vulkan or metal
+    #[arg(long, default_value = "cpu", global = true)]
+    device: String,
+    /// Threads of every side, on the CPU
+    #[arg(long, default_value_t = 2, global = true)]
+    threads: usize,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    /// Each operation against its plain definition and the matrix rate
+    Ops,
+    /// Peak memory over tokens and vocabulary
+    Memory,
+    /// Time and peak memory of every method
+    Methods,
+}
+
+const STEPS: [(&str, &[&str]); 2] =
+    [("vocabulary 4,096", &["--vocab", "4096"]), ("vocabulary 32,768", &["--vocab", "32768"])];
+const METHODS: [&str; 6] = ["dpo", "tdpo1", "tdpo2", "simpo", "simpo-kl", "fpo"];
+const TOKENS: [&str; 3] = ["128", "512", "2048"];
+const VOCABULARIES: [&str; 3] = ["4096", "32768", "262144"];
+
+/// A line of JSON that a measured process printed.
+struct Measured(Value);
+
+impl Measured {
+    fn number(&self, name: &str) -> f64 {
+        self.0[name].as_f64().unwrap_or(f64::NAN)
+    }
+
+    fn speed(&self) -> f64 {
+        self.number("tokens_per_second")
+    }
+
+    fn memory(&self) -> f64 {
+        self.number("peak_rss_mib")
+    }
+
+    /// `torch 2.15.0, transformers 5.23.0`, where it says.
+    fn versions(&self) -> String {
+        let versions = self.0["versions"].as_object().into_iter().flatten();
+        let named = versions.map(|(name, v)| format!("{name} {}", v.as_str().unwrap_or("?")));
+        named.collect::<Vec<_>>().join(", ")
+    }
+}
+
+pub fn run(bench: &Bench) -> Result<ExitCode, Error> {
+    let program = launch::build(&bench.device)?;
+    let ours = |args: &[&str]| {
+        let mut command = Command::new(&program);
+        command.arg("bench").args(args).args(["--device", &bench.device]);
+        command.env("RAYON_NUM_THREADS", bench.threads.to_string());
+        command
+    };
+    let step = |args: &[&str]| measured(ours(&["step", "--json"]).args(args));
+    match bench.what {
+        Some(What::Ops) => {
+            let status = ours(&["ops"]).status().map_err(Error::Program)?;
+            return Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Some(What::Memory) => {
+            println!("peak memory of one FPO step of one pair, MiB\n");
+            println!("{}", row("tokens", VOCABULARIES.map(|v| format!("V = {v}"))));
+            for tokens in TOKENS {
+                let mut cells = Vec::new();
+                for vocab in VOCABULARIES {
+                    let sizes =
+                        ["--pairs", "1", "--steps", "1", "--tokens", tokens, "--vocab", vocab];
+                    cells.push(format!("{:.0}", step(&sizes)?.memory()));
+                }
+                println!("{}", row(tokens, cells));
+            }
+        }
+        Some(What::Methods) => {
+            println!("{}", row("method", ["tokens/s", "step, ms", "peak, MiB"]));
+            for method in METHODS {
+                let found = step(&["--method", method])?;
+                let ms = found.number("step_seconds") * 1e3;
+                let cells = [found.speed(), ms, found.memory()].map(|x| format!("{x:.0}"));
+                println!("{}", row(method, cells));
+            }
+        }
+        None => {
+            let python = match (&bench.python, bench.peer) {
+                (Some(python), true) => Some(python.clone()),
+                (None, true) => Some(environment()?),
+                (_, false) => None,
+            };
+            for (name, sizes) in STEPS {
+                compare(name, sizes, &step, python.as_deref(), bench)?;
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One row of the table of steps: ours, and where a Python is given the peers, with ratios.
+fn compare(
+    name: &str,
+    sizes: &[&str],
+    step: &dyn Fn(&[&str]) -> Result<Measured, Error>,
+    python: Option<&Path>,
+    bench: &Bench,
+) -> Result<(), Error> {
+    println!(
+        "one FPO step, float32, AdamW, 8 pairs × 128 tokens, {name}, {} threads\n",
+        bench.threads
+    );
+    println!("{}", row("", ["tokens/s", "peak, MiB", "ours faster by", "ours of memory"]));
+    let ours = step(sizes)?;
+    let cells = [ours.speed(), ours.memory()].map(|x| format!("{x:.0}"));
+    println!("{}", row("fpo", cells));
+    let mut versions = Vec::new();
+    for peer in ["torch", "trl"] {
+        let Some(python) = python else { continue };
+        let mut command = Command::new(python);
+        command.arg(launch::root().join("tests/peers/bench_step.py"));
+        command.args(["--peer", peer, "--threads", &bench.threads.to_string()]).args(sizes);
+        command.args(["--device", bench.device.as_str()]);
+        command.env("OMP_NUM_THREADS", bench.threads.to_string());
+        let theirs = measured(&mut command)?;
+        let cells = [
+            format!("{:.0}", theirs.speed()),
+            format!("{:.0}", theirs.memory()),
+            format!("{:.2} ×", ours.speed() / theirs.speed()),
+            format!("{:.2}", ours.memory() / theirs.memory()),
+        ];
+        println!("{}", row(peer, cells));
+        versions.push(theirs.versions());
+    }
+    println!("{}\n", versions.pop().unwrap_or_default());
+    Ok(())
+}
+
+/// A line of a table: a name and right-aligned cells.
+fn row<C: AsRef<str>>(name: &str, cells: impl IntoIterator<Item = C>) -> String {
+    let cells = cells.into_iter().map(|cell| format!("{:>16}", cell.as_ref()));
+    format!("{name:<10}{}", cells.collect::<String>())
+}
+
+/// Runs a process whose last line on standard output is JSON.
+fn measured(command: &mut Command) -> Result<Measured, Error> {
+    let output = command.stderr(Stdio::piped()).output().map_err(Error::Program)?;
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let found = stdout.lines().last().and_then(|line| serde_json::from_str(line).ok());
+    match found {
+        Some(found) if output.status.success() => Ok(Measured(found)),
+        _ => Err(Error::Measured {
+            command: format!("{command:?}"),
+            said: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        }),
+    }
+}
+
+/// A Python with the peers, made once.
+fn environment() -> Result<PathBuf, Error> {
+    let folder = launch::root().join("target/peers");
+    let python = folder.join("bin/python");
+    if folder.join("complete").exists() {
+        return Ok(python);
+    }
+    eprintln!("installing PyTorch, transformers and TRL into {}", folder.display());
+    let requirements = launch::root().join("tests/peers/requirements.txt");
+    let run = |command: &mut Command| match command.status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => {
+            Err(Error::Measured { command: format!("{command:?}"), said: status.to_string() })
+        }
+        Err(error) => Err(Error::Program(error)),
+    };
+    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
+    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "-r"]).arg(&requirements))?;
+    std::fs::write(folder.join("complete"), "").map_err(Error::Program)?;
+    Ok(python)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_measured_by_its_last_line() {
+        let script =
+            r#"echo hello; echo '{"tokens_per_second": 12.5, "versions": {"torch": "2"}}'"#;
+        let found = measured(Command::new("sh").args(["-c", script])).unwrap();
+        assert_eq!(found.speed(), 12.5);
+        assert_eq!(found.versions(), "torch 2");
+        assert!(found.memory().is_nan());
+    }
+
+    #[test]
+    fn a_process_that_fails_is_quoted() {
+        let error =
+            measured(Command::new("sh").args(["-c", "echo '{}'; echo no torch >&2; exit 3"]));
+        let message = error.err().unwrap().to_string();
+        assert!(message.contains("no torch") && message.contains("exit 3"), "{message}");
+    }
+}
