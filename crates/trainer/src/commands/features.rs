@@ -12,7 +12,10 @@ use fpo_data::{Preparer, Prompt, TemplateChoice, Truncation};
 use fpo_transformer::Site;
 
 use super::loaded::{DeviceArg, Loaded};
-use crate::features::{FeatureFile, FindOptions, Found, TextFeatures, find};
+use crate::{
+    autoencoder,
+    features::{FeatureFile, FindOptions, Found, TextFeatures, find},
+};
 
 /// A file of texts larger than this is refused before it is read.
 const LARGEST_FILE: u64 = 1 << 30;
@@ -77,8 +80,8 @@ impl Find {
         }
         let device = self.device.open()?;
         let loaded = Loaded::open(&self.model, &device)?;
-        let sae = fpo_sae::load(&self.sae, &device)?;
-        let site = self.site.check(loaded.model.config().num_hidden_layers)?;
+        let site = self.site;
+        let sae = autoencoder::open(&self.sae, site, &loaded.model, &self.model)?;
         let excluded: Vec<u32> = [
             loaded.tokenizer.bos_id(),
             loaded.tokenizer.eos_id(),
@@ -95,10 +98,6 @@ impl Find {
             excluded: &excluded,
             texts_at_once: self.batch_size as usize,
         };
-        let width = site.width(loaded.model.config());
-        if sae.d_in() != width {
-            bail!("the autoencoder takes activations of width {}, {site} has {width}", sae.d_in());
-        }
         let positive = self.texts(&loaded, &reader, &self.positive)?;
         let negative = self.texts(&loaded, &reader, &self.negative)?;
         let options = FindOptions { top: self.top, hold_out: self.hold_out, seed: self.seed };
