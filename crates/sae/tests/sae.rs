@@ -282,6 +282,7 @@ fn small_training(penalty: Penalty) -> SaeTraining {
         sparsity: 0.02,
         sparsity_warmup: 20,
         learning_rate: 3e-3,
+        bias_rate: 1.0,
         warmup: 10,
         bandwidth: 0.1,
         initial_threshold: 0.05,
