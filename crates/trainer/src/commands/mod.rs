@@ -26,7 +26,7 @@ use crate::{compare, device, recipes, stages};
 
 /// Aligns language models with feature-level constrained preference optimization.
 #[derive(Parser)]
-#[command(name = "fpo", version, about)]
+#[command(name = "fpo", version)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
