@@ -176,9 +176,9 @@ pub fn fine_tuning(settings: &Settings) -> Result<Option<Step>> {
 fn d_sae(settings: &Settings) -> usize {
     let Some(path) = &settings.sae.path else { return settings.sae.training.d_sae };
     let path = path.to_string_lossy();
-    let widths =
+    let mut widths =
         path.split(['/', '_']).filter_map(|part| part.strip_suffix('k')?.parse::<usize>().ok());
-    widths.last().map_or(16_384, |thousands| thousands * 1024)
+    widths.next_back().map_or(16_384, |thousands| thousands * 1024)
 }
 
 /// The sizes of the model: of its folder, of a Gemma-2 whose name it bears, or of the settings.

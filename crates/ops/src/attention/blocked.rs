@@ -52,7 +52,7 @@ impl Sizes {
     }
 
     /// The reverse.
-    fn from_queries(&self, x: Tensor<3>, block: &Range<usize>) -> Tensor<4> {
+    fn ungrouped_queries(&self, x: Tensor<3>, block: &Range<usize>) -> Tensor<4> {
         x.reshape([self.batch, self.heads(), block.len(), self.width]).swap_dims(1, 2)
     }
 
@@ -62,7 +62,7 @@ impl Sizes {
     }
 
     /// The reverse.
-    fn from_keys(&self, x: Tensor<3>) -> Tensor<4> {
+    fn ungrouped_keys(&self, x: Tensor<3>) -> Tensor<4> {
         x.reshape([self.batch, self.kv_heads, self.kv_tokens, self.width]).swap_dims(1, 2)
     }
 
@@ -157,7 +157,7 @@ impl Operation<3> for Blocked {
         let blocks = ranges(sizes.tokens, self.queries).map(|block| {
             let Weights { keys, values, .. } = self.weights(&sizes, &q, &k, &block);
             let v = v.clone().narrow(1, keys.start, keys.len());
-            sizes.from_queries(sizes.grouped(values.cast(dtype)).matmul(v), &block)
+            sizes.ungrouped_queries(sizes.grouped(values.cast(dtype)).matmul(v), &block)
         });
         (Tensor::cat(blocks.collect(), 1).into(), ())
     }
@@ -202,14 +202,15 @@ impl Operation<3> for Blocked {
             };
             let d_s = sizes.grouped(d_s.cast(dtype));
             if wanted[0] {
-                d_q.push(sizes.from_queries(d_s.clone().matmul(of_keys(&k)), &block));
+                d_q.push(sizes.ungrouped_queries(d_s.clone().matmul(of_keys(&k)), &block));
             }
             if wanted[1] {
                 let more = d_s.swap_dims(1, 2).matmul(sizes.queries(&q, &block));
                 d_k = Some(add(d_k, among_all(more)));
             }
         }
-        let [d_k, d_v] = [d_k, d_v].map(|sum| sum.map(|x| sizes.from_keys(x.cast(dtype)).into()));
+        let [d_k, d_v] =
+            [d_k, d_v].map(|sum| sum.map(|x| sizes.ungrouped_keys(x.cast(dtype)).into()));
         [wanted[0].then(|| Tensor::cat(d_q, 1).into()), d_k, d_v]
     }
 }
