@@ -36,8 +36,9 @@ fn allowed(krate: &str) -> Option<&'static [&'static str]> {
 
 /// Crates that know no tensor.
 const WITHOUT_BURN: [&str; 3] = ["fpo-data", "fpo-datasets", "xtask"];
-/// Crates that may offer a feature which compiles a backend in: `ops` for its fast paths, the trainer for its users.
-const MAY_OFFER_BACKENDS: [&str; 2] = ["fpo-ops", "fpo-trainer"];
+/// Crates that may offer a feature which compiles a backend in: `ops` for its own paths, the trainer for its users, the tests to run
+/// on it.
+const MAY_OFFER_BACKENDS: [&str; 3] = ["fpo-ops", "fpo-trainer", "fpo-tests"];
 /// Crates that a person builds, so that a backend may be on without being asked for.
 const MAY_DEFAULT_TO_A_BACKEND: [&str; 2] = ["fpo-trainer", "fpo-tests"];
 
