@@ -33,6 +33,10 @@ pub fn fpo(
 /// `policy` and `reference` are pooled activations, `[responses, d_sae]`, none negative; `weights`
 /// `[d_sae]` are the w_i of section 5.3, all 1 where absent. A feature that is zero in a response is
 /// in no top k of it, so that ties at zero, of which there are many, never bring a feature in.
+///
+/// Where `reference` was cut to its n ≥ k largest activations, and none that was dropped is above b, the
+/// result is off by at most 1/k · Σ w_i b max(2 c̄_policy,i, b) over topk(c̄_policy).
+///
 /// → `[responses]`. Gradients reach `policy` only; the index set is a constant.
 ///
 /// # Panics

@@ -19,7 +19,7 @@ pub struct Aligner {
     pub needs: Needs,
     /// Features compared: the k strongest of policy and of reference.
     pub k: usize,
-    /// The weight of each feature's square, `[d_sae]`; all 1 where absent.
+    /// The weight of each feature's square, `[d_sae]`, of all sites; all 1 where absent.
     pub feature_weights: Option<Tensor<1>>,
     /// Reads the policy's features, where they are wanted.
     pub reader: Option<FeatureReader>,
@@ -87,6 +87,24 @@ impl Aligner {
         LogProbs { full: PerResponse::split(device_batch.sum_by_row(tokens)), shared }
     }
 
+    /// D, summed over the sites, whose features stand one after another in `[rows, Σ widths]`
+    /// (appendix D.2). `[rows]`
+    fn distance(&self, policy: Tensor<2>, reference: Tensor<2>, widths: &[usize]) -> Tensor<1> {
+        let weights = || self.feature_weights.clone();
+        if widths.len() == 1 {
+            return feature_distance(policy, reference, self.k, weights());
+        }
+        let mut start = 0;
+        let distances = widths.iter().map(|&width| {
+            let of_site = |x: &Tensor<2>| x.clone().narrow(1, start, width);
+            let weights = weights().map(|w| w.narrow(0, start, width));
+            let (policy, reference) = (of_site(&policy), of_site(&reference));
+            start += width;
+            feature_distance(policy, reference, self.k, weights)
+        });
+        distances.reduce(|sum, distance| sum + distance).expect("a reader has a site")
+    }
+
     /// One forward pass of the policy, and everything that is needed.
     pub fn measure(&self, policy: &Gemma2, batch: &PairBatch) -> Result<Measured> {
         let device = policy.device();
@@ -121,15 +139,14 @@ impl Aligner {
             false => [None, None],
         };
         let (pooled, tape) = (forward.pooled, forward.tape);
-        let distance = match &pooled {
-            Some(policy) => {
+        let distance = match (&pooled, &self.reader) {
+            (Some(policy), Some(reader)) => {
                 let reference = cached_features(&self.cache, &batch.ids, &device)?;
                 let reference = reference.cast(policy.dtype());
-                let weights = self.feature_weights.clone();
-                let distance = feature_distance(policy.clone(), reference, self.k, weights);
+                let distance = self.distance(policy.clone(), reference, &reader.widths());
                 Some(PerResponse::split(distance))
             }
-            None => None,
+            _ => None,
         };
         let reference = match self.needs.reference_log_probs {
             true => Some(split(cached_log_probs(&self.cache, &batch.ids, &device)?)),

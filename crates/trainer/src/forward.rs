@@ -1,16 +1,17 @@
 //! From a batch in host memory to the tensors that losses take.
 
+use anyhow::{Result, bail};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use fpo_data::{Pooling, TokenBatch};
 use fpo_ops::{Encoder, linear_kl, linear_log_probs, linear_token_statistics, pooled_features};
 use fpo_sae::JumpReluSae;
-use fpo_transformer::{ForwardOutput, Gemma2, Site, Tape};
+use fpo_transformer::{ForwardOutput, Gemma2, Gemma2Config, Site, Tape};
 
-/// What reads a model's sparse features: an encoder, its site, and the positions that count.
+/// What reads a model's sparse features: an encoder and its site, or several, and the positions that
+/// count. The features of several sites stand one after another.
 #[derive(Clone)]
 pub struct FeatureReader {
-    encoder: Encoder,
-    site: Site,
+    encoders: Vec<(Encoder, Site)>,
     pooling: Pooling,
     /// Tokens whose positions the autoencoder never saw.
     excluded: Vec<u32>,
@@ -19,12 +20,58 @@ pub struct FeatureReader {
 impl FeatureReader {
     /// Reads `sae`'s features at `site`, leaving out positions that hold one of `excluded`.
     pub fn new(sae: &JumpReluSae, site: Site, pooling: Pooling, excluded: Vec<u32>) -> Self {
-        Self { encoder: sae.encoder.clone(), site, pooling, excluded }
+        Self { encoders: vec![(sae.encoder.clone(), site)], pooling, excluded }
     }
 
-    /// Number of features.
+    /// Reads another autoencoder's features too.
+    pub fn and(mut self, sae: &JumpReluSae, site: Site) -> Self {
+        self.encoders.push((sae.encoder.clone(), site));
+        self
+    }
+
+    /// What gives the features, site by site.
+    pub fn encoders(&self) -> impl Iterator<Item = &Encoder> {
+        self.encoders.iter().map(|(encoder, _)| encoder)
+    }
+
+    /// Number of features of each site.
+    pub fn widths(&self) -> Vec<usize> {
+        self.encoders().map(|encoder| encoder.w_enc.dims()[1]).collect()
+    }
+
+    /// Number of features of all sites.
     pub fn d_sae(&self) -> usize {
-        self.encoder.w_enc.dims()[1]
+        self.widths().iter().sum()
+    }
+
+    /// Refuses a site that the model lacks, and an autoencoder that is for another width.
+    pub fn check(&self, config: &Gemma2Config) -> Result<()> {
+        for (encoder, site) in &self.encoders {
+            site.check(config.num_hidden_layers)?;
+            let (takes, gives) = (encoder.w_enc.dims()[0], site.width(config));
+            if takes != gives {
+                bail!("the autoencoder takes activations of width {takes}, {site} has {gives}");
+            }
+        }
+        Ok(())
+    }
+
+    fn sites(&self) -> Vec<Site> {
+        self.encoders.iter().map(|(_, site)| *site).collect()
+    }
+
+    /// Pooled features of activations, site by site, `[rows, d_sae]`.
+    fn pool(&self, batch: &TokenBatch, activations: Vec<Tensor<3>>) -> Tensor<2> {
+        let positions = batch.positions(self.pooling, &self.excluded);
+        let pooled = activations.into_iter().zip(self.encoders()).map(|(x, encoder)| {
+            let flat = int_tensor(positions.flat.clone(), &x.device());
+            pooled_features(rows(x).select(0, flat), encoder, &positions.counts)
+        });
+        let mut pooled: Vec<_> = pooled.collect();
+        match pooled.len() {
+            1 => pooled.remove(0),
+            _ => Tensor::cat(pooled, 1),
+        }
     }
 }
 
@@ -115,7 +162,7 @@ impl Forward {
         device_batch: &DeviceBatch,
         reader: Option<&FeatureReader>,
     ) -> Self {
-        let output = model.forward(device_batch.tokens.clone(), &site(reader));
+        let output = model.forward(device_batch.tokens.clone(), &sites(reader));
         Self::read(output, None, batch, device_batch, reader)
     }
 
@@ -131,7 +178,7 @@ impl Forward {
             Activations::Kept => Self::new(model, batch, device_batch, reader),
             Activations::Recomputed => {
                 let tokens = device_batch.tokens.clone();
-                let (output, tape) = model.forward_checkpointed(tokens, &site(reader));
+                let (output, tape) = model.forward_checkpointed(tokens, &sites(reader));
                 Self::read(output, Some(tape), batch, device_batch, reader)
             }
         }
@@ -145,12 +192,7 @@ impl Forward {
         reader: Option<&FeatureReader>,
     ) -> Self {
         let hidden = rows(output.hidden_states).select(0, device_batch.predicting.clone());
-        let pooled = reader.zip(output.sites.into_iter().next()).map(|(reader, activations)| {
-            let positions = batch.positions(reader.pooling, &reader.excluded);
-            let device = activations.device();
-            let activations = rows(activations).select(0, int_tensor(positions.flat, &device));
-            pooled_features(activations, &reader.encoder, &positions.counts)
-        });
+        let pooled = reader.map(|reader| reader.pool(batch, output.sites));
         Self { hidden, pooled, tape }
     }
 
@@ -213,8 +255,8 @@ impl Forward {
     }
 }
 
-fn site(reader: Option<&FeatureReader>) -> Vec<Site> {
-    reader.iter().map(|r| r.site).collect()
+fn sites(reader: Option<&FeatureReader>) -> Vec<Site> {
+    reader.map_or(Vec::new(), FeatureReader::sites)
 }
 
 /// `[batch, tokens, width]` → `[batch · tokens, width]`

@@ -13,7 +13,7 @@ use fpo_transformer::{LoraConfig, Site};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::{recipes, reference_pass::BLOCK};
+use crate::{features::FeatureSelection, recipes, reference_pass::BLOCK};
 
 /// Everything a run depends on. Every key is in the recipe's TOML, with its meaning.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -203,6 +203,16 @@ pub struct ReferenceSettings {
     pub top_n: Option<NonZeroUsize>,
 }
 
+/// A further site of FPO's constraint (appendix D.2), with an autoencoder that exists.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MoreSite {
+    /// Such as `resid_post:7`.
+    pub site: String,
+    /// A sparse autoencoder's file or folder.
+    pub sae: PathBuf,
+}
+
 /// Preference alignment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -237,6 +247,14 @@ pub struct AlignSettings {
     pub token_statistics: bool,
     /// k: features compared are the k strongest of policy and reference.
     pub k: usize,
+    /// A file of features whose squares FPO weighs, as `fpo features find` writes it; all weigh 1 where absent.
+    pub feature_weights: Option<PathBuf>,
+    /// Whether only these features count, or all but them.
+    #[serde(default)]
+    pub feature_selection: FeatureSelection,
+    /// Sites beside `sae.site` whose features are compared too; D is summed over all.
+    #[serde(default)]
+    pub more_sites: Vec<MoreSite>,
     /// Positions whose features are averaged.
     pub pooling: Pooling,
     /// Passes over the pairs.
@@ -294,6 +312,7 @@ impl AlignSettings {
             ada_tau: o.ada_tau,
             ld_alpha: o.ld_alpha,
             use_weighting: o.use_weighting,
+            feature_weights: self.feature_weights.clone().filter(|_| method == Method::Fpo),
             ..self.clone()
         }
     }
@@ -344,6 +363,12 @@ impl Settings {
 
     fn check(&self) -> Result<()> {
         self.align.objective().check().map_err(|m| anyhow!("align: {m}"))?;
+        if self.align.feature_weights.is_some() && self.align.method != Method::Fpo {
+            bail!(
+                "align.feature_weights weighs the features of fpo, {} has none",
+                self.align.method
+            );
+        }
         if self.align.k == 0 {
             bail!("align.k must be at least 1");
         }
@@ -362,6 +387,7 @@ impl Settings {
         if self.reference.batch_size > BLOCK {
             bail!("reference.batch_size = {} is more than {BLOCK}", self.reference.batch_size);
         }
+        self.check_more_sites()?;
         let site: Site = self.sae.site.parse()?;
         if self.model.path.is_none() {
             site.check(self.model.num_hidden_layers)?;
@@ -387,6 +413,32 @@ impl Settings {
             if !(o.weight_decay >= 0.0 && o.weight_decay.is_finite()) {
                 bail!("{name}.optimizer.weight_decay = {} must not be negative", o.weight_decay);
             }
+        }
+        Ok(())
+    }
+}
+
+impl Settings {
+    fn check_more_sites(&self) -> Result<()> {
+        let more = &self.align.more_sites;
+        let mut seen = vec![self.sae.site.as_str()];
+        for MoreSite { site, .. } in more {
+            let parsed: Site = site.parse().with_context(|| format!("align.more_sites: {site}"))?;
+            if self.model.path.is_none() {
+                parsed.check(self.model.num_hidden_layers)?;
+            }
+            if seen.contains(&site.as_str()) {
+                bail!("align.more_sites: {site} stands there twice, or is sae.site");
+            }
+            seen.push(site);
+        }
+        if !more.is_empty() && self.reference.top_n.is_some() {
+            bail!(
+                "reference.top_n cuts the features of one site; leave it out with align.more_sites"
+            );
+        }
+        if !more.is_empty() && self.align.feature_weights.is_some() {
+            bail!("align.feature_weights are of one site; leave them out, or align.more_sites");
         }
         Ok(())
     }
@@ -548,6 +600,7 @@ mod tests {
             ("ada-dpo", "align.ada_tau=[2.0, 1.0]", "ascending"),
             ("dpo", "align.ld_alpha=1.5", "from 0 to 1"),
             ("dpo", "align.ld_alpha=nan", "from 0 to 1"),
+            ("dpo", "align.feature_weights=x.toml", "dpo has none"),
             ("aot", "align.use_weighting=true", "aot has no use_weighting"),
         ] {
             let method = format!("align.method={method}");
@@ -564,6 +617,10 @@ mod tests {
             ("align.label_smoothing=0.1", "fpo has no label_smoothing"),
             ("align.ld_alpha=0.5", "choose one of dpo, cdpo"),
             ("align.discopop_tau=0.05", "choose one of discopop"),
+            ("align.feature_selection=none", "except"),
+            ("align.more_sites=[{ site = \"resid_post:2\", sae = \"x\" }]", "is sae.site"),
+            ("align.more_sites=[{ site = \"resid_post:9\", sae = \"x\" }]", "resid_post:9"),
+            ("align.more_sites=[{ sight = \"resid_post:1\", sae = \"x\" }]", "sight"),
             ("align.k=0", "align.k"),
             ("align.k=100000", "align.k = 100000"),
             ("data.hold_out=1.5", "share"),

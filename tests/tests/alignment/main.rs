@@ -1,7 +1,10 @@
 //! Alignment from tokens to gradients: transformer, autoencoder, reference cache and loss together.
 
 mod cache;
+mod features;
 mod gradients;
 mod parts;
 mod second_model;
+mod sites;
+mod tokens;
 mod world;

@@ -120,21 +120,24 @@ impl World {
 
     /// The reference's cache, written to a disk and read from it.
     pub fn cache(&self, stored: StoredFeatures) -> ReferenceCache {
+        self.cache_of(&self.reader(DType::F32), stored)
+    }
+
+    pub fn cache_of(&self, reader: &FeatureReader, stored: StoredFeatures) -> ReferenceCache {
         let folder = tempfile::tempdir().unwrap();
         let shape = CacheShape {
             pairs: self.pairs.len(),
-            d_sae: D_SAE,
+            d_sae: reader.d_sae(),
             stored,
             rows_per_shard: 4.try_into().unwrap(),
         };
         let path = folder.path().join("cache");
         let mut writer = ReferenceWriter::create(&path, &Fingerprint::default(), shape).unwrap();
-        let reader = self.reader(DType::F32);
         // Other batches than alignment's, so that padding differs.
         for pairs in self.pairs.chunks(2) {
             let pairs: Vec<_> = pairs.iter().map(TokenizedPair::view).collect();
             let batch = PairBatch::new(&pairs, 0).unwrap();
-            for row in reference_rows(&self.reference, Some(&reader), &batch).unwrap() {
+            for row in reference_rows(&self.reference, Some(reader), &batch).unwrap() {
                 writer.push(row).unwrap();
             }
         }

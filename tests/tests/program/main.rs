@@ -1,9 +1,11 @@
 //! The whole program, run as a user runs it.
 
+mod autoencoder;
 mod bad_input;
 mod common;
 mod end_to_end;
 mod evaluate;
+mod features;
 mod generate;
 mod lora;
 mod metrics;

@@ -54,7 +54,8 @@ fn a_killed_run_resumes_exactly() {
         [("early", "sft", 2), ("middle", "sft", 60), ("sparse", "sae", 100), ("late", "align", 40)]
     {
         let run = folder.path().join(name);
-        let printed = kill_and_resume(&run, &[], stage, after);
+        kill(&run, &[], stage, after);
+        let printed = succeed(&train(&run, &["--resume"]));
         if after > 5 {
             assert!(printed.contains("goes on after step"), "{name}: began anew:\n{printed}");
         }
@@ -125,7 +126,14 @@ fn adapters_resume_exactly() {
     let undisturbed = folder.path().join("undisturbed");
     succeed(&train(&undisturbed, &adapters));
     let run = folder.path().join("killed");
-    let printed = kill_and_resume(&run, &adapters, "align", 40);
+    kill(&run, &adapters, "align", 40);
+    let checkpoint =
+        fs::read_dir(run.join("checkpoints/align")).unwrap().map(|e| e.unwrap().path());
+    let checkpoint = checkpoint.max_by_key(|path| path.is_dir()).unwrap();
+    assert!(checkpoint.join("adapter_model.safetensors").is_file());
+    assert!(!checkpoint.join("model.safetensors").exists(), "a checkpoint holds the base");
+
+    let printed = succeed(&train(&run, &[&adapters[..], &["--resume"]].concat()));
     assert!(printed.contains("goes on after step"), "{printed}");
     let file = "align/adapter/adapter_model.safetensors";
     for file in results(&run).into_iter().map(|(file, _)| file).chain([file.into()]) {
@@ -134,8 +142,8 @@ fn adapters_resume_exactly() {
     }
 }
 
-/// Kills a run once a stage has logged so many steps, and starts it again.
-fn kill_and_resume(run: &Path, more: &[&str], stage: &str, after: usize) -> String {
+/// Kills a run once a stage has logged so many steps.
+fn kill(run: &Path, more: &[&str], stage: &str, after: usize) {
     let mut child = fpo(&train(run, more)).spawn().unwrap();
     let begun = Instant::now();
     while steps(run, stage) < after {
@@ -147,5 +155,4 @@ fn kill_and_resume(run: &Path, more: &[&str], stage: &str, after: usize) -> Stri
     let status = child.wait().unwrap();
     assert!(!status.success(), "{stage}: ended before it was killed");
     assert!(!run.join(stage).exists(), "{stage}: an unfinished stage has its folder");
-    succeed(&train(run, &[more, &["--resume"]].concat()))
 }

@@ -4,6 +4,7 @@ mod activations;
 mod bench;
 mod binding;
 mod evaluate;
+mod features;
 mod generate;
 mod loaded;
 mod merge;
@@ -50,6 +51,9 @@ enum Command {
     },
     /// Lists the devices that this binary was compiled for.
     Devices,
+    /// Features of an autoencoder by what they say.
+    #[command(subcommand)]
+    Features(features::Features),
     Generate(generate::Generate),
     /// Makes an adapter part of its model's weights.
     Merge(merge::Merge),
@@ -100,6 +104,7 @@ fn run() -> Result<()> {
             println!("{}", device::compiled().join("\n"));
             Ok(())
         }
+        Command::Features(features) => features.run(),
         Command::Generate(generate) => generate.run(),
         Command::Merge(merge) => merge.run(),
         Command::Bench(bench) => bench.run(),

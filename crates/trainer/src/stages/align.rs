@@ -1,5 +1,7 @@
 //! Preference alignment: the policy moves, the reference is read from its cache.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use fpo_data::{Batches, PairBatch};
@@ -14,7 +16,8 @@ use super::{
 use crate::{
     aligner::Aligner,
     alignment_step::step_gradients,
-    forward::Activations,
+    features::FeatureFile,
+    forward::{Activations, FeatureReader},
     run::{Run, Stage},
     trained::Trained,
     training::{StepResult, Training},
@@ -24,11 +27,14 @@ use crate::{
 pub fn align(run: &Run, base: &Base) -> Result<Stage> {
     let s = &run.settings.align;
     let prepared = &base.prepared;
-    let fingerprint = super::fingerprint(run)
+    let mut fingerprint = super::fingerprint(run)
         .with("prepared", &prepared.stage.hash)
         .with("model", &base.sft.hash)
         .with("reference", &base.reference.hash)
         .with("align", super::section(s)?);
+    if let Some(path) = &s.feature_weights {
+        fingerprint = fingerprint.with("feature_weights", super::content(path)?);
+    }
     run.stage("align", fingerprint, |workspace| {
         let device = run.device.clone().autodiff();
         let objective = s.objective();
@@ -103,11 +109,21 @@ fn aligner_with(
     };
     cache.require(pairs.iter().map(|p| p.id))?;
     let reader = needs.features.then(|| feature_reader(run, prepared, &base.sae)).transpose()?;
-    let k = run.settings.align.k;
-    if let Some(reader) = &reader
-        && k > reader.d_sae()
+    let s = &run.settings;
+    let k = s.align.k;
+    let weights = |path: &PathBuf| -> Result<_> {
+        let reader = reader.as_ref().context("feature weights are of a method with features")?;
+        let encoder = reader.encoders().next().context("a reader has an encoder")?;
+        let selection = s.align.feature_selection;
+        let weights =
+            FeatureFile::load(path)?.weights(encoder, &s.sae.site, selection, &run.device);
+        weights.with_context(|| format!("feature file {}", path.display()))
+    };
+    let feature_weights = s.align.feature_weights.as_ref().map(weights).transpose()?;
+    if let Some(features) = reader.iter().flat_map(FeatureReader::widths).min()
+        && k > features
     {
-        bail!("align.k = {k} is more than the {} features of the autoencoder", reader.d_sae());
+        bail!("align.k = {k} is more than the {features} features of the autoencoder");
     }
     let reference_model = match (needs.token_kl, frozen) {
         (false, _) => None,
@@ -118,7 +134,7 @@ fn aligner_with(
         objective: run.settings.align.objective(),
         needs,
         k,
-        feature_weights: None,
+        feature_weights,
         reader,
         cache,
         reference_model,

@@ -217,13 +217,14 @@ fn moved_features(
     before: &[f64],
     after: &[f64],
 ) -> Result<Vec<FeatureMove>> {
-    let mut order: Vec<usize> = (0..before.len()).collect();
+    let sae = fpo_sae::load(&base.sae.folder, &run.device)?;
+    // Those of align.more_sites come after these.
+    let mut order: Vec<usize> = (0..sae.d_sae()).collect();
     let movement = |i: usize| (after[i] - before[i]).abs();
     order.sort_by(|&a, &b| movement(b).total_cmp(&movement(a)).then(a.cmp(&b)));
     order.truncate(FEATURES_SHOWN);
 
     let prepared = &base.prepared;
-    let sae = fpo_sae::load(&base.sae.folder, &run.device)?;
     let site: Site = run.settings.sae.site.parse()?;
     let columns: Vec<i32> = order.iter().map(|&i| i as i32).collect();
     let columns = Tensor::<1, Int>::from_data(TensorData::new(columns, [order.len()]), &run.device);

@@ -16,6 +16,7 @@ use crate::{
     progress::Progress,
     reference_pass::{Pass, ROWS_PER_SHARD, reference_rows},
     run::{Run, Stage},
+    settings::MoreSite,
 };
 
 /// Which half of the data a cache is about.
@@ -44,7 +45,11 @@ fn cache_fingerprint(
     sae: &Stage,
 ) -> Result<Fingerprint> {
     let s = &run.settings;
-    Ok(Fingerprint::default()
+    let mut fingerprint = Fingerprint::default();
+    for MoreSite { site, sae } in &s.align.more_sites {
+        fingerprint = fingerprint.with(&format!("sae at {site}"), super::content(sae)?);
+    }
+    Ok(fingerprint
         .with("columns", "with shared_log_prob")
         .with("weights", &sft.hash)
         .with("sae", &sae.hash)
@@ -58,12 +63,16 @@ fn cache_fingerprint(
         .with("top_n", format!("{:?}", s.reference.top_n)))
 }
 
-/// The reader of sparse features that reference and policy share.
+/// The reader of sparse features, of all sites, that reference and policy share.
 pub fn feature_reader(run: &Run, prepared: &Prepared, sae: &Stage) -> Result<FeatureReader> {
     let site: Site = run.settings.sae.site.parse()?;
     let loaded = fpo_sae::load(&sae.folder, &run.device)?;
     let pooling = run.settings.align.pooling;
-    Ok(FeatureReader::new(&loaded, site, pooling, prepared.excluded_tokens()))
+    let mut reader = FeatureReader::new(&loaded, site, pooling, prepared.excluded_tokens());
+    for MoreSite { site, sae } in &run.settings.align.more_sites {
+        reader = reader.and(&fpo_sae::load(sae, &run.device)?, site.parse()?);
+    }
+    Ok(reader)
 }
 
 /// Opens one half of the cache; one that was made from other things is refused.
@@ -88,6 +97,7 @@ pub fn reference(run: &Run, prepared: &Prepared, sft: &Stage, sae: &Stage) -> Re
     run.stage("reference", fingerprint, |workspace| {
         let model = weights::load(&sft.folder, &run.device)?;
         let reader = feature_reader(run, prepared, sae)?;
+        reader.check(model.config())?;
         let pad = prepared.tokenizer.pad_id();
         let rows = |batch: &[PairView]| {
             reference_rows(&model, Some(&reader), &PairBatch::new(batch, pad)?)
