@@ -30,7 +30,7 @@ use crate::{aligner::Aligner, forward::Activations, progress::Progress, referenc
 ///   chosen_distance, rejected_distance   D: 1/k · Σ (c̄_policy − c̄_reference)² over the union of both
 ///                                        top k (with --sae)
 ///   u                                    the argument of the sigmoid
-///   loss                                 −log sigmoid(u)
+///   loss                                 −log sigmoid(u); for objectives not in the table below, theirs
 ///   chosen_kl, rejected_kl               Σ over the response's positions of KL(reference ‖ policy), in
 ///                                        nats (with --kl)
 /// and prints a table of means.
@@ -59,7 +59,8 @@ pub struct Evaluate {
     /// Preference pairs, the same as the cache's.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// The objective; `fpo recipes tiny` lists them.
+    /// dpo, tdpo1, tdpo2, simpo, simpo-kl, fpo or another objective; a wrong name is answered with all of
+    /// them.
     #[arg(long)]
     method: Method,
     /// The JSON lines to be written.
@@ -86,7 +87,8 @@ pub struct Evaluate {
     /// The reference model, to compute KL with; needed by tdpo1, tdpo2 and simpo-kl.
     #[arg(long, value_name = "FOLDER")]
     kl: Option<PathBuf>,
-    /// Pairs a forward pass, at most 64.
+    /// Pairs a forward pass, at most 64. With as many as `fpo reference` had, a policy that is the
+    /// reference has u = 0 and D = 0 to the bit.
     #[arg(long, default_value = "8", value_name = "PAIRS", value_parser = batch_size())]
     batch_size: usize,
     #[command(flatten)]

@@ -54,7 +54,7 @@ pub struct Reference {
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
     /// Positions whose features are averaged: predicting (those whose logits give the response), response
-    /// (its own tokens) or sequence (all).
+    /// (its own tokens) or sequence (all). Those that hold BOS or EOS are left out where others are there.
     #[arg(long, default_value = "predicting")]
     pooling: Pooling,
     /// Keeps only the n largest pooled activations of a response; all that are not zero where absent.
