@@ -30,7 +30,7 @@ pub struct Bench {
 enum What {
     /// Each operation against its plain definition and the matrix rate
     Ops,
-    /// Peak memory over tokens and vocabulary
+    /// Peak memory over tokens and vocabulary, with recomputed activations and with adapters
     Memory,
     /// Time and peak memory of every method
     Methods,
@@ -40,6 +40,8 @@ const STEPS: [(&str, &[&str]); 2] =
     [("vocabulary 4,096", &["--vocab", "4096"]), ("vocabulary 32,768", &["--vocab", "32768"])];
 const METHODS: [&str; 6] = ["dpo", "tdpo1", "tdpo2", "simpo", "simpo-kl", "fpo"];
 const TOKENS: [&str; 3] = ["128", "512", "2048"];
+const ACTIVATIONS: [(&str, &[&str]); 2] =
+    [("kept", &[]), ("recomputed", &["--checkpoint-activations"])];
 const VOCABULARIES: [&str; 3] = ["4096", "32768", "262144"];
 
 /// A line of JSON that a measured process printed.
@@ -91,6 +93,17 @@ pub fn run(bench: &Bench) -> Result<ExitCode, Error> {
                     cells.push(format!("{:.0}", step(&sizes)?.memory()));
                 }
                 println!("{}", row(tokens, cells));
+            }
+            println!("\nthe same of 8 pairs × 512 tokens: activations, and what is trained\n");
+            println!("{}", row("", ["all of it", "LoRA, rank 16"]));
+            for (name, activations) in ACTIVATIONS {
+                let mut cells = Vec::new();
+                for trained in [&[][..], &["--lora-rank", "16"]] {
+                    let sizes = ["--steps", "1", "--tokens", "512"];
+                    let found = step(&[&sizes, activations, trained].concat())?;
+                    cells.push(format!("{:.0}", found.memory()));
+                }
+                println!("{}", row(name, cells));
             }
         }
         Some(What::Methods) => {
@@ -157,7 +170,7 @@ fn compare(
 /// A line of a table: a name and right-aligned cells.
 fn row<C: AsRef<str>>(name: &str, cells: impl IntoIterator<Item = C>) -> String {
     let cells = cells.into_iter().map(|cell| format!("{:>16}", cell.as_ref()));
-    format!("{name:<10}{}", cells.collect::<String>())
+    format!("{name:<11}{}", cells.collect::<String>())
 }
 
 /// Runs a process whose last line on standard output is JSON.

@@ -66,6 +66,12 @@ impl Progress {
         }
     }
 
+    /// Notes units that were done by an earlier process: not part of the rate.
+    pub fn skip(&mut self, units: usize) {
+        self.done += units;
+        self.before += units;
+    }
+
     /// Seconds since the beginning.
     pub fn seconds(&self) -> f64 {
         self.begun.elapsed().as_secs_f64()

@@ -13,7 +13,7 @@ use fpo_transformer::{LoraConfig, Site};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::{features::FeatureSelection, recipes};
+use crate::{features::FeatureSelection, recipes, reference_pass::BLOCK};
 
 /// Everything a run depends on. Every key is in the recipe's TOML, with its meaning.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -383,6 +383,9 @@ impl Settings {
             && n.get() < self.align.k
         {
             bail!("reference.top_n = {n} is less than align.k = {}", self.align.k);
+        }
+        if self.reference.batch_size > BLOCK {
+            bail!("reference.batch_size = {} is more than {BLOCK}", self.reference.batch_size);
         }
         self.check_more_sites()?;
         let site: Site = self.sae.site.parse()?;

@@ -5,7 +5,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::{
-    Error, Gemma2,
+    Error, Gemma2, Gemma2Config,
     cache::LayerCache,
     sampling::{candidates, entropy, penalise, sample, softmax},
 };
@@ -85,7 +85,7 @@ pub fn generate_with(
     mut on_token: impl FnMut(usize, u32),
 ) -> Result<Vec<Generated>, Error> {
     options.check()?;
-    check_prompts(model, prompts, options.max_new_tokens)?;
+    check_prompts(model.config(), prompts, options.max_new_tokens)?;
     if prompts.is_empty() || options.max_new_tokens == 0 {
         return Ok(vec![Generated::default(); prompts.len()]);
     }
@@ -155,16 +155,20 @@ pub fn generate_with(
 /// # Errors
 /// [`Error::Prompt`] with the number of the first that it cannot.
 pub fn check_prompts(
-    model: &Gemma2,
+    config: &Gemma2Config,
     prompts: &[Vec<u32>],
     max_new_tokens: usize,
 ) -> Result<(), Error> {
     let mut numbered = prompts.iter().enumerate();
-    numbered.try_for_each(|(index, prompt)| check_prompt(model, index, prompt, max_new_tokens))
+    numbered.try_for_each(|(index, prompt)| check_prompt(config, index, prompt, max_new_tokens))
 }
 
-fn check_prompt(model: &Gemma2, index: usize, prompt: &[u32], new: usize) -> Result<(), Error> {
-    let config = model.config();
+fn check_prompt(
+    config: &Gemma2Config,
+    index: usize,
+    prompt: &[u32],
+    new: usize,
+) -> Result<(), Error> {
     let fail = |message| Err(Error::Prompt { index, message });
     if prompt.is_empty() {
         return fail("has no tokens".into());

@@ -4,6 +4,7 @@
 //! * Knows no sparse autoencoder, no loss and no data format: tokens go in, hidden states and the
 //!   activations of the sites that were asked for come out.
 //! * Parameters bear Hugging Face's names; a parameter's path in the module is its name in a checkpoint.
+//!   (An adapter's A and B are `….q_proj.lora.a` and `.b` here and have PEFT's names in its files.)
 //! * Only [`weights`], [`adapter`] and [`Gemma2Config::load`] touch the disk. What they read is
 //!   untrusted: damage is an [`Error`], never a panic.
 //! * Works on whatever device its parameters live on; no backend is named here.

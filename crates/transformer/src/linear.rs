@@ -48,7 +48,9 @@ pub struct Lora {
 
 impl Lora {
     fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        fpo_ops::linear(fpo_ops::linear(x, self.a.val()), self.b.val()) * self.scale
+        // Scaled where it is narrow.
+        let narrow = fpo_ops::linear(x, self.a.val()) * self.scale;
+        fpo_ops::linear(narrow, self.b.val())
     }
 
     /// What it adds to the weight, `[out, in]`, outside any graph.

@@ -3,7 +3,7 @@
 use burn::tensor::DType;
 use fpo_data::PairBatch;
 use fpo_losses::{Method, Objective};
-use fpo_trainer::alignment_step::step_gradients;
+use fpo_trainer::{aligner::Aligner, alignment_step::step_gradients, forward::Activations};
 
 use crate::{
     gradients::differ,
@@ -35,7 +35,25 @@ fn micro_batches_add_up_to_the_batch() {
     }
 }
 
-/// Oracle for the test above: the losses of AOT's micro-batches alone are other ones.
+/// Oracle: the step with all activations kept.
+#[test]
+fn recomputed_activations_are_the_same_step() {
+    let world = World::new();
+    let policy = trained(&cast(&world.policy, DType::F64));
+    for objective in objectives() {
+        for parts in [&[&[0, 1, 2, 3, 4, 5][..]][..], &[&[0, 1], &[2, 3, 4, 5]]] {
+            let parts: Vec<PairBatch> = parts.iter().map(|p| world.batch(p)).collect();
+            let step = |activations| {
+                let aligner = Aligner { activations, ..world.aligner(objective, DType::F64) };
+                step_gradients(&aligner, &policy, &parts).unwrap().0
+            };
+            let difference = differ(&step(Activations::Recomputed), &step(Activations::Kept));
+            assert!(difference < 1e-12, "{objective:?} in {} parts: {difference}", parts.len());
+        }
+    }
+}
+
+/// Oracle for the first test above: the losses of AOT's micro-batches alone are other ones.
 #[test]
 fn the_whole_step_matters_to_transport() {
     let world = World::new();

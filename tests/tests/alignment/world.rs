@@ -15,7 +15,7 @@ use fpo_sae::{JumpReluSae, Provenance};
 use fpo_trainer::{
     aligner::Aligner,
     forward::{Activations, FeatureReader},
-    reference_pass::ReferencePass,
+    reference_pass::reference_rows,
 };
 use fpo_transformer::{Gemma2, Gemma2Config, Site};
 use serde_json::json;
@@ -133,11 +133,11 @@ impl World {
         };
         let path = folder.path().join("cache");
         let mut writer = ReferenceWriter::create(&path, &Fingerprint::default(), shape).unwrap();
-        let pass = ReferencePass { model: &self.reference, reader: Some(reader), pad_id: 0 };
         // Other batches than alignment's, so that padding differs.
         for pairs in self.pairs.chunks(2) {
             let pairs: Vec<_> = pairs.iter().map(TokenizedPair::view).collect();
-            for row in pass.rows(&pairs).unwrap() {
+            let batch = PairBatch::new(&pairs, 0).unwrap();
+            for row in reference_rows(&self.reference, Some(reader), &batch).unwrap() {
                 writer.push(row).unwrap();
             }
         }

@@ -33,7 +33,7 @@ pub fn all_sites(model: &Gemma2) -> Vec<Site> {
 /// A beginning-of-sequence token and random ones after it, below 50, which every model has.
 pub fn text(seed: u64, length: usize) -> Vec<u32> {
     let mut random = Random(seed);
-    let rest = std::iter::repeat_with(|| 3 + (random.signed().abs() * 46.0) as u32);
+    let rest = std::iter::repeat_with(|| 3 + random.below(46) as u32);
     std::iter::once(2).chain(rest).take(length).collect()
 }
 
@@ -114,14 +114,22 @@ pub fn assert_equal_gradients(
 }
 
 /// SplitMix64.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    /// Between −1 and 1.
-    fn signed(&mut self) -> f32 {
+    fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, end: usize) -> usize {
+        (self.next() % end as u64) as usize
+    }
+
+    /// Between −1 and 1.
+    fn signed(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
 }

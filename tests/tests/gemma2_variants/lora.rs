@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
 };
 
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::common::{
-    CASES, Named, assert_equal_gradients, difference, fixture, load, padded, text, values,
+    CASES, Named, Random, assert_equal_gradients, difference, fixture, load, padded, text, values,
 };
 
 /// Adapters and the models that they are for.
@@ -256,6 +257,43 @@ fn damaged_files_are_errors() {
             Err(Error::Io { path, .. }) => assert!(path.ends_with(file)),
             other => panic!("{file}: {:?}", other.map(|_| ())),
         }
+    }
+}
+
+/// Whatever stands in the two files, loading them returns.
+#[test]
+fn mutated_files_never_panic() {
+    let (valid, device) = (Adapter::valid(), Device::flex());
+    let base = load("one_kv_head", &device);
+    let folder = valid.write();
+    let mut random = Random(0xada);
+    for file in ["adapter_model.safetensors", "adapter_config.json"] {
+        let path = folder.path().join(file);
+        let whole = fs::read(&path).unwrap();
+        // Most of the first file is numbers, of which one is as good as another.
+        let header = whole.len().min(2000);
+        let mut refused = 0;
+        for round in 0..400 {
+            let mut bytes = whole.clone();
+            for _ in 0..1 + random.below(3) {
+                let at = random.below(header.min(bytes.len()));
+                match random.below(4) {
+                    0 => bytes[at] ^= 1 << random.below(8),
+                    1 => bytes[at] = b"0123456789[]{},:\"-"[random.below(18)],
+                    2 => bytes.splice(at..at, [b'9'; 6]).for_each(drop),
+                    _ => bytes.truncate(at.max(1)),
+                }
+            }
+            fs::write(&path, &bytes).unwrap();
+            let load = || adapter::load(&base, folder.path(), &device).is_err();
+            match catch_unwind(AssertUnwindSafe(load)) {
+                Ok(error) => refused += usize::from(error),
+                Err(_) => panic!("{file}, round {round}: {:?}", String::from_utf8_lossy(&bytes)),
+            }
+        }
+        fs::write(&path, &whole).unwrap();
+        println!("{file}: {refused} of 400 mutations were refused");
+        assert!(refused > 200, "{file}: only {refused} mutations were refused");
     }
 }
 

@@ -1,4 +1,4 @@
-//! `fpo reference` and `fpo evaluate` give, pair by pair, what the equations give.
+//! `fpo evaluate` gives, pair by pair, what the equations give.
 //!
 //! Oracle: transformers' logits and hidden states, and scalar arithmetic in Python behind them
 //! (`tests/fixtures/evaluate/generate.py`).
@@ -11,9 +11,8 @@ use std::{
 
 use fpo_data::{
     ReferenceCache, ReferenceRow, SparseFeatures,
-    reference::{CacheShape, ReferenceResponse, ReferenceView, SharedCache, StoredFeatures},
+    reference::{CacheShape, ReferenceResponse, SharedCache, StoredFeatures},
 };
-use safetensors::SafeTensors;
 use serde_json::Value;
 
 use crate::{
@@ -23,12 +22,12 @@ use crate::{
 
 const METHODS: [&str; 6] = ["dpo", "simpo", "tdpo1", "tdpo2", "simpo-kl", "fpo"];
 
-fn file(name: &str) -> PathBuf {
+pub fn file(name: &str) -> PathBuf {
     fixture("evaluate").join(name)
 }
 
 /// Runs `fpo reference` on the fixture's files into `out`, with more options.
-fn reference(out: &Path, more: &[&str]) -> String {
+pub fn reference(out: &Path, more: &[&str]) -> String {
     let (model, sae, data) = (file("reference"), file("sae"), file("pairs.jsonl"));
     let files = ["--model", arg(&model), "--sae", arg(&sae), "--data", arg(&data)];
     let base = ["reference", "--site", "resid_post:1", "--out", arg(out)];
@@ -36,16 +35,16 @@ fn reference(out: &Path, more: &[&str]) -> String {
 }
 
 /// The arguments of `fpo evaluate` on the fixture's files.
-struct Evaluate {
-    policy: PathBuf,
-    cache: PathBuf,
-    sae: PathBuf,
-    data: PathBuf,
-    out: PathBuf,
+pub struct Evaluate {
+    pub policy: PathBuf,
+    pub cache: PathBuf,
+    pub sae: PathBuf,
+    pub data: PathBuf,
+    pub out: PathBuf,
 }
 
 impl Evaluate {
-    fn new(folder: &Path) -> Self {
+    pub fn new(folder: &Path) -> Self {
         Self {
             policy: file("policy"),
             cache: folder.join("cache"),
@@ -62,51 +61,15 @@ impl Evaluate {
         [&files[..], &data, &method, more].concat()
     }
 
-    fn run(&self, method: &str, more: &[&str]) -> Vec<Value> {
+    pub fn run(&self, method: &str, more: &[&str]) -> Vec<Value> {
         succeed(&self.arguments(method, more));
         json_lines(&self.out)
     }
 
-    fn refused(&self, method: &str, more: &[&str], says: &[&str]) {
+    pub fn refused(&self, method: &str, more: &[&str], says: &[&str]) {
         let printed = fail(&self.arguments(method, more));
         for says in says {
             assert!(printed.contains(says), "{method} {more:?}: no {says:?} in:\n{printed}");
-        }
-    }
-}
-
-fn open(cache: &Path) -> ReferenceCache {
-    let fingerprint = ReferenceCache::made_from(cache).unwrap();
-    ReferenceCache::open(cache, &fingerprint).unwrap()
-}
-
-#[test]
-fn the_cache_holds_what_the_reference_says() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("cache");
-    reference(&path, &["--batch-size", "3"]);
-    let cache = open(&path);
-    let rows = json_lines(&file("reference.jsonl"));
-    let bytes = fs::read(file("pooled.safetensors")).unwrap();
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    let pooled = tensors.tensor("pooled").unwrap();
-    let (d_sae, values) = (pooled.shape()[2], pooled.data().as_chunks().0);
-    assert_eq!((cache.len(), cache.d_sae()), (rows.len(), d_sae));
-    let mut dense = vec![0.0; d_sae];
-    for (id, row) in rows.iter().enumerate() {
-        let found = cache.get(id as u64).unwrap();
-        for (side, (name, found)) in
-            [("chosen", found.chosen), ("rejected", found.rejected)].into_iter().enumerate()
-        {
-            let expected = row[format!("{name}_log_prob")].as_f64().unwrap();
-            assert!((f64::from(found.log_prob) - expected).abs() < 1e-4, "pair {id}, {name}");
-            assert_eq!(row[format!("{name}_tokens")], found.tokens);
-            found.features.to_dense_into(&mut dense);
-            let expected = &values[(2 * id + side) * d_sae..][..d_sae];
-            let difference =
-                dense.iter().zip(expected).map(|(a, b)| (a - f32::from_le_bytes(*b)).abs());
-            let largest = difference.fold(0.0, f32::max);
-            assert!(largest < 1e-4, "pair {id}, {name}: pooled activations differ by {largest}");
         }
     }
 }
@@ -184,63 +147,6 @@ fn a_policy_that_is_the_reference_has_no_distance() {
             }
             assert!((line["loss"].as_f64().unwrap() - 2f64.ln()).abs() < 1e-7);
         }
-    }
-}
-
-/// Oracle: the cache made in one piece, bit by bit.
-#[test]
-fn parts_made_apart_are_the_same_cache() {
-    let folder = tempfile::tempdir().unwrap();
-    // Blocks are of 32 pairs: with 7 pairs a single part would have them all.
-    let data = folder.path().join("many.jsonl");
-    fs::write(&data, fs::read_to_string(file("pairs.jsonl")).unwrap().repeat(14)).unwrap();
-    let (model, sae) = (file("reference"), file("sae"));
-    let make = |out: &Path, more: &[&str]| {
-        let files = ["--model", arg(&model), "--sae", arg(&sae), "--data", arg(&data)];
-        let base = ["reference", "--site", "resid_post:1", "--batch-size", "5", "--out", arg(out)];
-        [&base[..], &files, more].concat().into_iter().map(str::to_owned).collect::<Vec<_>>()
-    };
-    let run =
-        |arguments: Vec<String>| succeed(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
-    let whole = folder.path().join("whole");
-    run(make(&whole, &[]));
-    let evaluate = Evaluate { data: data.clone(), ..Evaluate::new(folder.path()) };
-    let parts = &evaluate.cache;
-    run(make(parts, &["--shard", "2/3"]));
-    run(make(parts, &["--shard", "0/3"]));
-    evaluate.refused("fpo", &["--k", "5"], &["part-00001-of-00003.parquet", "missing"]);
-
-    // A part that is there stays, a damaged one is made again, and no --shard means all that are missing.
-    let damaged = parts.join("part-00002-of-00003.parquet");
-    let bytes = fs::read(&damaged).unwrap();
-    fs::write(&damaged, &bytes[..bytes.len() / 2]).unwrap();
-    fs::write(parts.join(".part-00001-of-00003.parquet.left"), "half").unwrap();
-    let printed = run(make(parts, &[]));
-    assert!(
-        printed.contains("part 0 of 3 is there") && !printed.contains("part 2 of 3 is"),
-        "{printed}"
-    );
-    assert!(fs::read(&damaged).unwrap() == bytes, "made again, a part is the same");
-    assert_eq!(fs::read_dir(parts).unwrap().count(), 3, "something was left over");
-
-    let (whole, divided) = (open(&whole), open(parts));
-    assert_eq!((whole.len(), divided.len()), (98, 98));
-    for id in 0..98 {
-        let bits = |row: ReferenceView| {
-            [row.chosen, row.rejected].map(|side| {
-                let values: Vec<u32> = side.features.values.iter().map(|v| v.to_bits()).collect();
-                (side.log_prob.to_bits(), side.tokens, side.features.indices.to_vec(), values)
-            })
-        };
-        assert_eq!(bits(whole.get(id).unwrap()), bits(divided.get(id).unwrap()), "pair {id}");
-    }
-    assert_eq!(evaluate.run("fpo", &["--k", "5"]).len(), 98);
-    for (shard, says) in
-        [("3/3", "counted from 0"), ("x", "I/N"), ("0/2", "in 3 parts"), ("0/0", "I/N")]
-    {
-        let arguments = make(parts, &["--shard", shard]);
-        let printed = fail(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
-        assert!(printed.contains(says), "{shard}: no {says:?} in:\n{printed}");
     }
 }
 

@@ -9,5 +9,6 @@ mod generate;
 mod lora;
 mod metrics;
 mod plan;
+mod reference;
 mod resume;
 mod score;

@@ -54,7 +54,8 @@ fn a_killed_run_resumes_exactly() {
         [("early", "sft", 2), ("middle", "sft", 60), ("sparse", "sae", 100), ("late", "align", 40)]
     {
         let run = folder.path().join(name);
-        let printed = kill_and_resume(&run, &[], stage, after);
+        kill(&run, &[], stage, after);
+        let printed = succeed(&train(&run, &["--resume"]));
         if after > 5 {
             assert!(printed.contains("goes on after step"), "{name}: began anew:\n{printed}");
         }
@@ -70,6 +71,50 @@ fn a_killed_run_resumes_exactly() {
     }
 }
 
+/// The reference's finished parts outlast a kill, and are not made again.
+#[test]
+fn a_killed_reference_goes_on_with_the_parts_that_are_missing() {
+    if skip_when_quick("a_killed_reference_goes_on_with_the_parts_that_are_missing") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (undisturbed, run) = (folder.path().join("undisturbed"), folder.path().join("killed"));
+    let train = |run: &Path, until: &'static str| -> Vec<String> {
+        let fixed = ["train", "--recipe", "smoke", "--set", "data.built_in.pairs=5000", "--until"];
+        let more = [until, "--resume", "--run", arg(run)];
+        fixed.into_iter().chain(more).map(str::to_owned).collect()
+    };
+    let complete = |arguments: &[String]| {
+        succeed(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    };
+    complete(&train(&undisturbed, "reference"));
+    complete(&train(&run, "sae"));
+    let arguments = train(&run, "reference");
+    let mut child = fpo(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).spawn().unwrap();
+    let first = run.join("checkpoints/reference/train/part-00000-of-00003.parquet");
+    let begun = Instant::now();
+    while !first.exists() {
+        assert!(begun.elapsed() < Duration::from_secs(120), "the first part never came");
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it was killed");
+        sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap(); // SIGKILL
+    child.wait().unwrap();
+    assert!(!run.join("reference").exists(), "an unfinished stage has its folder");
+    let made = fs::metadata(&first).unwrap().modified().unwrap();
+
+    complete(&arguments);
+    let kept = run.join("reference/train/part-00000-of-00003.parquet");
+    assert_eq!(fs::metadata(kept).unwrap().modified().unwrap(), made, "it was made again");
+    for part in
+        ["train/part-00000-of-00003", "train/part-00002-of-00003", "held_out/part-00000-of-00001"]
+    {
+        let bytes =
+            |run: &Path| fs::read(run.join("reference").join(part).with_extension("parquet"));
+        assert!(bytes(&run).unwrap() == bytes(&undisturbed).unwrap(), "{part} differs");
+    }
+}
+
 /// A checkpoint holds the adapters alone; the base is read again.
 #[test]
 fn adapters_resume_exactly() {
@@ -81,7 +126,14 @@ fn adapters_resume_exactly() {
     let undisturbed = folder.path().join("undisturbed");
     succeed(&train(&undisturbed, &adapters));
     let run = folder.path().join("killed");
-    let printed = kill_and_resume(&run, &adapters, "align", 40);
+    kill(&run, &adapters, "align", 40);
+    let checkpoint =
+        fs::read_dir(run.join("checkpoints/align")).unwrap().map(|e| e.unwrap().path());
+    let checkpoint = checkpoint.max_by_key(|path| path.is_dir()).unwrap();
+    assert!(checkpoint.join("adapter_model.safetensors").is_file());
+    assert!(!checkpoint.join("model.safetensors").exists(), "a checkpoint holds the base");
+
+    let printed = succeed(&train(&run, &[&adapters[..], &["--resume"]].concat()));
     assert!(printed.contains("goes on after step"), "{printed}");
     let file = "align/adapter/adapter_model.safetensors";
     for file in results(&run).into_iter().map(|(file, _)| file).chain([file.into()]) {
@@ -90,8 +142,8 @@ fn adapters_resume_exactly() {
     }
 }
 
-/// Kills a run once a stage has logged so many steps, and starts it again.
-fn kill_and_resume(run: &Path, more: &[&str], stage: &str, after: usize) -> String {
+/// Kills a run once a stage has logged so many steps.
+fn kill(run: &Path, more: &[&str], stage: &str, after: usize) {
     let mut child = fpo(&train(run, more)).spawn().unwrap();
     let begun = Instant::now();
     while steps(run, stage) < after {
@@ -103,5 +155,4 @@ fn kill_and_resume(run: &Path, more: &[&str], stage: &str, after: usize) -> Stri
     let status = child.wait().unwrap();
     assert!(!status.success(), "{stage}: ended before it was killed");
     assert!(!run.join(stage).exists(), "{stage}: an unfinished stage has its folder");
-    succeed(&train(run, &[more, &["--resume"]].concat()))
 }

@@ -101,6 +101,29 @@ fn lines_of_text_are_sequences_too() {
     assert!(activations("a.txt", "One line.\n\n{Another} one\r\n") == activations("a.jsonl", json));
 }
 
+/// Real dialogues of every length and shape, four of them without an answer.
+#[test]
+fn every_pair_of_real_data_has_its_line() {
+    let Some(data) = crate::common::hh_rlhf() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let (model, out) = (fixture("score/plain"), folder.path().join("scores.jsonl"));
+    let files = ["--model", arg(&model), "--data", arg(&data), "--out", arg(&out)];
+    let printed = fail(&[&["score"], &files[..]].concat());
+    assert!(printed.contains("160 positions") && printed.contains("row "), "{printed}");
+    let cut = ["--max-length", "96", "--max-prompt-length", "48", "--batch-size", "32"];
+    succeed(&[&["score"], &files[..], &cut].concat());
+    let lines = json_lines(&out);
+    assert_eq!(lines.len(), 2312);
+    for line in &lines {
+        for side in ["chosen", "rejected"] {
+            let tokens = line[format!("{side}_tokens")].as_u64().unwrap();
+            assert!((1..=94).contains(&tokens), "{line}");
+            assert!(line[format!("{side}_log_prob")].as_f64().unwrap() < 0.0, "{line}");
+        }
+    }
+    assert!(lines.iter().any(|line| line["rejected_tokens"] == 1 || line["chosen_tokens"] == 1));
+}
+
 #[test]
 fn what_cannot_be_scored_is_an_error_with_its_place() {
     let folder = tempfile::tempdir().unwrap();

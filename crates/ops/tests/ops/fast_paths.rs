@@ -71,14 +71,12 @@ fn causal_attention() {
 #[test]
 fn packed_attention() {
     // Texts of each row; the width; heads, kv heads, head_dim
-    let cases: [(&[&[usize]], usize, [usize; 3]); 4] = [
-        (&[&[1]], 1, [1, 1, 1]),
-        (&[&[3, 1, 5], &[9], &[4, 2]], 9, [4, 2, 5]),
-        (&[&[63, 2, 65], &[1, 64, 65]], 130, [2, 2, 8]),
-        (&[&[0, 20, 0, 70], &[]], 100, [3, 1, 16]),
-    ];
-    for (texts, width, [h, kh, d]) in cases {
-        let lengths: Vec<Vec<usize>> = texts.iter().map(|row| row.to_vec()).collect();
+    for (lengths, width, [h, kh, d]) in [
+        (vec![vec![1]], 1, [1, 1, 1]),
+        (vec![vec![3, 1, 5], vec![9], vec![4, 2]], 9, [4, 2, 5]),
+        (vec![vec![63, 2, 65], vec![1, 64, 65]], 130, [2, 2, 8]),
+        (vec![vec![0, 20, 0, 70], vec![]], 100, [3, 1, 16]),
+    ] {
         let texts = TextStarts::new(&lengths, width);
         for softcap in [None, Some(5.0)] {
             for window in [None, Some(1), Some(3), Some(64)] {

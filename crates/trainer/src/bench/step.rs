@@ -24,7 +24,7 @@ use crate::{
     forward::{Activations, FeatureReader},
     optim::{GradientMap, Optimizer},
     plan,
-    reference_pass::ReferencePass,
+    reference_pass::reference_rows,
     settings::{OptimizerKind, OptimizerSettings, Schedule},
 };
 
@@ -250,8 +250,8 @@ fn aligner(sizes: &StepSizes, reference: Gemma2, pairs: &[PairView]) -> Result<A
         rows_per_shard: sizes.pairs.try_into()?,
     };
     let mut writer = ReferenceWriter::create(folder.path(), &fingerprint, shape)?;
-    let pass = ReferencePass { model: &reference, reader: Some(&reader), pad_id: 0 };
-    for row in pass.rows(pairs)? {
+    let batch = PairBatch::new(pairs, 0)?;
+    for row in reference_rows(&reference, Some(&reader), &batch)? {
         writer.push(row)?;
     }
     writer.finish()?;

@@ -10,11 +10,11 @@ use anyhow::{Result, ensure};
 use burn::tensor::{Int, Tensor, TensorData};
 use clap::Args;
 use fpo_data::atomic;
-use fpo_transformer::Site;
+use fpo_transformer::{Gemma2, Site};
 use serde_json::json;
 
 use super::{
-    loaded::{DeviceArg, Loaded},
+    loaded::{DeviceArg, ModelFolder},
     tokens::{Sequence, TokenArgs},
 };
 use crate::progress::Progress;
@@ -68,16 +68,19 @@ the output of model.layers[L] (hidden_states[-1] is after the final norm).";
 
 impl Activations {
     pub fn run(self) -> Result<()> {
-        let loaded = Loaded::open(&self.model, &self.device.open()?)?;
-        self.site.check(loaded.model.config().num_hidden_layers)?;
-        let sequences = self.tokens.read_sequences(&loaded, &self.data)?;
+        let device = self.device.open()?;
+        let folder = ModelFolder::open(&self.model)?;
+        self.site.check(folder.config.num_hidden_layers)?;
+        let sequences = self.tokens.read_sequences(&folder, &self.data)?;
+        let model = folder.load(&device)?;
+        let pad = folder.tokenizer.pad_id();
         let total = sequences.iter().map(|s| s.tokens.len()).sum::<usize>();
-        let layout = Layout { tokens: total, width: self.site.width(loaded.model.config()) };
+        let layout = Layout { tokens: total, width: self.site.width(&folder.config) };
         let mut progress = Progress::new("activations", "tokens", total, 0);
         atomic::write_file(&self.out, |file| -> Result<()> {
             file.write_all(&layout.header(self.site, &self.model)?)?;
             for batch in sequences.chunks(self.batch_size.get()) {
-                let values = read(&loaded, self.site, batch)?;
+                let values = read(&model, self.site, batch, pad)?;
                 ensure!(
                     values.iter().all(|x| x.is_finite()),
                     "{} holds NaN or infinity",
@@ -86,7 +89,7 @@ impl Activations {
                 write_floats(file, &values)?;
                 progress.advance(batch.iter().map(|s| s.tokens.len()).sum(), "");
             }
-            write_columns(file, &loaded, &sequences)
+            write_columns(file, &folder, &sequences)
         })?;
         progress.finish(&format!("{total} tokens of {} sequences", sequences.len()));
         Ok(())
@@ -94,22 +97,21 @@ impl Activations {
 }
 
 /// The activations of a batch without its padding, `[tokens of all sequences, width]`.
-fn read(loaded: &Loaded, site: Site, sequences: &[Sequence]) -> Result<Vec<f32>> {
+fn read(model: &Gemma2, site: Site, sequences: &[Sequence], pad: u32) -> Result<Vec<f32>> {
     let longest = sequences.iter().map(|s| s.tokens.len()).max().unwrap_or(0);
-    let pad = loaded.tokenizer.pad_id() as i32;
     let mut ids = Vec::with_capacity(sequences.len() * longest);
     let mut kept = Vec::new();
     for (row, sequence) in sequences.iter().enumerate() {
         ids.extend(sequence.tokens.iter().map(|&id| id as i32));
-        ids.resize((row + 1) * longest, pad);
+        ids.resize((row + 1) * longest, pad as i32);
         kept.extend((0..sequence.tokens.len()).map(|t| (row * longest + t) as i32));
     }
-    let device = loaded.model.device();
+    let device = model.device();
     let shape = [sequences.len(), longest];
     let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, shape), &device);
     let count = kept.len();
     let kept = Tensor::<1, Int>::from_data(TensorData::new(kept, [count]), &device);
-    let mut found = loaded.model.activations(ids, &[site]);
+    let mut found = model.activations(ids, &[site]);
     let activations = found.remove(0);
     let [rows, tokens, width] = activations.dims();
     let activations = activations.reshape([rows * tokens, width]).select(0, kept);
@@ -164,8 +166,12 @@ fn write_floats(file: &mut impl Write, values: &[f32]) -> Result<()> {
 }
 
 /// Everything but the activations.
-fn write_columns(file: &mut impl Write, loaded: &Loaded, sequences: &[Sequence]) -> Result<()> {
-    let special = loaded.special_tokens();
+fn write_columns(
+    file: &mut impl Write,
+    folder: &ModelFolder,
+    sequences: &[Sequence],
+) -> Result<()> {
+    let special = folder.special_tokens();
     let tokens = || sequences.iter().flat_map(|s| s.tokens.iter().copied());
     let mut integers = |values: &mut dyn Iterator<Item = usize>| -> Result<()> {
         for value in values {

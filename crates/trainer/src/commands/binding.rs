@@ -6,11 +6,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use burn::tensor::Device;
 use fpo_data::{Fingerprint, Pair, Pooling, Prompt, Rendering, hash};
 use fpo_sae::JumpReluSae;
 use fpo_transformer::{Gemma2Config, Site};
 
-use super::{loaded::Loaded, tokens::TokenArgs};
+use super::{loaded::ModelFolder, tokens::TokenArgs};
 use crate::forward::FeatureReader;
 
 /// Names of the items.
@@ -24,12 +25,12 @@ pub const TOP_N: &str = "top_n";
 pub const NONE: &str = "none";
 
 /// The items that decide which tokens are looked at: the same for reference and policy.
-pub fn tokens(loaded: &Loaded, args: &TokenArgs, pairs: &[Pair]) -> Fingerprint {
+pub fn tokens(folder: &ModelFolder, args: &TokenArgs, pairs: &[Pair]) -> Fingerprint {
     let limit = |tokens: Option<usize>| tokens.map_or(NONE.to_owned(), |n| n.to_string());
     Fingerprint::default()
         .with("data", hash_pairs(pairs))
-        .with("tokenizer", loaded.tokenizer.hash())
-        .with("chat template", loaded.template.hash())
+        .with("tokenizer", folder.tokenizer.hash())
+        .with("chat template", folder.template.hash())
         .with("rendering", Rendering::AsGiven.name())
         .with("max_length", limit(args.max_length))
         .with("max_prompt_length", limit(args.max_prompt_length))
@@ -85,10 +86,16 @@ pub struct Reader {
 
 impl Reader {
     /// Reads an autoencoder and checks that it belongs at the site of the model.
-    pub fn open(path: &Path, site: Site, pooling: Pooling, loaded: &Loaded) -> Result<Self> {
-        let config = loaded.model.config();
+    pub fn open(
+        path: &Path,
+        site: Site,
+        pooling: Pooling,
+        folder: &ModelFolder,
+        device: &Device,
+    ) -> Result<Self> {
+        let config = &folder.config;
         site.check(config.num_hidden_layers)?;
-        let sae = fpo_sae::load(path, &loaded.model.device())?;
+        let sae = fpo_sae::load(path, device)?;
         let (reads, width) = (sae.d_in(), site.width(config));
         ensure!(
             reads == width,
@@ -103,7 +110,7 @@ impl Reader {
             );
         }
         let hash = hash_encoder(&sae);
-        let reader = FeatureReader::new(&sae, site, pooling, loaded.special_tokens());
+        let reader = FeatureReader::new(&sae, site, pooling, folder.special_tokens());
         Ok(Self { reader, hash })
     }
 }

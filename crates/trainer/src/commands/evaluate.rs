@@ -3,30 +3,23 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use burn::tensor::Tensor;
+use burn::tensor::Device;
 use clap::Args;
-use comfy_table::{CellAlignment, Table, presets};
 use fpo_data::{
-    Fingerprint, Pair, PairBatch, PairView, Pooling, ReferenceCache, TokenizedPair,
-    reference::StoredFeatures,
+    Fingerprint, Pair, PairBatch, Pooling, ReferenceCache, TokenizedPair, reference::StoredFeatures,
 };
-use fpo_losses::{Method, Objective, PerResponse, Quantities};
-use fpo_transformer::{Gemma2, Site, weights};
-use serde::Serialize;
+use fpo_losses::{Method, Objective, Quantities};
+use fpo_transformer::{Gemma2, Gemma2Config, Site, weights};
 
 use super::{
     binding::{self, NONE, Reader},
-    loaded::{DeviceArg, Loaded},
+    loaded::{DeviceArg, ModelFolder},
+    per_pair::{Line, lines, summary},
     reference::batch_size,
     score::{TOKENS_HELP, write_lines},
     tokens::TokenArgs,
 };
-use crate::{
-    aligner::Aligner,
-    forward::Activations,
-    progress::Progress,
-    reference_pass::{plan, shard_batches},
-};
+use crate::{aligner::Aligner, forward::Activations, progress::Progress, reference_pass::Pass};
 
 /// Compares a policy with its reference, pair by pair, under a preference objective.
 ///
@@ -93,7 +86,7 @@ pub struct Evaluate {
     /// The reference model, to compute KL with; needed by tdpo1, tdpo2 and simpo-kl.
     #[arg(long, value_name = "FOLDER")]
     kl: Option<PathBuf>,
-    /// Pairs a forward pass, at most 32.
+    /// Pairs a forward pass, at most 64.
     #[arg(long, default_value = "8", value_name = "PAIRS", value_parser = batch_size())]
     batch_size: usize,
     #[command(flatten)]
@@ -102,37 +95,16 @@ pub struct Evaluate {
     device: DeviceArg,
 }
 
-/// A line of the output.
-#[derive(Clone, Serialize)]
-struct Line {
-    chosen_log_prob: f32,
-    rejected_log_prob: f32,
-    chosen_tokens: usize,
-    rejected_tokens: usize,
-    margin: f32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    chosen_distance: Option<f32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rejected_distance: Option<f32>,
-    u: f32,
-    loss: f32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    chosen_kl: Option<f32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rejected_kl: Option<f32>,
-    /// By how much the chosen response's reward is the higher one; not written.
-    #[serde(skip)]
-    reward_margin: f32,
-}
-
 impl Evaluate {
     pub fn run(self) -> Result<()> {
         let objective = self.objective()?;
-        let loaded = Loaded::open(&self.policy, &self.device.open()?)?;
-        let (pairs, tokenised) = self.tokens.read_pairs(&loaded, &self.data)?;
-        let aligner = self.aligner(objective, &loaded, &pairs)?;
+        let device = self.device.open()?;
+        let folder = ModelFolder::open(&self.policy)?;
+        let (pairs, tokenised) = self.tokens.read_pairs(&folder, &self.data)?;
+        let aligner = self.aligner(objective, &folder, &pairs, &device)?;
         check_counts(&aligner.cache, &tokenised)?;
-        let lines = self.compare(&aligner, &loaded, &tokenised)?;
+        let policy = folder.load(&device)?;
+        let lines = self.compare(&aligner, &policy, folder.tokenizer.pad_id(), &tokenised)?;
         write_lines(&self.per_pair, &lines)?;
         println!("{}", summary(&objective, &lines));
         Ok(())
@@ -155,14 +127,55 @@ impl Evaluate {
     }
 
     /// Everything that the policy is compared with, bound to the same things as the policy.
-    fn aligner(&self, objective: Objective, loaded: &Loaded, pairs: &[Pair]) -> Result<Aligner> {
+    fn aligner(
+        &self,
+        objective: Objective,
+        folder: &ModelFolder,
+        pairs: &[Pair],
+        device: &Device,
+    ) -> Result<Aligner> {
         let made_from = ReferenceCache::made_from(&self.reference)?;
-        let reader = self.reader(loaded, &made_from)?;
-        let mut expected = binding::tokens(loaded, &self.tokens, pairs);
+        let reader = self.reader(folder, &made_from, device)?;
+        let expected = self.expected(folder, pairs, &made_from, reader.as_ref())?;
+        let cache = ReferenceCache::open(&self.reference, &expected)?;
+        cache.require(pairs.iter().map(|pair| pair.id))?;
+        let reader = reader.map(|r| r.reader);
+        if let Some(reader) = &reader {
+            self.check_k(reader.d_sae(), cache.stored())?;
+        }
+        let reference_model = match &self.kl {
+            None => None,
+            Some(path) => {
+                check_comparable(&folder.config, &Gemma2Config::load(path)?)?;
+                Some(weights::load(path, device)?)
+            }
+        };
+        Ok(Aligner {
+            needs: objective.needs(),
+            objective,
+            k: self.k,
+            feature_weights: None,
+            reader,
+            cache,
+            reference_model,
+            activations: Activations::Kept,
+            token_statistics: false,
+        })
+    }
+
+    /// What the cache must have been made from, as far as that can be known here.
+    fn expected(
+        &self,
+        folder: &ModelFolder,
+        pairs: &[Pair],
+        made_from: &Fingerprint,
+        reader: Option<&Reader>,
+    ) -> Result<Fingerprint> {
+        let mut expected = binding::tokens(folder, &self.tokens, pairs);
         if let Some(folder) = &self.kl {
             expected = expected.with(binding::WEIGHTS, binding::hash_model(folder)?);
         }
-        if let Some(Reader { hash, .. }) = &reader {
+        if let Some(Reader { hash, .. }) = reader {
             expected = expected.with(binding::SAE, hash);
         }
         if let Some(site) = self.site {
@@ -179,44 +192,27 @@ impl Evaluate {
                 expected = expected.with(item, found);
             }
         }
-        let cache = ReferenceCache::open(&self.reference, &expected)?;
-        cache.require(pairs.iter().map(|pair| pair.id))?;
-        let reader = reader.map(|r| r.reader);
-        if let Some(reader) = &reader {
-            let d_sae = reader.d_sae();
-            ensure!(
-                self.k <= d_sae,
-                "k = {} is more than the autoencoder's {d_sae} features; set --k",
-                self.k
-            );
-            if let StoredFeatures::Top(n) = cache.stored() {
-                ensure!(
-                    n.get() >= self.k,
-                    "the cache holds {n} features of a response, fewer than k = {}; set --k, or make it again with another --top-n",
-                    self.k
-                );
-            }
-        }
-        let reference_model = self.kl.as_ref().map(|folder| {
-            let reference = weights::load(folder, &loaded.model.device())?;
-            check_comparable(&loaded.model, &reference)?;
-            Ok::<_, anyhow::Error>(reference)
-        });
-        let reference_model = reference_model.transpose()?;
-        Ok(Aligner {
-            needs: objective.needs(),
-            objective,
-            k: self.k,
-            feature_weights: None,
-            reader,
-            cache,
-            reference_model,
-            activations: Activations::Kept,
-            token_statistics: false,
-        })
+        Ok(expected)
     }
 
-    fn reader(&self, loaded: &Loaded, made_from: &Fingerprint) -> Result<Option<Reader>> {
+    fn check_k(&self, d_sae: usize, stored: StoredFeatures) -> Result<()> {
+        let k = self.k;
+        ensure!(k <= d_sae, "k = {k} is more than the autoencoder's {d_sae} features; set --k");
+        if let StoredFeatures::Top(n) = stored {
+            ensure!(
+                n.get() >= k,
+                "the cache holds {n} features of a response, fewer than k = {k}; set --k, or make it again with another --top-n"
+            );
+        }
+        Ok(())
+    }
+
+    fn reader(
+        &self,
+        folder: &ModelFolder,
+        made_from: &Fingerprint,
+        device: &Device,
+    ) -> Result<Option<Reader>> {
         let Some(path) = &self.sae else { return Ok(None) };
         let of_cache = |item: &str| match made_from.0.get(item).map(String::as_str) {
             None | Some(NONE) => bail!(
@@ -235,24 +231,24 @@ impl Evaluate {
                 of_cache(binding::POOLING)?.parse().map_err(|message: String| anyhow!(message))?
             }
         };
-        Reader::open(path, site, pooling, loaded).map(Some)
+        Reader::open(path, site, pooling, folder, device).map(Some)
     }
 
     fn compare(
         &self,
         aligner: &Aligner,
-        loaded: &Loaded,
+        policy: &Gemma2,
+        pad: u32,
         pairs: &[TokenizedPair],
     ) -> Result<Vec<Line>> {
-        let views: Vec<PairView> = pairs.iter().map(TokenizedPair::view).collect();
+        let pass = Pass::new(pairs.iter().map(TokenizedPair::view).collect(), self.batch_size);
         let mut parts = Vec::new();
         let mut order: Vec<usize> = Vec::with_capacity(pairs.len());
         let mut progress = Progress::new("evaluate", "pairs", pairs.len(), 0);
         // The reference's own batches: a policy that is the reference differs from it by nothing at all.
-        for indices in shard_batches(&plan(&views), self.batch_size, 0, 1) {
-            let batch: Vec<PairView> = indices.iter().map(|&i| views[i]).collect();
-            let batch = PairBatch::new(&batch, loaded.tokenizer.pad_id())?;
-            parts.push(aligner.measure(&loaded.model, &batch)?.quantities);
+        for indices in pass.batches(0, 1) {
+            let batch = PairBatch::new(&pass.views(indices), pad)?;
+            parts.push(aligner.measure(policy, &batch)?.quantities);
             progress.advance(indices.len(), "");
             order.extend(indices);
         }
@@ -261,64 +257,10 @@ impl Evaluate {
         let found: Vec<Line> = lines(&aligner.objective, Quantities::cat(&parts));
         let mut in_order: Vec<Option<Line>> = vec![None; pairs.len()];
         for (index, line) in order.into_iter().zip(found) {
-            line.check().with_context(|| format!("row {} (counted from 0)", views[index].id))?;
+            line.check().with_context(|| format!("row {} (counted from 0)", pairs[index].id))?;
             in_order[index] = Some(line);
         }
         Ok(in_order.into_iter().flatten().collect())
-    }
-}
-
-/// The method's margin for each pair: −u where the policy's log-probabilities, KL and D are zero.
-fn margin(objective: &Objective, q: &Quantities) -> Tensor<1> {
-    let zero = || q.log_probs.clone().map(|x| x.zeros_like());
-    let without_policy = Quantities {
-        log_probs: zero(),
-        kl: q.kl.as_ref().map(|_| zero()),
-        distance: q.distance.as_ref().map(|_| zero()),
-        ..q.clone()
-    };
-    let u = objective.losses(without_policy).logits();
-    // 0 − u and not −u: a margin of nothing is 0, not −0.
-    u.zeros_like() - u
-}
-
-fn lines(objective: &Objective, q: Quantities) -> Vec<Line> {
-    let values = |x: &Tensor<1>| -> Vec<f32> { x.to_data().iter::<f32>().collect() };
-    let both = |x: &PerResponse| (values(&x.chosen), values(&x.rejected));
-    let (log_probs, counts) = (both(&q.log_probs), both(&q.counts));
-    let (distances, kls) = (q.distance.as_ref().map(both), q.kl.as_ref().map(both));
-    let margins = values(&margin(objective, &q));
-    let result = objective.losses(q);
-    let (us, losses) = (values(&result.logits()), values(&result.losses));
-    let reward_margins = values(&result.rewards.margin());
-    (0..us.len())
-        .map(|i| Line {
-            chosen_log_prob: log_probs.0[i],
-            rejected_log_prob: log_probs.1[i],
-            chosen_tokens: counts.0[i] as usize,
-            rejected_tokens: counts.1[i] as usize,
-            margin: margins[i],
-            chosen_distance: distances.as_ref().map(|d| d.0[i]),
-            rejected_distance: distances.as_ref().map(|d| d.1[i]),
-            u: us[i],
-            loss: losses[i],
-            chosen_kl: kls.as_ref().map(|kl| kl.0[i]),
-            rejected_kl: kls.as_ref().map(|kl| kl.1[i]),
-            reward_margin: reward_margins[i],
-        })
-        .collect()
-}
-
-impl Line {
-    fn check(&self) -> Result<()> {
-        for (name, value) in [
-            ("chosen_log_prob", self.chosen_log_prob),
-            ("rejected_log_prob", self.rejected_log_prob),
-            ("loss", self.loss),
-        ] {
-            ensure!(value.is_finite(), "{name} is {value}; are the policy's weights sound?");
-        }
-        Ok(())
     }
 }
 
@@ -342,64 +284,16 @@ fn check_counts(cache: &ReferenceCache, pairs: &[TokenizedPair]) -> Result<()> {
 }
 
 /// Fails where two models' distributions cannot be compared position by position.
-fn check_comparable(policy: &Gemma2, reference: &Gemma2) -> Result<()> {
-    let (ours, theirs) = (policy.config(), reference.config());
+fn check_comparable(policy: &Gemma2Config, reference: &Gemma2Config) -> Result<()> {
+    let (ours, theirs) = (policy.vocab_size, reference.vocab_size);
     ensure!(
-        ours.vocab_size == theirs.vocab_size,
-        "--kl: the reference has a vocabulary of {}, the policy one of {}",
-        theirs.vocab_size,
-        ours.vocab_size
+        ours == theirs,
+        "--kl: the reference has a vocabulary of {theirs}, the policy one of {ours}"
     );
+    let (ours, theirs) = (policy.final_logit_softcapping, reference.final_logit_softcapping);
     ensure!(
-        ours.final_logit_softcapping == theirs.final_logit_softcapping,
-        "--kl: final_logit_softcapping is {:?} in the reference and {:?} in the policy",
-        theirs.final_logit_softcapping,
-        ours.final_logit_softcapping
+        ours == theirs,
+        "--kl: final_logit_softcapping is {theirs:?} in the reference and {ours:?} in the policy"
     );
     Ok(())
-}
-
-/// Means over all pairs.
-fn summary(objective: &Objective, lines: &[Line]) -> Table {
-    let mut table = Table::new();
-    let title = format!("{}, {} pairs", objective.method, lines.len());
-    table.load_style(presets::UTF8_FULL_CONDENSED);
-    table.set_header([title.as_str(), "Mean"]);
-    let mean = |value: &dyn Fn(&Line) -> Option<f64>| -> Option<f64> {
-        let values: Option<Vec<f64>> = lines.iter().map(value).collect();
-        values.map(|v| v.iter().sum::<f64>() / v.len().max(1) as f64)
-    };
-    let of = |value: fn(&Line) -> f32| mean(&|line| Some(f64::from(value(line))));
-    let of_some = |value: fn(&Line) -> Option<f32>| mean(&|line| value(line).map(f64::from));
-    let average = |sum: f32, tokens: usize| f64::from(sum) / tokens as f64;
-    let accuracy = mean(&|line| {
-        let chosen = average(line.chosen_log_prob, line.chosen_tokens);
-        Some(f64::from(chosen > average(line.rejected_log_prob, line.rejected_tokens)))
-    });
-    let rewarded = mean(&|line| Some(f64::from(line.reward_margin > 0.0)));
-    let share = |share: Option<f64>| share.map(|share| format!("{:.1}%", 100.0 * share));
-    let number = |value: Option<f64>| value.map(|value| format!("{value:.5}"));
-    for (name, value) in [
-        ("Loss", number(of(|l| l.loss))),
-        ("Accuracy (higher average log-probability)", share(accuracy)),
-        ("Accuracy (higher reward)", share(rewarded)),
-        ("u", number(of(|l| l.u))),
-        ("Margin", number(of(|l| l.margin))),
-        ("Log-probability, chosen", number(of(|l| l.chosen_log_prob))),
-        ("Log-probability, rejected", number(of(|l| l.rejected_log_prob))),
-        ("Tokens, chosen", number(of(|l| l.chosen_tokens as f32))),
-        ("Tokens, rejected", number(of(|l| l.rejected_tokens as f32))),
-        ("D, chosen", number(of_some(|l| l.chosen_distance))),
-        ("D, rejected", number(of_some(|l| l.rejected_distance))),
-        ("KL, chosen", number(of_some(|l| l.chosen_kl))),
-        ("KL, rejected", number(of_some(|l| l.rejected_kl))),
-    ] {
-        if let Some(value) = value {
-            table.add_row([name.to_owned(), value]);
-        }
-    }
-    if let Some(column) = table.column_mut(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
 }

@@ -8,15 +8,15 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use fpo_data::{Message, Prompt, Rendering, read_prompts};
+use fpo_data::{Message, Prompt, Rendering, Tokenizer, read_prompts};
 use fpo_transformer::{
-    Generated, GenerationOptions, generate,
+    Gemma2, Generated, GenerationOptions, generate,
     generate::{check_prompts, generate_with},
 };
 use serde::Serialize;
 
 use super::{
-    loaded::{DeviceArg, Loaded},
+    loaded::{DeviceArg, ModelFolder},
     score::write_lines,
 };
 use crate::progress::Progress;
@@ -113,23 +113,26 @@ enum PromptValue<'a> {
 
 impl Generate {
     pub fn run(self) -> Result<()> {
-        let loaded = Loaded::open(&self.model, &self.device.open()?)?;
-        let options = self.sampling.options(&loaded)?;
+        let device = self.device.open()?;
+        let folder = ModelFolder::open(&self.model)?;
+        let options = self.sampling.options(&folder)?;
         let prompts = self.prompts.read()?;
-        let tokens = self.tokenize(&loaded, &prompts)?;
-        check_prompts(&loaded.model, &tokens, options.max_new_tokens)?;
+        let tokens = self.tokenize(&folder, &prompts)?;
+        check_prompts(&folder.config, &tokens, options.max_new_tokens)?;
+        let model = folder.load(&device)?;
+        let tokenizer = &folder.tokenizer;
         match &self.prompts.prompt {
-            Some(_) => stream(&loaded, &tokens, &options),
-            None => self.answer_all(&loaded, &prompts, &tokens, &options),
+            Some(_) => stream(&model, tokenizer, &tokens, &options),
+            None => self.answer_all(&model, tokenizer, &prompts, &tokens, &options),
         }
     }
 
-    fn tokenize(&self, loaded: &Loaded, prompts: &[Prompt]) -> Result<Vec<Vec<u32>>> {
+    fn tokenize(&self, folder: &ModelFolder, prompts: &[Prompt]) -> Result<Vec<Vec<u32>>> {
         let rendering = match self.raw {
             true => Rendering::AsGiven,
             false => Rendering::Conversations,
         };
-        let preparer = loaded.preparer(rendering)?;
+        let preparer = folder.preparer(rendering)?;
         let tokens = prompts.iter().enumerate().map(|(index, prompt)| {
             preparer.tokenize_prompt(prompt).with_context(|| format!("prompt {index}"))
         });
@@ -138,7 +141,8 @@ impl Generate {
 
     fn answer_all(
         &self,
-        loaded: &Loaded,
+        model: &Gemma2,
+        tokenizer: &Tokenizer,
         prompts: &[Prompt],
         tokens: &[Vec<u32>],
         options: &GenerationOptions,
@@ -150,8 +154,8 @@ impl Generate {
         {
             let first_prompt = (batch * size) as u64;
             let options = GenerationOptions { first_prompt, ..options.clone() };
-            for (prompt, answer) in prompts.iter().zip(generate(&loaded.model, tokens, &options)?) {
-                let line = line(loaded, prompt, &answer)?;
+            for (prompt, answer) in prompts.iter().zip(generate(model, tokens, &options)?) {
+                let line = line(tokenizer, prompt, &answer)?;
                 match &self.out {
                     Some(_) => lines.push(line),
                     None => writeln!(stdout(), "{}", serde_json::to_string(&line)?)?,
@@ -178,11 +182,11 @@ impl Prompts {
 }
 
 impl Sampling {
-    fn options(&self, loaded: &Loaded) -> Result<GenerationOptions> {
-        let mut stop_tokens = loaded.tokenizer.stop_ids();
-        stop_tokens.extend(&loaded.model.config().eos_token_ids);
+    fn options(&self, folder: &ModelFolder) -> Result<GenerationOptions> {
+        let mut stop_tokens = folder.tokenizer.stop_ids();
+        stop_tokens.extend(&folder.config.eos_token_ids);
         for token in &self.stop {
-            let id = loaded.tokenizer.token_id(token).with_context(|| {
+            let id = folder.tokenizer.token_id(token).with_context(|| {
                 format!("--stop {token}: the vocabulary has no such token; a stop is one token")
             })?;
             stop_tokens.push(id);
@@ -203,10 +207,15 @@ impl Sampling {
 }
 
 /// Prints the answer to one prompt while it comes.
-fn stream(loaded: &Loaded, tokens: &[Vec<u32>], options: &GenerationOptions) -> Result<()> {
-    let mut text = loaded.tokenizer.text_stream();
+fn stream(
+    model: &Gemma2,
+    tokenizer: &Tokenizer,
+    tokens: &[Vec<u32>],
+    options: &GenerationOptions,
+) -> Result<()> {
+    let mut text = tokenizer.text_stream();
     let mut outcome = Ok(());
-    generate_with(&loaded.model, tokens, options, |_, token| {
+    generate_with(model, tokens, options, |_, token| {
         if outcome.is_ok() {
             outcome = text.push(token).map_err(Into::into).and_then(|piece| print(&piece));
         }
@@ -221,13 +230,13 @@ fn print(text: &str) -> Result<()> {
     Ok(out.flush()?)
 }
 
-fn line<'a>(loaded: &Loaded, prompt: &'a Prompt, answer: &Generated) -> Result<Line<'a>> {
+fn line<'a>(tokenizer: &Tokenizer, prompt: &'a Prompt, answer: &Generated) -> Result<Line<'a>> {
     Ok(Line {
         prompt: match prompt {
             Prompt::Text(text) => PromptValue::Text(text),
             Prompt::Messages(messages) => PromptValue::Messages(messages),
         },
-        response: loaded.tokenizer.decode(&answer.tokens, true)?,
+        response: tokenizer.decode(&answer.tokens, true)?,
         tokens: answer.tokens.len(),
         stopped: answer.stopped,
     })

@@ -1,12 +1,12 @@
-//! What commands on a model have in common: where they compute, and a model with its tokenizer.
+//! What commands on a model have in common: where they compute, and a model's folder.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use burn::tensor::Device;
 use clap::Args;
 use fpo_data::{Preparer, Rendering, TemplateChoice, Tokenizer, Truncation};
-use fpo_transformer::{Gemma2, weights};
+use fpo_transformer::{Gemma2, Gemma2Config, weights};
 
 #[derive(Args)]
 pub struct DeviceArg {
@@ -21,19 +21,26 @@ impl DeviceArg {
     }
 }
 
-/// A model's folder: weights, tokenizer, chat template.
-pub struct Loaded {
-    pub model: Gemma2,
+/// A model's folder, all of it read but the weights: what is wrong with the data is found before they
+/// are loaded.
+pub struct ModelFolder {
+    path: PathBuf,
+    pub config: Gemma2Config,
     pub tokenizer: Tokenizer,
     pub template: TemplateChoice,
 }
 
-impl Loaded {
-    pub fn open(folder: &Path, device: &Device) -> Result<Self> {
-        let tokenizer = Tokenizer::load(folder)?;
-        let model = weights::load(folder, device)?;
+impl ModelFolder {
+    pub fn open(path: &Path) -> Result<Self> {
+        let config = Gemma2Config::load(path)?;
+        let tokenizer = Tokenizer::load(path)?;
         let template = TemplateChoice::from(tokenizer.chat_template()?);
-        Ok(Self { model, tokenizer, template })
+        Ok(Self { path: path.to_owned(), config, tokenizer, template })
+    }
+
+    /// The weights.
+    pub fn load(&self, device: &Device) -> Result<Gemma2> {
+        Ok(weights::load(&self.path, device)?)
     }
 
     /// Tokens that no sparse autoencoder is trained on: BOS, EOS, padding.
@@ -51,5 +58,20 @@ impl Loaded {
             Rendering::Conversations => preparer,
             Rendering::AsGiven => preparer.as_given()?,
         })
+    }
+}
+
+/// A model's folder with its weights.
+pub struct Loaded {
+    pub model: Gemma2,
+    pub tokenizer: Tokenizer,
+    pub template: TemplateChoice,
+}
+
+impl Loaded {
+    pub fn open(path: &Path, device: &Device) -> Result<Self> {
+        let folder = ModelFolder::open(path)?;
+        let model = folder.load(device)?;
+        Ok(Self { model, tokenizer: folder.tokenizer, template: folder.template })
     }
 }

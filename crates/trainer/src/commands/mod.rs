@@ -8,6 +8,7 @@ mod features;
 mod generate;
 mod loaded;
 mod merge;
+mod per_pair;
 mod plan;
 mod reference;
 mod sae;

@@ -2,32 +2,32 @@
 
 use std::{num::NonZeroUsize, path::PathBuf, str::FromStr};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Args, builder::RangedU64ValueParser};
 use fpo_data::{
-    Fingerprint, PairView, Pooling, TokenizedPair,
+    Fingerprint, PairBatch, PairView, Pooling, TokenizedPair,
     reference::{CacheShape, SharedCache, StoredFeatures},
 };
 use fpo_transformer::Site;
 
 use super::{
     binding::{self, NONE, Reader},
-    loaded::{DeviceArg, Loaded},
+    loaded::{DeviceArg, ModelFolder},
     score::TOKENS_HELP,
     tokens::TokenArgs,
 };
 use crate::{
     forward::FeatureReader,
     progress::Progress,
-    reference_pass::{BLOCK, ReferencePass, plan, shard_batches},
-    stages::reference::ROWS_PER_SHARD,
+    reference_pass::{BLOCK, Pass, ROWS_PER_SHARD, reference_rows},
 };
 
 /// Notes what a reference model says of every pair, so that nobody needs the model again.
 ///
 /// Writes a folder of Parquet files with a row for every pair: `id` (its row in the data, from 0), and
-/// for each of chosen_ and rejected_: `log_prob` (the sum over the response's tokens), `tokens` (their
-/// number), `feature_index` and `feature_value` (the pooled activations that are not zero).
+/// for each of chosen_ and rejected_: `log_prob` (the sum over the response's tokens), `shared_log_prob`
+/// (over as many of its first tokens as the shorter response has), `tokens` (their number),
+/// `feature_index` and `feature_value` (the pooled activations that are not zero).
 ///
 /// The files are bound to what they were made from: data, weights, autoencoder, tokenizer, chat template,
 /// lengths, site, pooling, top-n. Whoever reads them for something else is told what differs.
@@ -63,7 +63,7 @@ pub struct Reference {
     /// Writes one part of several, I/N with I from 0 to N − 1.
     #[arg(long, value_name = "I/N")]
     shard: Option<Shard>,
-    /// Pairs a forward pass, at most 32.
+    /// Pairs a forward pass, at most 64.
     #[arg(long, default_value = "8", value_name = "PAIRS", value_parser = batch_size())]
     batch_size: usize,
     #[command(flatten)]
@@ -105,13 +105,16 @@ impl FromStr for Shard {
 
 impl Reference {
     pub fn run(self) -> Result<()> {
-        let loaded = Loaded::open(&self.model, &self.device.open()?)?;
+        let device = self.device.open()?;
+        let folder = ModelFolder::open(&self.model)?;
         let reader = match (&self.sae, self.site) {
-            (Some(path), Some(site)) => Some(Reader::open(path, site, self.pooling, &loaded)?),
+            (Some(path), Some(site)) => {
+                Some(Reader::open(path, site, self.pooling, &folder, &device)?)
+            }
             _ => None,
         };
-        let (pairs, tokenised) = self.tokens.read_pairs(&loaded, &self.data)?;
-        let bound = binding::tokens(&loaded, &self.tokens, &pairs);
+        let (pairs, tokenised) = self.tokens.read_pairs(&folder, &self.data)?;
+        let bound = binding::tokens(&folder, &self.tokens, &pairs);
         let bound = self.bind(bound, reader.as_ref())?;
         drop(pairs);
 
@@ -123,9 +126,24 @@ impl Reference {
             rows_per_shard: ROWS_PER_SHARD,
         };
         let cache = SharedCache::open(&self.out, &bound, shape, self.shard.map(|s| s.of))?;
-        let pad_id = loaded.tokenizer.pad_id();
-        let pass = ReferencePass { model: &loaded.model, reader, pad_id };
-        self.write(&cache, &pass, &tokenised)
+        let missing = self.missing(&cache)?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let model = folder.load(&device)?;
+        let pad = folder.tokenizer.pad_id();
+        let rows =
+            |batch: &[PairView]| reference_rows(&model, reader, &PairBatch::new(batch, pad)?);
+        let views = tokenised.iter().map(TokenizedPair::view).collect();
+        let pass = Pass::new(views, self.batch_size);
+        let count = |&shard: &usize| pass.pairs_of(shard, cache.shards());
+        let total = missing.iter().map(count).sum();
+        let mut progress = Progress::new("reference", "pairs", total, 0);
+        for shard in missing {
+            pass.write(&cache, shard, &rows, &mut progress)?;
+        }
+        progress.finish(&format!("{total} pairs of {}", tokenised.len()));
+        Ok(())
     }
 
     fn bind(&self, bound: Fingerprint, reader: Option<&Reader>) -> Result<Fingerprint> {
@@ -141,20 +159,12 @@ impl Reference {
             .with(binding::TOP_N, of_reader(self.top_n.map(|n| n.to_string()))))
     }
 
-    fn write(
-        &self,
-        cache: &SharedCache,
-        pass: &ReferencePass,
-        pairs: &[TokenizedPair],
-    ) -> Result<()> {
-        let views: Vec<PairView> = pairs.iter().map(TokenizedPair::view).collect();
-        let plan = plan(&views);
+    /// The parts that are wanted and not there.
+    fn missing(&self, cache: &SharedCache) -> Result<Vec<usize>> {
         let shards = cache.shards();
-        let batches = |shard| shard_batches(&plan, self.batch_size, shard, shards);
-        let count = |shard| batches(shard).map(<[usize]>::len).sum::<usize>();
         let wanted = match self.shard {
-            Some(shard) => vec![shard.index],
-            None => (0..shards).collect(),
+            Some(shard) => shard.index..shard.index + 1,
+            None => 0..shards,
         };
         let mut missing = Vec::new();
         for shard in wanted {
@@ -163,20 +173,6 @@ impl Reference {
                 false => missing.push(shard),
             }
         }
-        let total = missing.iter().map(|&shard| count(shard)).sum();
-        let mut progress = Progress::new("reference", "pairs", total, 0);
-        for shard in missing {
-            let mut writer = cache.writer(shard)?;
-            for indices in batches(shard) {
-                let batch: Vec<PairView> = indices.iter().map(|&i| views[i]).collect();
-                for row in pass.rows(&batch)? {
-                    writer.push(row)?;
-                }
-                progress.advance(indices.len(), &format!("part {shard} of {shards}"));
-            }
-            writer.finish().with_context(|| format!("part {shard} of {shards}"))?;
-        }
-        progress.finish(&format!("{total} pairs of {}", pairs.len()));
-        Ok(())
+        Ok(missing)
     }
 }

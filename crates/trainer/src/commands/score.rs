@@ -9,10 +9,11 @@ use std::{
 use anyhow::{Result, ensure};
 use clap::Args;
 use fpo_data::{Batches, PairBatch, PairView, TokenizedPair, atomic};
+use fpo_transformer::Gemma2;
 use serde::Serialize;
 
 use super::{
-    loaded::{DeviceArg, Loaded},
+    loaded::{DeviceArg, ModelFolder},
     tokens::TokenArgs,
 };
 use crate::{
@@ -70,21 +71,29 @@ struct Line {
 
 impl Score {
     pub fn run(self) -> Result<()> {
-        let loaded = Loaded::open(&self.model, &self.device.open()?)?;
-        let (_, pairs) = self.tokens.read_pairs(&loaded, &self.data)?;
-        let lines = score(&loaded, &pairs, self.batch_size)?;
+        let device = self.device.open()?;
+        let folder = ModelFolder::open(&self.model)?;
+        let (_, pairs) = self.tokens.read_pairs(&folder, &self.data)?;
+        let model = folder.load(&device)?;
+        let lines = score(&model, folder.tokenizer.pad_id(), &pairs, self.batch_size)?;
         write_lines(&self.out, &lines)
     }
 }
 
-fn score(loaded: &Loaded, pairs: &[TokenizedPair], size: NonZeroUsize) -> Result<Vec<Line>> {
+fn score(
+    model: &Gemma2,
+    pad: u32,
+    pairs: &[TokenizedPair],
+    size: NonZeroUsize,
+) -> Result<Vec<Line>> {
     let views: Vec<PairView> = pairs.iter().map(TokenizedPair::view).collect();
     let lengths: Vec<usize> = views.iter().map(PairView::longest).collect();
     let mut lines: Vec<Option<Line>> = vec![None; pairs.len()];
     let mut progress = Progress::new("score", "pairs", pairs.len(), 0);
     for indices in Batches::by_length(&lengths, size).iter() {
         let batch: Vec<PairView> = indices.iter().map(|&i| views[i]).collect();
-        for (&index, line) in indices.iter().zip(score_batch(loaded, &batch)?) {
+        for (&index, line) in indices.iter().zip(score_batch(model, &PairBatch::new(&batch, pad)?)?)
+        {
             lines[index] = Some(line);
         }
         progress.advance(indices.len(), "");
@@ -93,11 +102,10 @@ fn score(loaded: &Loaded, pairs: &[TokenizedPair], size: NonZeroUsize) -> Result
     Ok(lines.into_iter().flatten().collect())
 }
 
-fn score_batch(loaded: &Loaded, pairs: &[PairView]) -> Result<Vec<Line>> {
-    let PairBatch { ids, batch } = PairBatch::new(pairs, loaded.tokenizer.pad_id())?;
-    let device_batch = DeviceBatch::new(&batch, &loaded.model.device());
-    let forward = Forward::new(&loaded.model, &batch, &device_batch, None);
-    let tokens = forward.token_log_probs(&loaded.model, &device_batch).into_data();
+fn score_batch(model: &Gemma2, PairBatch { ids, batch }: &PairBatch) -> Result<Vec<Line>> {
+    let device_batch = DeviceBatch::new(batch, &model.device());
+    let forward = Forward::new(model, batch, &device_batch, None);
+    let tokens = forward.token_log_probs(model, &device_batch).into_data();
     let mut tokens = tokens.iter::<f64>();
     let counts = &device_batch.counts;
     // Summed in float64: the sum over a long response keeps the digits that its tokens have.

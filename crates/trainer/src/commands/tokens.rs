@@ -9,7 +9,7 @@ use fpo_data::{
     read_pairs,
 };
 
-use super::loaded::Loaded;
+use super::loaded::ModelFolder;
 
 #[derive(Args)]
 pub struct TokenArgs {
@@ -32,26 +32,26 @@ pub struct Sequence {
 
 impl TokenArgs {
     /// Texts to tokens as transformers and TRL make them.
-    pub fn preparer<'a>(&self, loaded: &'a Loaded) -> Result<Preparer<'a>> {
+    pub fn preparer<'a>(&self, folder: &'a ModelFolder) -> Result<Preparer<'a>> {
         let max_length = self.max_length.unwrap_or(usize::MAX);
         let truncation = Truncation { max_length, max_prompt_length: self.max_prompt_length };
-        Ok(Preparer::new(&loaded.tokenizer, &loaded.template, truncation)?.as_given()?)
+        Ok(Preparer::new(&folder.tokenizer, &folder.template, truncation)?.as_given()?)
     }
 
     /// Tokenises all pairs of a file, in its order; none is left out.
     pub fn read_pairs(
         &self,
-        loaded: &Loaded,
+        folder: &ModelFolder,
         data: &Path,
     ) -> Result<(Vec<Pair>, Vec<TokenizedPair>)> {
         let (pairs, _) = read_pairs(data, OnEmpty::Keep)?;
-        let tokenised = self.tokenize_pairs(loaded, &pairs);
+        let tokenised = self.tokenize_pairs(folder, &pairs);
         let tokenised = tokenised.with_context(|| data.display().to_string())?;
         Ok((pairs, tokenised))
     }
 
-    fn tokenize_pairs(&self, loaded: &Loaded, pairs: &[Pair]) -> Result<Vec<TokenizedPair>> {
-        let (tokenised, summary) = self.preparer(loaded)?.prepare_pairs(pairs)?;
+    fn tokenize_pairs(&self, folder: &ModelFolder, pairs: &[Pair]) -> Result<Vec<TokenizedPair>> {
+        let (tokenised, summary) = self.preparer(folder)?.prepare_pairs(pairs)?;
         if let Some(lost) = pairs.iter().zip(&tokenised).find(|(pair, kept)| pair.id != kept.id) {
             bail!(no_room(lost.0.id));
         }
@@ -60,7 +60,7 @@ impl TokenArgs {
         }
         for pair in &tokenised {
             for (side, response) in [("chosen", &pair.chosen), ("rejected", &pair.rejected)] {
-                check(loaded, &response.tokens)
+                check(folder, &response.tokens)
                     .with_context(|| format!("{}, {side}", row(pair.id)))?;
             }
         }
@@ -70,16 +70,23 @@ impl TokenArgs {
 
     /// Tokenises whatever a file holds, in its order: a sequence for each text and each example, two
     /// for each pair, the chosen one first.
-    pub fn read_sequences(&self, loaded: &Loaded, data: &Path) -> Result<Vec<Sequence>> {
-        let preparer = self.preparer(loaded)?;
+    pub fn read_sequences(&self, folder: &ModelFolder, data: &Path) -> Result<Vec<Sequence>> {
+        let preparer = self.preparer(folder)?;
         let mut sequences = Vec::new();
         for (index, item) in read_items(data)?.into_iter().enumerate() {
             let added = self.sequences(&preparer, &item).and_then(|added| {
-                added.iter().try_for_each(|sequence| check(loaded, &sequence.tokens))?;
+                added.iter().try_for_each(|sequence| check(folder, &sequence.tokens))?;
                 Ok(added)
             });
             sequences.extend(
                 added.with_context(|| format!("{}: {}", data.display(), row(index as u64)))?,
+            );
+        }
+        let longest = self.max_length.unwrap_or(usize::MAX);
+        let cut = sequences.iter().filter(|sequence| sequence.tokens.len() == longest).count();
+        if cut > 0 {
+            eprintln!(
+                "{cut} sequences have all of the {longest} tokens that --max-length leaves them"
             );
         }
         Ok(sequences)
@@ -123,8 +130,8 @@ fn no_room_reason() -> String {
 }
 
 /// Refuses what the model cannot read.
-pub fn check(loaded: &Loaded, tokens: &[u32]) -> Result<()> {
-    let config = loaded.model.config();
+pub fn check(folder: &ModelFolder, tokens: &[u32]) -> Result<()> {
+    let config = &folder.config;
     ensure!(!tokens.is_empty(), "it has no tokens");
     let (length, most) = (tokens.len(), config.max_position_embeddings);
     ensure!(

@@ -1,12 +1,12 @@
 //! The offline reference: one pass of the reference model over all pairs, so that alignment needs
 //! only a few numbers of each.
 
-use std::num::NonZeroUsize;
+use std::fs;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use fpo_data::{
-    Batches, Fingerprint, ReferenceCache, ReferenceWriter,
-    reference::{CacheShape, StoredFeatures},
+    Fingerprint, PairBatch, PairView, ReferenceCache,
+    reference::{CacheShape, SharedCache, StoredFeatures},
 };
 use fpo_transformer::{Site, weights};
 
@@ -14,13 +14,10 @@ use super::prepare::Prepared;
 use crate::{
     forward::FeatureReader,
     progress::Progress,
-    reference_pass::ReferencePass,
+    reference_pass::{Pass, ROWS_PER_SHARD, reference_rows},
     run::{Run, Stage},
     settings::MoreSite,
 };
-
-/// Rows of a shard: a few hundred megabytes at most.
-pub const ROWS_PER_SHARD: NonZeroUsize = NonZeroUsize::new(8192).unwrap();
 
 /// Which half of the data a cache is about.
 #[derive(Clone, Copy, Debug)]
@@ -89,7 +86,8 @@ pub fn open_cache(
     Ok(ReferenceCache::open(&reference.folder.join(split.folder()), &expected)?)
 }
 
-/// The stage.
+/// The stage. Its parts are checkpoints: what was written before it was interrupted need not be made
+/// again.
 pub fn reference(run: &Run, prepared: &Prepared, sft: &Stage, sae: &Stage) -> Result<Stage> {
     let s = &run.settings;
     let cache = cache_fingerprint(run, prepared, sft, sae)?;
@@ -100,32 +98,35 @@ pub fn reference(run: &Run, prepared: &Prepared, sft: &Stage, sae: &Stage) -> Re
         let model = weights::load(&sft.folder, &run.device)?;
         let reader = feature_reader(run, prepared, sae)?;
         reader.check(model.config())?;
-        let pad_id = prepared.tokenizer.pad_id();
-        let pass = ReferencePass { model: &model, reader: Some(&reader), pad_id };
-        let total = prepared.train.len() + prepared.held_out.len();
+        let pad = prepared.tokenizer.pad_id();
+        let rows = |batch: &[PairView]| {
+            reference_rows(&model, Some(&reader), &PairBatch::new(batch, pad)?)
+        };
+        let halves = [(Split::Train, &prepared.train), (Split::HeldOut, &prepared.held_out)];
+        let total = halves.iter().map(|(_, pairs)| pairs.len()).sum();
         let mut progress = Progress::new("reference", "pairs", total, 0);
-        for (split, pairs) in
-            [(Split::Train, &prepared.train), (Split::HeldOut, &prepared.held_out)]
-        {
+        for (split, pairs) in halves {
             let shape = CacheShape {
                 pairs: pairs.len(),
                 d_sae: reader.d_sae(),
-                stored: match s.reference.top_n {
-                    Some(n) => StoredFeatures::Top(n),
-                    None => StoredFeatures::All,
-                },
+                stored: s.reference.top_n.map_or(StoredFeatures::All, StoredFeatures::Top),
                 rows_per_shard: ROWS_PER_SHARD,
             };
-            let folder = workspace.output.join(split.folder());
-            let mut writer = ReferenceWriter::create(&folder, &cache, shape)?;
-            let plan = Batches::sequential(pairs.len(), s.reference.batch_size);
-            for indices in plan.iter() {
-                for row in pass.rows(&pairs.views(indices)?)? {
-                    writer.push(row)?;
+            let folder = workspace.checkpoints.join(split.folder());
+            let shared = SharedCache::open(&folder, &cache, shape, None)?;
+            let pass = Pass::new(pairs.iter().collect(), s.reference.batch_size.get());
+            for shard in 0..shared.shards() {
+                match shared.has(shard)? {
+                    true => progress.skip(pass.pairs_of(shard, shared.shards())),
+                    false => pass.write(&shared, shard, &rows, &mut progress)?,
                 }
-                progress.advance(indices.len(), "");
             }
-            writer.finish()?;
+        }
+        for (split, _) in halves {
+            let (from, to) = [&workspace.checkpoints, &workspace.output]
+                .map(|folder| folder.join(split.folder()))
+                .into();
+            fs::rename(&from, &to).with_context(|| format!("moving {}", from.display()))?;
         }
         progress.finish(&format!("{total} pairs"));
         Ok(())
