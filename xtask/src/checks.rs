@@ -14,8 +14,8 @@ struct Step {
     env: Option<(&'static str, &'static str)>,
 }
 
-fn steps(quick: bool) -> [Step; 4] {
-    [
+fn steps(quick: bool) -> Vec<Step> {
+    let mut steps = vec![
         Step { name: "format", args: &["fmt", "--all", "--check"], env: None },
         Step {
             name: "lints",
@@ -32,7 +32,31 @@ fn steps(quick: bool) -> [Step; 4] {
             args: &["doc", "--workspace", "--no-deps", "--release"],
             env: Some(("RUSTDOCFLAGS", "-D warnings")),
         },
-    ]
+    ];
+    if !quick {
+        // Builds Burn a second and a third time, with other backends.
+        steps.push(Step {
+            name: "wgpu",
+            args: &[
+                "test",
+                "--release",
+                "--package",
+                "fpo-tests",
+                "--features",
+                "wgpu",
+                "--test",
+                "backends",
+            ],
+            env: None,
+        });
+        steps.push(Step {
+            name: "cuda",
+            args: &["check", "--release", "--package", "fpo-trainer", "--features", "cuda-nvrtc"],
+            // Two build scripts then leave out the compiler that they would download; it takes no part in checking types.
+            env: Some(("DOCS_RS", "1")),
+        });
+    }
+    steps
 }
 
 /// Runs the steps in order up to the first that fails, and says how long each took.

@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus};
 use std::{fmt, io};
 
-/// Names of devices and the cargo feature that each needs beyond the default one.
+/// Names of devices and the cargo features that each needs beyond the default one.
 const DEVICES: [(&str, Option<&str>); 5] = [
     ("cpu", None),
-    ("cuda", Some("cuda")),
-    ("wgpu", Some("wgpu")),
-    ("vulkan", Some("vulkan")),
-    ("metal", Some("metal")),
+    ("cuda", Some("cuda,autotune")),
+    ("wgpu", Some("wgpu,autotune")),
+    ("vulkan", Some("vulkan,autotune")),
+    ("metal", Some("metal,autotune")),
 ];
 
 /// Why the binary could not be started.
@@ -86,7 +86,7 @@ pub fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
-/// The feature for a device; for the CPU the default features are enough.
+/// The features for a device; for the CPU the default features are enough.
 fn feature(device: &str) -> Result<Option<&'static str>, Error> {
     let kind = device.split(':').next().unwrap_or(device);
     match DEVICES.iter().find(|(name, _)| *name == kind) {
@@ -141,11 +141,11 @@ mod tests {
             ("", None),
             ("--recipe tiny --resume", None),
             ("--device cpu", None),
-            ("--device cuda", Some("cuda")),
-            ("--device cuda:1", Some("cuda")),
-            ("--device=wgpu", Some("wgpu")),
-            ("train --set a=1 --device=vulkan:0 --resume", Some("vulkan")),
-            ("--device metal", Some("metal")),
+            ("--device cuda", Some("cuda,autotune")),
+            ("--device cuda:1", Some("cuda,autotune")),
+            ("--device=wgpu", Some("wgpu,autotune")),
+            ("train --set a=1 --device=vulkan:0 --resume", Some("vulkan,autotune")),
+            ("--device metal", Some("metal,autotune")),
             ("--device cuda --device cpu", None),
             ("--device", None),
             ("--set note=--device=cuda", None),

@@ -32,9 +32,9 @@ enum Command {
     Fpo(PassedOn),
     /// Measure a training step, its memory and its operations, beside other people's software if asked
     Bench(bench::Bench),
-    /// Run what CI runs: format, lints, tests, documentation
+    /// Run what CI runs: format, lints, tests, documentation, other backends
     Test {
-        /// Leave out the end-to-end runs
+        /// Leave out the end-to-end runs and the other backends
         #[arg(long)]
         quick: bool,
     },

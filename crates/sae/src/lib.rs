@@ -14,7 +14,7 @@
 //! let x = Tensor::<2>::random([256, 8], Distribution::Default, &device);
 //! let settings = SaeTraining {
 //!     d_sae: 32, penalty: Penalty::TargetL0, target_l0: 4.0, tanh_scale: 4.0, sparsity: 1.0,
-//!     sparsity_warmup: 10, learning_rate: 3e-3, warmup: 5, bandwidth: 0.05, initial_threshold: 0.01,
+//!     sparsity_warmup: 10, learning_rate: 3e-3, bias_rate: 1.0, warmup: 5, bandwidth: 0.05, initial_threshold: 0.01,
 //!     revive: 0.0, dead_after: 10, batch_tokens: 256, steps: 20,
 //! };
 //! let mut trainer = SaeTrainer::new(&settings, x.clone(), 0, &device)?;

@@ -27,6 +27,10 @@ pub struct SaeTraining {
     pub sparsity_warmup: usize,
     /// Adam's learning rate.
     pub learning_rate: f64,
+    /// Biases and thresholds move at so many times that rate. They are of another size than the entries of the
+    /// matrices, and each is one number for all tokens: at a high rate they jitter.
+    #[serde(default = "one")]
+    pub bias_rate: f64,
     /// Steps over which the learning rate rises; over the last fifth of all steps it falls to 0.
     pub warmup: usize,
     /// ε, the width of the straight-through kernel, in units of inputs with E‖x‖² = 1.
@@ -43,6 +47,10 @@ pub struct SaeTraining {
     pub batch_tokens: usize,
     /// Steps.
     pub steps: usize,
+}
+
+fn one() -> f64 {
+    1.0
 }
 
 fn four() -> f64 {
@@ -79,6 +87,7 @@ impl SaeTraining {
             ("target_l0", s.target_l0),
             ("sparsity", s.sparsity),
             ("learning_rate", s.learning_rate),
+            ("bias_rate", s.bias_rate),
             ("tanh_scale", s.tanh_scale),
             ("bandwidth", s.bandwidth),
             ("initial_threshold", s.initial_threshold),
@@ -241,17 +250,18 @@ impl SaeTrainer {
                 adamw_step(x.clone(), gradient, first, second.clone(), step, options);
             (*x, *second) = (moved, moment);
         }
+        let slow = AdamW { lr: learning_rate * self.settings.bias_rate, ..options };
         let (p, v, step) = (&mut self.parameters, &mut self.moments, self.step);
         let g_dec = gradient(&leaf.w_dec, gradients);
         let along = (g_dec.clone() * p.w_dec.clone()).sum_dim(1);
         let g_dec = g_dec - p.w_dec.clone() * along;
 
         adam((&mut p.w_enc, &mut v.w_enc), gradient(&leaf.w_enc, gradients), step, &options);
-        adam((&mut p.b_enc, &mut v.b_enc), gradient(&leaf.b_enc, gradients), step, &options);
+        adam((&mut p.b_enc, &mut v.b_enc), gradient(&leaf.b_enc, gradients), step, &slow);
         adam((&mut p.w_dec, &mut v.w_dec), g_dec, step, &options);
-        adam((&mut p.b_dec, &mut v.b_dec), gradient(&leaf.b_dec, gradients), step, &options);
+        adam((&mut p.b_dec, &mut v.b_dec), gradient(&leaf.b_dec, gradients), step, &slow);
         let g_threshold = gradient(&leaf.threshold, gradients);
-        adam((&mut p.threshold, &mut v.threshold), g_threshold, step, &options);
+        adam((&mut p.threshold, &mut v.threshold), g_threshold, step, &slow);
         let norms = p.w_dec.clone().square().sum_dim(1).sqrt().clamp_min(1e-8);
         p.w_dec = p.w_dec.clone() / norms;
         p.threshold = p.threshold.clone().clamp_min(0.0);

@@ -3,10 +3,11 @@
 
 use std::{fs, path::Path};
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use fpo_ops::Encoder;
 use fpo_sae::{
-    JumpReluSae, Penalty, Provenance, QualityMeter, SaeTrainer, SaeTraining, load, save_sae_lens,
+    JumpReluSae, Objective, Parameters, Penalty, Provenance, QualityMeter, SaeTrainer, SaeTraining,
+    load, save_sae_lens,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -194,86 +195,82 @@ fn gemma_scope_params_npz() {
     assert!(refusal(&path).contains("no `threshold`"));
 }
 
-/// Inputs that are sparse sums of known directions: training finds the sparsity that was asked for,
-/// explains the inputs and recovers the directions.
+/// Inputs that are sparse sums of known directions, more of them than dimensions: training finds the sparsity
+/// that was asked for, explains the inputs and recovers the directions.
 #[test]
 fn training_finds_known_structure() {
     let (d_in, truth, active) = (32, 48, 3);
-    let device = Device::flex();
-    let mut rng = ChaCha8Rng::seed_from_u64(7);
-    let directions: Vec<Vec<f32>> = (0..truth)
-        .map(|_| {
-            let v: Vec<f32> = (0..d_in)
-                .map(|_| (0..12).map(|_| rng.random::<f32>()).sum::<f32>() - 6.0)
-                .collect();
-            let norm = v.iter().map(|x| x * x).sum::<f32>().sqrt();
-            v.into_iter().map(|x| x / norm).collect()
-        })
-        .collect();
-    let mut sample = |tokens: usize| {
-        let mut x = vec![0f32; tokens * d_in];
-        for row in x.chunks_exact_mut(d_in) {
-            for _ in 0..active {
-                let direction = &directions[rng.random_range(0..truth)];
-                let size = 5.0 * (1.0 + rng.random::<f32>());
-                row.iter_mut().zip(direction).for_each(|(x, d)| *x += size * d);
-            }
-        }
-        tensor(&x, [tokens, d_in])
-    };
     let settings = SaeTraining {
         d_sae: 64,
-        penalty: Penalty::TargetL0,
         target_l0: active as f64,
-        tanh_scale: 4.0,
         sparsity: 0.3,
         sparsity_warmup: 500,
-        learning_rate: 3e-3,
         warmup: 50,
-        bandwidth: 0.1,
-        initial_threshold: 0.05,
         revive: 0.0,
-        dead_after: 100,
         batch_tokens: 512,
         steps: 2500,
+        ..small_training(Penalty::TargetL0)
     };
-    let mut trainer = SaeTrainer::new(&settings, sample(2048), 0, &device).unwrap();
-    for _ in 0..settings.steps {
-        trainer.step(sample(settings.batch_tokens));
+    for seed in 0..3 {
+        let mut rng = ChaCha8Rng::seed_from_u64(7 + seed);
+        let directions = unit_rows(&mut rng, truth, d_in);
+        let mut sample = |tokens: usize| sparse_sums(&mut rng, tokens, &directions, d_in, active);
+        let mut trainer = SaeTrainer::new(&settings, sample(2048), seed, &Device::flex()).unwrap();
+        for _ in 0..settings.steps {
+            trainer.step(sample(settings.batch_tokens));
+        }
+        let sae = trainer.finish(Provenance::default());
+        let mut meter = QualityMeter::new(d_in, settings.d_sae);
+        meter.add(&sae, sample(4096));
+        let quality = meter.quality().unwrap();
+        let decoder = to_vec(sae.w_dec);
+        let cosine = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+        let is_found =
+            |direction: &&[f32]| decoder.chunks_exact(d_in).any(|row| cosine(row, direction) > 0.9);
+        let found = directions.chunks_exact(d_in).filter(is_found).count();
+        println!("seed {seed}: {quality:?}, {found} of {truth} directions");
+        assert!((quality.l0 / active as f64 - 1.0).abs() < 0.1, "{quality:?}");
+        assert!(quality.explained_variance > 0.9, "{quality:?}");
+        assert!(found * 10 >= truth * 8, "{found} of {truth} directions");
     }
-    let sae = trainer.finish(Provenance::default());
-    let mut meter = QualityMeter::new(d_in, settings.d_sae);
-    meter.add(&sae, sample(4096));
-    let quality = meter.quality().unwrap();
-    let decoder = to_vec(sae.w_dec);
-    let found = directions
-        .iter()
-        .filter(|direction| {
-            decoder
-                .chunks_exact(d_in)
-                .any(|row| row.iter().zip(*direction).map(|(a, b)| a * b).sum::<f32>() > 0.9)
-        })
-        .count();
-    println!("{quality:?}, {found} of {truth} directions");
-    assert!((quality.l0 / active as f64 - 1.0).abs() < 0.1, "{quality:?}");
-    assert!(quality.explained_variance > 0.9, "{quality:?}");
-    assert!(found * 10 >= truth * 8, "{found} of {truth} directions");
 }
 
-/// Sparse sums of known directions, `[tokens, d_in]`, the same for the same seed.
-fn structured(seed: u64, tokens: usize, d_in: usize, truth: usize, active: usize) -> Tensor<2> {
-    let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let directions = uniform(&mut rng, truth * d_in);
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+/// Directions of unit norm, `[count, width]`.
+fn unit_rows(rng: &mut ChaCha8Rng, count: usize, width: usize) -> Vec<f32> {
+    // Twelve uniform numbers minus six are normal enough for a direction.
+    let mut normal = || (0..12).map(|_| rng.random::<f32>()).sum::<f32>() - 6.0;
+    let mut rows: Vec<f32> = (0..count * width).map(|_| normal()).collect();
+    for row in rows.chunks_exact_mut(width) {
+        let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt();
+        row.iter_mut().for_each(|x| *x /= norm);
+    }
+    rows
+}
+
+/// Sums of some of the directions with sizes between 5 and 10, `[tokens, d_in]`.
+fn sparse_sums(
+    rng: &mut ChaCha8Rng,
+    tokens: usize,
+    directions: &[f32],
+    d_in: usize,
+    active: usize,
+) -> Tensor<2> {
     let mut x = vec![0f32; tokens * d_in];
     for row in x.chunks_exact_mut(d_in) {
         for _ in 0..active {
-            let direction = &directions[rng.random_range(0..truth) * d_in..][..d_in];
-            let size = 1.0 + rng.random::<f32>();
+            let which = rng.random_range(0..directions.len() / d_in);
+            let size = 5.0 * (1.0 + rng.random::<f32>());
+            let direction = &directions[which * d_in..][..d_in];
             row.iter_mut().zip(direction).for_each(|(x, d)| *x += size * d);
         }
     }
     tensor(&x, [tokens, d_in])
+}
+
+/// Sparse sums of 32 directions in 16 dimensions, the same for the same seed.
+fn structured(seed: u64, tokens: usize) -> Tensor<2> {
+    let directions = unit_rows(&mut ChaCha8Rng::seed_from_u64(1), 32, 16);
+    sparse_sums(&mut ChaCha8Rng::seed_from_u64(seed), tokens, &directions, 16, 3)
 }
 
 fn small_training(penalty: Penalty) -> SaeTraining {
@@ -285,6 +282,7 @@ fn small_training(penalty: Penalty) -> SaeTraining {
         sparsity: 0.02,
         sparsity_warmup: 20,
         learning_rate: 3e-3,
+        bias_rate: 1.0,
         warmup: 10,
         bandwidth: 0.1,
         initial_threshold: 0.05,
@@ -301,7 +299,7 @@ fn a_training_goes_on_from_a_checkpoint_to_the_same_bits() {
     let path = folder.path().join("checkpoint.safetensors");
     for penalty in [Penalty::TargetL0, Penalty::Step, Penalty::Tanh] {
         let settings = small_training(penalty);
-        let batch = |step: usize| structured(step as u64, settings.batch_tokens, 16, 32, 3);
+        let batch = |step: usize| structured(step as u64, settings.batch_tokens);
         let device = Device::flex();
         let mut whole = SaeTrainer::new(&settings, batch(1000), 0, &device).unwrap();
         let mut reports = Vec::new();
@@ -343,13 +341,13 @@ fn the_pull_on_dead_features_helps() {
             sparsity: 0.3,
             ..small_training(Penalty::TargetL0)
         };
-        let batch = |step: usize| structured(step as u64, settings.batch_tokens, 16, 32, 3);
+        let batch = |step: usize| structured(step as u64, settings.batch_tokens);
         let mut trainer = SaeTrainer::new(&settings, batch(10_000), 0, &device).unwrap();
         for step in 0..settings.steps {
             trainer.step(batch(step));
         }
         let mut meter = QualityMeter::new(16, settings.d_sae);
-        meter.add(&trainer.finish(Provenance::default()), structured(20_000, 4096, 16, 32, 3));
+        meter.add(&trainer.finish(Provenance::default()), structured(20_000, 4096));
         let quality = meter.quality().unwrap();
         println!("revive {revive}: {quality:?}");
         quality
@@ -358,4 +356,81 @@ fn the_pull_on_dead_features_helps() {
     assert!(without.dead_features > 0.2, "nothing dies here: {without:?}");
     assert!(with.dead_features < 0.5 * without.dead_features, "{with:?}");
     assert!(with.explained_variance > without.explained_variance, "{with:?}");
+}
+
+/// The smooth parts of every loss against finite differences in float64, at parameters where no pre-activation
+/// is near its threshold; what is straight-through against its formula.
+#[test]
+fn gradients_are_differences_of_the_loss() {
+    let (d_in, d_sae, tokens) = (4, 7, 9);
+    let device = Device::flex().autodiff();
+    let double = |values: &[f32], shape: &[usize]| {
+        let values: Vec<f64> = values.iter().map(|&x| f64::from(x)).collect();
+        TensorData::new(values, shape.to_vec())
+    };
+    let mut rng = ChaCha8Rng::seed_from_u64(11);
+    let shapes: [&[usize]; 5] = [&[d_in, d_sae], &[d_sae], &[d_sae, d_in], &[d_in], &[d_sae]];
+    let mut values: Vec<Vec<f32>> =
+        shapes.iter().map(|shape| uniform(&mut rng, shape.iter().product())).collect();
+    values[4].iter_mut().for_each(|x| *x = x.abs());
+    let x = uniform(&mut rng, tokens * d_in);
+    let dead = Tensor::<1>::from_data(
+        double(&[1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0], &[d_sae]),
+        (&Device::flex(), DType::F64),
+    );
+    for penalty in [Penalty::TargetL0, Penalty::Step, Penalty::Tanh] {
+        let objective = Objective {
+            penalty,
+            sparsity: 0.3,
+            target_l0: 2.0,
+            tanh_scale: 1.5,
+            // So narrow that nothing is inside: what is left is smooth.
+            bandwidth: 1e-9,
+            revive: 0.2,
+        };
+        let parameters = |values: &[Vec<f64>]| {
+            let data = |i: usize| TensorData::new(values[i].clone(), shapes[i].to_vec());
+            fn leaf<const D: usize>(data: TensorData, device: &Device) -> Tensor<D> {
+                Tensor::from_data(data, (device, DType::F64)).require_grad()
+            }
+            Parameters {
+                w_enc: leaf(data(0), &device),
+                b_enc: leaf(data(1), &device),
+                w_dec: leaf(data(2), &device),
+                b_dec: leaf(data(3), &device),
+                threshold: leaf(data(4), &device),
+            }
+        };
+        let inputs = || Tensor::<2>::from_data(double(&x, &[tokens, d_in]), (&device, DType::F64));
+        let loss = |values: &[Vec<f64>]| {
+            let losses = objective.losses(&parameters(values), inputs(), Some(dead.clone()));
+            losses.total.into_scalar::<f64>()
+        };
+        let values: Vec<Vec<f64>> =
+            values.iter().map(|v| v.iter().map(|&x| f64::from(x)).collect()).collect();
+        let p = parameters(&values);
+        let gradients = objective.losses(&p, inputs(), Some(dead.clone())).total.backward();
+        let flat = |data: TensorData| data.iter::<f64>().collect::<Vec<f64>>();
+        let found = [
+            p.w_enc.grad(&gradients).map(|g| flat(g.into_data())),
+            p.b_enc.grad(&gradients).map(|g| flat(g.into_data())),
+            p.w_dec.grad(&gradients).map(|g| flat(g.into_data())),
+            p.b_dec.grad(&gradients).map(|g| flat(g.into_data())),
+            p.threshold.grad(&gradients).map(|g| flat(g.into_data())),
+        ];
+        for (part, gradient) in found.into_iter().enumerate() {
+            for (i, gradient) in gradient.unwrap().into_iter().enumerate() {
+                let at = |step: f64| {
+                    let mut values = values.clone();
+                    values[part][i] += step;
+                    loss(&values)
+                };
+                let difference = (at(1e-6) - at(-1e-6)) / 2e-6;
+                assert!(
+                    (gradient - difference).abs() < 1e-6 * difference.abs().max(1.0),
+                    "{penalty:?}, parameter {part}, entry {i}: {gradient} and {difference}"
+                );
+            }
+        }
+    }
 }

@@ -26,6 +26,7 @@ pub mod bench;
 pub mod cached;
 pub mod commands;
 pub mod compare;
+pub mod dashboard;
 pub mod device;
 pub mod features;
 pub mod forward;

@@ -8,6 +8,27 @@ use clap::Args;
 use fpo_data::{Preparer, Rendering, TemplateChoice, Tokenizer, Truncation};
 use fpo_transformer::{Gemma2, Gemma2Config, weights};
 
+use crate::settings::Settings;
+
+#[derive(Args)]
+pub struct SettingsArgs {
+    /// The settings to start from; `fpo recipes` lists them.
+    #[arg(long, default_value = "tiny")]
+    pub recipe: String,
+    /// A TOML file whose settings replace the recipe's.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Replaces one setting, such as align.method=dpo; may be given again.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    assignments: Vec<String>,
+}
+
+impl SettingsArgs {
+    pub fn resolve(&self) -> Result<Settings> {
+        Settings::resolve(&self.recipe, self.config.as_deref(), &self.assignments)
+    }
+}
+
 #[derive(Args)]
 pub struct DeviceArg {
     /// Where to compute: cpu, cuda, cuda:N, wgpu, vulkan or metal.

@@ -1,14 +1,10 @@
 //! `fpo plan`.
 
-use std::path::PathBuf;
-
 use anyhow::Result;
 use clap::Args;
 
-use crate::{
-    plan::{self, Memory, Step, parse_bytes},
-    settings::Settings,
-};
+use super::loaded::SettingsArgs;
+use crate::plan::{self, Memory, Step, parse_bytes};
 
 /// Says how much memory a run needs, and which settings would make it fit.
 ///
@@ -16,15 +12,8 @@ use crate::{
 /// downloaded first. Computation is counted in float32.
 #[derive(Args)]
 pub struct Plan {
-    /// The settings to start from; `fpo recipes` lists them.
-    #[arg(long, default_value = "tiny")]
-    recipe: String,
-    /// A TOML file whose settings replace the recipe's.
-    #[arg(long)]
-    config: Option<PathBuf>,
-    /// Replaces one setting, such as align.method=dpo; may be given again.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    assignments: Vec<String>,
+    #[command(flatten)]
+    settings: SettingsArgs,
     /// The memory that there is, such as 24GB.
     #[arg(long, value_parser = parse_bytes)]
     device_memory: Option<u64>,
@@ -32,7 +21,7 @@ pub struct Plan {
 
 impl Plan {
     pub fn run(self) -> Result<()> {
-        let settings = Settings::resolve(&self.recipe, self.config.as_deref(), &self.assignments)?;
+        let settings = self.settings.resolve()?;
         let fine_tuning = plan::fine_tuning(&settings)?;
         let alignment = plan::alignment(&settings)?;
         println!("{:.2} billion parameters\n", plan::parameters(&alignment.config) as f64 / 1e9);

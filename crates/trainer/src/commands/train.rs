@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use super::loaded::DeviceArg;
-use crate::{run::Run, settings::Settings, stages::StageName};
+use super::loaded::{DeviceArg, SettingsArgs};
+use crate::{run::Run, stages::StageName};
 
 #[derive(Args)]
 pub struct Train {
@@ -19,15 +19,8 @@ pub struct Train {
 
 #[derive(Args)]
 pub struct RunArgs {
-    /// The settings to start from; `fpo recipes` lists them.
-    #[arg(long, default_value = "tiny")]
-    recipe: String,
-    /// A TOML file whose settings replace the recipe's.
-    #[arg(long)]
-    config: Option<PathBuf>,
-    /// Replaces one setting, such as align.method=dpo; may be given again.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    assignments: Vec<String>,
+    #[command(flatten)]
+    settings: SettingsArgs,
     /// The run's folder [default: runs/RECIPE].
     #[arg(long = "run", value_name = "FOLDER")]
     folder: Option<PathBuf>,
@@ -41,8 +34,9 @@ pub struct RunArgs {
 impl RunArgs {
     pub fn open(self) -> Result<Run> {
         let device = self.device.open()?;
-        let settings = Settings::resolve(&self.recipe, self.config.as_deref(), &self.assignments)?;
-        let folder = self.folder.unwrap_or_else(|| PathBuf::from("runs").join(&self.recipe));
+        let settings = self.settings.resolve()?;
+        let folder =
+            self.folder.unwrap_or_else(|| PathBuf::from("runs").join(self.settings.recipe));
         Run::open(&folder, settings, device, self.resume)
     }
 }

@@ -13,7 +13,7 @@ mod format;
 mod page;
 mod samples;
 mod tables;
-mod text;
+pub(crate) mod text;
 
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 /// Replaces characters that would be invisible, or would reorder what stands around them, by their code points.
 ///
 /// Newlines and tabs stay as they are: whoever shows a single line uses [`visible_inline`].
-pub(super) fn visible(text: &str) -> String {
+pub(crate) fn visible(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut out, c| {
         match c {
             '\n' | '\t' => out.push(c),
@@ -23,7 +23,7 @@ pub(super) fn visible(text: &str) -> String {
 }
 
 /// As [`visible`], with newlines and tabs as signs, for text that has to stay on a line.
-pub(super) fn visible_inline(text: &str) -> String {
+pub(crate) fn visible_inline(text: &str) -> String {
     visible(text).replace('\n', "↵").replace('\t', "⇥")
 }
 

@@ -1,6 +1,7 @@
 //! `fpo sae …`: sparse autoencoders by themselves.
 
 mod convert;
+mod dashboard;
 mod encode;
 mod evaluate;
 mod info;
@@ -20,6 +21,8 @@ pub enum Sae {
     Encode(encode::Encode),
     /// Measures an autoencoder on a model: sparsity, reconstruction, and the loss with it spliced in.
     Evaluate(evaluate::Evaluate),
+    /// Writes a page of what features are about.
+    Dashboard(dashboard::Dashboard),
     /// Trains autoencoders on a model's activations.
     Train(train::Train),
 }
@@ -31,6 +34,7 @@ impl Sae {
             Self::Convert(convert) => convert.run(),
             Self::Encode(encode) => encode.run(),
             Self::Evaluate(evaluate) => evaluate.run(),
+            Self::Dashboard(dashboard) => dashboard.run(),
             Self::Train(train) => train.run(),
         }
     }

@@ -14,13 +14,13 @@ use fpo_transformer::Site;
 use serde_json::json;
 
 use super::{
-    super::loaded::{DeviceArg, Loaded},
+    super::loaded::{DeviceArg, Loaded, SettingsArgs},
     rows::Rows,
 };
 use crate::{
     activations::{ActivationStore, Precision, StoreSettings},
     sae_training::{SaeTrainingRun, quality},
-    settings::{SaeSettings, Settings},
+    settings::SaeSettings,
     training::METRICS_FILE,
 };
 
@@ -42,15 +42,9 @@ pub struct Train {
     /// The folder written: the autoencoder, or one folder for each of several.
     #[arg(long)]
     out: PathBuf,
-    /// The settings to start from: the sections sae, reference.batch_size and seed of a recipe.
-    #[arg(long, default_value = "tiny")]
-    recipe: String,
-    /// A TOML file whose settings replace the recipe's.
-    #[arg(long)]
-    config: Option<PathBuf>,
-    /// Replaces one setting, such as sae.training.d_sae=16384; may be given again.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    assignments: Vec<String>,
+    /// The sections sae, reference.batch_size and seed count.
+    #[command(flatten)]
+    settings: SettingsArgs,
     /// Tokens of a row, at most [default: the model's positions].
     #[arg(long)]
     max_length: Option<usize>,
@@ -69,7 +63,7 @@ pub struct Train {
 
 impl Train {
     pub fn run(self) -> Result<()> {
-        let settings = Settings::resolve(&self.recipe, self.config.as_deref(), &self.assignments)?;
+        let settings = self.settings.resolve()?;
         settings.sae.training.check()?;
         let loaded = Loaded::open(&self.model, &self.device.open()?)?;
         let mut sites: Vec<Site> = Vec::with_capacity(self.sites.len());

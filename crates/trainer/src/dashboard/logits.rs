@@ -1,0 +1,88 @@
+//! Which tokens a feature promotes: its decoder direction through the unembedding.
+
+use burn::tensor::Tensor;
+use fpo_sae::JumpReluSae;
+use fpo_transformer::{Gemma2, Site, SiteKind};
+
+use super::{Bar, TokenLogit, histogram};
+use crate::activations::indices;
+
+/// Features whose logits are held at once.
+const FEATURES: usize = 128;
+/// Bars of the histogram of all logits.
+const BARS: usize = 50;
+
+/// A feature's effect on the logits.
+pub struct Effect {
+    pub promoted: Vec<TokenLogit>,
+    pub suppressed: Vec<TokenLogit>,
+    pub bars: Vec<Bar>,
+}
+
+/// The effect of each feature along its direct path: the direction, times the gains of the norms on its way
+/// (1 + w), times the unembedding. The norms' division and the soft-cap depend on the token, and are left out.
+pub fn effects(
+    sae: &JumpReluSae,
+    model: &Gemma2,
+    site: Site,
+    features: &[usize],
+    count: usize,
+) -> Vec<Effect> {
+    let device = model.device();
+    let unembedding = model.unembedding().transpose();
+    let gain = |w: Tensor<1>| (w + 1.0).unsqueeze::<2>();
+    let mut found = Vec::with_capacity(features.len());
+    for features in features.chunks(FEATURES) {
+        let rows = indices(features.iter().map(|&i| i as i32).collect(), &device);
+        let mut directions = sae.w_dec.clone().select(0, rows);
+        if site.kind == SiteKind::AttnZ
+            && let Some(block) = model.model.layers.get(site.layer)
+        {
+            let output = block.self_attn.o_proj.weight.val().transpose();
+            directions =
+                directions.matmul(output) * gain(block.post_attention_layernorm.weight.val());
+        }
+        let directions = directions * gain(model.model.norm.weight.val());
+        let logits: Vec<f32> =
+            directions.matmul(unembedding.clone()).into_data().iter::<f32>().collect();
+        let vocabulary = logits.len() / features.len();
+        found.extend(logits.chunks_exact(vocabulary).map(|logits| effect(logits, count)));
+    }
+    found
+}
+
+fn effect(logits: &[f32], count: usize) -> Effect {
+    let count = count.min(logits.len());
+    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+    let by_logit =
+        |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    let named = |order: &[u32]| {
+        let token = |&token: &u32| TokenLogit { token, logit: logits[token as usize] };
+        order.iter().map(token).collect::<Vec<_>>()
+    };
+    if count < order.len() {
+        order.select_nth_unstable_by(count, by_logit);
+    }
+    order[..count].sort_by(by_logit);
+    let promoted = named(&order[..count]);
+    let least = |a: &u32, b: &u32| by_logit(b, a);
+    if count < order.len() {
+        order.select_nth_unstable_by(count, least);
+    }
+    order[..count].sort_by(least);
+    Effect { promoted, suppressed: named(&order[..count]), bars: histogram::bars(logits, BARS) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ends_in_order() {
+        let found = effect(&[0.5, -2.0, 3.0, 0.0, 3.0, -1.0], 2);
+        let tokens = |list: &[TokenLogit]| list.iter().map(|t| t.token).collect::<Vec<_>>();
+        assert_eq!(tokens(&found.promoted), [2, 4]);
+        assert_eq!(tokens(&found.suppressed), [1, 5]);
+        assert_eq!(effect(&[1.0, 2.0], 9).suppressed.len(), 2);
+    }
+}
