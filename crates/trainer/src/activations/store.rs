@@ -55,6 +55,8 @@ pub struct ActivationStore<'a> {
     source: Source<'a>,
     settings: StoreSettings,
     rows: Batches,
+    /// Tokens of each batch of rows, before outliers are left out.
+    sizes: Vec<usize>,
     /// Ranges of the batches of rows.
     held_out: Range<usize>,
     buffers: Vec<Range<usize>>,
@@ -100,6 +102,7 @@ impl<'a> ActivationStore<'a> {
             source,
             settings,
             rows,
+            sizes,
             held_out,
             buffers,
             training_tokens,
@@ -225,9 +228,8 @@ impl<'a> ActivationStore<'a> {
         if let Some(blocks) = self.shards.as_ref().map(|s| s.read(part)).transpose()?.flatten() {
             return Ok(blocks);
         }
-        let batches: Vec<&[usize]> = self.rows.iter().skip(range.start).take(range.len()).collect();
-        let kept = self.source.kept_lengths();
-        let total = batches.iter().flat_map(|rows| rows.iter()).map(|&row| kept[row]).sum();
+        let batches = self.rows.iter().skip(range.start).take(range.len());
+        let total = self.sizes[range].iter().sum();
         let mut progress = Progress::new(what, "tokens", total, 0);
         let mut blocks: Vec<Block> = self.source.sites.iter().map(|_| Block::default()).collect();
         for (block, site) in blocks.iter_mut().zip(&self.source.sites) {
