@@ -17,11 +17,13 @@ pub struct AdamW {
     pub eps: f64,
     /// Decoupled weight decay: the parameter shrinks by `lr · weight_decay`.
     pub weight_decay: f64,
+    /// Multiplies the gradient before all else: clipping by a global norm without a second copy.
+    pub grad_scale: f64,
 }
 
 /// The new parameter, mean of gradients and mean of squared gradients:
 ///
-/// `m ← m + (1−β₁)·(g − m)`, `v ← β₂·v + (1−β₂)·g²`,
+/// `g ← grad_scale·g`, `m ← m + (1−β₁)·(g − m)`, `v ← β₂·v + (1−β₂)·g²`,
 /// `p ← (1 − lr·λ)·p − lr/(1−β₁ᵗ) · m / (√v/√(1−β₂ᵗ) + eps)`
 /// (Loshchilov & Hutter, algorithm 2, in the order of operations of PyTorch).
 ///
@@ -72,6 +74,7 @@ pub fn definition<const D: usize>(
 ) -> (Tensor<D>, Tensor<D>, Tensor<D>) {
     let (beta1, beta2) = (options.beta1, options.beta2);
     let (correction1, correction2) = options.bias_corrections(step);
+    let grad = grad * options.grad_scale;
     let m = m.clone() + (grad.clone() - m) * (1.0 - beta1);
     let v = v * beta2 + grad.square() * (1.0 - beta2);
     let denominator = v.clone().sqrt() / correction2.sqrt() + options.eps;
@@ -108,6 +111,7 @@ fn fast(
     let inverse = (1.0 / correction2.sqrt()) as f32;
     let [new1, new2] = [options.beta1, options.beta2].map(|beta| (1.0 - beta) as f32);
     let (beta2, eps) = (options.beta2 as f32, options.eps as f32);
+    let scale = options.grad_scale as f32;
     let grad = values(&grad);
     let slices = state.each_mut().map(|tensor| (tensor.storage_mut::<f32>(), ELEMENTS));
     for_each_block(slices, |block, [p, m, v]| {
@@ -116,6 +120,7 @@ fn fast(
             #[inline(always)]
             || {
                 for (((p, m), v), &g) in p.iter_mut().zip(m).zip(v).zip(g) {
+                    let g = g * scale;
                     *m += (g - *m) * new1;
                     *v = *v * beta2 + g * g * new2;
                     *p = *p * shrink - rate * *m / (v.sqrt() * inverse + eps);

@@ -234,8 +234,14 @@ impl SaeTrainer {
     /// Adam with β (0, 0.999) on every parameter; decoder rows keep unit norm, and the part of
     /// their gradient along themselves is taken out first; thresholds stay above 0.
     fn update(&mut self, leaf: &Parameters, gradients: &Gradients, learning_rate: f64) {
-        let options =
-            AdamW { lr: learning_rate, beta1: 0.0, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+        let options = AdamW {
+            lr: learning_rate,
+            beta1: 0.0,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            grad_scale: 1.0,
+        };
         fn gradient<const D: usize>(x: &Tensor<D>, gradients: &Gradients) -> Tensor<D> {
             x.grad(gradients).unwrap_or_else(|| x.clone().without_autodiff().zeros_like())
         }

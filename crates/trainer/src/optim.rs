@@ -16,6 +16,9 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 use crate::settings::{OptimizerKind, OptimizerSettings, Schedule};
 
+/// Numbers of a gradient that are squared at once.
+const NORM_PIECE: usize = 1 << 22;
+
 /// The gradients of a model's parameters by name, flattened.
 #[derive(Default)]
 pub struct GradientMap(BTreeMap<String, Tensor<1>>);
@@ -76,7 +79,9 @@ impl GradientMap {
 
     /// The Euclidean norm of all gradients together.
     pub fn norm(&self) -> f64 {
-        let squares: Vec<Tensor<1>> = self.0.values().map(|g| g.clone().square().sum()).collect();
+        // In pieces, so that no second copy of a large gradient is formed.
+        let pieces = self.0.values().flat_map(|g| g.clone().split(NORM_PIECE, 0));
+        let squares: Vec<Tensor<1>> = pieces.map(|piece| piece.square().sum()).collect();
         if squares.is_empty() {
             return 0.0;
         }
@@ -153,12 +158,12 @@ impl Optimizer {
             fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
                 let name = self.path.join(".");
                 let Some(gradient) = self.gradients.0.remove(&name) else { return param };
-                let gradient = if self.clip < 1.0 { gradient * self.clip } else { gradient };
                 param.map(|weights| {
                     let shape = weights.dims();
                     let weights = flat(weights.without_autodiff());
+                    let (clip, learning_rate) = (self.clip, self.learning_rate);
                     let weights =
-                        self.optimizer.update(name, weights, gradient, self.learning_rate);
+                        self.optimizer.update(name, weights, gradient, clip, learning_rate);
                     weights.reshape(shape).autodiff().require_grad()
                 })
             }
@@ -166,14 +171,22 @@ impl Optimizer {
         let grad_norm = gradients.norm();
         let learning_rate = self.learning_rate(self.step);
         self.step += 1;
-        let clip = self.settings.max_grad_norm / (grad_norm + 1e-6);
+        let clip = (self.settings.max_grad_norm / (grad_norm + 1e-6)).min(1.0);
         let mut update =
             Update { path: Vec::new(), optimizer: self, gradients, clip, learning_rate };
         let model = model.map(&mut update);
         (model, StepInfo { grad_norm, learning_rate })
     }
 
-    fn update(&mut self, name: String, w: Tensor<1>, g: Tensor<1>, lr: f64) -> Tensor<1> {
+    /// Moves a parameter by its gradient times `grad_scale`.
+    fn update(
+        &mut self,
+        name: String,
+        w: Tensor<1>,
+        g: Tensor<1>,
+        grad_scale: f64,
+        lr: f64,
+    ) -> Tensor<1> {
         let weight_decay = self.settings.weight_decay;
         let moments = self.moments.remove(&name);
         match self.settings.kind {
@@ -182,13 +195,15 @@ impl Optimizer {
                     Some(Moments { first: Some(m), second: v }) => (m, v),
                     _ => (g.zeros_like(), g.zeros_like()),
                 };
-                let options = AdamW { lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay };
+                let options =
+                    AdamW { lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay, grad_scale };
                 let (w, m, v) = adamw_step(w, g, m, v, self.step, &options);
                 self.moments.insert(name, Moments { first: Some(m), second: v });
                 w
             }
             OptimizerKind::Rmsprop => {
                 // v ← 0.99 v + 0.01 g², w ← w − lr · g / (√v + 1e-8): torch.optim.RMSprop's defaults.
+                let g = g * grad_scale;
                 let v = moments.map_or_else(|| g.zeros_like(), |m| m.second);
                 let v = v * 0.99 + g.clone().square() * 0.01;
                 let w = w * (1.0 - lr * weight_decay) - g / (v.clone().sqrt() + 1e-8) * lr;

@@ -253,7 +253,11 @@ pub(crate) fn write_tensors(path: &Path, tensors: &[(String, TensorData)]) -> Re
         views.push((name.as_str(), view));
     }
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(views, Some(metadata), path).map_err(|e| fail(e.to_string()))
+    // safetensors writes a file that its owner alone may read; here it gets what any new file gets.
+    let new = File::options().append(true).create(true).open(path);
+    let new = new.and_then(|file| file.metadata()).map_err(Error::io(path))?;
+    safetensors::serialize_to_file(views, Some(metadata), path).map_err(|e| fail(e.to_string()))?;
+    std::fs::set_permissions(path, new.permissions()).map_err(Error::io(path))
 }
 
 #[cfg(test)]

@@ -113,7 +113,8 @@ fn pooled_features() {
 #[test]
 fn adamw() {
     let Some(devices) = devices() else { return };
-    let options = AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 };
+    let options =
+        AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, grad_scale: 1.0 };
     let [expected, found] = devices.map(|device| {
         let new = |seed| random(seed, [1, 500], 1.0, &device).squeeze_dim::<1>(0);
         let (mut w, mut m, mut v) = (new(1), new(2), new(3).abs());

@@ -5,8 +5,9 @@ use fpo_ops::{AdamW, adamw_step, definition};
 
 use crate::support::{Numbers, close, vec};
 
-/// Loshchilov & Hutter, algorithm 2, with a schedule multiplier of 1.
+/// Loshchilov & Hutter, algorithm 2, with a schedule multiplier of 1, on a scaled gradient.
 fn scalar_step((p, m, v): (f64, f64, f64), g: f64, step: i32, o: &AdamW) -> (f64, f64, f64) {
+    let g = o.grad_scale * g;
     let m = o.beta1 * m + (1.0 - o.beta1) * g;
     let v = o.beta2 * v + (1.0 - o.beta2) * g * g;
     let m_hat = m / (1.0 - o.beta1.powi(step));
@@ -15,7 +16,8 @@ fn scalar_step((p, m, v): (f64, f64, f64), g: f64, step: i32, o: &AdamW) -> (f64
     (p, m, v)
 }
 
-const OPTIONS: AdamW = AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
+const OPTIONS: AdamW =
+    AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_scale: 0.7 };
 
 /// Ten steps by `step` on tensors of the given type, and by the scalar loop.
 fn check(

@@ -117,7 +117,8 @@ fn pooled_features() {
 
 #[test]
 fn adamw() {
-    let options = AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
+    let options =
+        AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_scale: 1.0 };
     same_bits("adamw_step", || {
         let [p, g, m, v] = [1, 2, 3, 4]
             .map(|seed| Numbers(seed).tensor::<2>([300, 100], 1.0, &Device::flex()).abs());

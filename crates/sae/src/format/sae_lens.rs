@@ -166,5 +166,9 @@ pub fn save_sae_lens(sae: &JumpReluSae, folder: &Path) -> Result<(), Error> {
         views.push((*name, view.map_err(fail)?));
     }
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(views, Some(metadata), &path).map_err(fail)
+    // safetensors writes a file that its owner alone may read; here it gets what any new file gets.
+    let new = std::fs::File::options().append(true).create(true).open(&path);
+    let new = new.and_then(|file| file.metadata()).map_err(Error::io(&path))?;
+    safetensors::serialize_to_file(views, Some(metadata), &path).map_err(fail)?;
+    std::fs::set_permissions(&path, new.permissions()).map_err(Error::io(&path))
 }

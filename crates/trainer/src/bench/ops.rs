@@ -265,7 +265,14 @@ impl Bench {
 
     /// AdamW on four million parameters.
     fn optimizer(&mut self) -> Result<()> {
-        let options = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
+        let options = AdamW {
+            lr: 1e-3,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            grad_scale: 1.0,
+        };
         let new = || self.random([4 * FFN, FFN]).inner().abs();
         let gradient = new();
         let time = |fused: bool| {
