@@ -22,8 +22,8 @@ fn same<const N: usize, const D: usize, const O: usize>(
         let output = f(leaves.clone(), &device);
         let weights = random(5, output.dims(), 1.0, &device);
         let gradients = (output.clone() * weights).sum().backward();
+        let plain = f(leaves.clone().map(Tensor::inner), &device.without_autodiff());
         let gradients = leaves.map(|leaf| values(&leaf.grad(&gradients).expect("tracked")));
-        let plain = f(leaves.map(Tensor::inner), &device.without_autodiff());
         (values(&output), values(&plain), gradients)
     });
     close(what, &found.0, &expected.0, TOLERANCE);

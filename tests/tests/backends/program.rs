@@ -15,7 +15,7 @@ fn the_shrunken_recipe() {
     let run = |device: &str| -> Value {
         let run = folder.path().join(device);
         let shrink = [
-            "data.built_in.sft=64",
+            "data.built_in.sft=300",
             "data.built_in.pairs=32",
             "data.built_in.held_out_pairs=16",
             "data.built_in.held_out_prompts=2",
