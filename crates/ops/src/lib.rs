@@ -1,14 +1,15 @@
 //! Tensor operations for preference alignment that Burn lacks or runs slowly.
 //!
 //! Each file is one operation. It starts with the *definition* by plain tensor operations, which is at once the
-//! documentation, the path of every backend without a faster one, and the oracle of the tests ([`definition`]).
-//! After it comes the fast path of the CPU backend Flex (feature `flex`): float32 only, with a backward pass written by
-//! hand. Which path runs is decided by the tensors, never by the caller.
+//! documentation and the oracle of the tests ([`definition`]). After it may come the same with a backward pass of its own, still
+//! by tensor operations, which forms what is large in blocks and saves little: the path of the GPU backends (features `cuda`,
+//! `wgpu`), and of float64 and half precision on the CPU. Last comes the fast path of the CPU backend Flex (feature `flex`):
+//! float32 only. Which path runs is decided by the tensors, never by the caller.
 //!
 //! # Invariants
 //!
 //! * This crate knows no model and no file: tensors in, tensors out.
-//! * A fast path computes what its definition computes, in values and in gradients; a test holds each to that.
+//! * Every path computes what its definition computes, in values and in gradients; a test holds each to that.
 //! * Results don't depend on the number of threads: the blocks are fixed, and partial sums are added in a fixed order.
 //! * No graph is recorded for tensors without autodiff; a constant among the inputs costs no gradient.
 //! * A wrong shape is a bug of the caller and panics with a message that names the operation and the shapes.

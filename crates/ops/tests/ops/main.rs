@@ -5,6 +5,7 @@ mod adamw;
 mod definitions;
 mod fast_paths;
 mod graphs;
+mod half_precision;
 mod older_machines;
 mod straight_through;
 mod support;
