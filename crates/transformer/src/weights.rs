@@ -12,6 +12,8 @@ use burn::{
 };
 use half::{bf16, f16};
 use memmap2::Mmap;
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
@@ -74,10 +76,12 @@ pub fn load(folder: &Path, device: &Device) -> Result<Gemma2, Error> {
                 .push(format!("`{name}` is {:?}, config.json makes it {shape:?}", view.shape()));
             return Ok(placeholder(shape));
         }
-        Ok(to_data(view).unwrap_or_else(|message| {
+        let data = to_data(view).unwrap_or_else(|message| {
             problems.push(format!("`{name}`: {message}"));
             placeholder(shape)
-        }))
+        });
+        files.release(view.data());
+        Ok(data)
     })?;
     for (name, view) in &views {
         // Some exports store the tied head a second time: harmless where it is the embedding's copy.
@@ -132,6 +136,23 @@ impl Files {
 
     pub(crate) fn single(path: PathBuf) -> Result<Self, Error> {
         Ok(Self(vec![map(path)?]))
+    }
+
+    /// Lets go of the memory behind a part of the files that has been read; whoever reads it again gets it from the disk. So a
+    /// checkpoint is never in memory twice.
+    fn release(&self, part: &[u8]) {
+        #[cfg(unix)]
+        for (_, map) in &self.0 {
+            let offset = (part.as_ptr() as usize).wrapping_sub(map.as_ptr() as usize);
+            if offset < map.len() {
+                // SAFETY: the map is of a file and only read, so that its pages hold nothing that the file doesn't.
+                let _ = unsafe {
+                    map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, part.len())
+                };
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = part;
     }
 
     pub(crate) fn views(&self) -> Result<BTreeMap<String, TensorView<'_>>, Error> {
