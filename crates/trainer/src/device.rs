@@ -50,6 +50,29 @@ pub fn compiled() -> Vec<&'static str> {
         .collect()
 }
 
+/// What there is of a kind: the processor's threads and memory, or whether a GPU answers.
+pub fn describe(kind: &str) -> String {
+    if kind != "cpu" {
+        return match parse(kind) {
+            Ok(_) => "present".into(),
+            Err(_) => "compiled in, but no such device answers".into(),
+        };
+    }
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    match memory_gib() {
+        Some(gib) => format!("{threads} threads, {gib:.1} GiB"),
+        None => format!("{threads} threads"),
+    }
+}
+
+/// All of the machine's memory, where the system tells (Linux).
+fn memory_gib() -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib / f64::from(1 << 20))
+}
+
 #[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
 fn open(kind: &str, index: Option<usize>) -> Option<Device> {
     #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]

@@ -49,7 +49,7 @@ enum Command {
         /// The recipe to print.
         name: Option<String>,
     },
-    /// Lists the devices that this binary was compiled for.
+    /// Lists the devices that this binary was compiled for, and which of them are there.
     Devices,
     /// Features of an autoencoder by what they say.
     #[command(subcommand)]
@@ -101,7 +101,9 @@ fn run() -> Result<()> {
             Ok(())
         }
         Command::Devices => {
-            println!("{}", device::compiled().join("\n"));
+            for kind in device::compiled() {
+                println!("{kind:<8}{}", device::describe(kind));
+            }
             Ok(())
         }
         Command::Features(features) => features.run(),
