@@ -16,7 +16,8 @@ use burn::{
 use fpo_transformer::{Gemma2, Gemma2Config, GenerationOptions, Site, SiteKind, generate, weights};
 use safetensors::{Dtype, SafeTensors};
 
-const CASES: [&str; 5] = ["grouped", "full_heads", "one_kv_head", "one_layer", "defaults"];
+const CASES: [&str; 6] =
+    ["grouped", "full_heads", "one_kv_head", "one_layer", "six_layers", "defaults"];
 /// Largest absolute difference of a logit, log-probability or activation.
 const TOLERANCE: f32 = 2e-5;
 /// Largest difference within a parameter's gradient, relative to its largest entry.

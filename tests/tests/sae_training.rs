@@ -6,7 +6,7 @@
 use std::{fs, path::Path};
 
 use burn::tensor::{Device, Tensor, TensorData};
-use fpo_sae::{Objective, Parameters, Penalty};
+use fpo_sae::{Compute, Objective, Parameters, Penalty};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -52,6 +52,7 @@ fn losses_and_gradients_match() {
             tanh_scale: option("jumprelu_tanh_scale").unwrap_or(f64::NAN),
             bandwidth: option("jumprelu_bandwidth").unwrap(),
             revive: option("pre_act_loss_coefficient").unwrap_or(0.0),
+            compute: Compute::Float32,
         };
         let p = Parameters {
             w_enc: read::<2>(&file, "parameter.W_enc", &device).require_grad(),

@@ -8,14 +8,14 @@
 //!
 //! ```
 //! use burn::tensor::{Device, Distribution, Tensor};
-//! use fpo_sae::{Penalty, Provenance, QualityMeter, SaeTrainer, SaeTraining};
+//! use fpo_sae::{Compute, Penalty, Provenance, QualityMeter, SaeTrainer, SaeTraining};
 //!
 //! let device = Device::flex();
 //! let x = Tensor::<2>::random([256, 8], Distribution::Default, &device);
 //! let settings = SaeTraining {
 //!     d_sae: 32, penalty: Penalty::TargetL0, target_l0: 4.0, tanh_scale: 4.0, sparsity: 1.0,
 //!     sparsity_warmup: 10, learning_rate: 3e-3, bias_rate: 1.0, warmup: 5, bandwidth: 0.05, initial_threshold: 0.01,
-//!     revive: 0.0, dead_after: 10, batch_tokens: 256, steps: 20,
+//!     revive: 0.0, dead_after: 10, compute: Compute::Float32, batch_tokens: 256, steps: 20,
 //! };
 //! let mut trainer = SaeTrainer::new(&settings, x.clone(), 0, &device)?;
 //! let first = trainer.step(x.clone()).mse;
@@ -42,5 +42,5 @@ pub use error::Error;
 pub use format::{Compression, Format, load, save_npz, save_sae_lens};
 pub use measure::{Quality, QualityMeter};
 pub use model::{JumpReluSae, Provenance};
-pub use objective::{Losses, Objective, Parameters, Penalty};
+pub use objective::{Compute, Losses, Objective, Parameters, Penalty};
 pub use train::{SaeStep, SaeTrainer, SaeTraining};

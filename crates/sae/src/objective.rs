@@ -3,7 +3,7 @@
 //! Sources: JumpReLU (arXiv 2407.14435, equations 9 to 12); the tanh penalty and the pre-activation loss of
 //! Anthropic's circuits update of January 2025, as SAELens 6 has them.
 
-use burn::tensor::Tensor;
+use burn::tensor::{FloatDType, Tensor};
 use fpo_ops::{heaviside, jump_relu};
 
 /// How few features are asked for. L0 is the number of active features of a token.
@@ -17,6 +17,31 @@ pub enum Penalty {
     Step,
     /// λ · E Σᵢ tanh(c · fᵢ · ‖dᵢ‖), dᵢ a decoder row.
     Tanh,
+}
+
+/// In what the products of a training step are computed. Parameters, thresholds, losses and moments are float32 either way: in
+/// half precision a threshold stops learning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compute {
+    /// As everything else.
+    #[default]
+    Float32,
+    /// Factors are rounded to bfloat16, for devices that multiply these faster.
+    Bfloat16,
+}
+
+impl Compute {
+    /// `a · b`, gradients in the same precision.
+    fn product(self, a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
+        match self {
+            Self::Float32 => a.matmul(b),
+            Self::Bfloat16 => {
+                let dtype = FloatDType::from(a.dtype());
+                a.cast(FloatDType::BF16).matmul(b.cast(FloatDType::BF16)).cast(dtype)
+            }
+        }
+    }
 }
 
 /// The constants of the loss.
@@ -34,6 +59,8 @@ pub struct Objective {
     pub bandwidth: f64,
     /// Weight of the pull on dead features: E Σ over dead i of relu(θᵢ − zᵢ) · ‖dᵢ‖.
     pub revive: f64,
+    /// In what the products are computed.
+    pub compute: Compute,
 }
 
 /// The parameters of an autoencoder in training, which encodes x − b_dec.
@@ -75,11 +102,11 @@ impl Objective {
     /// one on to z.
     pub fn losses(&self, p: &Parameters, x: Tensor<2>, dead: Option<Tensor<1>>) -> Losses {
         let b_dec = p.b_dec.clone().unsqueeze::<2>();
-        let z =
-            (x.clone() - b_dec.clone()).matmul(p.w_enc.clone()) + p.b_enc.clone().unsqueeze::<2>();
+        let z = self.compute.product(x.clone() - b_dec.clone(), p.w_enc.clone());
+        let z = z + p.b_enc.clone().unsqueeze::<2>();
         let features = jump_relu(z.clone(), p.threshold.clone(), self.bandwidth);
         let firing = features.clone().inner().greater_scalar(0.0).float();
-        let reconstruction = features.clone().matmul(p.w_dec.clone()) + b_dec;
+        let reconstruction = self.compute.product(features.clone(), p.w_dec.clone()) + b_dec;
         let mse = (x - reconstruction).square().sum_dim(1).mean();
         let mean_l0 =
             || heaviside(z.clone().detach(), p.threshold.clone(), self.bandwidth).sum_dim(1).mean();

@@ -5,7 +5,7 @@ use fpo_ops::{AdamW, adamw_step};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{Error, JumpReluSae, Objective, Parameters, Penalty, Provenance};
+use crate::{Compute, Error, JumpReluSae, Objective, Parameters, Penalty, Provenance};
 
 /// The settings of a training.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -43,6 +43,9 @@ pub struct SaeTraining {
     /// A feature is dead once it has not fired for more than so many steps.
     #[serde(default = "hundred")]
     pub dead_after: usize,
+    /// In what the products are computed.
+    #[serde(default)]
+    pub compute: Compute,
     /// Tokens a step.
     pub batch_tokens: usize,
     /// Steps.
@@ -70,6 +73,7 @@ impl SaeTraining {
             tanh_scale: self.tanh_scale,
             bandwidth: self.bandwidth,
             revive: self.revive,
+            compute: self.compute,
         }
     }
 

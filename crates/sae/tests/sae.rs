@@ -6,8 +6,8 @@ use std::{fs, path::Path};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use fpo_ops::Encoder;
 use fpo_sae::{
-    JumpReluSae, Objective, Parameters, Penalty, Provenance, QualityMeter, SaeTrainer, SaeTraining,
-    load, save_sae_lens,
+    Compute, JumpReluSae, Objective, Parameters, Penalty, Provenance, QualityMeter, SaeTrainer,
+    SaeTraining, load, save_sae_lens,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -199,6 +199,16 @@ fn gemma_scope_params_npz() {
 /// that was asked for, explains the inputs and recovers the directions.
 #[test]
 fn training_finds_known_structure() {
+    find_known_structure(Compute::Float32, 3);
+}
+
+/// The same with products of rounded factors.
+#[test]
+fn training_in_half_precision_finds_known_structure() {
+    find_known_structure(Compute::Bfloat16, 1);
+}
+
+fn find_known_structure(compute: Compute, seeds: u64) {
     let (d_in, truth, active) = (32, 48, 3);
     let settings = SaeTraining {
         d_sae: 64,
@@ -207,11 +217,12 @@ fn training_finds_known_structure() {
         sparsity_warmup: 500,
         warmup: 50,
         revive: 0.0,
+        compute,
         batch_tokens: 512,
         steps: 2500,
         ..small_training(Penalty::TargetL0)
     };
-    for seed in 0..3 {
+    for seed in 0..seeds {
         let mut rng = ChaCha8Rng::seed_from_u64(7 + seed);
         let directions = unit_rows(&mut rng, truth, d_in);
         let mut sample = |tokens: usize| sparse_sums(&mut rng, tokens, &directions, d_in, active);
@@ -288,6 +299,7 @@ fn small_training(penalty: Penalty) -> SaeTraining {
         initial_threshold: 0.05,
         revive: 0.01,
         dead_after: 5,
+        compute: Compute::Float32,
         batch_tokens: 128,
         steps: 60,
     }
@@ -387,6 +399,7 @@ fn gradients_are_differences_of_the_loss() {
             // So narrow that nothing is inside: what is left is smooth.
             bandwidth: 1e-9,
             revive: 0.2,
+            compute: Compute::Float32,
         };
         let parameters = |values: &[Vec<f64>]| {
             let data = |i: usize| TensorData::new(values[i].clone(), shapes[i].to_vec());

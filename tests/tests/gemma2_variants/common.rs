@@ -11,9 +11,10 @@ use burn::{
 };
 use fpo_transformer::{Gemma2, Site, SiteKind, weights};
 
-/// Grouped, full and single key-value heads, one to four layers, with and without soft-caps, windows of
+/// Grouped, full and single key-value heads, one to six layers, with and without soft-caps, windows of
 /// three to seven tokens.
-pub const CASES: [&str; 5] = ["grouped", "full_heads", "one_kv_head", "one_layer", "defaults"];
+pub const CASES: [&str; 6] =
+    ["grouped", "full_heads", "one_kv_head", "one_layer", "six_layers", "defaults"];
 
 pub fn fixture(folder: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(folder)
