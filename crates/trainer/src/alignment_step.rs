@@ -1,10 +1,7 @@
 //! The gradients of one step of alignment, over the parts in which its pairs pass through the model.
 
 use anyhow::Result;
-use burn::{
-    module::{Module, ModuleMapper, Param},
-    tensor::Tensor,
-};
+use burn::{module::Module, tensor::Tensor};
 use fpo_data::PairBatch;
 use fpo_losses::{PerResponse, mean_loss};
 use fpo_transformer::Gemma2;
@@ -53,7 +50,7 @@ fn in_two_passes(
     parts: &[PairBatch],
 ) -> Result<(GradientMap, Log)> {
     let mut log = Log::default();
-    let frozen = without_autodiff(policy);
+    let frozen = policy.valid();
     for part in parts {
         log.add(&aligner.measure(&frozen, part)?);
     }
@@ -84,15 +81,4 @@ fn in_two_passes(
         gradients.add(GradientMap::of(&sum, policy, tape));
     }
     Ok((gradients, log))
-}
-
-/// The same weights, of which no graph is recorded.
-fn without_autodiff(model: &Gemma2) -> Gemma2 {
-    struct Freeze;
-    impl ModuleMapper for Freeze {
-        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            param.map(Tensor::without_autodiff)
-        }
-    }
-    model.clone().map(&mut Freeze)
 }

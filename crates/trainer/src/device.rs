@@ -59,18 +59,10 @@ pub fn describe(kind: &str) -> String {
         };
     }
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    match memory_gib() {
+    match crate::bench::machine_gib() {
         Some(gib) => format!("{threads} threads, {gib:.1} GiB"),
         None => format!("{threads} threads"),
     }
-}
-
-/// All of the machine's memory, where the system tells (Linux).
-fn memory_gib() -> Option<f64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib / f64::from(1 << 20))
 }
 
 #[cfg_attr(not(feature = "cuda"), allow(unused_variables))]

@@ -1,16 +1,21 @@
-//! The memory of this process.
+//! The memory of this process and of the machine.
 
 /// The most memory that this process ever held at once, in MiB, where the system tells (Linux).
 pub fn peak_rss_mib() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    high_water_mark(&status)
+    Some(kib(&status, "VmHWM:")? / 1024.0)
 }
 
-/// `VmHWM:    12345 kB`, as proc(5) has it.
-fn high_water_mark(status: &str) -> Option<f64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib / 1024.0)
+/// All of the machine's memory, in GiB, where the system tells (Linux).
+pub fn machine_gib() -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    Some(kib(&text, "MemTotal:")? / f64::from(1 << 20))
+}
+
+/// The number in `VmHWM:    12345 kB`, as proc(5) has such lines.
+fn kib(text: &str, name: &str) -> Option<f64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.trim().strip_suffix("kB")?.trim().parse().ok()
 }
 
 #[cfg(test)]
@@ -20,8 +25,8 @@ mod tests {
     #[test]
     fn the_high_water_mark_is_read() {
         let status = "Name:\tfpo\nVmPeak:\t  999 kB\nVmHWM:\t    2048 kB\nVmRSS:\t 12 kB\n";
-        assert_eq!(high_water_mark(status), Some(2.0));
-        assert_eq!(high_water_mark("Name:\tfpo\n"), None);
+        assert_eq!(kib(status, "VmHWM:"), Some(2048.0));
+        assert_eq!(kib("Name:\tfpo\n", "VmHWM:"), None);
     }
 
     #[cfg(target_os = "linux")]

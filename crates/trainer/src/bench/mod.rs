@@ -4,7 +4,7 @@ mod memory;
 pub mod ops;
 pub mod step;
 
-pub use memory::peak_rss_mib;
+pub use memory::{machine_gib, peak_rss_mib};
 
 /// The middle of some measurements; they are at least one.
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {

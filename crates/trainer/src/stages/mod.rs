@@ -100,7 +100,7 @@ fn section(settings: &impl Serialize) -> Result<String> {
 }
 
 /// The content of a file or folder as an item of a fingerprint.
-fn content(path: &Path) -> Result<String> {
+pub(crate) fn content(path: &Path) -> Result<String> {
     let hash = match path.is_dir() {
         true => hash::hash_folder(path),
         false => hash::hash_file(path),

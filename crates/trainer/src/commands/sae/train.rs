@@ -1,14 +1,10 @@
 //! `fpo sae train`: an autoencoder for each of some sites of a model, from one pass over its activations.
 
-use std::{
-    fs,
-    num::NonZeroUsize,
-    path::{Path, PathBuf},
-};
+use std::{fs, num::NonZeroUsize, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use fpo_data::{Fingerprint, atomic, hash};
+use fpo_data::{Fingerprint, atomic};
 use fpo_sae::save_sae_lens;
 use fpo_transformer::Site;
 use serde_json::json;
@@ -21,6 +17,7 @@ use crate::{
     activations::{ActivationStore, Precision, StoreSettings},
     sae_training::{SaeTrainingRun, quality},
     settings::SaeSettings,
+    stages::content,
     training::METRICS_FILE,
 };
 
@@ -76,13 +73,9 @@ impl Train {
             bail!("a --site is named twice");
         }
         let rows = Rows::open(&self.data, &loaded, self.max_length)?;
-        let hash_of = |path: &Path| {
-            let hash = if path.is_dir() { hash::hash_folder(path) } else { hash::hash_file(path) };
-            hash.with_context(|| format!("reading {}", path.display()))
-        };
         let made_from = Fingerprint::default()
-            .with("model", hash_of(&self.model)?)
-            .with("data", hash_of(&self.data)?)
+            .with("model", content(&self.model)?)
+            .with("data", content(&self.data)?)
             .with("max_length", format!("{:?}", self.max_length));
         let mut store = ActivationStore::new(
             rows.source(&loaded, sites.clone()),

@@ -1,0 +1,93 @@
+//! Layers of settings as TOML: the keys that there are, one layer over another, `KEY=VALUE`.
+
+use anyhow::{Result, anyhow, bail};
+use toml::{Table, Value};
+
+use super::Settings;
+
+/// Every key there is, dotted, leaves and tables.
+pub(super) fn known_keys(settings: &Settings) -> Result<Vec<String>> {
+    // Tables that may be absent have keys nevertheless.
+    let mut settings = settings.clone();
+    settings.sft.lora.get_or_insert_default();
+    settings.align.lora.get_or_insert_default();
+    // JSON, because it has a null for what is absent.
+    fn walk(value: &serde_json::Value, prefix: &str, keys: &mut Vec<String>) {
+        let Some(object) = value.as_object() else { return };
+        for (name, value) in object {
+            let key = match prefix {
+                "" => name.clone(),
+                _ => format!("{prefix}.{name}"),
+            };
+            walk(value, &key, keys);
+            keys.push(key);
+        }
+    }
+    let mut keys = Vec::new();
+    walk(&serde_json::to_value(&settings)?, "", &mut keys);
+    Ok(keys)
+}
+
+/// Lays `layer` over `table`; an unknown key is an error that names the nearest known one.
+pub(super) fn merge(table: &mut Table, layer: Table, prefix: &str, known: &[String]) -> Result<()> {
+    for (name, value) in layer {
+        let key = match prefix {
+            "" => name.clone(),
+            _ => format!("{prefix}.{name}"),
+        };
+        if !known.contains(&key) {
+            let leaf = first_leaf(&key, &value);
+            let nearest = known
+                .iter()
+                .map(|k| (strsim::jaro_winkler(k, &leaf), k))
+                .max_by(|a, b| a.0.total_cmp(&b.0));
+            match nearest {
+                Some((_, nearest)) => bail!("no setting `{leaf}`; did you mean `{nearest}`?"),
+                None => bail!("no setting `{leaf}`"),
+            }
+        }
+        match (table.get_mut(&name), value) {
+            (Some(Value::Table(below)), Value::Table(above)) => merge(below, above, &key, known)?,
+            (Some(Value::Table(_)), _) => bail!("`{key}` is a table of settings, not a value"),
+            // A table that was absent: its keys are to be checked too.
+            (None, Value::Table(above)) => {
+                let mut below = Table::new();
+                merge(&mut below, above, &key, known)?;
+                table.insert(name, Value::Table(below));
+            }
+            (_, value) => {
+                table.insert(name, value);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The whole name of the first setting in `value`, which stands under `key`.
+fn first_leaf(key: &str, value: &Value) -> String {
+    match value.as_table().and_then(|table| table.iter().next()) {
+        Some((name, value)) => first_leaf(&format!("{key}.{name}"), value),
+        None => key.to_owned(),
+    }
+}
+
+/// `a.b=value` as nested tables; a value that is no TOML is taken as a string.
+pub(super) fn parse_assignment(text: &str) -> Result<Table> {
+    let (key, value) = text
+        .split_once('=')
+        .ok_or_else(|| anyhow!("--set {text}: expected KEY=VALUE, such as align.method=dpo"))?;
+    let parsed: Result<Table, _> = toml::from_str(&format!("value = {value}"));
+    let mut value = match parsed {
+        Ok(mut table) if table.len() == 1 => {
+            table.remove("value").unwrap_or(Value::String(value.to_owned()))
+        }
+        _ => Value::String(value.to_owned()),
+    };
+    for part in key.trim().rsplit('.') {
+        value = Value::Table(Table::from_iter([(part.to_owned(), value)]));
+    }
+    match value {
+        Value::Table(table) => Ok(table),
+        _ => bail!("--set {text}: no key"),
+    }
+}
