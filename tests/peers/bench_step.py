@@ -25,6 +25,9 @@ import torch.nn.functional as F
 import transformers
 
 
+MODELS = {"gemma-2-2b": dict(vocab=256000, d_model=2304, layers=26, heads=8, kv_heads=4, head_dim=256, ffn=9216, d_sae=16384)}
+
+
 def arguments():
     parser = argparse.ArgumentParser()
     parser.add_argument("--peer", choices=["torch", "trl"], required=True)
@@ -33,8 +36,13 @@ def arguments():
                  ffn=1024, d_sae=2048, k=50, steps=7, threads=2)
     for name, value in sizes.items():
         parser.add_argument("--" + name.replace("_", "-"), type=int, default=value)
+    parser.add_argument("--model", choices=MODELS)
+    parser.add_argument("--checkpoint-activations", action="store_true")
     parser.add_argument("--device", default="cpu")
     a = parser.parse_args()
+    vars(a).update(MODELS.get(a.model, {}))
+    if on_gpu(a) and not torch.cuda.is_available():
+        raise SystemExit(f"PyTorch {torch.__version__} finds no CUDA device: is it built for CUDA, and the driver there?")
     a.prompt_tokens = a.prompt_tokens or a.tokens // 4
     return a
 
@@ -56,14 +64,31 @@ def random_pairs(a):
     return [{"prompt_ids": ids(a.prompt_tokens), "chosen_ids": ids(rest), "rejected_ids": ids(rest)} for _ in range(a.pairs)]
 
 
+def on_gpu(a):
+    return a.device.startswith("cuda")
+
+
 def synchronize(a):
-    if a.device.startswith("cuda"):
-        torch.cuda.synchronize()
+    if on_gpu(a):
+        torch.cuda.synchronize(a.device)
+
+
+def device_memory(a):
+    """Of all that the process did: the most that tensors held, and the most that was taken from the driver."""
+    if not on_gpu(a):
+        return {}
+    return {
+        "device_in_use_mib": torch.cuda.max_memory_allocated(a.device) / 2**20,
+        "device_reserved_mib": torch.cuda.max_memory_reserved(a.device) / 2**20,
+    }
 
 
 def fpo_steps(a):
     """Yields after each step. Log-probabilities and features of the reference are there before, as in FPO."""
     model = gemma2(a)
+    if a.checkpoint_activations:
+        model.train()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     pairs = random_pairs(a)
     rows = [p["prompt_ids"] + p[side] for side in ("chosen_ids", "rejected_ids") for p in pairs]
     tokens = torch.tensor(rows, device=a.device)
@@ -151,7 +176,7 @@ def measure_trl(a):
             folder, loss_type=["sigmoid_norm"], beta=0.1, precompute_ref_log_probs=True, learning_rate=5e-7,
             per_device_train_batch_size=a.pairs, max_steps=a.steps + 1, max_length=a.tokens, report_to="none",
             save_strategy="no", logging_steps=1000, disable_tqdm=True, use_cpu=a.device == "cpu", bf16=False,
-            gradient_checkpointing=False, lr_scheduler_type="constant", max_grad_norm=1.0, dataloader_pin_memory=False,
+            gradient_checkpointing=a.checkpoint_activations, lr_scheduler_type="constant", max_grad_norm=1.0, dataloader_pin_memory=False,
         )
         clock = Clock()
         trainer = Prepared(gemma2(a), args=config, processing_class=tokenizer, callbacks=[clock],
@@ -163,6 +188,9 @@ def measure_trl(a):
 def main():
     a = arguments()
     torch.set_num_threads(a.threads)
+    if on_gpu(a):
+        # TRL takes the current device.
+        torch.cuda.set_device(torch.device(a.device).index or 0)
     stdout, sys.stdout = sys.stdout, sys.stderr
     times, loss = measure_fpo(a) if a.peer == "torch" else measure_trl(a)
     sys.stdout = stdout
@@ -179,6 +207,7 @@ def main():
         "tokens_per_second": tokens / seconds,
         "step_seconds": seconds,
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        **device_memory(a),
         "steps": len(times),
         "tokens": tokens,
         "loss": loss,

@@ -36,8 +36,15 @@ enum What {
     Methods,
 }
 
-const STEPS: [(&str, &[&str]); 2] =
-    [("vocabulary 4,096", &["--vocab", "4096"]), ("vocabulary 32,768", &["--vocab", "32768"])];
+const STEPS: [(&str, &[&str]); 2] = [
+    ("8 pairs × 128 tokens, vocabulary 4,096", &["--vocab", "4096"]),
+    ("8 pairs × 128 tokens, vocabulary 32,768", &["--vocab", "32768"]),
+];
+/// On a GPU, a model of the size that is trained there.
+const GEMMA: (&str, &[&str]) = (
+    "2 pairs × 512 tokens, Gemma-2-2B's shape, activations recomputed",
+    &["--model", "gemma-2-2b", "--pairs", "2", "--tokens", "512", "--checkpoint-activations"],
+);
 const METHODS: [&str; 6] = ["dpo", "tdpo1", "tdpo2", "simpo", "simpo-kl", "fpo"];
 const TOKENS: [&str; 3] = ["128", "512", "2048"];
 const ACTIVATIONS: [(&str, &[&str]); 2] =
@@ -56,8 +63,14 @@ impl Measured {
         self.number("tokens_per_second")
     }
 
+    /// MiB of a GPU's memory, as much as was taken from its driver, where the work was done on one; else of the process.
     fn memory(&self) -> f64 {
-        self.number("peak_rss_mib")
+        self.0["device_reserved_mib"].as_f64().unwrap_or_else(|| self.number("peak_rss_mib"))
+    }
+
+    /// What share of the matrix rate that `ours` found a step of the same work reaches.
+    fn share_of(&self, ours: &Self) -> f64 {
+        ours.number("model_flops") / self.number("step_seconds") / ours.number("matmul_flops")
     }
 
     /// `torch 2.15.0, transformers 5.23.0`, where it says.
@@ -69,6 +82,10 @@ impl Measured {
 }
 
 pub fn run(bench: &Bench) -> Result<ExitCode, Error> {
+    let gpu = bench.device != "cpu";
+    if bench.peer && gpu && !bench.device.starts_with("cuda") {
+        return Err(Error::NoPeer(bench.device.clone()));
+    }
     let program = launch::build(&bench.device)?;
     let ours = |args: &[&str]| {
         let mut command = Command::new(&program);
@@ -126,7 +143,7 @@ pub fn run(bench: &Bench) -> Result<ExitCode, Error> {
                 (None, true) => Some(environment()?),
                 (_, false) => None,
             };
-            for (name, sizes) in STEPS {
+            for (name, sizes) in STEPS.into_iter().chain(gpu.then_some(GEMMA)) {
                 compare(name, sizes, &step, python.as_deref(), bench)?;
             }
         }
@@ -142,14 +159,19 @@ fn compare(
     python: Option<&Path>,
     bench: &Bench,
 ) -> Result<(), Error> {
-    println!(
-        "one FPO step, float32, AdamW, 8 pairs × 128 tokens, {name}, {} threads\n",
-        bench.threads
-    );
-    println!("{}", row("", ["tokens/s", "peak, MiB", "ours faster by", "ours of memory"]));
+    let place = match bench.device.as_str() {
+        "cpu" => format!("{} threads", bench.threads),
+        device => device.to_owned(),
+    };
+    println!("one FPO step, float32, AdamW, {name}, {place}\n");
+    let header = ["tokens/s", "of matrix rate", "peak, MiB", "ours faster by", "ours of memory"];
+    println!("{}", row("", header));
     let ours = step(sizes)?;
-    let cells = [ours.speed(), ours.memory()].map(|x| format!("{x:.0}"));
-    println!("{}", row("fpo", cells));
+    let cells = |x: &Measured| {
+        let share = format!("{:.1} %", 100.0 * x.share_of(&ours));
+        [format!("{:.0}", x.speed()), share, format!("{:.0}", x.memory())]
+    };
+    println!("{}", row("fpo", cells(&ours)));
     let mut versions = Vec::new();
     for peer in ["torch", "trl"] {
         let Some(python) = python else { continue };
@@ -159,13 +181,11 @@ fn compare(
         command.args(["--device", bench.device.as_str()]);
         command.env("OMP_NUM_THREADS", bench.threads.to_string());
         let theirs = measured(&mut command)?;
-        let cells = [
-            format!("{:.0}", theirs.speed()),
-            format!("{:.0}", theirs.memory()),
+        let ratios = [
             format!("{:.2} ×", ours.speed() / theirs.speed()),
             format!("{:.2}", ours.memory() / theirs.memory()),
         ];
-        println!("{}", row(peer, cells));
+        println!("{}", row(peer, cells(&theirs).into_iter().chain(ratios)));
         versions.push(theirs.versions());
     }
     println!("{}\n", versions.pop().unwrap_or_default());
@@ -226,6 +246,18 @@ mod tests {
         assert_eq!(found.speed(), 12.5);
         assert_eq!(found.versions(), "torch 2");
         assert!(found.memory().is_nan());
+    }
+
+    #[test]
+    fn a_gpu_s_memory_and_the_share_of_ours_rate() {
+        let ours = Measured(serde_json::json!({
+            "peak_rss_mib": 9.0, "device_reserved_mib": 40.0, "model_flops": 6e12, "matmul_flops": 3e13, "step_seconds": 0.5,
+        }));
+        let theirs = Measured(
+            serde_json::json!({ "peak_rss_mib": 9.0, "device_reserved_mib": null, "step_seconds": 1.0 }),
+        );
+        assert_eq!((ours.memory(), theirs.memory()), (40.0, 9.0));
+        assert_eq!((ours.share_of(&ours), theirs.share_of(&ours)), (0.4, 0.2));
     }
 
     #[test]

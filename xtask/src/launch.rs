@@ -18,6 +18,10 @@ const DEVICES: [(&str, Option<&str>); 5] = [
 pub enum Error {
     /// `--device` names something that no feature stands for.
     UnknownDevice(String),
+    /// Several devices, of which a run uses one.
+    SeveralDevices(String),
+    /// PyTorch does not run there.
+    NoPeer(String),
     /// Cargo itself could not be run.
     Cargo(io::Error),
     /// The binary could not be built.
@@ -38,6 +42,15 @@ impl fmt::Display for Error {
                     "unknown device '{name}'; known devices: {known} (a number picks one of several, as in cuda:1)"
                 )
             }
+            Self::SeveralDevices(names) => {
+                write!(
+                    f,
+                    "a run computes on one device, and these were asked for: {names}; choose one of them"
+                )
+            }
+            Self::NoPeer(device) => {
+                write!(f, "PyTorch runs on cpu and on cuda, not on {device}: leave out --peer")
+            }
             Self::Cargo(error) => write!(f, "could not run cargo: {error}"),
             Self::Build(status) => write!(f, "building fpo failed ({status})"),
             Self::Program(error) => write!(f, "could not run a program: {error}"),
@@ -50,7 +63,7 @@ impl fmt::Display for Error {
 
 /// Runs `fpo [subcommand] args…`, built with the feature of the device in `args`. On Unix it returns only if that fails.
 pub fn fpo(subcommand: Option<&str>, args: &[String]) -> Result<ExitCode, Error> {
-    let feature = device(args).map(feature).transpose()?.flatten();
+    let feature = device(args)?.map(feature).transpose()?.flatten();
     let mut command = cargo_fpo("run", feature);
     command.arg("--").args(subcommand).args(args);
     become_process(command).map_err(Error::Cargo)
@@ -88,6 +101,9 @@ pub fn cargo() -> Command {
 
 /// The features for a device; for the CPU the default features are enough.
 fn feature(device: &str) -> Result<Option<&'static str>, Error> {
+    if device.contains([',', '+', ' ']) {
+        return Err(Error::SeveralDevices(device.to_owned()));
+    }
     let kind = device.split(':').next().unwrap_or(device);
     match DEVICES.iter().find(|(name, _)| *name == kind) {
         Some((_, feature)) => Ok(*feature),
@@ -95,19 +111,23 @@ fn feature(device: &str) -> Result<Option<&'static str>, Error> {
     }
 }
 
-/// The last `--device` in `args`.
-fn device(args: &[String]) -> Option<&str> {
-    let mut found = None;
+/// The `--device` in `args`: there may be one.
+fn device(args: &[String]) -> Result<Option<&str>, Error> {
+    let mut found = Vec::new();
     let mut args = args.iter().map(String::as_str).take_while(|arg| *arg != "--");
     while let Some(arg) = args.next() {
         if arg == "--device" {
             // A missing name is left for the binary to complain about.
-            found = args.next().or(found);
+            found.extend(args.next());
         } else if let Some(name) = arg.strip_prefix("--device=") {
-            found = Some(name);
+            found.push(name);
         }
     }
-    found
+    match found[..] {
+        [] => Ok(None),
+        [device] => Ok(Some(device)),
+        _ => Err(Error::SeveralDevices(found.join(", "))),
+    }
 }
 
 /// Replaces this process; cargo then does the same with the binary. Signals and the exit status need no forwarding.
@@ -132,7 +152,7 @@ mod tests {
 
     fn feature_of(line: &str) -> Result<Option<&'static str>, Error> {
         let args = line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-        device(&args).map(feature).transpose().map(Option::flatten)
+        device(&args)?.map(feature).transpose().map(Option::flatten)
     }
 
     #[test]
@@ -146,13 +166,25 @@ mod tests {
             ("--device=wgpu", Some("wgpu,autotune")),
             ("train --set a=1 --device=vulkan:0 --resume", Some("vulkan,autotune")),
             ("--device metal", Some("metal,autotune")),
-            ("--device cuda --device cpu", None),
             ("--device", None),
             ("--set note=--device=cuda", None),
             ("-- --device cuda", None),
         ];
         for (line, expected) in cases {
             assert_eq!(feature_of(line).unwrap(), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn two_devices_at_once_are_refused_before_anything_is_built() {
+        for (line, names) in [
+            ("--device cuda --device wgpu", "cuda, wgpu"),
+            ("--device=cuda --recipe tiny --device=cuda", "cuda, cuda"),
+            ("--device cuda,wgpu", "cuda,wgpu"),
+        ] {
+            let message = feature_of(line).unwrap_err().to_string();
+            assert!(message.contains("one device"), "{message}");
+            assert!(message.contains(names), "{message}");
         }
     }
 

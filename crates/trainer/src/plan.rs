@@ -1,12 +1,14 @@
 //! How much memory a training needs, before it is tried. A count of what has to be there at once, checked against measured
 //! peaks by a test.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use fpo_losses::Method;
 use fpo_transformer::{Gemma2Config, LoraConfig, Projection};
-use serde_json::json;
 
-use crate::settings::{ModelSettings, OptimizerKind, Settings};
+use crate::{
+    gemma::{Gemma2Size, Shape},
+    settings::{ModelSettings, OptimizerKind, Settings},
+};
 
 /// float32
 const BYTES: u64 = 4;
@@ -63,7 +65,7 @@ fn block_parameters(c: &Gemma2Config) -> u64 {
 }
 
 /// In and out.
-fn sizes(c: &Gemma2Config, projection: Projection) -> [usize; 2] {
+pub(crate) fn sizes(c: &Gemma2Config, projection: Projection) -> [usize; 2] {
     let (d, ffn) = (c.hidden_size, c.intermediate_size);
     let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
     match projection {
@@ -184,42 +186,25 @@ fn d_sae(settings: &Settings) -> usize {
 /// The sizes of the model: of its folder, of a Gemma-2 whose name it bears, or of the settings.
 fn config(model: &ModelSettings) -> Result<Gemma2Config> {
     let Some(path) = &model.path else {
-        return sizes_of([
-            model.vocab_size,
-            model.hidden_size,
-            model.intermediate_size,
-            model.num_hidden_layers,
-            model.num_attention_heads,
-            model.num_key_value_heads,
-            model.head_dim,
-        ]);
+        let shape = Shape {
+            vocab_size: model.vocab_size,
+            hidden_size: model.hidden_size,
+            intermediate_size: model.intermediate_size,
+            num_hidden_layers: model.num_hidden_layers,
+            num_attention_heads: model.num_attention_heads,
+            num_key_value_heads: model.num_key_value_heads,
+            head_dim: model.head_dim,
+        };
+        return shape.config();
     };
     if path.join("config.json").exists() {
         return Ok(Gemma2Config::load(path)?);
     }
-    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-    for (size, numbers) in [
-        ("gemma-2-2b", [256_000, 2304, 9216, 26, 8, 4, 256]),
-        ("gemma-2-9b", [256_000, 3584, 14_336, 42, 16, 8, 256]),
-        ("gemma-2-27b", [256_000, 4608, 36_864, 46, 32, 16, 128]),
-    ] {
-        if name.starts_with(size) {
-            return sizes_of(numbers);
-        }
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    if let Some(size) = Gemma2Size::named(&name) {
+        return size.shape().config();
     }
     bail!("model.path: {} has no config.json to read the model's sizes from", path.display())
-}
-
-fn sizes_of(
-    [vocab, d, ffn, layers, heads, kv_heads, head_dim]: [usize; 7],
-) -> Result<Gemma2Config> {
-    let config = json!({
-        "model_type": "gemma2", "vocab_size": vocab, "hidden_size": d, "intermediate_size": ffn,
-        "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads,
-        "head_dim": head_dim, "query_pre_attn_scalar": head_dim,
-    });
-    let config = Gemma2Config::from_json(&config.to_string());
-    config.map_err(anyhow::Error::msg).context("the model's sizes")
 }
 
 /// The largest of a run's steps, in bytes.

@@ -11,7 +11,10 @@ use burn::tensor::Device;
 use fpo_data::{Fingerprint, atomic};
 use serde::{Deserialize, Serialize};
 
-use crate::settings::Settings;
+use crate::{
+    device::{advice, guard},
+    settings::Settings,
+};
 
 const STAGE_FILE: &str = "stage.json";
 
@@ -97,9 +100,10 @@ impl Run {
         atomic::replace_dir(&folder, |output| -> Result<()> {
             let workspace =
                 Workspace { output: output.to_owned(), checkpoints: checkpoints.clone() };
-            work(&workspace)?;
+            guard(|| work(&workspace))?;
             write_fingerprint(&output.join(STAGE_FILE), name, &fingerprint)
         })
+        .map_err(|error| advice::of_stage(error, name, &self.settings, &self.device))
         .with_context(|| format!("stage {name}"))?;
         fs::remove_dir_all(&checkpoints)
             .with_context(|| format!("removing {}", checkpoints.display()))?;

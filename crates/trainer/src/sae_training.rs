@@ -17,6 +17,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     activations::{ActivationStore, Block, Cursor},
+    device::guard,
     progress::Progress,
     training::{METRICS_FILE, checkpoints, latest_checkpoint, truncate},
 };
@@ -71,8 +72,11 @@ impl SaeTrainingRun<'_> {
         let mut metrics = OpenOptions::new().append(true).open(&path).with_context(context)?;
         let mut progress = Progress::new(self.stage, "steps", self.settings.steps, first);
         for step in first..self.settings.steps {
-            let batch = store.next_batch(self.settings.batch_tokens, device)?;
-            let (line, shown) = self.step(step, &mut trainers, batch)?;
+            let (line, shown) = guard(|| {
+                let batch = store.next_batch(self.settings.batch_tokens, device)?;
+                self.step(step, &mut trainers, batch)
+            })
+            .with_context(|| format!("step {}", step + 1))?;
             writeln!(metrics, "{line}").with_context(context)?;
             progress.advance(1, &shown);
             let done = step + 1;
@@ -113,11 +117,7 @@ impl SaeTrainingRun<'_> {
         for ((trainer, x), site) in trainers.iter_mut().zip(batch).zip(self.sites) {
             let report = trainer.step(x);
             if !report.loss.is_finite() {
-                bail!(
-                    "step {}, {site}: the loss is {}; a lower learning_rate may help",
-                    step + 1,
-                    report.loss
-                );
+                bail!("{site}: the loss is {}; a lower learning_rate may help", report.loss);
             }
             // With several, each has its own keys.
             let key = |name: &str| if one { name.to_owned() } else { format!("{site}/{name}") };

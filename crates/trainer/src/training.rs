@@ -3,6 +3,7 @@
 use std::{
     fs::{self, OpenOptions},
     io::Write,
+    mem::take,
     path::{Path, PathBuf},
 };
 
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::{
+    device::guard,
     optim::{GradientMap, Optimizer},
     progress::Progress,
     run::Workspace,
@@ -99,9 +101,13 @@ impl Training<'_> {
         let mut progress = Progress::new(self.stage, "steps", self.total_steps, first);
         let mut last_loss = f64::NAN;
         for index in first..self.total_steps {
-            let result = step(&model, index)?;
-            let (moved, info) = optimizer.step(model, result.gradients);
-            model = moved;
+            let (result, info);
+            (model, result, info) = guard(|| {
+                let mut result = step(&model, index)?;
+                let (moved, info) = optimizer.step(model, take(&mut result.gradients));
+                Ok((moved, result, info))
+            })
+            .with_context(|| format!("step {}", index + 1))?;
             if !(result.loss.is_finite() && info.grad_norm.is_finite()) {
                 bail!(
                     "step {}: loss {}, gradient norm {}; pair ids of the batch: {:?}; last good checkpoint: {}",

@@ -4,6 +4,7 @@
 #![cfg(feature = "wgpu")]
 
 mod alignment;
+mod failures;
 mod operations;
 mod program;
 mod support;

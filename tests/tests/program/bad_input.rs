@@ -48,13 +48,15 @@ fn settings_and_devices_that_are_not_there() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
     let base = ["train", "--run", arg(&run)];
-    let cases: [(&[&str], &[&str]); 6] = [
+    let cases: [(&[&str], &[&str]); 8] = [
         (&["--set", "align.metod=dpo"], &["align.metod", "align.method"]),
         (&["--set", "align.method=ppo"], &["ppo", "fpo"]),
         (&["--recipe", "huge"], &["huge", "tiny"]),
         (&["--config", "nowhere.toml"], &["nowhere.toml"]),
         (&["--device", "vulkan"], &["vulkan", "cargo xtask train --device vulkan"]),
         (&["--device", "abacus"], &["abacus", "cpu"]),
+        (&["--device", "cuda,wgpu"], &["cuda,wgpu", "one device"]),
+        (&["--device", "cuda", "--device", "wgpu"], &["--device", "multiple times"]),
     ];
     for (more, says) in cases {
         let printed = fail(&[&base[..], more].concat());

@@ -1,5 +1,7 @@
 //! What `fpo bench` measures.
 
+mod device_memory;
+mod flops;
 mod memory;
 pub mod ops;
 pub mod step;

@@ -3,12 +3,13 @@
 
 use std::time::Instant;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use fpo_ops::{AdamW, AttentionOptions, Encoder, definition};
 use serde::Serialize;
 
 use super::median;
+use crate::device::sync;
 
 const TEXTS: usize = 16;
 const TOKENS: usize = 128;
@@ -80,7 +81,7 @@ impl Bench {
         for run in 0..=self.repeats {
             let begun = Instant::now();
             work();
-            self.device.sync().map_err(|e| anyhow!("waiting for the device: {e}"))?;
+            sync(&self.device)?;
             if run > 0 {
                 times.push(begun.elapsed().as_secs_f64() * 1e3);
             }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorData};
 use fpo_data::{
     Fingerprint, PairBatch, PairView, Pooling, ReferenceCache, ReferenceWriter, ResponseView,
     TokenizedPair, TokenizedResponse,
@@ -16,17 +16,26 @@ use fpo_transformer::{Gemma2, Gemma2Config, LoraConfig, Site, weights};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
-use serde_json::json;
 
-use super::{median, peak_rss_mib};
+use super::{
+    device_memory::DeviceMemory,
+    flops::{Products, matmul_rate},
+    median, peak_rss_mib,
+};
 use crate::{
     aligner::Aligner,
+    device::{advice, guard, sync},
     forward::{Activations, FeatureReader},
+    gemma::{Gemma2Size, Shape},
     optim::{GradientMap, Optimizer},
     plan,
     reference_pass::reference_rows,
     settings::{OptimizerKind, OptimizerSettings, Schedule},
 };
+
+/// The sizes that a model's name stands for.
+const SHAPE: [&str; 8] =
+    ["vocab", "d_model", "layers", "heads", "kv_heads", "head_dim", "ffn", "d_sae"];
 
 /// What the step works on.
 #[derive(Clone, Debug, clap::Args)]
@@ -43,6 +52,9 @@ pub struct StepSizes {
     /// Of these the prompt's [default: a quarter].
     #[arg(long)]
     pub prompt_tokens: Option<usize>,
+    /// A model's shape, in place of the sizes below, with random weights and an autoencoder of 16,384 features.
+    #[arg(long, conflicts_with_all = SHAPE)]
+    pub model: Option<Gemma2Size>,
     /// Vocabulary.
     #[arg(long, default_value_t = 4096)]
     pub vocab: usize,
@@ -98,6 +110,16 @@ pub struct StepReport {
     pub optimizer_seconds: f64,
     /// The most memory that the process ever held, where the system tells.
     pub peak_rss_mib: Option<f64>,
+    /// The most that tensors held on a GPU after a forward pass, a backward pass or the optimiser.
+    pub device_in_use_mib: Option<f64>,
+    /// The most that Burn's allocator had taken from a GPU's driver then: in use, or kept to be used again.
+    pub device_reserved_mib: Option<f64>,
+    /// Floating-point operations that the mathematics of a step asks for, nothing recomputed.
+    pub model_flops: f64,
+    /// Operations a second of a large matrix product, measured after the steps, in the type that the step computes in.
+    pub matmul_flops: f64,
+    /// Share of that rate that the step reaches.
+    pub matmul_share: f64,
     /// What `fpo plan` expects it to be.
     pub planned_mib: f64,
     /// Steps measured.
@@ -114,13 +136,48 @@ impl StepSizes {
     }
 
     fn config(&self) -> Result<Gemma2Config> {
-        let config = json!({
-            "model_type": "gemma2", "vocab_size": self.vocab, "hidden_size": self.d_model,
-            "intermediate_size": self.ffn, "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads,
-            "head_dim": self.head_dim, "query_pre_attn_scalar": self.head_dim,
-        });
-        Gemma2Config::from_json(&config.to_string()).map_err(|m| anyhow!("the sizes: {m}"))
+        let shape = Shape {
+            vocab_size: self.vocab,
+            hidden_size: self.d_model,
+            intermediate_size: self.ffn,
+            num_hidden_layers: self.layers,
+            num_attention_heads: self.heads,
+            num_key_value_heads: self.kv_heads,
+            head_dim: self.head_dim,
+        };
+        shape.config()
+    }
+
+    /// The sizes, with those of a model that was named.
+    fn named(&self) -> Self {
+        let Some(model) = self.model else { return self.clone() };
+        let shape = model.shape();
+        Self {
+            vocab: shape.vocab_size,
+            d_model: shape.hidden_size,
+            layers: shape.num_hidden_layers,
+            heads: shape.num_attention_heads,
+            kv_heads: shape.num_key_value_heads,
+            head_dim: shape.head_dim,
+            ffn: shape.intermediate_size,
+            d_sae: 16_384,
+            ..self.clone()
+        }
+    }
+
+    /// Operations of a step.
+    fn flops(&self, config: &Gemma2Config) -> f64 {
+        let planned = self.planned(config);
+        let products = Products {
+            config,
+            texts: 2 * self.pairs,
+            tokens: self.tokens,
+            response: self.tokens - self.prompt(),
+            lora: planned.lora.as_ref(),
+            second_model: planned.second_model,
+            d_sae: planned.d_sae,
+        };
+        products.flops()
     }
 
     /// Pairs of random tokens that share their prompt.
@@ -168,6 +225,13 @@ impl StepSizes {
 
 /// Runs the step: what alignment does with a batch, on a model of random weights.
 pub fn measure(sizes: &StepSizes, device: &Device) -> Result<StepReport> {
+    let sizes = &sizes.named();
+    let config = sizes.config()?;
+    guard(|| measured(sizes, &config, device))
+        .map_err(|error| advice::of_step(error, &sizes.planned(&config), device))
+}
+
+fn measured(sizes: &StepSizes, config: &Gemma2Config, device: &Device) -> Result<StepReport> {
     ensure!(sizes.pairs > 0, "--pairs must be at least 1");
     ensure!(
         sizes.prompt() < sizes.tokens,
@@ -179,15 +243,14 @@ pub fn measure(sizes: &StepSizes, device: &Device) -> Result<StepReport> {
         bail!("--k {} must be between 1 and --d-sae {}", sizes.k, sizes.d_sae);
     }
     device.seed(0);
-    let config = sizes.config()?;
     let pairs = sizes.random_pairs(&mut ChaCha8Rng::seed_from_u64(0));
     let views: Vec<_> = pairs.iter().map(TokenizedPair::view).collect();
     let batch = PairBatch::new(&views, 0)?;
 
-    let reference = weights::random(&config, 0, device)?;
+    let reference = weights::random(config, 0, device)?;
     let trainable = device.clone().autodiff();
     let mut policy = match sizes.lora_rank {
-        None => weights::random(&config, 0, &trainable)?,
+        None => weights::random(config, 0, &trainable)?,
         Some(rank) => {
             let lora = LoraConfig { rank, ..LoraConfig::default() };
             lora.check().map_err(|m| anyhow!("--lora-rank: {m}"))?;
@@ -198,6 +261,7 @@ pub fn measure(sizes: &StepSizes, device: &Device) -> Result<StepReport> {
     let mut optimizer = Optimizer::new(&sizes.optimizer(), usize::MAX);
     let mut times: [Vec<f64>; 4] = Default::default();
     let mut last_loss = f64::NAN;
+    let mut device_memory = DeviceMemory::new(device);
     for step in 0..=sizes.steps {
         let begun = Instant::now();
         let (measured, losses) = aligner.evaluate(&policy, &batch)?;
@@ -205,21 +269,29 @@ pub fn measure(sizes: &StepSizes, device: &Device) -> Result<StepReport> {
         // Reading the number waits for the device.
         last_loss = loss.clone().into_scalar::<f32>().into();
         let forward = begun.elapsed().as_secs_f64();
+        device_memory.ask();
         let gradients = GradientMap::of(&loss, &policy, measured.tape);
         let norm = gradients.norm();
         ensure!(norm.is_finite(), "the gradient's norm is {norm}");
         let backward = begun.elapsed().as_secs_f64();
+        device_memory.ask();
         policy = optimizer.step(policy, gradients).0;
-        device.sync().map_err(|e| anyhow!("waiting for the device: {e}"))?;
+        sync(device)?;
         let whole = begun.elapsed().as_secs_f64();
+        device_memory.ask();
         if step > 0 {
             let parts = [forward, backward - forward, whole - backward, whole];
             times.iter_mut().zip(parts).for_each(|(all, time)| all.push(time));
         }
     }
     ensure!(last_loss.is_finite(), "the loss is {last_loss}");
+    // The matrices below need room.
+    drop((policy, aligner, optimizer));
     let [forward, backward, optimizer, whole] = times.map(median);
     let tokens = batch.batch.real_tokens();
+    let peak_rss_mib = peak_rss_mib();
+    let model_flops = sizes.flops(config);
+    let matmul_flops = matmul_rate(device, DType::F32)?;
     Ok(StepReport {
         method: sizes.method.to_string(),
         tokens_per_second: tokens as f64 / whole,
@@ -227,8 +299,13 @@ pub fn measure(sizes: &StepSizes, device: &Device) -> Result<StepReport> {
         forward_seconds: forward,
         backward_seconds: backward,
         optimizer_seconds: optimizer,
-        peak_rss_mib: peak_rss_mib(),
-        planned_mib: sizes.planned(&config).memory().total() as f64 / f64::from(1 << 20),
+        peak_rss_mib,
+        device_in_use_mib: device_memory.mib().map(|(in_use, _)| in_use),
+        device_reserved_mib: device_memory.mib().map(|(_, reserved)| reserved),
+        model_flops,
+        matmul_flops,
+        matmul_share: model_flops / whole / matmul_flops,
+        planned_mib: sizes.planned(config).memory().total() as f64 / f64::from(1 << 20),
         steps: sizes.steps as usize,
         tokens,
         loss: last_loss,

@@ -11,7 +11,12 @@ use crate::bench::{
 
 #[derive(Subcommand)]
 pub enum Bench {
-    /// Measures one training step on random data: time and memory.
+    /// Measures one training step on random data: time, share of the matrix rate, memory.
+    ///
+    /// The share is that of the rate of a large matrix product, measured in the same run. Counted are the products that the
+    /// mathematics asks for: of the forward pass each once (linear layers at all tokens, attention for the keys that each query sees,
+    /// vocabulary and autoencoder at response positions alone), of the backward pass twice, or once where a factor is frozen;
+    /// nothing that is recomputed.
     Step(Step),
     /// Measures every operation of fpo-ops against its plain definition and the matrix rate.
     Ops(Ops),
@@ -71,8 +76,13 @@ fn print_step(report: &StepReport) {
     for (name, seconds) in milliseconds {
         println!("{name:<12} {:10.1} ms", seconds * 1e3);
     }
+    let share = (100.0 * report.matmul_share, report.matmul_flops / 1e12);
+    println!("{:<12} {:10.1} % of {:.2} TFLOP/s", "matrix rate", share.0, share.1);
     if let Some(mib) = report.peak_rss_mib {
         println!("{:<12} {mib:10.0} MiB", "peak memory");
+    }
+    if let (Some(in_use), Some(reserved)) = (report.device_in_use_mib, report.device_reserved_mib) {
+        println!("{:<12} {reserved:10.0} MiB reserved, {in_use:.0} of them in use", "on the GPU");
     }
 }
 

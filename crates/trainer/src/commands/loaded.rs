@@ -31,7 +31,7 @@ impl SettingsArgs {
 
 #[derive(Args)]
 pub struct DeviceArg {
-    /// Where to compute: cpu, cuda, cuda:N, wgpu, vulkan or metal.
+    /// Where to compute: cpu, cuda, wgpu, vulkan or metal, or one of several, as in cuda:1; `fpo devices` lists them.
     #[arg(long, default_value = "cpu")]
     device: String,
 }

@@ -49,7 +49,8 @@ enum Command {
         /// The recipe to print.
         name: Option<String>,
     },
-    /// Lists the devices that this binary was compiled for, and which of them are there.
+    /// Lists the devices that are there, of the kinds that this binary was compiled for: what `--device` calls each, its driver,
+    /// its memory where the driver tells, the largest tensor that it holds, and whether it computes in bfloat16.
     Devices,
     /// Features of an autoencoder by what they say.
     #[command(subcommand)]
@@ -71,12 +72,16 @@ enum Command {
 }
 
 /// Parses the arguments, does what they say, and prints what went wrong: what it was, then what led
-/// to it, without a backtrace.
+/// to it, without a backtrace. So it does where a device fails; bugs panic.
 pub fn main() -> ExitCode {
-    match run() {
+    device::silence();
+    match device::guard(run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
+            if let Some(failure) = error.downcast_ref::<device::DeviceFailure>() {
+                eprintln!("  {}", failure.what_to_do());
+            }
             ExitCode::FAILURE
         }
     }
@@ -101,8 +106,8 @@ fn run() -> Result<()> {
             Ok(())
         }
         Command::Devices => {
-            for kind in device::compiled() {
-                println!("{kind:<8}{}", device::describe(kind));
+            for device::Listed { name, about } in device::list() {
+                println!("{name:<10}{about}");
             }
             Ok(())
         }

@@ -1,0 +1,466 @@
+//! What a device says when it fails, and the way from there to an error.
+//!
+//! Burn reads and launches without results to return: a device that fails shows as a panic, on the thread that reads a number or
+//! on the device's own. What it says is CubeCL's (`ServerError`, `IoError`, `LaunchError` of cubecl-runtime 0.11), wgpu's or
+//! cudarc's, and it is recognised by its words: the types don't come with a panic.
+
+use std::{
+    any::Any,
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::Mutex,
+};
+
+use anyhow::{Result, anyhow};
+use burn::tensor::Device;
+
+/// A device that could not do what was asked of it. Anything else is a bug, and panics as bugs do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeviceFailure {
+    /// No memory left for an allocation of so many bytes, where that is told.
+    OutOfMemory(Option<u64>),
+    /// One buffer of so many bytes is more than the device ever has in one piece.
+    BufferTooLarge(Option<u64>),
+    /// The device is gone for the rest of this process.
+    Lost(String),
+    /// A library of the driver is missing, or too old for what is asked of it.
+    Driver(String),
+    /// A kernel that the device or its compiler refuses.
+    Kernel(String),
+}
+
+/// Words by which failures are known. The first that is found counts, so what follows from another failure comes last.
+const KNOWN: [(Kind, &[&str]); 6] = [
+    (
+        Kind::Driver,
+        &[
+            "Unable to dynamically load the",
+            "Missing symbol cu",
+            "Missing symbol nvrtc",
+            "CUDA_ERROR_NO_DEVICE",
+            "CUDA_ERROR_NOT_INITIALIZED",
+            "CUDA_ERROR_STUB_LIBRARY",
+            "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
+            "CUDA_ERROR_SYSTEM_NOT_READY",
+            "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE",
+            "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
+            "CUDA_ERROR_INVALID_DEVICE",
+            "CUDA installation not found",
+            "cannot open source file",
+            "Unable to acquire wgpu device",
+            "Unable to initialize wgpu runtime",
+        ],
+    ),
+    (
+        Kind::BufferTooLarge,
+        &[
+            "can't allocate buffer of size: ",
+            "is greater than the maximum buffer size",
+            "buffer_binding_size` limit",
+        ],
+    ),
+    (
+        Kind::OutOfMemory,
+        &[
+            "out of device memory allocating ",
+            "couldn't map storage for a deferred allocation of ",
+            "every page size the memory tracks still holds live allocations",
+            "An out-of-memory error happened during launch",
+            "CUDA_ERROR_OUT_OF_MEMORY",
+            "Not enough memory left",
+            "wgpu error: Out of Memory",
+        ],
+    ),
+    (
+        Kind::Lost,
+        &[
+            "The device is poisoned",
+            "The device was poisoned",
+            "Parent device is lost",
+            "CUDA_ERROR_ILLEGAL_ADDRESS",
+            "CUDA_ERROR_LAUNCH_FAILED",
+            "CUDA_ERROR_LAUNCH_TIMEOUT",
+            "CUDA_ERROR_ECC_UNCORRECTABLE",
+            "CUDA_ERROR_DEVICE_UNAVAILABLE",
+            "CUDA_ERROR_UNKNOWN",
+        ],
+    ),
+    (
+        Kind::Kernel,
+        &[
+            "caused the compilation to fail",
+            "Too many resources were requested during launch",
+            "Unable to load the PTX",
+        ],
+    ),
+    (Kind::Kernel, &["wgpu error: "]),
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    OutOfMemory,
+    BufferTooLarge,
+    Lost,
+    Driver,
+    Kernel,
+}
+
+/// What is said where the failure itself happened earlier, on the device's thread.
+const CONSEQUENCES: [&str; 6] = [
+    "The work writing this buffer was torn down",
+    "The work was skipped",
+    "Error while reading data",
+    "device: host access failed",
+    "RecvError",
+    "the channel is disconnected",
+];
+
+impl DeviceFailure {
+    /// The failure that a message is about; none where it is about something else.
+    pub fn of(message: &str) -> Option<Self> {
+        // Some of it comes by way of `Debug`.
+        let message = &message.replace("\\n", "\n");
+        let found = KNOWN.iter().find_map(|(kind, words)| {
+            let at = words.iter().find_map(|words| Some(message.find(words)? + words.len()))?;
+            Some((*kind, at))
+        });
+        let (kind, after) = found?;
+        let reason = || reason(message);
+        Some(match kind {
+            Kind::OutOfMemory => Self::OutOfMemory(number(&message[after..])),
+            Kind::BufferTooLarge => Self::BufferTooLarge(size_of_buffer(message)),
+            Kind::Lost => Self::Lost(reason()),
+            Kind::Driver => Self::Driver(reason()),
+            Kind::Kernel => Self::Kernel(reason()),
+        })
+    }
+}
+
+/// The number that a text begins with.
+fn number(text: &str) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    text[..digits].parse().ok()
+}
+
+/// `can't allocate buffer of size: 40`, `Buffer size 40 is greater than …`, `Buffer binding 0 range 40 exceeds …`.
+fn size_of_buffer(message: &str) -> Option<u64> {
+    ["buffer of size: ", "Buffer size ", " range "]
+        .into_iter()
+        .find_map(|words| number(&message[message.find(words)? + words.len()..]))
+}
+
+/// The line of a chain of causes that says why, without a backtrace and not longer than is read.
+fn reason(message: &str) -> String {
+    const LONGEST: usize = 300;
+    let lines: Vec<&str> = message.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let known = |line: &str| KNOWN.iter().any(|(_, all)| all.iter().any(|w| line.contains(w)));
+    let mut at = lines.iter().position(|line| known(line)).unwrap_or_default();
+    while lines.get(at + 1).is_some_and(|next| *next == "Caused by:") && at + 2 < lines.len() {
+        at += 2;
+    }
+    // What NVRTC logs, and what wgpu was asked for, stands above what was wrong with it.
+    let heads = |line: &str| line == "[Compilation Error]" || line.starts_with("In Device::");
+    while lines.get(at).is_some_and(|line| heads(line)) && at + 1 < lines.len() {
+        at += 1;
+    }
+    let line = lines.get(at).copied().unwrap_or_default();
+    match line.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.to_owned(),
+    }
+}
+
+impl fmt::Display for DeviceFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OutOfMemory(Some(bytes)) => {
+                write!(f, "out of device memory: no room for another {}", size(*bytes))
+            }
+            Self::OutOfMemory(None) => write!(f, "out of device memory"),
+            Self::BufferTooLarge(Some(bytes)) => {
+                write!(f, "a tensor of {} is more than the device holds in one piece", size(*bytes))
+            }
+            Self::BufferTooLarge(None) => {
+                write!(f, "a tensor is larger than the device holds in one piece")
+            }
+            Self::Lost(reason) => write!(f, "the device was lost: {reason}"),
+            Self::Driver(reason) => write!(f, "the device's driver: {reason}"),
+            Self::Kernel(reason) => write!(f, "the device refused a kernel: {reason}"),
+        }
+    }
+}
+
+impl std::error::Error for DeviceFailure {}
+
+impl DeviceFailure {
+    /// What a user can do, where nothing is known of what ran.
+    pub const fn what_to_do(&self) -> &'static str {
+        match self {
+            Self::OutOfMemory(_) | Self::BufferTooLarge(_) => {
+                "smaller batches and shorter texts need less; `fpo plan` counts what a training needs, and other programs may hold \
+                 memory of the same device"
+            }
+            Self::Lost(_) => {
+                "what was written before is whole: run the same again, with --resume where it trains; if it happens again, the \
+                 system's log (dmesg) says what the driver met"
+            }
+            Self::Driver(_) => {
+                "`fpo devices` says what is there; install or update the driver, or use `--device cpu`"
+            }
+            Self::Kernel(_) => {
+                "a newer driver may take it; another backend, or `--device cpu`, does the same work"
+            }
+        }
+    }
+}
+
+/// `2.36 GB`, `134.2 MB`.
+pub fn size(bytes: u64) -> String {
+    match bytes {
+        1_000_000_000.. => format!("{:.2} GB", bytes as f64 / 1e9),
+        1_000_000.. => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{bytes} bytes"),
+    }
+}
+
+/// The first failure since [`First::guard`] began, whichever thread met it.
+struct First(Mutex<Option<DeviceFailure>>);
+
+static FIRST: First = First(Mutex::new(None));
+
+impl First {
+    fn guard<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.take();
+        let panic = match catch_unwind(AssertUnwindSafe(work)) {
+            Ok(result) => return result,
+            Err(panic) => panic,
+        };
+        let text = message(&*panic);
+        let first = self.take();
+        let failure = match DeviceFailure::of(text) {
+            Some(failure) => Some(first.unwrap_or(failure)),
+            None if is_consequence(text) => first,
+            None => None,
+        };
+        match failure {
+            Some(failure) => Err(failure.into()),
+            None => resume_unwind(panic),
+        }
+    }
+
+    /// Keeps the first failure; whether the text is about one, or follows from one.
+    fn note(&self, text: &str) -> bool {
+        let Ok(mut first) = self.0.lock() else { return false };
+        match DeviceFailure::of(text) {
+            Some(failure) => {
+                first.get_or_insert(failure);
+                true
+            }
+            None => first.is_some() && is_consequence(text),
+        }
+    }
+
+    fn take(&self) -> Option<DeviceFailure> {
+        self.0.lock().ok().and_then(|mut first| first.take())
+    }
+}
+
+/// Does `work`; where a device fails meanwhile, that is an error with a [`DeviceFailure`] in its chain.
+///
+/// # Errors
+/// Those of `work`, and a device's failure.
+///
+/// # Panics
+/// Where `work` does, for any other reason.
+pub fn guard<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    FIRST.guard(work)
+}
+
+/// Waits until a device has done what it was given.
+///
+/// # Errors
+/// A device that failed.
+pub fn sync(device: &Device) -> Result<()> {
+    device.sync().map_err(|error| {
+        let text = error.to_string();
+        match DeviceFailure::of(&text) {
+            Some(failure) => failure.into(),
+            None => anyhow!("waiting for the device: {text}"),
+        }
+    })
+}
+
+/// From here on, a panic that [`guard`] reports prints nothing of its own. Others print what they printed before.
+pub fn silence() {
+    let otherwise = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let text = info.payload_as_str().unwrap_or_default();
+        if !FIRST.note(text) {
+            otherwise(info);
+        }
+    }));
+}
+
+fn is_consequence(text: &str) -> bool {
+    CONSEQUENCES.iter().any(|words| text.contains(words))
+}
+
+/// What a panic said.
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As CubeCL 0.11 and Burn 0.22 compose them, a backtrace left out.
+    fn unwritten(root: &str) -> String {
+        format!(
+            "Error while reading data: use `try_into_data` instead to catch the error at runtime: An error happened during execution\n\
+             Caused by:\n  Several failures at once\nCaused by:\n  The bytes were never written (failure #3, still claiming 2 \
+             buffer(s))\n  skipped: matmul\nCaused by:\n  {root}\nAsked at:\nNo backtrace available"
+        )
+    }
+
+    #[test]
+    fn texts_of_drivers_and_of_burn() {
+        use DeviceFailure::*;
+        let io = |text: &str| {
+            unwritten(&format!(
+                "An IO error happened\nCaused by:\n  {text}\nNo backtrace available"
+            ))
+        };
+        let driver = |text: &str| format!("called `Result::unwrap()` on an `Err` value: {text}");
+        for (text, expected) in [
+            (io("out of device memory allocating 2359296000 bytes"), OutOfMemory(Some(2_359_296_000))),
+            (
+                io("couldn't map storage for a deferred allocation of 64 bytes\nCaused by:\n  full"),
+                OutOfMemory(Some(64)),
+            ),
+            (
+                unwritten(
+                    "A launch error happened\nCaused by:\n  An out-of-memory error happened during launch\nCaused by:\n  it",
+                ),
+                OutOfMemory(None),
+            ),
+            (
+                driver("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")"),
+                OutOfMemory(None),
+            ),
+            ("wgpu error: Out of Memory\n\nCaused by:\n  In Device::create_buffer\n".into(), OutOfMemory(None)),
+            (io("can't allocate buffer of size: 4294967296"), BufferTooLarge(Some(4_294_967_296))),
+            (
+                "wgpu error: Validation Error\n\nCaused by:\n  In Device::create_buffer\n    Buffer size 4294967296 is \
+                 greater than the maximum buffer size (2147483648)\n"
+                    .into(),
+                BufferTooLarge(Some(4_294_967_296)),
+            ),
+            (
+                "wgpu error: Validation Error\n\nCaused by:\n  In Device::create_bind_group\n    Buffer binding 0 range \
+                 4294967296 exceeds `max_*_buffer_binding_size` limit 2147483647\n"
+                    .into(),
+                BufferTooLarge(Some(4_294_967_296)),
+            ),
+            (
+                "wgpu error: Validation Error\n\nCaused by:\n  In Device::create_shader_module\n    it is wrong\n".into(),
+                Kernel("it is wrong".into()),
+            ),
+            (
+                unwritten("The device is poisoned\nCaused by:\n  Unknown: the GPU fell off the bus\nBacktrace:\nno"),
+                Lost("Unknown: the GPU fell off the bus".into()),
+            ),
+            (
+                "Unable to dynamically load the \"nvrtc\" shared library - searched for library names: [\"libnvrtc.so\"]."
+                    .into(),
+                Driver(
+                    "Unable to dynamically load the \"nvrtc\" shared library - searched for library names: [\"libnvrtc.so\"]."
+                        .into(),
+                ),
+            ),
+            (
+                unwritten(
+                    "A launch error happened\nCaused by:\n  An error caused the compilation to fail\nCaused by:\n  Unable to \
+                     load the PTX: DriverError(CUDA_ERROR_UNSUPPORTED_PTX_VERSION, \"the provided PTX was compiled with an \
+                     unsupported toolchain.\")\nBacktrace:\nno",
+                ),
+                Driver(
+                    "Unable to load the PTX: DriverError(CUDA_ERROR_UNSUPPORTED_PTX_VERSION, \"the provided PTX was compiled \
+                     with an unsupported toolchain.\")"
+                        .into(),
+                ),
+            ),
+            (
+                unwritten(
+                    "A launch error happened\nCaused by:\n  Too many resources were requested during launch\nToo much shared \
+                     memory requested.\nRequested 200 bytes, maximum 100 bytes available.",
+                ),
+                Kernel("Too many resources were requested during launch".into()),
+            ),
+            (
+                unwritten(
+                    "A launch error happened\nCaused by:\n  An error caused the compilation to fail\nCaused by:\n  \
+                     [Compilation Error] \n    default_program(7): error: identifier \"x\" is undefined\nBacktrace:\nno",
+                ),
+                Kernel("default_program(7): error: identifier \"x\" is undefined".into()),
+            ),
+        ] {
+            assert_eq!(DeviceFailure::of(&text), Some(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn bugs_are_no_failures_of_a_device() {
+        for text in [
+            "index out of bounds: the len is 3 but the index is 7",
+            "=== Tensor Operation Error ===\n  Operation: 'Matmul'",
+            "called `Option::unwrap()` on a `None` value",
+            "Error while reading data: use `try_into_data` instead to catch the error at runtime: wrong type",
+            "",
+        ] {
+            assert_eq!(DeviceFailure::of(text), None, "{text}");
+        }
+        let bug = catch_unwind(|| guard(|| -> Result<()> { panic!("a bug") })).unwrap_err();
+        assert_eq!(message(&*bug), "a bug");
+    }
+
+    #[test]
+    fn a_failure_is_an_error_that_can_be_found() {
+        let failed = guard(|| -> Result<()> { panic!("out of device memory allocating 8 bytes") });
+        let error = failed.unwrap_err().context("step 3");
+        assert_eq!(error.downcast_ref(), Some(&DeviceFailure::OutOfMemory(Some(8))));
+        assert_eq!(
+            format!("{error:#}"),
+            "step 3: out of device memory: no room for another 8 bytes"
+        );
+        assert_eq!(guard(|| Ok(3)).unwrap(), 3);
+    }
+
+    /// What the calling thread says where the device's thread met the failure, and what it says on its own.
+    #[test]
+    fn the_first_failure_counts() {
+        let died = "called `Result::unwrap()` on an `Err` value: RecvError";
+        let first = First(Mutex::new(None));
+        assert!(!first.note(died));
+        let error = first.guard(|| -> Result<()> {
+            assert!(first.note("The device is poisoned: gone"));
+            assert!(first.note("out of device memory allocating 8 bytes"));
+            assert!(first.note(died));
+            panic!("{died}")
+        });
+        let found = error.unwrap_err().downcast::<DeviceFailure>().unwrap();
+        assert_eq!(found, DeviceFailure::Lost("The device is poisoned: gone".into()));
+    }
+
+    #[test]
+    fn reasons_are_short() {
+        let long = format!("Parent device is lost {}", "ä".repeat(1000));
+        let Some(DeviceFailure::Lost(reason)) = DeviceFailure::of(&long) else { panic!() };
+        assert_eq!(reason.chars().count(), 301);
+        assert_eq!(
+            [size(512), size(134_217_728), size(2_359_296_000)],
+            ["512 bytes", "134.2 MB", "2.36 GB"]
+        );
+    }
+}
