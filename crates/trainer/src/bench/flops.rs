@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use burn::tensor::{DType, Device, Distribution, Tensor};
-use fpo_transformer::{Gemma2Config, LoraConfig, Projection};
+use fpo_transformer::{Gemma2Config, LoraConfig, Precision, Projection};
 
 use super::median;
 use crate::{device::sync, plan};
@@ -82,15 +82,20 @@ impl Products<'_> {
     }
 }
 
-/// Floating-point operations a second of the fastest product of two square matrices that was found, as Burn computes it: sizes
+/// Floating-point operations a second of the fastest product of two square matrices that was found, as Burn computes it in the
+/// type that products of a precision have: sizes
 /// double until one takes long enough to be measured well.
 ///
 /// # Errors
 /// A device that fails.
-pub fn matmul_rate(device: &Device, dtype: DType) -> Result<f64> {
+pub fn matmul_rate(device: &Device, precision: Precision) -> Result<f64> {
     const LONG_ENOUGH: f64 = 5e-3;
     const LARGEST: usize = 8192;
     const RUNS: usize = 5;
+    let dtype = match precision {
+        Precision::Float32 => DType::F32,
+        Precision::Bf16Mixed => DType::BF16,
+    };
     let mut best = 0.0f64;
     let mut size = 1024;
     loop {

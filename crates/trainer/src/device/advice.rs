@@ -5,7 +5,7 @@ use burn::tensor::Device;
 
 use super::{
     DeviceFailure,
-    facts::{Facts, Held, facts, held},
+    facts::{Bfloat16, Facts, Held, facts, held},
     failure::size,
     guard,
 };
@@ -55,13 +55,15 @@ fn with_lines(error: &Error, lines: &[String]) -> Error {
 struct State {
     facts: Option<Facts>,
     held: Option<Held>,
+    bfloat16: Option<Bfloat16>,
 }
 
 impl State {
     fn of(device: &Device) -> Self {
         let facts = guard(|| Ok(facts(device))).ok().flatten();
         let held = guard(|| Ok(held(device))).ok().flatten();
-        Self { facts, held }
+        let bfloat16 = guard(|| Ok(Bfloat16::of(device))).ok();
+        Self { facts, held, bfloat16 }
     }
 
     fn lines(&self, failure: &DeviceFailure) -> Vec<String> {
@@ -98,7 +100,13 @@ fn lower(failure: &DeviceFailure, stage: &str, s: &Settings, state: &State) -> V
         lines.extend(tensors(&step, stage, s));
     }
     lines.push(consumers(&step.memory()));
-    lines.extend(changes(s, state.room()));
+    let changes = changes(s, state.room());
+    let rounds = changes.iter().any(|line| line.contains("bf16-mixed"));
+    lines.extend(changes);
+    if let (true, Some(bfloat16 @ (Bfloat16::Stores | Bfloat16::Lacks))) = (rounds, state.bfloat16)
+    {
+        lines.push(format!("but leave out model.precision here: {}", bfloat16.describe()));
+    }
     lines
 }
 
@@ -215,23 +223,37 @@ mod tests {
 
     fn state(memory: Option<u64>, reserved: u64) -> State {
         let facts = Facts { name: "A GPU".into(), memory, largest_tensor: 2 * GB };
-        State { facts: Some(facts), held: Some(Held { in_use: reserved, reserved }) }
+        let held = Some(Held { in_use: reserved, reserved });
+        State { facts: Some(facts), held, bfloat16: Some(Bfloat16::Lacks) }
     }
 
     #[test]
     fn memory_that_ran_out_names_the_largest_settings() {
         let s = settings(&[]);
         let failure = DeviceFailure::OutOfMemory(Some(GB));
-        let state = state(Some(48 * GB), 47 * GB);
-        assert_eq!(state.lines(&failure), ["A GPU: 48.00 GB, of which this program had 47.00 GB"]);
+        assert_eq!(
+            state(Some(48 * GB), 47 * GB).lines(&failure),
+            ["A GPU: 48.00 GB, of which this program had 47.00 GB"]
+        );
+        let room = plan::peak(&s).unwrap() / 4 * 3;
+        let state = state(Some(2 * room), room);
         let text = lower(&failure, "align", &s, &state).join("\n");
         let first = plan::alignment(&s).unwrap().memory();
         assert!(text.contains(&format!("needs {}", size(first.total()))), "{text}");
-        let changes = plan::fit(&s, 47 * GB).unwrap().unwrap();
+        let changes = plan::fit(&s, room).unwrap().unwrap();
         assert!(!changes.is_empty());
         for (change, after) in changes {
             assert!(text.contains(&change) && text.contains(&size(after)), "{change}:\n{text}");
         }
+    }
+
+    #[test]
+    fn a_precision_that_the_device_lacks_is_not_advised() {
+        let s = settings(&["model.precision=float32", "align.checkpoint_activations=true"]);
+        let failure = DeviceFailure::OutOfMemory(None);
+        let text =
+            lower(&failure, "align", &s, &state(None, plan::peak(&s).unwrap() / 2)).join("\n");
+        assert!(text.contains("leave out model.precision here: no bfloat16"), "{text}");
     }
 
     #[test]

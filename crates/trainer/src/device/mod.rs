@@ -14,7 +14,9 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail};
 use burn::tensor::Device;
+use fpo_transformer::Precision;
 
+use facts::{Bfloat16, facts};
 pub use failure::{DeviceFailure, guard, silence, sync};
 pub use list::{Listed, list};
 
@@ -96,6 +98,22 @@ pub fn parse(name: &str) -> Result<Device> {
         Some(index) => all(kind).into_iter().nth(index),
     };
     try_out(name, found.with_context(|| format!("device `{name}` is not there"))?)
+}
+
+/// Refuses a precision that a device cannot compute in.
+///
+/// # Errors
+/// bfloat16 on a device that lacks it, or can do no more than store it.
+pub fn check_precision(device: &Device, precision: Precision) -> Result<()> {
+    let bfloat16 = Bfloat16::of(device);
+    if precision == Precision::Bf16Mixed && bfloat16 != Bfloat16::Computes {
+        bail!(
+            "precision {precision}: {} ({}); float32 works everywhere",
+            facts(device).map_or_else(|| format!("{device:?}"), |facts| facts.name),
+            bfloat16.describe()
+        );
+    }
+    Ok(())
 }
 
 fn split(name: &str) -> Result<(Kind, Option<usize>)> {
