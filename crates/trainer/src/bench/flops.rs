@@ -135,7 +135,7 @@ mod tests {
             num_hidden_layers: 3,
             num_attention_heads: 4,
             num_key_value_heads: 2,
-            head_dim: 5,
+            head_dim: 6,
         };
         Gemma2Config { sliding_window, ..shape.config().unwrap() }
     }

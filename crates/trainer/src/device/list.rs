@@ -79,16 +79,17 @@ fn adapter(device: &Device) -> Result<Vec<String>> {
         // No options for it.
         _ => return Ok(Vec::new()),
     };
+    let hardware = hardware(&kind);
     let options = Device::wgpu_options().device_kind(kind).graphics_api(wgpu.backend);
     let setup = match options.init_with_setup() {
         Ok((_, setup)) => setup,
         // It was opened before, and its adapter is not at hand.
-        Err(WgpuInitError::Registration { .. }) => return Ok(vec![hardware(kind).into()]),
+        Err(WgpuInitError::Registration { .. }) => return Ok(vec![hardware.into()]),
         Err(error) => return Err(error.into()),
     };
     let info = setup.adapter.get_info();
     let driver = format!("{} {}", info.driver, info.driver_info);
-    Ok(vec![hardware(kind).into(), format!("{:?} through {}", info.backend, driver.trim())])
+    Ok(vec![hardware.into(), format!("{:?} through {}", info.backend, driver.trim())])
 }
 
 #[cfg(not(feature = "wgpu"))]
@@ -97,7 +98,7 @@ fn adapter(_device: &Device) -> Result<Vec<String>> {
 }
 
 #[cfg(feature = "wgpu")]
-fn hardware(kind: burn::tensor::DeviceKind) -> &'static str {
+fn hardware(kind: &burn::tensor::DeviceKind) -> &'static str {
     use burn::tensor::DeviceKind;
     match kind {
         DeviceKind::DiscreteGpu(_) => "a card",
