@@ -22,7 +22,10 @@ fn fail(args: &[&str]) -> String {
     let printed = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success(), "{args:?} succeeded:\n{printed}");
     assert!(!printed.contains("panicked"), "{args:?} panicked:\n{printed}");
-    assert_eq!(printed.lines().filter(|l| l.starts_with("error")).count(), 1, "{printed}");
+    // Mesa's remark on a machine without a display begins like an error.
+    let errors =
+        printed.lines().filter(|l| l.starts_with("error") && !l.contains("XDG_RUNTIME_DIR"));
+    assert_eq!(errors.count(), 1, "{printed}");
     printed
 }
 
