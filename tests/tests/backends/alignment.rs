@@ -15,20 +15,20 @@ use fpo_trainer::{
     optim::{GradientMap, Optimizer},
     settings::{OptimizerKind, OptimizerSettings, Schedule},
 };
-use fpo_transformer::{Gemma2, Gemma2Config, Site, weights};
+use fpo_transformer::{Gemma2, Gemma2Config, Placement, Site, weights};
 
 use crate::support::{TOLERANCE, close, devices, random, values};
 
 const D_MODEL: usize = 16;
 const D_SAE: usize = 48;
 
-fn model(device: &Device) -> Gemma2 {
+fn model(placement: impl Into<Placement>) -> Gemma2 {
     let config = Gemma2Config::from_json(
         r#"{"model_type": "gemma2", "vocab_size": 90, "hidden_size": 16, "intermediate_size": 40,
             "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
             "query_pre_attn_scalar": 6, "sliding_window": 4, "initializer_range": 0.25}"#,
     );
-    weights::random(&config.unwrap(), 1, device).unwrap()
+    weights::random(&config.unwrap(), 1, placement).unwrap()
 }
 
 fn sae(device: &Device) -> JumpReluSae {
@@ -113,6 +113,48 @@ fn a_step_of_alignment() {
         let apart = found.iter().zip(expected).filter(|(f, e)| (*f - *e).abs() > 1e-4).count();
         assert!(apart * 200 <= found.len(), "{name}: {apart} of {} weights differ", found.len());
     }
+}
+
+/// The table in three parts on WGPU, whole on Flex.
+#[test]
+fn an_embedding_table_in_parts() {
+    let Some([flex, wgpu]) = devices() else { return };
+    let limits = [(flex, None, 1), (wgpu, Some(2560), 3)];
+    let [expected, found] = limits.map(|(device, largest_tensor, parts)| {
+        let place = |device: &Device| Placement { largest_tensor, ..Placement::from(device) };
+        let policy = model(place(&device.clone().autodiff()));
+        assert_eq!(policy.unembedding().parts().len(), parts);
+        let batch = batch();
+        let device_batch = DeviceBatch::new(&batch.batch, &policy.device());
+        let forward = Forward::new(&policy, &batch.batch, &device_batch, None);
+        let log_probs = forward.log_probs(&policy, &device_batch);
+        let gradients = GradientMap::of(&log_probs.clone().sum(), &policy, None);
+        let mut of_table = Vec::new();
+        for (path, gradient) in gradients.iter().filter(|(path, _)| path.contains("embed_tokens")) {
+            assert_eq!(weights::stored_name(path), "model.embed_tokens.weight");
+            of_table.extend(values(gradient));
+        }
+        let options =
+            fpo_transformer::GenerationOptions { max_new_tokens: 12, ..Default::default() };
+        let prompts = [vec![2, 40, 7], vec![2, 89, 61, 30, 5]];
+        let answers =
+            fpo_transformer::generate(&model(place(&device)), &prompts, &options).unwrap();
+        let answers: Vec<_> = answers.into_iter().map(|answer| answer.tokens).collect();
+        (values(&log_probs), of_table, answers)
+    });
+    close("log-probabilities", &found.0, &expected.0, TOLERANCE);
+    close("gradient of the table", &found.1, &expected.1, TOLERANCE);
+    assert_eq!(found.2, expected.2);
+}
+
+/// What the device says of itself.
+#[test]
+fn the_largest_tensor() {
+    let Some([flex, wgpu]) = devices() else { return };
+    assert_eq!(fpo_ops::largest_tensor(&flex), None);
+    let limit = fpo_ops::largest_tensor(&wgpu).expect("WGPU binds buffers of a limited size");
+    assert_eq!(fpo_ops::largest_tensor(&wgpu.autodiff()), Some(limit));
+    assert!(limit >= 1 << 26, "{limit}");
 }
 
 #[test]
