@@ -5,7 +5,7 @@ use std::{env, path::Path, process::Command};
 
 use burn::tensor::Device;
 use fpo_trainer::bench::peak_rss_mib;
-use fpo_transformer::{Gemma2Config, weights};
+use fpo_transformer::{Gemma2, Gemma2Config, weights};
 
 /// Names the folder of the checkpoint, in the process that is measured.
 const FOLDER: &str = "FPO_TEST_CHECKPOINT";

@@ -251,9 +251,12 @@ impl Optimizer {
                 *start += count;
                 Ok(Some(Tensor::from_data(TensorData::new(values, [count]), &device)))
             };
-            let first = next("first")?;
-            if let Some(second) = next("second")? {
-                moments.insert(parameter, Moments { first, second });
+            match (next("first")?, next("second")?) {
+                (None, None) => {}
+                (first, Some(second)) => drop(moments.insert(parameter, Moments { first, second })),
+                (Some(_), None) => {
+                    bail!("{}: `{parameter}` has no second moment", path.display())
+                }
             }
         }
         for (name, view) in &views {
