@@ -111,6 +111,18 @@ impl Step {
         self.precision.factor_bytes() as u64
     }
 
+    /// Numbers of gradients that wait for being added to those of earlier passes.
+    fn passing_gradients(&self, trained: u64) -> u64 {
+        let c = &self.config;
+        match (self.accumulates, self.checkpointed, &self.lora) {
+            (false, ..) => 0,
+            (true, false, _) => trained,
+            // Block by block; the embedding's come by themselves.
+            (true, true, None) => block_parameters(c).max((c.vocab_size * c.hidden_size) as u64),
+            (true, true, Some(_)) => trained / c.num_hidden_layers.max(1) as u64,
+        }
+    }
+
     /// What the step needs.
     pub fn memory(&self) -> Memory {
         let c = &self.config;
@@ -137,7 +149,7 @@ impl Step {
         let encoder = self.d_sae.map_or(0, |d_sae| (d_sae * (c.hidden_size + 2)) as u64);
         Memory {
             weights: (of_policy + of_second) * whole + BYTES * adapters,
-            gradients: BYTES * trained * if self.accumulates { 2 } else { 1 },
+            gradients: BYTES * (trained + self.passing_gradients(trained)),
             optimizer: BYTES * moments * trained,
             activations: tokens * (kept + passing),
             rest: BYTES * encoder + BLOCKS.min(BYTES * tokens * c.vocab_size as u64),

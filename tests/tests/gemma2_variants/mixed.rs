@@ -138,9 +138,11 @@ fn generation_chooses_what_the_whole_text_says() {
         stop_tokens: vec![u32::MAX],
         ..GenerationOptions::default()
     };
-    let answer = generate(&model, &[prompt.clone()], &options).unwrap().remove(0).tokens;
+    let answer =
+        generate(&model, std::slice::from_ref(&prompt), &options).unwrap().remove(0).tokens;
     let whole: Vec<u32> = prompt.iter().chain(&answer).copied().collect();
-    let hidden = model.forward(padded(&[whole.clone()], &model.device()), &[]).hidden_states;
+    let hidden =
+        model.forward(padded(std::slice::from_ref(&whole), &model.device()), &[]).hidden_states;
     let [_, width, d_model] = hidden.dims();
     let logits = model.logits(hidden.reshape([width, d_model]));
     assert_eq!(logits.dtype(), DType::F32);

@@ -81,13 +81,11 @@ fn rounded_factors() {
                     let (found, expected) = (run(found), run(oracle));
                     let f32 = |x: &Tensor<2>| x.clone().cast(FloatDType::F32);
                     close(what, &f32(&found.0), &f32(&expected.0), TOLERANCE);
-                    for i in 0..2 {
-                        assert_eq!(
-                            FloatDType::from(found.1[i].dtype()),
-                            types[i],
-                            "{what}, gradient {i}"
-                        );
-                        close(what, &f32(&found.1[i]), &f32(&expected.1[i]), TOLERANCE);
+                    let gradients = found.1.iter().zip(&expected.1).zip(types);
+                    for (i, ((found, expected), dtype)) in gradients.enumerate() {
+                        let what = format!("{what}, gradient {i}");
+                        assert_eq!(FloatDType::from(found.dtype()), dtype, "{what}");
+                        close(&what, &f32(found), &f32(expected), TOLERANCE);
                     }
                 };
             let wide = |x: Tensor<2>| x.cast(FloatDType::F32);

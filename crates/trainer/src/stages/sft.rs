@@ -67,7 +67,7 @@ pub fn sft(run: &Run, prepared: &Prepared) -> Result<Stage> {
                         Forward::for_training(model, &batch, &device_batch, None, activations);
                     // The mean over all response tokens of the step, whichever part they are in.
                     let part = -forward.token_log_probs(model, &device_batch).sum() / total as f64;
-                    gradients.add(GradientMap::of(&part, model, forward.tape.take()));
+                    gradients.add_of(&part, model, forward.tape.take());
                     loss += part.into_scalar::<f64>();
                     tokens += batch.real_tokens();
                 }
