@@ -21,7 +21,7 @@ use safetensors::{
 use crate::Error;
 
 /// Numbers that come from a device at once.
-const PIECE: usize = 1 << 24;
+const PIECE: usize = 1 << 22;
 
 /// The memory-mapped files of a checkpoint.
 pub struct Files(Vec<(PathBuf, Mmap)>);
