@@ -11,7 +11,8 @@ use fpo_trainer::{
     settings::{OptimizerKind, OptimizerSettings, Schedule},
 };
 use fpo_transformer::{
-    Error, Gemma2, Gemma2Config, GenerationOptions, LoraConfig, Placement, generate, weights,
+    Error, Gemma2, Gemma2Config, GenerationOptions, LoraConfig, Placement, Precision, generate,
+    weights,
 };
 
 use crate::common::{difference, padded, text, values};
@@ -287,6 +288,44 @@ fn adapters() {
         weights::save(&model, folder.path()).unwrap();
         let read = weights::load(folder.path(), &device).unwrap();
         assert!(named(&read, &merged).all(|(a, b)| a.to_bits() == b.to_bits()));
+    }
+}
+
+/// The parts are rounded as the table is; a model that is not trained is held in bfloat16, so that its table is in fewer parts.
+#[test]
+fn mixed_precision() {
+    let limit = LIMITS[3].0;
+    for (device, parts) in [(Device::flex(), 2), (Device::flex().autodiff(), 4)] {
+        let of = |largest_tensor| {
+            let placement = Placement::new(device.clone(), Precision::Bf16Mixed);
+            weights::random(&config(), 3, Placement { largest_tensor, ..placement }).unwrap()
+        };
+        let (whole, model) = (of(None), of(Some(limit)));
+        assert_eq!(model.unembedding().parts().len(), parts);
+        let log_probs = |model: &Gemma2| {
+            let tokens = padded(&[text(1, 30)], &device);
+            let targets = tokens.clone().flip([1]).flatten::<1>(0, 1);
+            let hidden = model.forward(tokens, &[]).hidden_states.flatten::<2>(0, 1);
+            values(fpo_ops::linear_log_probs(hidden, model.unembedding(), targets, Some(30.0)))
+        };
+        let apart = difference(&log_probs(&model), &log_probs(&whole));
+        assert!(apart < 1e-6, "log-probabilities differ by {apart}");
+        if device.is_autodiff() {
+            // Every block's product is rounded to bfloat16, and the parts are other blocks: as near to float32 as the whole.
+            let (_, exact) = gradients(&self::model(None, device.clone()), false);
+            let error = |model: &Gemma2| {
+                let (_, found) = gradients(model, true);
+                assert!(found.keys().eq(exact.keys()));
+                let pairs = found.values().flatten().zip(exact.values().flatten());
+                let squares = pairs.map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+                let norm = exact.values().flatten().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+                (squares / norm).sqrt()
+            };
+            let (in_parts, whole) = (error(&model), error(&whole));
+            println!("gradients are {in_parts:.4} from float32's, with the table whole {whole:.4}");
+            assert!(in_parts < 1.3 * whole && whole < 0.06, "{in_parts}, whole {whole}");
+        }
+        assert!(saved(&model) == saved(&whole));
     }
 }
 
