@@ -34,6 +34,8 @@
 mod adamw;
 mod attention;
 mod blocked;
+#[cfg(feature = "cube")]
+mod cube;
 #[cfg(feature = "flex")]
 mod flex;
 mod geglu;
