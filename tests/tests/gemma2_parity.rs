@@ -13,7 +13,10 @@ use burn::{
     module::{Module, ModuleVisitor, Param},
     tensor::{Device, Gradients, Int, Tensor, TensorData},
 };
-use fpo_transformer::{Gemma2, Gemma2Config, GenerationOptions, Site, SiteKind, generate, weights};
+use fpo_transformer::{
+    Gemma2, Gemma2Config, GenerationOptions, Placement, Precision, Site, SiteKind, generate,
+    weights,
+};
 use safetensors::{Dtype, SafeTensors};
 
 const CASES: [&str; 6] =
@@ -53,22 +56,9 @@ fn gradients_match() {
     for case in CASES {
         let expected = Expected::read(case);
         let model = weights::load(&folder(case), &Device::flex().autodiff()).unwrap();
-        let tokens = expected.tokens(&model.device());
-        let [rows, width] = tokens.dims();
-        let hidden = model.forward(tokens, &[]).hidden_states;
-        let hidden = hidden.reshape([(rows * width) as i32, -1]);
-        let response = expected.response_positions();
-        let count = response.len();
-        let response =
-            Tensor::<1, Int>::from_data(TensorData::new(response, [count]), &model.device());
-        let mean = expected.log_probs(&model, hidden).select(0, response).mean();
+        let mean = expected.response_log_probs(&model).mean();
         let ours = Named::gradients(&model, &mean.backward());
-
-        let theirs: BTreeMap<&str, &Vec<f32>> = expected
-            .floats
-            .iter()
-            .filter_map(|(name, (_, values))| Some((name.strip_prefix("grad.")?, values)))
-            .collect();
+        let theirs = expected.gradients();
         assert!(ours.keys().map(String::as_str).eq(theirs.keys().copied()), "{case}: {ours:?}");
         let relative = |(name, ours): (&String, &Vec<f32>)| {
             let theirs = theirs[name.as_str()];
@@ -78,6 +68,48 @@ fn gradients_match() {
         let worst: Vec<_> = ours.iter().map(relative).collect();
         report(case, "gradients", &worst, GRADIENT_TOLERANCE);
     }
+}
+
+/// bf16-mixed is about as far from float32 as PyTorch's autocast on the same models and texts (`autocast.py`): on some a
+/// little closer, on some a little further, because both are roundings.
+#[test]
+fn mixed_precision_is_as_close_as_pytorchs() {
+    let theirs = fs::read_to_string(folder("autocast.json")).unwrap();
+    let theirs: serde_json::Value = serde_json::from_str(&theirs).unwrap();
+    let placement =
+        Placement { device: Device::flex().autodiff(), precision: Precision::Bf16Mixed };
+    let mut logarithms = Vec::new();
+    for case in CASES {
+        let expected = Expected::read(case);
+        let log_probs = |model: &Gemma2| expected.response_log_probs(model);
+        let float32 = weights::load(&folder(case), &Device::flex()).unwrap();
+        let exact = values(log_probs(&float32));
+        let mixed = weights::load(&folder(case), &placement).unwrap();
+        let found = log_probs(&mixed);
+        let gradients = Named::gradients(&mixed, &found.clone().mean().backward());
+        let exact_gradients = expected.gradients();
+        let pairs = gradients.iter().flat_map(|(name, ours)| {
+            ours.iter().copied().zip(exact_gradients[name.as_str()].iter().copied())
+        });
+        let pairs: Vec<(f32, f32)> = pairs.collect();
+
+        let length = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
+        let of_log_probs = length(&mut values(found).iter().zip(&exact).map(|(a, b)| a - b));
+        let of_gradients = length(&mut pairs.iter().map(|(a, b)| a - b));
+        let ours = [
+            ("log_probs", of_log_probs / (exact.len() as f32).sqrt()),
+            ("gradients", of_gradients / length(&mut pairs.iter().map(|(_, b)| *b))),
+        ];
+        for (what, ours) in ours {
+            let theirs = theirs[case][what].as_f64().unwrap() as f32;
+            println!("{case}: {what} differ from float32 by {ours:.4}, PyTorch's by {theirs:.4}");
+            assert!(ours > 1e-4 && ours < 2.0 * theirs, "{case}: {what}: {ours}, {theirs}");
+            logarithms.push((ours / theirs).ln());
+        }
+    }
+    let mean = logarithms.iter().sum::<f32>() / logarithms.len() as f32;
+    println!("{:.2} times PyTorch's differences", mean.exp());
+    assert!(mean.exp() < 1.2);
 }
 
 /// Hugging Face continued each prompt alone; here both are in one batch, the shorter one padded.
@@ -176,6 +208,24 @@ impl Expected {
         let cap = model.config().final_logit_softcapping;
         let hidden = hidden.select(0, int(predicting));
         fpo_ops::linear_log_probs(hidden, model.unembedding(), int(targets), cap)
+    }
+
+    /// Log-probability of every response token in turn.
+    fn response_log_probs(&self, model: &Gemma2) -> Tensor<1> {
+        let [rows, width] = self.shape();
+        let hidden = model.forward(self.tokens(&model.device()), &[]).hidden_states;
+        let hidden = hidden.reshape([(rows * width) as i32, -1]);
+        let response = self.response_positions();
+        let count = response.len();
+        let response = TensorData::new(response, [count]);
+        let response = Tensor::<1, Int>::from_data(response, &model.device());
+        self.log_probs(model, hidden).select(0, response)
+    }
+
+    /// Recorded gradients by parameter.
+    fn gradients(&self) -> BTreeMap<&str, &Vec<f32>> {
+        let named = self.floats.iter();
+        named.filter_map(|(n, (_, values))| Some((n.strip_prefix("grad.")?, values))).collect()
     }
 
     /// Where [`Self::log_probs`] has the response tokens that the recorded gradient is of.

@@ -81,8 +81,9 @@ impl Head {
         self.hidden.clone().narrow(0, rows.start, rows.len())
     }
 
+    /// Rounded to the type of the hidden states where it is of another, some rows at a time.
     fn weight(&self, tokens: &Range<usize>) -> Tensor<2> {
-        self.weight.clone().narrow(0, tokens.start, tokens.len())
+        self.weight.clone().narrow(0, tokens.start, tokens.len()).cast(self.hidden.dtype())
     }
 
     pub fn logits(&self, rows: &Range<usize>, tokens: &Range<usize>) -> Logits {
@@ -103,7 +104,8 @@ impl Head {
         [hidden_wanted, weight_wanted]: [bool; 2],
         gradient: impl Fn(&Logits) -> Tensor<2>,
     ) -> [Option<Tensor<2>>; 2] {
-        let dtype = FloatDType::from(self.hidden.dtype());
+        let [dtype, weight_dtype] =
+            [self.hidden.dtype(), self.weight.dtype()].map(FloatDType::from);
         let rows: Vec<_> = self.row_blocks().collect();
         let mut d_hidden: Vec<Option<Tensor<2>>> = vec![None; rows.len()];
         let mut d_weight = Vec::new();
@@ -121,7 +123,7 @@ impl Head {
                     d_tokens = Some(add(d_tokens, more));
                 }
             }
-            d_weight.extend(d_tokens.map(|sum| sum.cast(dtype)));
+            d_weight.extend(d_tokens.map(|sum| sum.cast(weight_dtype)));
         }
         let d_hidden: Vec<_> = d_hidden.into_iter().flatten().map(|sum| sum.cast(dtype)).collect();
         [

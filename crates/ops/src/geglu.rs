@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use crate::graph;
+use crate::{graph, rms_norm::at_least_f32};
 
 /// √(2/π)
 const SQRT_2_OVER_PI: f64 = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2;
@@ -31,8 +31,10 @@ pub fn geglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
 
 /// [`geglu`] by plain tensor operations.
 pub fn definition<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    let dtype = gate.dtype();
+    let (gate, up) = (at_least_f32(gate), at_least_f32(up));
     let inner = (gate.clone() + gate.clone().powi_scalar(3) * CUBIC) * SQRT_2_OVER_PI;
-    gate * 0.5 * (inner.tanh() + 1.0) * up
+    (gate * 0.5 * (inner.tanh() + 1.0) * up).cast(dtype)
 }
 
 /// The definition with a backward pass that saves gate and up alone.
@@ -40,7 +42,10 @@ mod recomputed {
     use burn::tensor::Tensor;
 
     use super::{CUBIC, SQRT_2_OVER_PI, definition};
-    use crate::graph::{Operation, Plain};
+    use crate::{
+        graph::{Operation, Plain},
+        rms_norm::at_least_f32,
+    };
 
     #[derive(Clone, Debug)]
     pub(super) struct Geglu<const D: usize>;
@@ -60,7 +65,9 @@ mod recomputed {
             gradient: Plain,
             [gate_wanted, up_wanted]: [bool; 2],
         ) -> [Option<Plain>; 2] {
-            let (x, up, g) = (Tensor::<D>::from(gate), Tensor::from(up), Tensor::from(gradient));
+            let [x, up, g] = [gate, up, gradient].map(Tensor::<D>::from);
+            let dtype = x.dtype();
+            let [x, up, g] = [x, up, g].map(at_least_f32);
             let square = x.clone().square();
             let inner = x.clone() * (square.clone() * CUBIC + 1.0) * SQRT_2_OVER_PI;
             let t = inner.tanh();
@@ -70,7 +77,7 @@ mod recomputed {
                 let slope = (square * (3.0 * CUBIC) + 1.0) * (0.5 * SQRT_2_OVER_PI);
                 g * up * (half + x * (-t.square() + 1.0) * slope)
             });
-            [d_gate, d_up].map(|gradient| gradient.map(Plain::from))
+            [d_gate, d_up].map(|gradient| gradient.map(|gradient| gradient.cast(dtype).into()))
         }
     }
 }

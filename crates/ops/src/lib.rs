@@ -57,10 +57,10 @@ pub use attention::{AttentionOptions, TextStarts, causal_attention, packed_atten
 pub use geglu::geglu;
 pub use jump_relu::{heaviside, jump_relu};
 pub use kl::linear_kl;
-pub use linear::linear;
+pub use linear::{linear, linear_bf16};
 pub use log_probs::linear_log_probs;
 pub use pooled::{Encoder, pooled_features};
-pub use rms_norm::rms_norm;
+pub use rms_norm::{at_least_f32, rms_norm};
 pub use rotary::rotary;
 pub use softcap::softcap;
 pub use statistics::{TokenStatistics, linear_token_statistics};
@@ -76,7 +76,7 @@ pub mod definition {
         heaviside_definition as heaviside, jump_relu_definition as jump_relu,
     };
     pub use crate::kl::definition as linear_kl;
-    pub use crate::linear::definition as linear;
+    pub use crate::linear::{bf16_definition as linear_bf16, definition as linear};
     pub use crate::log_probs::definition as linear_log_probs;
     pub use crate::pooled::definition as pooled_features;
     pub use crate::rms_norm::definition as rms_norm;

@@ -1,6 +1,8 @@
 //! A linear map in Hugging Face's layout.
 
-use burn::tensor::Tensor;
+use burn::tensor::{FloatDType, Tensor};
+
+use crate::graph;
 
 /// `x·Wᵀ`.
 ///
@@ -20,13 +22,73 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
     definition(x, weight)
 }
 
+/// The same with both factors rounded to bfloat16, whatever they are; so is the result. Gradients come in the types of `x` and of
+/// `weight`.
+///
+/// # Shapes
+/// As in [`linear`].
+pub fn linear_bf16<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
+    let inputs = [x.clone().into_dispatch(), weight.clone().into_dispatch()];
+    match graph::apply(rounded::Linear::<D>, inputs) {
+        Some(output) => Tensor::from_dispatch(output),
+        None => bf16_definition(x, weight),
+    }
+}
+
+/// [`linear_bf16`] by plain tensor operations.
+pub fn bf16_definition<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
+    definition(x.cast(FloatDType::BF16), weight.cast(FloatDType::BF16))
+}
+
 /// [`linear`] by plain tensor operations.
 pub fn definition<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
     let mut shape = x.dims();
-    let [d_out, d_in] = weight.dims();
-    let rows = shape[..D - 1].iter().product::<usize>();
+    let [d_out, _] = weight.dims();
     shape[D - 1] = d_out;
-    x.reshape([rows, d_in]).matmul(weight.transpose()).reshape(shape)
+    rows(x).matmul(weight.transpose()).reshape(shape)
+}
+
+/// `[…, width]` → `[rows, width]`
+fn rows<const D: usize>(x: Tensor<D>) -> Tensor<2> {
+    let shape = x.dims();
+    let rows = shape[..D - 1].iter().product::<usize>();
+    x.reshape([rows, shape[D - 1]])
+}
+
+/// The definition with a backward pass that saves its inputs as they are, which others hold anyway, and rounds them once more.
+mod rounded {
+    use burn::tensor::{FloatDType, Tensor};
+
+    use super::{bf16_definition, rows};
+    use crate::graph::{Operation, Plain};
+
+    #[derive(Clone, Debug)]
+    pub(super) struct Linear<const D: usize>;
+
+    impl<const D: usize> Operation<2> for Linear<D> {
+        type Saved = ();
+
+        fn forward(&self, [x, weight]: [Plain; 2]) -> (Plain, ()) {
+            (bf16_definition(Tensor::<D>::from(x), weight.into()).into(), ())
+        }
+
+        /// `dx = g·W`, `dW = gᵀ·x`.
+        fn backward(
+            &self,
+            [x, weight]: [Plain; 2],
+            (): (),
+            gradient: Plain,
+            [x_wanted, weight_wanted]: [bool; 2],
+        ) -> [Option<Plain>; 2] {
+            let (x, weight) = (Tensor::<D>::from(x), Tensor::<2>::from(weight));
+            let (shape, [x_type, weight_type]) = (x.dims(), [x.dtype(), weight.dtype()]);
+            let [x, weight, g] = [rows(x), weight, rows(Tensor::<D>::from(gradient))]
+                .map(|x| x.cast(FloatDType::BF16));
+            let d_x = x_wanted.then(|| g.clone().matmul(weight).cast(x_type).reshape(shape).into());
+            let d_weight = weight_wanted.then(|| g.transpose().matmul(x).cast(weight_type).into());
+            [d_x, d_weight]
+        }
+    }
 }
 
 /// Three products in fixed blocks. The weight's gradient comes out in the layout of the weight, where the definition's is a

@@ -4,7 +4,8 @@ use burn::tensor::{Int, Tensor, activation::log_softmax};
 
 use crate::{blocked::BLOCKS, graph, linear, softcap::optional_softcap};
 
-/// `log softmax(softcap(h·Wᵀ))[target]` per row, in float32 at least; gradients reach `hidden` and `weight`.
+/// `log softmax(softcap(h·Wᵀ))[target]` per row, in float32 at least; gradients reach `hidden` and `weight`. A weight of another
+/// type than the hidden states is rounded to theirs, and gets its gradient in its own.
 ///
 /// # Shapes
 /// * `hidden`: `[n, d]`, states that predict a token (already shifted: row i predicts `targets[i]`)
@@ -58,6 +59,7 @@ pub(crate) fn log_distribution(
     weight: Tensor<2>,
     softcap: Option<f64>,
 ) -> Tensor<2> {
+    let weight = weight.cast(hidden.dtype());
     let logits = crate::rms_norm::at_least_f32(linear::definition(hidden, weight));
     log_softmax(optional_softcap(logits, softcap), 1)
 }

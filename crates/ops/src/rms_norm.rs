@@ -43,7 +43,7 @@ pub fn definition<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> 
 }
 
 /// Half-precision tensors as float32; float32 and float64 as they are.
-pub(crate) fn at_least_f32<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+pub fn at_least_f32<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     match x.dtype() {
         DType::F16 | DType::BF16 => x.cast(FloatDType::F32),
         _ => x,

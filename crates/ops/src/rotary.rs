@@ -2,6 +2,8 @@
 
 use burn::tensor::Tensor;
 
+use crate::rms_norm::at_least_f32;
+
 /// Rotates feature `i` of the first half of a head together with feature `i` of the second half:
 /// `out₁ = x₁·cos − x₂·sin`, `out₂ = x₂·cos + x₁·sin` (RoFormer, equation 34, in Hugging Face's order of features).
 ///
@@ -32,14 +34,15 @@ pub fn rotary(x: Tensor<4>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<4> {
 /// [`rotary`] by plain tensor operations.
 pub fn definition(x: Tensor<4>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<4> {
     let [_, tokens, _, head_dim] = x.dims();
-    let half = head_dim / 2;
+    let (half, dtype) = (head_dim / 2, x.dtype());
+    let x = at_least_f32(x);
     let per_head =
         |table: Tensor<2>| table.without_autodiff().cast(x.dtype()).reshape([1, tokens, 1, half]);
     let (cos, sin) = (per_head(cos), per_head(sin));
     let (x1, x2) = (x.clone().narrow(3, 0, half), x.narrow(3, half, half));
     let out1 = x1.clone() * cos.clone() - x2.clone() * sin.clone();
     let out2 = x2 * cos + x1 * sin;
-    Tensor::cat(vec![out1, out2], 3)
+    Tensor::cat(vec![out1, out2], 3).cast(dtype)
 }
 
 /// One pass in each direction: the backward pass is the rotation by the opposite angle.

@@ -36,7 +36,7 @@ fn in_one_pass(
         let (mut measured, losses) = aligner.evaluate(policy, part)?;
         // The mean over all pairs of the step, whichever part they are in.
         let loss = losses.losses.sum() / pairs as f64;
-        gradients.add(GradientMap::of(&loss, policy, measured.tape.take()));
+        gradients.add_of(&loss, policy, measured.tape.take());
         log.add(&measured);
     }
     Ok((gradients, log))
@@ -78,7 +78,7 @@ fn in_two_passes(
         if let (Some(log_probs), Some(slopes)) = (log_probs.shared, &shared) {
             sum = sum + product(log_probs, slopes);
         }
-        gradients.add(GradientMap::of(&sum, policy, tape));
+        gradients.add_of(&sum, policy, tape);
     }
     Ok((gradients, log))
 }

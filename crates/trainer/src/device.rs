@@ -1,7 +1,8 @@
 //! Devices by name.
 
 use anyhow::{Result, anyhow, bail};
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
+use fpo_transformer::Precision;
 
 /// The names that a `--device` begins with.
 pub const KINDS: [&str; 5] = ["cpu", "cuda", "wgpu", "vulkan", "metal"];
@@ -34,6 +35,19 @@ pub fn parse(name: &str) -> Result<Device> {
         "cpu" => Ok(device),
         _ => try_out(name, device),
     }
+}
+
+/// Refuses a precision that a device cannot compute in.
+///
+/// # Errors
+/// bfloat16 on a device that lacks it, or can do no more than store it.
+pub fn check_precision(device: &Device, precision: Precision) -> Result<()> {
+    if precision == Precision::Bf16Mixed && !device.supports_dtype(DType::BF16) {
+        bail!(
+            "precision {precision}: {device:?} cannot compute in bfloat16 (some devices store it and no more); float32 works everywhere"
+        );
+    }
+    Ok(())
 }
 
 /// What this binary was compiled with.

@@ -26,14 +26,20 @@ pub struct GradientMap(BTreeMap<String, Tensor<1>>);
 impl GradientMap {
     /// Goes back from a loss, and on through the blocks of a tape where the forward pass has left one.
     pub fn of(loss: &Tensor<1>, model: &Gemma2, tape: Option<Tape>) -> Self {
+        let mut gradients = Self::default();
+        gradients.add_of(loss, model, tape);
+        gradients
+    }
+
+    /// Adds the gradients of [`Self::of`], of a tape block by block, so that they are never there twice.
+    pub fn add_of(&mut self, loss: &Tensor<1>, model: &Gemma2, tape: Option<Tape>) {
         let mut gradients = loss.backward();
-        let mut found = Self::collect(model, &mut gradients);
+        self.add(Self::collect(model, &mut gradients));
         if let Some(tape) = tape {
             tape.backward(model, &mut gradients, |mut part| {
-                found.add(Self::collect(model, &mut part));
+                self.add(Self::collect(model, &mut part));
             });
         }
-        found
     }
 
     /// Takes the gradients of every parameter that has one.
@@ -66,8 +72,8 @@ impl GradientMap {
         self.0.iter().map(|(name, gradient)| (name.as_str(), gradient))
     }
 
-    /// Adds the gradients of another part of the same step.
-    pub fn add(&mut self, other: Self) {
+    /// Adds gradients of the same step.
+    fn add(&mut self, other: Self) {
         for (name, gradient) in other.0 {
             let sum = match self.0.remove(&name) {
                 Some(sum) => sum + gradient,

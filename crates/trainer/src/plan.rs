@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, bail};
 use fpo_losses::Method;
-use fpo_transformer::{Gemma2Config, LoraConfig, Projection};
+use fpo_transformer::{Gemma2Config, LoraConfig, Precision, Projection};
 use serde_json::json;
 
 use crate::settings::{ModelSettings, OptimizerKind, Settings};
@@ -18,6 +18,8 @@ const BLOCKS: u64 = 128 << 20;
 pub struct Step {
     /// The model.
     pub config: Gemma2Config,
+    /// Its types.
+    pub precision: Precision,
     /// Tokens of one forward pass, padding included.
     pub tokens: usize,
     /// Blocks are computed twice instead of kept.
@@ -94,12 +96,31 @@ impl Step {
         (of_block * self.config.num_hidden_layers) as u64
     }
 
-    /// Numbers that a block keeps of one token: what enters each norm and each linear layer, queries, keys and values as they
-    /// are attended with, gate and up.
+    /// Bytes that a block keeps of one token: what enters and leaves the norms; queries, keys and values as they are attended
+    /// with, what attention gives, gate, up and their product.
     fn kept_by_block(&self) -> u64 {
         let c = &self.config;
         let heads = (c.num_attention_heads + c.num_key_value_heads) * c.head_dim;
-        (6 * c.hidden_size + 2 * heads + 3 * c.intermediate_size) as u64
+        let norms = 6 * c.hidden_size as u64;
+        let factors = (2 * heads + 3 * c.intermediate_size) as u64;
+        BYTES * norms + self.factor() * factors
+    }
+
+    /// Bytes of a number that enters a product.
+    fn factor(&self) -> u64 {
+        self.precision.factor_bytes() as u64
+    }
+
+    /// Numbers of gradients that wait for being added to those of earlier passes.
+    fn passing_gradients(&self, trained: u64) -> u64 {
+        let c = &self.config;
+        match (self.accumulates, self.checkpointed, &self.lora) {
+            (false, ..) => 0,
+            (true, false, _) => trained,
+            // Block by block; the embedding's come by themselves.
+            (true, true, None) => block_parameters(c).max((c.vocab_size * c.hidden_size) as u64),
+            (true, true, Some(_)) => trained / c.num_hidden_layers.max(1) as u64,
+        }
     }
 
     /// What the step needs.
@@ -108,23 +129,29 @@ impl Step {
         let (tokens, layers) = (self.tokens as u64, c.num_hidden_layers as u64);
         let (whole, trained) = (parameters(c), self.trained());
         let adapters = if self.lora.is_some() { trained } else { 0 };
-        let models = if self.second_model && self.lora.is_none() { 2 } else { 1 };
+        let (of_policy, of_second) = match (&self.lora, self.second_model) {
+            // A frozen model beside its adapters is the second one too.
+            (Some(_), _) => (self.factor(), 0),
+            (None, true) => (BYTES, self.factor()),
+            (None, false) => (BYTES, 0),
+        };
         let kept = match self.checkpointed {
-            true => layers * c.hidden_size as u64 + self.kept_by_block(),
+            true => BYTES * layers * c.hidden_size as u64 + self.kept_by_block(),
             false => layers * self.kept_by_block(),
         };
         // Gradients on their way: of gate, up and their product, and of the stream.
-        let passing = (3 * c.intermediate_size + 4 * c.hidden_size) as u64;
+        let passing =
+            self.factor() * 3 * c.intermediate_size as u64 + BYTES * 4 * c.hidden_size as u64;
         let moments = match self.optimizer {
             OptimizerKind::Adamw => 2,
             OptimizerKind::Rmsprop => 1,
         };
         let encoder = self.d_sae.map_or(0, |d_sae| (d_sae * (c.hidden_size + 2)) as u64);
         Memory {
-            weights: BYTES * (models * whole + adapters),
-            gradients: BYTES * trained * if self.accumulates { 2 } else { 1 },
+            weights: (of_policy + of_second) * whole + BYTES * adapters,
+            gradients: BYTES * (trained + self.passing_gradients(trained)),
             optimizer: BYTES * moments * trained,
-            activations: BYTES * tokens * (kept + passing),
+            activations: tokens * (kept + passing),
             rest: BYTES * encoder + BLOCKS.min(BYTES * tokens * c.vocab_size as u64),
         }
     }
@@ -140,6 +167,7 @@ pub fn alignment(settings: &Settings) -> Result<Step> {
     let needs = s.objective().needs();
     Ok(Step {
         config: config(&settings.model)?,
+        precision: settings.model.precision,
         tokens: 2 * micro_batch * settings.data.max_length,
         checkpointed: s.checkpoint_activations,
         lora: s.lora.clone(),
@@ -162,6 +190,7 @@ pub fn fine_tuning(settings: &Settings) -> Result<Option<Step>> {
     let micro_batch = s.micro_batch_size.get();
     Ok(Some(Step {
         config: config(&settings.model)?,
+        precision: settings.model.precision,
         tokens: micro_batch * settings.data.max_length,
         checkpointed: s.checkpoint_activations,
         lora: s.lora.clone(),
@@ -249,9 +278,10 @@ pub fn fit(settings: &Settings, device: u64) -> Result<Option<Vec<(String, u64)>
 /// The first change that helps: those that cost only time come first, those that change the method last.
 fn best_change(settings: &Settings, now: u64) -> Result<Option<(String, Settings, u64)>> {
     type Change = (&'static str, fn(&mut Settings));
-    const CHANGES: [Change; 6] = [
+    const CHANGES: [Change; 7] = [
         ("align.checkpoint_activations=true", |s| s.align.checkpoint_activations = true),
         ("sft.checkpoint_activations=true", |s| s.sft.checkpoint_activations = true),
+        ("model.precision=bf16-mixed", |s| s.model.precision = Precision::Bf16Mixed),
         ("align.micro_batch_size=1", |s| s.align.micro_batch_size = std::num::NonZeroUsize::MIN),
         ("sft.micro_batch_size=1", |s| s.sft.micro_batch_size = std::num::NonZeroUsize::MIN),
         ("align.lora.rank=16", |s| {
@@ -347,11 +377,24 @@ mod tests {
         assert!(fit(&full, 1 << 40).unwrap().unwrap().is_empty());
     }
 
+    /// Frozen weights in bfloat16: adapters of the larger model on the card of the smaller.
+    #[test]
+    fn nine_billion_parameters_beside_their_adapters() {
+        let card = parse_bytes("24GB").unwrap();
+        let mixed = settings("gemma-2-9b-fpo-lora", &[]);
+        assert!(peak(&mixed).unwrap() < card, "{}", peak(&mixed).unwrap());
+        let float32 = settings("gemma-2-9b-fpo-lora", &["model.precision=float32"]);
+        let changes = fit(&float32, card).unwrap().unwrap();
+        assert_eq!(changes.len(), 1, "{changes:?}");
+        assert_eq!(changes[0].0, "--set model.precision=bf16-mixed");
+    }
+
     /// Figure 4 of the paper: FPO as light as SimPO, TDPO-2 heavier by a model.
     #[test]
     fn methods_side_by_side() {
         let of = |method: &str| {
-            let s = settings("gemma-2-2b-fpo", &[&format!("align.method={method}")]);
+            let method = format!("align.method={method}");
+            let s = settings("gemma-2-2b-fpo", &[&method, "model.precision=float32"]);
             alignment(&s).unwrap().memory().total() as f64
         };
         assert!(of("fpo") / of("simpo") < 1.01);

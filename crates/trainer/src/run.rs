@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use fpo_data::{Fingerprint, atomic};
+use fpo_transformer::Placement;
 use serde::{Deserialize, Serialize};
 
 use crate::settings::Settings;
@@ -56,6 +57,7 @@ pub struct Workspace {
 impl Run {
     /// Opens or creates a run's folder and notes its resolved settings there.
     pub fn open(folder: &Path, settings: Settings, device: Device, resume: bool) -> Result<Self> {
+        crate::device::check_precision(&device, settings.model.precision).context("model")?;
         fs::create_dir_all(folder)
             .with_context(|| format!("creating the run's folder {}", folder.display()))?;
         let lock_path = folder.join(".lock");
@@ -77,6 +79,11 @@ impl Run {
     /// The same run with other settings, in a folder below it: what `compare` uses.
     pub fn nested(&self, name: &str, settings: Settings) -> Result<Self> {
         Self::open(&self.folder.join(name), settings, self.device.clone(), self.resume)
+    }
+
+    /// Where a model goes that is not trained.
+    pub fn placement(&self) -> Placement {
+        Placement { device: self.device.clone(), precision: self.settings.model.precision }
     }
 
     /// Does `work` unless the stage's folder already stands with the same fingerprint.

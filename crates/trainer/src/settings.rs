@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use fpo_data::{OnEmpty, Pooling};
 use fpo_losses::{Method, Objective, Options};
 use fpo_sae::SaeTraining;
-use fpo_transformer::{LoraConfig, Site};
+use fpo_transformer::{LoraConfig, Precision, Site};
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
@@ -86,6 +86,8 @@ pub struct ModelSettings {
     pub path: Option<PathBuf>,
     /// A folder with `tokenizer.json`; that of `path`, or a trained one, where absent.
     pub tokenizer: Option<PathBuf>,
+    /// In which types it is held and computed, in every stage.
+    pub precision: Precision,
     /// Vocabulary of a trained tokenizer.
     pub vocab_size: usize,
     /// d_model.

@@ -3,8 +3,7 @@
 use std::{fs, path::Path};
 
 use anyhow::{Context, Result};
-use burn::tensor::Device;
-use fpo_transformer::{Gemma2, LoraConfig, adapter, weights};
+use fpo_transformer::{Gemma2, LoraConfig, Placement, adapter, weights};
 
 /// Where a result holds its adapters, beside the merged model.
 const ADAPTER_FOLDER: &str = "adapter";
@@ -23,14 +22,15 @@ pub enum Trained {
 }
 
 impl Trained {
-    /// Everything, or adapters where the settings ask for them; `load` gives the model on a device.
+    /// Everything, or adapters where the settings ask for them; `load` gives the model where it is told to, here without
+    /// autodiff.
     pub fn new(
         lora: Option<&LoraConfig>,
-        device: &Device,
-        load: impl FnOnce(&Device) -> Result<Gemma2>,
+        placement: &Placement,
+        load: impl FnOnce(&Placement) -> Result<Gemma2>,
     ) -> Result<Self> {
         let Some(config) = lora else { return Ok(Self::Everything) };
-        let base = load(&device.clone().without_autodiff())?;
+        let base = load(placement)?;
         Ok(Self::Adapters { base: Box::new(base), config: config.clone() })
     }
 
@@ -46,12 +46,14 @@ impl Trained {
     pub fn start(
         &self,
         seed: u64,
-        device: &Device,
-        load: impl FnOnce(&Device) -> Result<Gemma2>,
+        placement: &Placement,
+        load: impl FnOnce(&Placement) -> Result<Gemma2>,
     ) -> Result<Gemma2> {
         match self {
-            Self::Everything => load(device),
-            Self::Adapters { base, config } => Ok(base.with_new_lora(config, seed, device)?),
+            Self::Everything => load(placement),
+            Self::Adapters { base, config } => {
+                Ok(base.with_new_lora(config, seed, &placement.device)?)
+            }
         }
     }
 
@@ -65,10 +67,10 @@ impl Trained {
     }
 
     /// The model of a checkpoint, to be trained on.
-    pub fn load(&self, folder: &Path, device: &Device) -> Result<Gemma2> {
+    pub fn load(&self, folder: &Path, placement: &Placement) -> Result<Gemma2> {
         match self {
-            Self::Everything => Ok(weights::load(folder, device)?),
-            Self::Adapters { base, .. } => Ok(adapter::load(base, folder, device)?),
+            Self::Everything => Ok(weights::load(folder, placement)?),
+            Self::Adapters { base, .. } => Ok(adapter::load(base, folder, &placement.device)?),
         }
     }
 

@@ -7,9 +7,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use burn::tensor::Device;
 use fpo_data::atomic;
-use fpo_transformer::Gemma2;
+use fpo_transformer::{Gemma2, Placement};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -71,7 +70,7 @@ impl Training<'_> {
     /// repeats an uninterrupted one.
     pub fn run(
         &self,
-        device: &Device,
+        placement: &Placement,
         start: impl FnOnce() -> Result<Gemma2>,
         mut step: impl FnMut(&Gemma2, usize) -> Result<StepResult>,
     ) -> Result<Gemma2> {
@@ -82,8 +81,12 @@ impl Training<'_> {
             None => (start()?, 0, 0),
             Some(folder) => {
                 let state = read_state(folder)?;
-                let model = self.trained.load(folder, device)?;
-                optimizer.restore(&folder.join("optimizer.safetensors"), state.step, device)?;
+                let model = self.trained.load(folder, placement)?;
+                optimizer.restore(
+                    &folder.join("optimizer.safetensors"),
+                    state.step,
+                    &placement.device,
+                )?;
                 truncate(&metrics_path, state.metrics_bytes)?;
                 eprintln!("{:>9}  goes on after step {}", self.stage, state.step);
                 (model, state.step, state.tokens)

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use burn::tensor::{Device, Int, Tensor, TensorData, activation::softmax};
+use fpo_ops::at_least_f32;
 
 /// A score that no softmax sees, finite so that a row without any real key gives no NaN.
 const MASKED: f64 = -1e30;
@@ -35,7 +36,7 @@ impl LayerCache {
         softcap: Option<f64>,
         window: Option<usize>,
     ) -> Tensor<3> {
-        let [batch, new, heads, width] = q.dims();
+        let ([batch, new, heads, width], dtype) = (q.dims(), q.dtype());
         let kv_heads = k.dims()[2];
         let (k, v) = (k.swap_dims(1, 2), v.swap_dims(1, 2));
         let (keys, values) = match self.keys_values.take() {
@@ -51,13 +52,14 @@ impl LayerCache {
         // The queries of one group share their keys: [batch, kv_heads, group · new, head_dim].
         let group = heads / kv_heads;
         let q = q.swap_dims(1, 2).reshape([batch, kv_heads, group * new, width]);
-        let mut scores = q.matmul(keys.swap_dims(2, 3)) * scale;
+        let mut scores = at_least_f32(q.matmul(keys.swap_dims(2, 3))) * scale;
         if let Some(cap) = softcap {
             scores = fpo_ops::softcap(scores, cap);
         }
         let scores = scores.reshape([batch, heads, new, total]);
         let scores = scores + self.mask(new, first..first + total, window, &values.device());
-        let weights = softmax(scores, 3).reshape([batch, kv_heads, group * new, total]);
+        let weights = softmax(scores, 3).cast(dtype);
+        let weights = weights.reshape([batch, kv_heads, group * new, total]);
         let z = weights.matmul(values).reshape([batch, heads, new, width]).swap_dims(1, 2);
         z.reshape([batch, new, heads * width])
     }

@@ -48,7 +48,7 @@ impl Gemma2 {
         let mut inputs = Vec::with_capacity(depth);
         let (last, activations) =
             plain.blocks(&layout, tokens.clone(), sites, depth, |x| inputs.push(x.clone()));
-        let hidden_states = leaf(plain.model.norm.forward(last.clone()));
+        let hidden_states = leaf(plain.final_norm(last.clone()));
         let activations: Vec<Tensor<3>> = activations.into_iter().map(leaf).collect();
         let output =
             ForwardOutput { hidden_states: hidden_states.clone(), sites: activations.clone() };
@@ -73,7 +73,7 @@ impl Tape {
             self.activations.drain(..).map(|x| x.grad_remove(gradients)).collect();
         let mut gradient = self.hidden_states.grad_remove(gradients).and_then(|gradient| {
             let x = leaf(self.last);
-            back(&x, vec![(backbone.norm.forward(x.clone()), gradient)], &mut found)
+            back(&x, vec![(model.final_norm(x.clone()), gradient)], &mut found)
         });
 
         let blocks = backbone.layers.iter().enumerate().rev();

@@ -37,6 +37,7 @@ mod layout;
 mod linear;
 mod lora;
 mod model;
+mod precision;
 pub mod sampling;
 mod sites;
 pub mod weights;
@@ -51,4 +52,5 @@ pub use lora::{LoraConfig, Projection, Targets};
 pub use model::{
     Attention, Backbone, Block, Embedding, ForwardOutput, Gemma2, Mlp, Provider, RmsNorm,
 };
+pub use precision::{Placement, Precision};
 pub use sites::{Site, SiteKind};

@@ -5,6 +5,8 @@ use burn::{
     tensor::Tensor,
 };
 
+use crate::Precision;
+
 /// `x · Wᵀ` without bias, and the adapter's part where there is one.
 #[derive(Module, Debug)]
 pub struct Linear {
@@ -12,17 +14,22 @@ pub struct Linear {
     pub weight: Param<Tensor<2>>,
     /// What is trained instead of the weight.
     pub lora: Option<Lora>,
+    #[module(skip)]
+    precision: Precision,
 }
 
 impl Linear {
-    pub(crate) fn new(weight: Param<Tensor<2>>) -> Self {
-        Self { weight, lora: None }
+    pub(crate) fn new(weight: Param<Tensor<2>>, precision: Precision) -> Self {
+        Self { weight, lora: None, precision }
     }
 
     pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let precision = self.precision;
         match &self.lora {
-            None => fpo_ops::linear(x, self.weight.val()),
-            Some(lora) => fpo_ops::linear(x.clone(), self.weight.val()) + lora.forward(x),
+            None => precision.linear(x, self.weight.val()),
+            Some(lora) => {
+                precision.linear(x.clone(), self.weight.val()) + lora.forward(x, precision)
+            }
         }
     }
 
@@ -30,7 +37,11 @@ impl Linear {
     pub(crate) fn merged(self) -> Self {
         match self.lora {
             None => self,
-            Some(lora) => Self::new(self.weight.map(|weight| weight + lora.delta())),
+            Some(lora) => {
+                let delta = lora.delta();
+                let weight = self.weight.map(|weight| weight.cast(delta.dtype()) + delta);
+                Self::new(weight, self.precision)
+            }
         }
     }
 }
@@ -47,10 +58,10 @@ pub struct Lora {
 }
 
 impl Lora {
-    fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+    fn forward<const D: usize>(&self, x: Tensor<D>, precision: Precision) -> Tensor<D> {
         // Scaled where it is narrow.
-        let narrow = fpo_ops::linear(x, self.a.val()) * self.scale;
-        fpo_ops::linear(narrow, self.b.val())
+        let narrow = precision.linear(x, self.a.val()) * self.scale;
+        precision.linear(narrow, self.b.val())
     }
 
     /// What it adds to the weight, `[out, in]`, outside any graph.

@@ -201,7 +201,7 @@ impl Gemma2 {
         provider: Provider,
     ) -> Result<Self, Error> {
         let mut model = self.valid();
-        let mut builder = Builder { provider, device };
+        let mut builder = Builder { provider, placement: device.into() };
         for (layer, block) in model.model.layers.iter_mut().enumerate() {
             for projection in Projection::ALL {
                 let linear = projection.of_mut(block);

@@ -6,10 +6,10 @@ use burn::{
     module::{Module, Param, ParamId},
     tensor::{DType, Device, Int, Tensor, TensorData},
 };
-use fpo_ops::{AttentionOptions, TextStarts};
+use fpo_ops::{AttentionOptions, TextStarts, at_least_f32};
 
 use crate::{
-    Error, Gemma2Config, Linear, LoraConfig, Site, SiteKind,
+    Error, Gemma2Config, Linear, LoraConfig, Placement, Precision, Site, SiteKind,
     cache::LayerCache,
     layout::{Layout, Rotary},
 };
@@ -20,7 +20,7 @@ pub type Provider<'a> = &'a mut dyn FnMut(&str, &[usize]) -> Result<TensorData, 
 /// Builds parameters on a device, with a prefix for their names.
 pub(crate) struct Builder<'a> {
     pub(crate) provider: Provider<'a>,
-    pub(crate) device: &'a Device,
+    pub(crate) placement: Placement,
 }
 
 impl Builder<'_> {
@@ -29,15 +29,33 @@ impl Builder<'_> {
         name: String,
         shape: [usize; D],
     ) -> Result<Param<Tensor<D>>, Error> {
+        self.param_of_type(name, shape, DType::F32)
+    }
+
+    /// A parameter that enters matrix products.
+    fn matrix(&mut self, name: String, shape: [usize; 2]) -> Result<Param<Tensor<2>>, Error> {
+        let Placement { device, precision } = &self.placement;
+        let dtype = precision.of_matrix(device);
+        self.param_of_type(name, shape, dtype)
+    }
+
+    fn param_of_type<const D: usize>(
+        &mut self,
+        name: String,
+        shape: [usize; D],
+        dtype: DType,
+    ) -> Result<Param<Tensor<D>>, Error> {
         let data = (self.provider)(&name, &shape)?;
+        let device = &self.placement.device;
         // On a plain device this flag does nothing, on one with autodiff it makes the tensor a leaf.
-        let tensor = Tensor::from_data(data, (self.device, DType::F32));
-        let tensor = if self.device.is_autodiff() { tensor.require_grad() } else { tensor };
+        let tensor = Tensor::from_data(data, (device, dtype));
+        let tensor = if device.is_autodiff() { tensor.require_grad() } else { tensor };
         Ok(Param::initialized(ParamId::new(), tensor))
     }
 
     fn linear(&mut self, name: String, out: usize, inner: usize) -> Result<Linear, Error> {
-        Ok(Linear::new(self.param(format!("{name}.weight"), [out, inner])?))
+        let weight = self.matrix(format!("{name}.weight"), [out, inner])?;
+        Ok(Linear::new(weight, self.placement.precision))
     }
 
     fn norm(&mut self, name: String, width: usize, eps: f64) -> Result<RmsNorm, Error> {
@@ -169,9 +187,10 @@ impl Block {
     ) -> BlockOutput {
         let attn_z = attention(&self.self_attn, self.input_layernorm.forward(x.clone()));
         let attn_out = self.self_attn.o_proj.forward(attn_z.clone());
-        let x = x + self.post_attention_layernorm.forward(attn_out);
+        let x = x + self.post_attention_layernorm.forward(at_least_f32(attn_out));
         let mlp_out = self.mlp.forward(self.pre_feedforward_layernorm.forward(x.clone()));
-        let mlp_out = self.post_feedforward_layernorm.forward(mlp_out);
+        let mlp_out = self.post_feedforward_layernorm.forward(at_least_f32(mlp_out));
+        let attn_z = at_least_f32(attn_z);
         BlockOutput { attn_z, resid_post: x + mlp_out.clone(), mlp_out }
     }
 }
@@ -201,6 +220,8 @@ pub struct Gemma2 {
     pub model: Backbone,
     #[module(skip)]
     config: Gemma2Config,
+    #[module(skip)]
+    precision: Precision,
     /// Where the blocks have low-rank adapters.
     #[module(skip)]
     pub(crate) lora: Option<LoraConfig>,
@@ -219,13 +240,15 @@ impl Gemma2 {
     /// Builds a model whose every parameter comes from `provider`.
     pub fn build(
         config: &Gemma2Config,
-        device: &Device,
+        placement: impl Into<Placement>,
         provider: Provider,
     ) -> Result<Self, Error> {
         let c = config;
-        let mut b = Builder { provider, device };
+        let placement = placement.into();
+        let precision = placement.precision;
+        let mut b = Builder { provider, placement };
         let embed_tokens = Embedding {
-            weight: b.param("model.embed_tokens.weight".into(), [c.vocab_size, c.hidden_size])?,
+            weight: b.matrix("model.embed_tokens.weight".into(), [c.vocab_size, c.hidden_size])?,
         };
         let mut layers = Vec::with_capacity(c.num_hidden_layers);
         for layer in 0..c.num_hidden_layers {
@@ -255,12 +278,18 @@ impl Gemma2 {
             });
         }
         let norm = b.norm("model.norm".into(), c.hidden_size, c.rms_norm_eps)?;
-        Ok(Self { model: Backbone { embed_tokens, layers, norm }, config: c.clone(), lora: None })
+        let model = Backbone { embed_tokens, layers, norm };
+        Ok(Self { model, config: c.clone(), precision, lora: None })
     }
 
     /// The configuration that the model was built from.
     pub fn config(&self) -> &Gemma2Config {
         &self.config
+    }
+
+    /// The types that it is held and computed in.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// The device of the parameters.
@@ -277,7 +306,9 @@ impl Gemma2 {
     pub(crate) fn embed(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
         let [batch, length] = tokens.dims();
         let rows = self.unembedding().select(0, tokens.reshape([batch * length]));
-        let scaled = rows * (self.config.hidden_size as f64).sqrt();
+        // Rounded like every other use of a matrix.
+        let scaled =
+            at_least_f32(self.precision.factor(rows)) * (self.config.hidden_size as f64).sqrt();
         scaled.reshape([batch as i32, length as i32, -1])
     }
 
@@ -310,7 +341,7 @@ impl Gemma2 {
     fn forward_in(&self, layout: &Layout, tokens: Tensor<2, Int>, sites: &[Site]) -> ForwardOutput {
         let depth = self.model.layers.len();
         let (x, sites) = self.blocks(layout, tokens, sites, depth, |_| {});
-        ForwardOutput { hidden_states: self.model.norm.forward(x), sites }
+        ForwardOutput { hidden_states: self.final_norm(x), sites }
     }
 
     /// The activations at `sites` alone: the pass ends after the last layer that is needed.
@@ -318,6 +349,11 @@ impl Gemma2 {
         let depth = sites.iter().map(|site| site.layer + 1).max().unwrap_or(0);
         let layout = Layout::padded(&tokens, &self.config);
         self.blocks(&layout, tokens, sites, depth, |_| {}).1
+    }
+
+    /// The last block's output, normed, as it enters the head. `[batch, tokens, d_model]`
+    pub(crate) fn final_norm(&self, x: Tensor<3>) -> Tensor<3> {
+        self.precision.factor(self.model.norm.forward(x))
     }
 
     /// The first `depth` blocks: what comes out of the last of them, and the activations at `sites`.
@@ -359,7 +395,7 @@ impl Gemma2 {
             let is_here = |kind| site == Site { kind, layer };
             let output = block.forward_with(x, |attention, x| {
                 let z = attention.z(x, &layout);
-                if is_here(SiteKind::AttnZ) { replace(z) } else { z }
+                if is_here(SiteKind::AttnZ) { replace(at_least_f32(z)) } else { z }
             });
             x = if is_here(SiteKind::ResidPost) {
                 replace(output.resid_post)
@@ -369,7 +405,7 @@ impl Gemma2 {
                 output.resid_post
             };
         }
-        self.model.norm.forward(x)
+        self.final_norm(x)
     }
 
     /// The final hidden states of `tokens` `[batch, tokens]`, the continuation of what `caches`
@@ -387,13 +423,13 @@ impl Gemma2 {
                 .forward_with(x, |attention, x| attention.z_cached(x, &rotary, cache))
                 .resid_post;
         }
-        self.model.norm.forward(x)
+        self.final_norm(x)
     }
 
     /// Soft-capped logits of hidden states: `[n, d_model]` → `[n, vocab_size]`.
     /// For losses use [`fpo_ops::linear_log_probs`], which never forms them.
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        let logits = fpo_ops::linear(hidden, self.unembedding());
+        let logits = at_least_f32(self.precision.linear(hidden, self.unembedding()));
         match self.config.final_logit_softcapping {
             Some(cap) => fpo_ops::softcap(logits, cap),
             None => logits,

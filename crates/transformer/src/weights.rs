@@ -8,7 +8,7 @@ use std::{
 
 use burn::{
     module::{Module, ModuleVisitor, Param},
-    tensor::{Device, Tensor, TensorData},
+    tensor::{Tensor, TensorData},
 };
 use half::{bf16, f16};
 use memmap2::Mmap;
@@ -19,7 +19,7 @@ use rand_chacha::ChaCha8Rng;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
 
-use crate::{Error, Gemma2, Gemma2Config};
+use crate::{Error, Gemma2, Gemma2Config, Placement};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -28,9 +28,13 @@ const SHARD_BYTES: usize = 5_000_000_000;
 
 /// A model with normally distributed weights of the configuration's `initializer_range`; the same
 /// seed gives the same weights on every device.
-pub fn random(config: &Gemma2Config, seed: u64, device: &Device) -> Result<Gemma2, Error> {
+pub fn random(
+    config: &Gemma2Config,
+    seed: u64,
+    placement: impl Into<Placement>,
+) -> Result<Gemma2, Error> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    Gemma2::build(config, device, &mut |name, shape| {
+    Gemma2::build(config, placement, &mut |name, shape| {
         let count = shape.iter().product::<usize>();
         // A norm's weight is added to one: zero is where it starts.
         let values = match name.ends_with("norm.weight") {
@@ -59,13 +63,13 @@ fn normal(rng: &mut ChaCha8Rng, count: usize, std: f64) -> Vec<f32> {
 ///
 /// # Errors
 /// A damaged file, or (all at once) every tensor that is missing, mis-shaped, of another type or unknown.
-pub fn load(folder: &Path, device: &Device) -> Result<Gemma2, Error> {
+pub fn load(folder: &Path, placement: impl Into<Placement>) -> Result<Gemma2, Error> {
     let config = Gemma2Config::load(folder)?;
     let files = Files::open(folder)?;
     let views = files.views()?;
     let mut problems = Vec::new();
     let mut used = BTreeSet::new();
-    let model = Gemma2::build(&config, device, &mut |name, shape| {
+    let model = Gemma2::build(&config, placement, &mut |name, shape| {
         used.insert(name.to_owned());
         let Some(view) = views.get(name) else {
             problems.push(format!("`{name}` {shape:?} is missing"));
@@ -205,7 +209,7 @@ impl ModuleVisitor for Named {
         self.path.pop();
     }
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.tensors.push((self.path.join("."), param.val().to_data()));
+        self.tensors.push((self.path.join("."), param.val().to_data().convert::<f32>()));
     }
 }
 
@@ -283,6 +287,8 @@ pub(crate) fn write_tensors(path: &Path, tensors: &[(String, TensorData)]) -> Re
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::Device;
+
     use super::*;
 
     /// Oracle: the tensors of the model that was saved.

@@ -4,4 +4,5 @@
 mod checkpointed;
 mod common;
 mod lora;
+mod mixed;
 mod packed;

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::common::{arg, fail, fpo, skip_when_quick, succeed};
+use crate::common::{PATIENCE, arg, fail, fpo, skip_when_quick, succeed};
 
 /// A run up to its autoencoder: model, tokens, autoencoder.
 fn run(folder: &Path) -> [String; 3] {
@@ -103,7 +103,7 @@ fn training_several_sites_resumes_exactly() {
     let metrics = folder.path().join("killed.checkpoints/metrics.jsonl");
     let begun = Instant::now();
     while fs::read_to_string(&metrics).map_or(0, |text| text.lines().count()) < 60 {
-        assert!(begun.elapsed() < Duration::from_secs(120) && child.try_wait().unwrap().is_none());
+        assert!(begun.elapsed() < PATIENCE && child.try_wait().unwrap().is_none());
         std::thread::sleep(Duration::from_millis(2));
     }
     child.kill().unwrap(); // SIGKILL

@@ -48,7 +48,8 @@ fn settings_and_devices_that_are_not_there() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
     let base = ["train", "--run", arg(&run)];
-    let cases: [(&[&str], &[&str]); 6] = [
+    let cases: [(&[&str], &[&str]); 7] = [
+        (&["--set", "model.precision=float16"], &["float16", "float32", "bf16-mixed"]),
         (&["--set", "align.metod=dpo"], &["align.metod", "align.method"]),
         (&["--set", "align.method=ppo"], &["ppo", "fpo"]),
         (&["--recipe", "huge"], &["huge", "tiny"]),

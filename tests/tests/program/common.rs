@@ -3,7 +3,11 @@
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    time::Duration,
 };
+
+/// How long a run may take to get somewhere: only one that hangs is as slow, whatever else the machine does.
+pub const PATIENCE: Duration = Duration::from_secs(30 * 60);
 
 /// The program, with standard streams caught.
 pub fn fpo(args: &[&str]) -> Command {

@@ -76,6 +76,33 @@ fn train_makes_everything_and_makes_nothing_twice() {
     assert_eq!(succeed(&generate), succeed(&generate));
 }
 
+/// bf16-mixed: the frozen reference and the trained policy begin as one function, and what is saved is float32.
+#[test]
+fn mixed_precision_goes_the_same_way() {
+    if skip_when_quick("mixed_precision_goes_the_same_way") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let train = ["train", "--recipe", "smoke", "--run", arg(&run), "--until", "evaluate"];
+    let mixed = [&train[..], &["--set", "model.precision=bf16-mixed"]].concat();
+    succeed(&mixed);
+    let evaluation = json(&run.join("evaluate/evaluation.json"));
+    let (before, after) = (&evaluation["before"], &evaluation["after"]);
+    assert!((number(before, "loss") - 2f64.ln()).abs() < 1e-5);
+    for key in ["reward_margin", "chosen_kl", "rejected_kl", "chosen_distance", "rejected_distance"]
+    {
+        assert!(number(before, key).abs() < 1e-5, "{key} is not 0 before: {before}");
+    }
+    assert!(number(after, "loss") < number(before, "loss"));
+    let config = json(&run.join("align/config.json"));
+    assert_eq!(config["torch_dtype"], "float32", "{config}");
+
+    // The data don't depend on it, all else does.
+    let float32 = succeed(&train);
+    assert_eq!(float32.matches("up to date").count(), 1, "{float32}");
+}
+
 #[test]
 fn the_same_seed_gives_the_same_bytes() {
     if skip_when_quick("the_same_seed_gives_the_same_bytes") {

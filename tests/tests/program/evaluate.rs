@@ -163,6 +163,7 @@ fn a_cache_of_something_else_is_refused_by_name() {
         (&["--max-length", "90"], "max_length: expected `90`, found `none`"),
         (&["--max-prompt-length", "90"], "max_prompt_length"),
         (&["--kl", arg(&evaluate.policy)], "reference weights"),
+        (&["--precision", "bf16-mixed"], "precision: expected `bf16-mixed`, found `float32`"),
     ] {
         evaluate.refused("fpo", &[&["--k", "5"], more].concat(), &[says]);
     }

@@ -13,7 +13,7 @@ use fpo_data::{ReferenceCache, reference::ReferenceView};
 use safetensors::SafeTensors;
 
 use crate::{
-    common::{arg, fail, fpo, succeed},
+    common::{PATIENCE, arg, fail, fpo, succeed},
     evaluate::{Evaluate, file, reference},
     score::json_lines,
 };
@@ -140,7 +140,7 @@ fn a_killed_process_leaves_whole_parts_and_another_goes_on() {
     let mut child = fpo(&arguments).spawn().unwrap();
     let begun = Instant::now();
     while parts().len() < 5 {
-        assert!(begun.elapsed() < Duration::from_secs(120), "it never got there");
+        assert!(begun.elapsed() < PATIENCE, "it never got there");
         assert!(child.try_wait().unwrap().is_none(), "it ended before it was killed");
         sleep(Duration::from_millis(1));
     }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::common::{arg, fpo, skip_when_quick, succeed};
+use crate::common::{PATIENCE, arg, fpo, skip_when_quick, succeed};
 
 /// Long enough for a kill to come in between.
 const LONGER: [&str; 8] = [
@@ -94,7 +94,7 @@ fn a_killed_reference_goes_on_with_the_parts_that_are_missing() {
     let first = run.join("checkpoints/reference/train/part-00000-of-00003.parquet");
     let begun = Instant::now();
     while !first.exists() {
-        assert!(begun.elapsed() < Duration::from_secs(120), "the first part never came");
+        assert!(begun.elapsed() < PATIENCE, "the first part never came");
         assert!(child.try_wait().unwrap().is_none(), "it ended before it was killed");
         sleep(Duration::from_millis(2));
     }
@@ -147,7 +147,7 @@ fn kill(run: &Path, more: &[&str], stage: &str, after: usize) {
     let mut child = fpo(&train(run, more)).spawn().unwrap();
     let begun = Instant::now();
     while steps(run, stage) < after {
-        assert!(begun.elapsed() < Duration::from_secs(120), "{stage} never got there");
+        assert!(begun.elapsed() < PATIENCE, "{stage} never got there");
         assert!(child.try_wait().unwrap().is_none(), "{stage}: ended before it was killed");
         sleep(Duration::from_millis(2));
     }

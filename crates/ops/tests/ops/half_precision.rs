@@ -1,7 +1,7 @@
 //! In bfloat16 every operation gives what its definition gives in float32 on the same rounded inputs, up to the rounding of a few
 //! steps: 8 bits of mantissa are about two and a half digits.
 
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::{FloatDType, Int, Tensor};
 use fpo_ops::{AttentionOptions, Encoder, definition};
 
 use crate::support::{Numbers, autodiff, close};
@@ -51,6 +51,56 @@ fn pointwise_and_rowwise() {
             |[x, w]| fpo_ops::linear(x, w),
             |[x, w]| definition::linear(x, w),
         );
+    }
+}
+
+/// Factors in float32, products in bfloat16; gradients in the types of the factors.
+#[test]
+fn rounded_factors() {
+    let mut numbers = Numbers(74);
+    for [rows, d, out] in [[1, 3, 17], [20, 8, 300]] {
+        let leaves = [[rows, d], [out, d]]
+            .map(|shape| numbers.tensor(shape, 1.0, &autodiff()).require_grad());
+        let indices = Numbers(75).indices(rows, out, &autodiff());
+        let types = [FloatDType::BF16, FloatDType::F32];
+        for types in [[FloatDType::F32; 2], types, [types[1], types[0]]] {
+            let run = |f: &dyn Fn(Tensor<2>, Tensor<2>) -> Tensor<2>| {
+                let [x, w] = [0, 1].map(|i| {
+                    let leaf = leaves[i].clone().cast(FloatDType::BF16).cast(types[i]);
+                    leaf.detach().require_grad()
+                });
+                let output = f(x.clone(), w.clone());
+                let gradients = (output.clone().cast(FloatDType::F32)).square().sum().backward();
+                let of = |x: Tensor<2>| x.grad(&gradients).expect("tracked");
+                (output.inner(), [of(x), of(w)])
+            };
+            let check =
+                |what: &str,
+                 found: &dyn Fn(Tensor<2>, Tensor<2>) -> Tensor<2>,
+                 oracle: &dyn Fn(Tensor<2>, Tensor<2>) -> Tensor<2>| {
+                    let (found, expected) = (run(found), run(oracle));
+                    let f32 = |x: &Tensor<2>| x.clone().cast(FloatDType::F32);
+                    close(what, &f32(&found.0), &f32(&expected.0), TOLERANCE);
+                    let gradients = found.1.iter().zip(&expected.1).zip(types);
+                    for (i, ((found, expected), dtype)) in gradients.enumerate() {
+                        let what = format!("{what}, gradient {i}");
+                        assert_eq!(FloatDType::from(found.dtype()), dtype, "{what}");
+                        close(&what, &f32(found), &f32(expected), TOLERANCE);
+                    }
+                };
+            let wide = |x: Tensor<2>| x.cast(FloatDType::F32);
+            check("linear_bf16", &fpo_ops::linear_bf16, &|x, w| {
+                definition::linear(wide(x), wide(w))
+            });
+            let head = |f: fn(Tensor<2>, Tensor<2>, Tensor<1, Int>, Option<f64>) -> Tensor<1>| {
+                let indices = indices.clone();
+                move |x, w| f(x, w, indices.clone(), Some(5.0)).unsqueeze_dim::<2>(1)
+            };
+            let oracle = head(definition::linear_log_probs);
+            check("linear_log_probs", &head(fpo_ops::linear_log_probs), &|x, w| {
+                oracle(wide(x), wide(w))
+            });
+        }
     }
 }
 

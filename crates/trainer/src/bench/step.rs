@@ -12,7 +12,7 @@ use fpo_data::{
 use fpo_losses::{Method, Objective};
 use fpo_ops::Encoder;
 use fpo_sae::{JumpReluSae, Provenance};
-use fpo_transformer::{Gemma2, Gemma2Config, LoraConfig, Site, weights};
+use fpo_transformer::{Gemma2, Gemma2Config, LoraConfig, Placement, Precision, Site, weights};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
@@ -70,6 +70,9 @@ pub struct StepSizes {
     /// Features compared.
     #[arg(long, default_value_t = 50)]
     pub k: usize,
+    /// In which types: float32 or bf16-mixed.
+    #[arg(long, default_value_t)]
+    pub precision: Precision,
     /// Computes each block a second time in the backward pass rather than keep its activations.
     #[arg(long)]
     pub checkpoint_activations: bool,
@@ -144,6 +147,7 @@ impl StepSizes {
         let needs = Objective::paper(self.method).needs();
         plan::Step {
             config: config.clone(),
+            precision: self.precision,
             tokens: 2 * self.pairs * self.tokens,
             checkpointed: self.checkpoint_activations,
             lora: self.lora_rank.map(|rank| LoraConfig { rank, ..LoraConfig::default() }),
@@ -178,20 +182,22 @@ pub fn measure(sizes: &StepSizes, device: &Device) -> Result<StepReport> {
     if Objective::paper(sizes.method).needs().features && !(1..=sizes.d_sae).contains(&sizes.k) {
         bail!("--k {} must be between 1 and --d-sae {}", sizes.k, sizes.d_sae);
     }
+    crate::device::check_precision(device, sizes.precision)?;
     device.seed(0);
     let config = sizes.config()?;
     let pairs = sizes.random_pairs(&mut ChaCha8Rng::seed_from_u64(0));
     let views: Vec<_> = pairs.iter().map(TokenizedPair::view).collect();
     let batch = PairBatch::new(&views, 0)?;
 
-    let reference = weights::random(&config, 0, device)?;
-    let trainable = device.clone().autodiff();
+    let placement = Placement { device: device.clone(), precision: sizes.precision };
+    let trainable = placement.autodiff();
+    let reference = weights::random(&config, 0, placement)?;
     let mut policy = match sizes.lora_rank {
         None => weights::random(&config, 0, &trainable)?,
         Some(rank) => {
             let lora = LoraConfig { rank, ..LoraConfig::default() };
             lora.check().map_err(|m| anyhow!("--lora-rank: {m}"))?;
-            reference.with_new_lora(&lora, 0, &trainable)?
+            reference.with_new_lora(&lora, 0, &trainable.device)?
         }
     };
     let aligner = aligner(sizes, reference, &views)?;

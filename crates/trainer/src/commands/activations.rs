@@ -14,7 +14,7 @@ use fpo_transformer::{Gemma2, Site};
 use serde_json::json;
 
 use super::{
-    loaded::{DeviceArg, ModelFolder},
+    loaded::{ModelFolder, PlacementArgs},
     tokens::{Sequence, TokenArgs},
 };
 use crate::progress::Progress;
@@ -52,7 +52,7 @@ pub struct Activations {
     #[command(flatten)]
     tokens: TokenArgs,
     #[command(flatten)]
-    device: DeviceArg,
+    placement: PlacementArgs,
 }
 
 const AFTER_HELP: &str = "\
@@ -68,11 +68,11 @@ the output of model.layers[L] (hidden_states[-1] is after the final norm).";
 
 impl Activations {
     pub fn run(self) -> Result<()> {
-        let device = self.device.open()?;
+        let placement = self.placement.open()?;
         let folder = ModelFolder::open(&self.model)?;
         self.site.check(folder.config.num_hidden_layers)?;
         let sequences = self.tokens.read_sequences(&folder, &self.data)?;
-        let model = folder.load(&device)?;
+        let model = folder.load(&placement)?;
         let pad = folder.tokenizer.pad_id();
         let total = sequences.iter().map(|s| s.tokens.len()).sum::<usize>();
         let layout = Layout { tokens: total, width: self.site.width(&folder.config) };

@@ -16,6 +16,7 @@ use crate::forward::FeatureReader;
 
 /// Names of the items.
 pub const WEIGHTS: &str = "reference weights";
+pub const PRECISION: &str = "precision";
 pub const SAE: &str = "autoencoder";
 pub const SITE: &str = "site";
 pub const POOLING: &str = "pooling";

@@ -9,11 +9,11 @@ use fpo_data::{
     Fingerprint, Pair, PairBatch, Pooling, ReferenceCache, TokenizedPair, reference::StoredFeatures,
 };
 use fpo_losses::{Method, Objective, Quantities};
-use fpo_transformer::{Gemma2, Gemma2Config, Site, weights};
+use fpo_transformer::{Gemma2, Gemma2Config, Placement, Site, weights};
 
 use super::{
     binding::{self, NONE, Reader},
-    loaded::{DeviceArg, ModelFolder},
+    loaded::{ModelFolder, PlacementArgs},
     per_pair::{Line, lines, summary},
     reference::batch_size,
     score::{TOKENS_HELP, write_lines},
@@ -94,18 +94,18 @@ pub struct Evaluate {
     #[command(flatten)]
     tokens: TokenArgs,
     #[command(flatten)]
-    device: DeviceArg,
+    placement: PlacementArgs,
 }
 
 impl Evaluate {
     pub fn run(self) -> Result<()> {
         let objective = self.objective()?;
-        let device = self.device.open()?;
+        let placement = self.placement.open()?;
         let folder = ModelFolder::open(&self.policy)?;
         let (pairs, tokenised) = self.tokens.read_pairs(&folder, &self.data)?;
-        let aligner = self.aligner(objective, &folder, &pairs, &device)?;
+        let aligner = self.aligner(objective, &folder, &pairs, &placement)?;
         check_counts(&aligner.cache, &tokenised)?;
-        let policy = folder.load(&device)?;
+        let policy = folder.load(&placement)?;
         let lines = self.compare(&aligner, &policy, folder.tokenizer.pad_id(), &tokenised)?;
         write_lines(&self.per_pair, &lines)?;
         println!("{}", summary(&objective, &lines));
@@ -134,10 +134,10 @@ impl Evaluate {
         objective: Objective,
         folder: &ModelFolder,
         pairs: &[Pair],
-        device: &Device,
+        placement: &Placement,
     ) -> Result<Aligner> {
         let made_from = ReferenceCache::made_from(&self.reference)?;
-        let reader = self.reader(folder, &made_from, device)?;
+        let reader = self.reader(folder, &made_from, &placement.device)?;
         let expected = self.expected(folder, pairs, &made_from, reader.as_ref())?;
         let cache = ReferenceCache::open(&self.reference, &expected)?;
         cache.require(pairs.iter().map(|pair| pair.id))?;
@@ -149,7 +149,7 @@ impl Evaluate {
             None => None,
             Some(path) => {
                 check_comparable(&folder.config, &Gemma2Config::load(path)?)?;
-                Some(weights::load(path, device)?)
+                Some(weights::load(path, placement)?)
             }
         };
         Ok(Aligner {
@@ -173,7 +173,8 @@ impl Evaluate {
         made_from: &Fingerprint,
         reader: Option<&Reader>,
     ) -> Result<Fingerprint> {
-        let mut expected = binding::tokens(folder, &self.tokens, pairs);
+        let mut expected = binding::tokens(folder, &self.tokens, pairs)
+            .with(binding::PRECISION, self.placement.precision());
         if let Some(folder) = &self.kl {
             expected = expected.with(binding::WEIGHTS, binding::hash_model(folder)?);
         }

@@ -11,7 +11,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use fpo_data::{Preparer, Prompt, TemplateChoice, Truncation};
 use fpo_transformer::Site;
 
-use super::loaded::{DeviceArg, Loaded};
+use super::loaded::{Loaded, PlacementArgs};
 use crate::{
     autoencoder,
     features::{FeatureFile, FindOptions, Found, TextFeatures, find},
@@ -70,7 +70,7 @@ pub struct Find {
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: u32,
     #[command(flatten)]
-    device: DeviceArg,
+    placement: PlacementArgs,
 }
 
 impl Find {
@@ -78,8 +78,8 @@ impl Find {
         if !(self.hold_out > 0.0 && self.hold_out < 1.0) {
             bail!("--hold-out {} is a share between 0 and 1", self.hold_out);
         }
-        let device = self.device.open()?;
-        let loaded = Loaded::open(&self.model, &device)?;
+        let placement = self.placement.open()?;
+        let loaded = Loaded::open(&self.model, &placement)?;
         let site = self.site;
         let sae = autoencoder::open(&self.sae, site, &loaded.model, &self.model)?;
         let excluded: Vec<u32> = [

@@ -16,7 +16,7 @@ use fpo_transformer::{
 use serde::Serialize;
 
 use super::{
-    loaded::{DeviceArg, ModelFolder},
+    loaded::{ModelFolder, PlacementArgs},
     score::write_lines,
 };
 use crate::progress::Progress;
@@ -47,7 +47,7 @@ pub struct Generate {
     #[command(flatten)]
     sampling: Sampling,
     #[command(flatten)]
-    device: DeviceArg,
+    placement: PlacementArgs,
 }
 
 #[derive(Args)]
@@ -113,13 +113,13 @@ enum PromptValue<'a> {
 
 impl Generate {
     pub fn run(self) -> Result<()> {
-        let device = self.device.open()?;
+        let placement = self.placement.open()?;
         let folder = ModelFolder::open(&self.model)?;
         let options = self.sampling.options(&folder)?;
         let prompts = self.prompts.read()?;
         let tokens = self.tokenize(&folder, &prompts)?;
         check_prompts(&folder.config, &tokens, options.max_new_tokens)?;
-        let model = folder.load(&device)?;
+        let model = folder.load(&placement)?;
         let tokenizer = &folder.tokenizer;
         match &self.prompts.prompt {
             Some(_) => stream(&model, tokenizer, &tokens, &options),

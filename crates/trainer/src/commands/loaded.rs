@@ -6,7 +6,7 @@ use anyhow::Result;
 use burn::tensor::Device;
 use clap::Args;
 use fpo_data::{Preparer, Rendering, TemplateChoice, Tokenizer, Truncation};
-use fpo_transformer::{Gemma2, Gemma2Config, weights};
+use fpo_transformer::{Gemma2, Gemma2Config, Placement, Precision, weights};
 
 use crate::settings::Settings;
 
@@ -42,6 +42,27 @@ impl DeviceArg {
     }
 }
 
+#[derive(Args)]
+pub struct PlacementArgs {
+    #[command(flatten)]
+    device: DeviceArg,
+    /// In which types: float32 or bf16-mixed.
+    #[arg(long, default_value_t)]
+    precision: Precision,
+}
+
+impl PlacementArgs {
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    pub fn open(&self) -> Result<Placement> {
+        let device = self.device.open()?;
+        crate::device::check_precision(&device, self.precision)?;
+        Ok(Placement { device, precision: self.precision })
+    }
+}
+
 /// A model's folder, all of it read but the weights: what is wrong with the data is found before they
 /// are loaded.
 pub struct ModelFolder {
@@ -60,8 +81,8 @@ impl ModelFolder {
     }
 
     /// The weights.
-    pub fn load(&self, device: &Device) -> Result<Gemma2> {
-        Ok(weights::load(&self.path, device)?)
+    pub fn load(&self, placement: impl Into<Placement>) -> Result<Gemma2> {
+        Ok(weights::load(&self.path, placement)?)
     }
 
     /// Tokens that no sparse autoencoder is trained on: BOS, EOS, padding.
@@ -90,9 +111,9 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    pub fn open(path: &Path, device: &Device) -> Result<Self> {
+    pub fn open(path: &Path, placement: impl Into<Placement>) -> Result<Self> {
         let folder = ModelFolder::open(path)?;
-        let model = folder.load(device)?;
+        let model = folder.load(placement)?;
         Ok(Self { model, tokenizer: folder.tokenizer, template: folder.template })
     }
 }

@@ -9,7 +9,7 @@ use crate::plan::{self, Memory, Step, parse_bytes};
 /// Says how much memory a run needs, and which settings would make it fit.
 ///
 /// The sizes of a model come from its config.json, or, for the Gemma-2 models, from its name, so that nothing needs to be
-/// downloaded first. Computation is counted in float32.
+/// downloaded first.
 #[derive(Args)]
 pub struct Plan {
     #[command(flatten)]
@@ -26,7 +26,8 @@ impl Plan {
         let alignment = plan::alignment(&settings)?;
         println!("{:.2} billion parameters\n", plan::parameters(&alignment.config) as f64 / 1e9);
         let header = ["weights", "gradients", "optimiser", "activations", "rest", "peak"];
-        println!("{:<16}{}", "GB, float32", header.map(|name| format!("{name:>12}")).concat());
+        let title = format!("GB, {}", settings.model.precision);
+        println!("{title:<16}{}", header.map(|name| format!("{name:>12}")).concat());
         if let Some(step) = &fine_tuning {
             println!("{}", row("fine-tuning", step));
         }

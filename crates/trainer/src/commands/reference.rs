@@ -12,7 +12,7 @@ use fpo_transformer::Site;
 
 use super::{
     binding::{self, NONE, Reader},
-    loaded::{DeviceArg, ModelFolder},
+    loaded::{ModelFolder, PlacementArgs},
     score::TOKENS_HELP,
     tokens::TokenArgs,
 };
@@ -69,7 +69,7 @@ pub struct Reference {
     #[command(flatten)]
     tokens: TokenArgs,
     #[command(flatten)]
-    device: DeviceArg,
+    placement: PlacementArgs,
 }
 
 /// A block of pairs is divided into batches, so that none is larger.
@@ -105,11 +105,11 @@ impl FromStr for Shard {
 
 impl Reference {
     pub fn run(self) -> Result<()> {
-        let device = self.device.open()?;
+        let placement = self.placement.open()?;
         let folder = ModelFolder::open(&self.model)?;
         let reader = match (&self.sae, self.site) {
             (Some(path), Some(site)) => {
-                Some(Reader::open(path, site, self.pooling, &folder, &device)?)
+                Some(Reader::open(path, site, self.pooling, &folder, &placement.device)?)
             }
             _ => None,
         };
@@ -130,7 +130,7 @@ impl Reference {
         if missing.is_empty() {
             return Ok(());
         }
-        let model = folder.load(&device)?;
+        let model = folder.load(&placement)?;
         let pad = folder.tokenizer.pad_id();
         let rows =
             |batch: &[PairView]| reference_rows(&model, reader, &PairBatch::new(batch, pad)?);
@@ -153,6 +153,7 @@ impl Reference {
         };
         Ok(bound
             .with(binding::WEIGHTS, binding::hash_model(&self.model)?)
+            .with(binding::PRECISION, self.placement.precision())
             .with(binding::SAE, of_reader(reader.map(|r| r.hash.clone())))
             .with(binding::SITE, of_reader(self.site.map(|site| site.to_string())))
             .with(binding::POOLING, of_reader(Some(self.pooling.name().into())))

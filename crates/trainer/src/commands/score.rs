@@ -13,7 +13,7 @@ use fpo_transformer::Gemma2;
 use serde::Serialize;
 
 use super::{
-    loaded::{DeviceArg, ModelFolder},
+    loaded::{ModelFolder, PlacementArgs},
     tokens::TokenArgs,
 };
 use crate::{
@@ -57,7 +57,7 @@ pub struct Score {
     #[command(flatten)]
     tokens: TokenArgs,
     #[command(flatten)]
-    device: DeviceArg,
+    placement: PlacementArgs,
 }
 
 /// A line of the output.
@@ -71,10 +71,10 @@ struct Line {
 
 impl Score {
     pub fn run(self) -> Result<()> {
-        let device = self.device.open()?;
+        let placement = self.placement.open()?;
         let folder = ModelFolder::open(&self.model)?;
         let (_, pairs) = self.tokens.read_pairs(&folder, &self.data)?;
-        let model = folder.load(&device)?;
+        let model = folder.load(&placement)?;
         let lines = score(&model, folder.tokenizer.pad_id(), &pairs, self.batch_size)?;
         write_lines(&self.out, &lines)
     }

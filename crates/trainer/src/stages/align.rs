@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use burn::tensor::Device;
 use fpo_data::{Batches, PairBatch};
 use fpo_losses::Needs;
-use fpo_transformer::{Gemma2, weights};
+use fpo_transformer::{Gemma2, Placement, weights};
 use serde_json::json;
 
 use super::{
@@ -27,7 +26,7 @@ use crate::{
 pub fn align(run: &Run, base: &Base) -> Result<Stage> {
     let s = &run.settings.align;
     let prepared = &base.prepared;
-    let mut fingerprint = super::fingerprint(run)
+    let mut fingerprint = super::fingerprint_of_model(run)
         .with("prepared", &prepared.stage.hash)
         .with("model", &base.sft.hash)
         .with("reference", &base.reference.hash)
@@ -36,10 +35,11 @@ pub fn align(run: &Run, base: &Base) -> Result<Stage> {
         fingerprint = fingerprint.with("feature_weights", super::content(path)?);
     }
     run.stage("align", fingerprint, |workspace| {
-        let device = run.device.clone().autodiff();
+        let frozen = run.placement();
+        let trained_in = frozen.autodiff();
         let objective = s.objective();
-        let load = |device: &Device| Ok(weights::load(&base.sft.folder, device)?);
-        let trained = Trained::new(s.lora.as_ref(), &device, load)?;
+        let load = |placement: &Placement| Ok(weights::load(&base.sft.folder, placement)?);
+        let trained = Trained::new(s.lora.as_ref(), &frozen, load)?;
         let aligner = training_aligner(run, base, trained.base())?;
         let lengths = prepared.train.lengths();
         let steps_per_epoch = lengths.len().div_ceil(s.batch_size.get());
@@ -54,8 +54,8 @@ pub fn align(run: &Run, base: &Base) -> Result<Stage> {
             optimizer: &s.optimizer,
             trained: &trained,
         };
-        let start = || trained.start(run.settings.seed, &device, load);
-        let policy = training.run(&device, start, |policy, step| {
+        let start = || trained.start(run.settings.seed, &trained_in, load);
+        let policy = training.run(&trained_in, start, |policy, step| {
             let indices = plans[step / steps_per_epoch]
                 .get(step % steps_per_epoch)
                 .with_context(|| format!("no batch for step {step}"))?;
@@ -128,7 +128,7 @@ fn aligner_with(
     let reference_model = match (needs.token_kl, frozen) {
         (false, _) => None,
         (true, Some(model)) => Some(model.clone()),
-        (true, None) => Some(weights::load(&base.sft.folder, &run.device)?),
+        (true, None) => Some(weights::load(&base.sft.folder, run.placement())?),
     };
     Ok(Aligner {
         objective: run.settings.align.objective(),

@@ -102,7 +102,7 @@ impl Evaluation {
 /// The stage.
 pub fn evaluate(run: &Run, base: &Base, align: &Stage) -> Result<Stage> {
     let s = &run.settings;
-    let fingerprint = super::fingerprint(run)
+    let fingerprint = super::fingerprint_of_model(run)
         .with("align", &align.hash)
         .with("evaluate", super::section(&s.evaluate)?);
     run.stage("evaluate", fingerprint, |workspace| {
@@ -111,11 +111,11 @@ pub fn evaluate(run: &Run, base: &Base, align: &Stage) -> Result<Stage> {
             base.prepared.prompts.iter().take(s.evaluate.prompts).collect();
         let pairs = base.prepared.held_out.len();
         let mut progress = Progress::new("evaluate", "items", 2 * (pairs + prompts.len()), 0);
-        let before = weights::load(&base.sft.folder, &run.device)?;
+        let before = weights::load(&base.sft.folder, run.placement())?;
         let (measured_before, answers_before, pooled_before) =
             measure(run, base, &aligner, &before, &prompts, &mut progress)?;
         drop(before);
-        let after = weights::load(&align.folder, &run.device)?;
+        let after = weights::load(&align.folder, run.placement())?;
         let (measured_after, answers_after, pooled_after) =
             measure(run, base, &aligner, &after, &prompts, &mut progress)?;
         progress.finish("");

@@ -115,6 +115,11 @@ fn fingerprint(run: &Run) -> Fingerprint {
         .with("seed", run.settings.seed)
 }
 
+/// The same for the stages that compute something with a model.
+fn fingerprint_of_model(run: &Run) -> Fingerprint {
+    fingerprint(run).with("precision", run.settings.model.precision)
+}
+
 /// Writes a value as JSON into a stage's unfinished folder.
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)?;

@@ -91,11 +91,11 @@ pub fn open_cache(
 pub fn reference(run: &Run, prepared: &Prepared, sft: &Stage, sae: &Stage) -> Result<Stage> {
     let s = &run.settings;
     let cache = cache_fingerprint(run, prepared, sft, sae)?;
-    let fingerprint = super::fingerprint(run)
+    let fingerprint = super::fingerprint_of_model(run)
         .with("cache", cache.hash())
         .with("batch_size", s.reference.batch_size);
     run.stage("reference", fingerprint, |workspace| {
-        let model = weights::load(&sft.folder, &run.device)?;
+        let model = weights::load(&sft.folder, run.placement())?;
         let reader = feature_reader(run, prepared, sae)?;
         reader.check(model.config())?;
         let pad = prepared.tokenizer.pad_id();

@@ -21,7 +21,7 @@ const HELD_OUT: usize = 100_000;
 /// The stage.
 pub fn sae(run: &Run, prepared: &Prepared, sft: &Stage) -> Result<Stage> {
     let s = &run.settings.sae;
-    let mut fingerprint = super::fingerprint(run)
+    let mut fingerprint = super::fingerprint_of_model(run)
         .with("prepared", &prepared.stage.hash)
         .with("model", &sft.hash)
         .with("sae", super::section(s)?);
@@ -29,7 +29,7 @@ pub fn sae(run: &Run, prepared: &Prepared, sft: &Stage) -> Result<Stage> {
         fingerprint = fingerprint.with("file", super::content(path)?);
     }
     run.stage("sae", fingerprint, |workspace| {
-        let model = weights::load(&sft.folder, &run.device)?;
+        let model = weights::load(&sft.folder, run.placement())?;
         let site: Site = s.site.parse()?;
         site.check(model.config().num_hidden_layers)?;
         let given = match &s.path {

@@ -1,9 +1,8 @@
 //! Supervised fine-tuning: the model from which alignment starts, which is the reference too.
 
 use anyhow::{Context, Result, bail};
-use burn::tensor::Device;
 use fpo_data::{Batches, SequenceBatch};
-use fpo_transformer::{Gemma2, Gemma2Config, alternating_layer_types, weights};
+use fpo_transformer::{Gemma2, Gemma2Config, Placement, alternating_layer_types, weights};
 use serde_json::Map;
 
 use super::prepare::Prepared;
@@ -30,14 +29,15 @@ pub fn sft(run: &Run, prepared: &Prepared) -> Result<Stage> {
         fingerprint = fingerprint.with("weights", hash);
     }
     run.stage("sft", fingerprint, |workspace| {
-        let device = run.device.clone().autodiff();
+        let frozen = run.placement();
+        let trained_in = frozen.autodiff();
         let lengths = prepared.sft.lengths();
         let steps_per_epoch = lengths.len().div_ceil(s.sft.batch_size.get());
         let plans: Vec<Batches> = (0..s.sft.epochs)
             .map(|epoch| Batches::shuffled(&lengths, s.sft.batch_size, s.seed, epoch as u64))
             .collect();
-        let load = |device: &Device| initial_model(run, prepared, device);
-        let trained = Trained::new(s.sft.lora.as_ref(), &device, load)?;
+        let load = |placement: &Placement| initial_model(run, prepared, placement);
+        let trained = Trained::new(s.sft.lora.as_ref(), &frozen, load)?;
         let training = Training {
             stage: "sft",
             workspace,
@@ -49,8 +49,8 @@ pub fn sft(run: &Run, prepared: &Prepared) -> Result<Stage> {
         let activations = Activations::checkpointed(s.sft.checkpoint_activations);
         let pad = prepared.tokenizer.pad_id();
         let model = training.run(
-            &device,
-            || trained.start(s.seed, &device, load),
+            &trained_in,
+            || trained.start(s.seed, &trained_in, load),
             |model, step| {
                 let indices = plans[step / steps_per_epoch]
                     .get(step % steps_per_epoch)
@@ -62,12 +62,12 @@ pub fn sft(run: &Run, prepared: &Prepared) -> Result<Stage> {
                 let (mut loss, mut tokens) = (0.0, 0);
                 for examples in examples.chunks(s.sft.micro_batch_size.get()) {
                     let batch = SequenceBatch::new(examples, pad)?.batch;
-                    let device_batch = DeviceBatch::new(&batch, &device);
+                    let device_batch = DeviceBatch::new(&batch, &trained_in.device);
                     let mut forward =
                         Forward::for_training(model, &batch, &device_batch, None, activations);
                     // The mean over all response tokens of the step, whichever part they are in.
                     let part = -forward.token_log_probs(model, &device_batch).sum() / total as f64;
-                    gradients.add(GradientMap::of(&part, model, forward.tape.take()));
+                    gradients.add_of(&part, model, forward.tape.take());
                     loss += part.into_scalar::<f64>();
                     tokens += batch.real_tokens();
                 }
@@ -82,11 +82,11 @@ pub fn sft(run: &Run, prepared: &Prepared) -> Result<Stage> {
 }
 
 /// The checkpoint that the settings name, or random weights.
-fn initial_model(run: &Run, prepared: &Prepared, device: &Device) -> Result<Gemma2> {
+fn initial_model(run: &Run, prepared: &Prepared, placement: &Placement) -> Result<Gemma2> {
     let s = &run.settings.model;
     let tokenizer = &prepared.tokenizer;
     if let Some(path) = &s.path {
-        let model = weights::load(path, device)?;
+        let model = weights::load(path, placement)?;
         let (ids, rows) = (tokenizer.vocab_size(), model.config().vocab_size);
         if ids > rows {
             bail!("the tokenizer has {ids} tokens, the model of {} only {rows}", path.display());
@@ -117,5 +117,5 @@ fn initial_model(run: &Run, prepared: &Prepared, device: &Device) -> Result<Gemm
     if let Err(message) = config.check() {
         bail!("model: {message}");
     }
-    Ok(weights::random(&config, run.settings.seed, device)?)
+    Ok(weights::random(&config, run.settings.seed, placement)?)
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use fpo_data::atomic;
 
 use super::{
-    super::loaded::{DeviceArg, Loaded},
+    super::loaded::{Loaded, PlacementArgs},
     rows::Rows,
 };
 use crate::{
@@ -58,7 +58,7 @@ pub struct Dashboard {
     #[arg(long)]
     max_length: Option<usize>,
     #[command(flatten)]
-    device: DeviceArg,
+    placement: PlacementArgs,
 }
 
 impl Dashboard {
@@ -72,7 +72,7 @@ impl Dashboard {
             context: self.context,
             logits: 10,
         };
-        let loaded = Loaded::open(&self.model, &self.device.open()?)?;
+        let loaded = Loaded::open(&self.model, &self.placement.open()?)?;
         let sae = autoencoder::open(&self.sae, site, &loaded.model, &self.model)?;
         let rows = Rows::open(&self.data, &loaded, self.max_length)?;
         let source = rows.source(&loaded, vec![site]);

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::{
-    super::loaded::{DeviceArg, Loaded},
+    super::loaded::{Loaded, PlacementArgs},
     rows::Rows,
 };
 use crate::{
@@ -41,13 +41,13 @@ pub struct Evaluate {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    device: DeviceArg,
+    placement: PlacementArgs,
 }
 
 impl Evaluate {
     pub fn run(self) -> Result<()> {
         let site = autoencoder::site(self.site.as_deref(), &self.sae)?;
-        let loaded = Loaded::open(&self.model, &self.device.open()?)?;
+        let loaded = Loaded::open(&self.model, &self.placement.open()?)?;
         let sae = autoencoder::open(&self.sae, site, &loaded.model, &self.model)?;
         let rows = Rows::open(&self.data, &loaded, self.max_length)?;
         let source = rows.source(&loaded, vec![site]);

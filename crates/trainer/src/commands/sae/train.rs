@@ -10,7 +10,7 @@ use fpo_transformer::Site;
 use serde_json::json;
 
 use super::{
-    super::loaded::{DeviceArg, Loaded, SettingsArgs},
+    super::loaded::{Loaded, PlacementArgs, SettingsArgs},
     rows::Rows,
 };
 use crate::{
@@ -55,14 +55,14 @@ pub struct Train {
     #[arg(long)]
     resume: bool,
     #[command(flatten)]
-    device: DeviceArg,
+    placement: PlacementArgs,
 }
 
 impl Train {
     pub fn run(self) -> Result<()> {
         let settings = self.settings.resolve()?;
         settings.sae.training.check()?;
-        let loaded = Loaded::open(&self.model, &self.device.open()?)?;
+        let loaded = Loaded::open(&self.model, &self.placement.open()?)?;
         let mut sites: Vec<Site> = Vec::with_capacity(self.sites.len());
         for site in &self.sites {
             let site: Site = site.parse()?;
