@@ -86,8 +86,13 @@ impl Head {
         self.weight.clone().narrow(0, tokens.start, tokens.len()).cast(self.hidden.dtype())
     }
 
+    /// `h·Wᵀ` of a block, `[rows, tokens]`, in the type of the hidden states.
+    pub fn products(&self, rows: &Range<usize>, tokens: &Range<usize>) -> Tensor<2> {
+        self.hidden(rows).matmul(self.weight(tokens).transpose())
+    }
+
     pub fn logits(&self, rows: &Range<usize>, tokens: &Range<usize>) -> Logits {
-        let products = at_least_f32(self.hidden(rows).matmul(self.weight(tokens).transpose()));
+        let products = at_least_f32(self.products(rows, tokens));
         let (values, tanh) = match self.softcap {
             Some(cap) => {
                 let tanh = (products / cap).tanh();
@@ -101,8 +106,21 @@ impl Head {
     /// The gradients of the hidden states and of the weight that are wanted; `gradient` gives that of a block's logits.
     pub fn backward(
         &self,
-        [hidden_wanted, weight_wanted]: [bool; 2],
+        wanted: [bool; 2],
         gradient: impl Fn(&Logits) -> Tensor<2>,
+    ) -> [Option<Tensor<2>>; 2] {
+        let dtype = FloatDType::from(self.hidden.dtype());
+        self.backward_of_products(wanted, |rows, tokens| {
+            let logits = self.logits(rows, tokens);
+            logits.through_softcap(gradient(&logits)).cast(dtype)
+        })
+    }
+
+    /// The same where `d_products` gives the gradient of a block's products, in the type of the hidden states.
+    pub fn backward_of_products(
+        &self,
+        [hidden_wanted, weight_wanted]: [bool; 2],
+        d_products: impl Fn(&Range<usize>, &Range<usize>) -> Tensor<2>,
     ) -> [Option<Tensor<2>>; 2] {
         let [dtype, weight_dtype] =
             [self.hidden.dtype(), self.weight.dtype()].map(FloatDType::from);
@@ -112,8 +130,7 @@ impl Head {
         for tokens in self.token_blocks() {
             let mut d_tokens: Option<Tensor<2>> = None;
             for (rows, d_rows) in rows.iter().zip(&mut d_hidden) {
-                let logits = self.logits(rows, &tokens);
-                let d_products = logits.through_softcap(gradient(&logits)).cast(dtype);
+                let d_products = d_products(rows, &tokens);
                 if hidden_wanted {
                     let more = at_least_f32(d_products.clone().matmul(self.weight(&tokens)));
                     *d_rows = Some(add(d_rows.take(), more));

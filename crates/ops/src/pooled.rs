@@ -88,6 +88,8 @@ pub fn definition(hidden: Tensor<2>, encoder: &Encoder, segments: &[usize]) -> T
 mod blocked {
     use std::{ops::Range, sync::Arc};
 
+    #[cfg(feature = "cube")]
+    use burn::tensor::DType;
     use burn::tensor::{Bool, FloatDType, Tensor, TensorData};
 
     use super::{Encoder, at_least_f32};
@@ -157,7 +159,8 @@ mod blocked {
 
         fn pool(&self, hidden: &Tensor<2>, segments: &Segments) -> Tensor<2> {
             let [_, d_sae] = self.encoder.w_enc.dims();
-            let none = Tensor::zeros([self.segments.len(), d_sae], &hidden.device());
+            let shape = [self.segments.len(), d_sae];
+            let none = Tensor::zeros(shape, (&hidden.device(), DType::F32));
             ranges(hidden.dims()[0], self.rows)
                 .fold(none, |pooled, rows| self.block(hidden, &rows).pool(segments, pooled))
         }

@@ -4,6 +4,7 @@
 #![cfg(feature = "wgpu")]
 
 mod alignment;
+mod half_precision;
 mod operations;
 mod program;
 mod support;

@@ -1,9 +1,11 @@
 //! The Kullback-Leibler divergence of two models from blocks of their products `h·Wᵀ`, one pass over each pair of blocks; and the
 //! gradient of the policy's products in another.
 
+use std::ops::Range;
+
 use burn::{
     backend::fusion::custom::TensorSpec,
-    tensor::{Device, Tensor},
+    tensor::{DType, Device, Tensor, TensorData},
 };
 use burn_cubecl::cubecl::{self, ir::ElemType, prelude::*};
 
@@ -14,13 +16,24 @@ use super::{
     run,
     softcap::{score, slope},
 };
+use crate::blocked::Head;
+
+/// What the logits of each block of the policy's rows and the same of the reference's sum up to, one block after another.
+pub(crate) fn summaries(reference: &Head, policy: &Head) -> impl Iterator<Item = Summary> {
+    policy.row_blocks().map(move |rows| {
+        let none = Summary::new(rows.len(), &policy.hidden.device());
+        policy.token_blocks().fold(none, |summary, tokens| {
+            summary.update(Blocks::of(reference, policy, &rows, &tokens))
+        })
+    })
+}
 
 /// The products of reference and policy for the same rows and tokens, `[rows, tokens]` each; logits are `softcap(products)`.
 #[derive(Clone, Debug)]
 pub(crate) struct Blocks {
-    pub reference: Tensor<2>,
-    pub policy: Tensor<2>,
-    pub softcap: Option<f64>,
+    reference: Tensor<2>,
+    policy: Tensor<2>,
+    softcap: Option<f64>,
 }
 
 /// What the logits a of the reference and b of the policy have summed up to so far.
@@ -32,13 +45,13 @@ pub(crate) struct Summary {
 
 impl Summary {
     /// Of no logits.
-    pub fn new(rows: usize, device: &Device) -> Self {
-        let state = Tensor::<2>::from_floats([[LOWEST], [0.0], [LOWEST], [0.0], [0.0]], device);
-        Self { state: state.expand([5, rows]) }
+    fn new(rows: usize, device: &Device) -> Self {
+        let state = TensorData::from([[LOWEST], [0.0], [LOWEST], [0.0], [0.0]]);
+        Self { state: Tensor::<2>::from_data(state, (device, DType::F32)).expand([5, rows]) }
     }
 
     /// Takes a pair of blocks in.
-    pub fn update(self, blocks: Blocks) -> Self {
+    fn update(self, blocks: Blocks) -> Self {
         let kernel = Summarise { softcap: blocks.softcap };
         let inputs = [blocks.reference.into(), blocks.policy.into(), self.state.into()];
         let [state] = run(kernel, inputs);
@@ -61,6 +74,11 @@ impl Summary {
 }
 
 impl Blocks {
+    pub fn of(reference: &Head, policy: &Head, rows: &Range<usize>, tokens: &Range<usize>) -> Self {
+        let [reference, products] = [reference, policy].map(|head| head.products(rows, tokens));
+        Self { reference, policy: products, softcap: policy.softcap }
+    }
+
     /// The gradient of the policy's products: `g·(p_v − r_v)·(1 − tanh²)`, with the log Σ exp of reference and policy and the
     /// gradient of the divergence, `[rows]` each.
     pub fn backward(self, [log_r, log_p]: [Tensor<1>; 2], gradient: Tensor<1>) -> Tensor<2> {

@@ -1,9 +1,11 @@
 //! From blocks of products `h·Wᵀ` to what each row's softmax over the whole vocabulary is summed up by, one pass over each block;
 //! and from the products to their gradient, in another.
 
+use std::ops::Range;
+
 use burn::{
     backend::fusion::custom::TensorSpec,
-    tensor::{Device, Int, Tensor},
+    tensor::{DType, Device, Int, Tensor, TensorData},
 };
 use burn_cubecl::cubecl::{self, ir::ElemType, prelude::*};
 
@@ -14,13 +16,24 @@ use super::{
     run,
     softcap::{score, slope},
 };
+use crate::blocked::Head;
+
+/// What the logits of each block of rows sum up to, one block after another; `targets` `[n]` are those of all rows.
+pub(crate) fn summaries(head: &Head, targets: &Tensor<1, Int>) -> impl Iterator<Item = Summary> {
+    head.row_blocks().map(move |rows| {
+        let targets = targets.clone().narrow(0, rows.start, rows.len());
+        let none = Summary::new(rows.len(), &targets.device());
+        head.token_blocks()
+            .fold(none, |summary, tokens| summary.update(Block::of(head, &rows, &tokens), &targets))
+    })
+}
 
 /// A block of products, `[rows, tokens]`; its logits are `softcap(products)`.
 #[derive(Clone, Debug)]
 pub(crate) struct Block {
-    pub products: Tensor<2>,
-    pub softcap: Option<f64>,
-    pub first_token: usize,
+    products: Tensor<2>,
+    softcap: Option<f64>,
+    first_token: usize,
 }
 
 /// What the logits of some rows have summed up to so far.
@@ -32,13 +45,13 @@ pub(crate) struct Summary {
 
 impl Summary {
     /// Of no logits.
-    pub fn new(rows: usize, device: &Device) -> Self {
-        let state = Tensor::<2>::from_floats([[LOWEST], [0.0], [0.0], [0.0], [0.0]], device);
-        Self { state: state.expand([5, rows]) }
+    fn new(rows: usize, device: &Device) -> Self {
+        let state = TensorData::from([[LOWEST], [0.0], [0.0], [0.0], [0.0]]);
+        Self { state: Tensor::<2>::from_data(state, (device, DType::F32)).expand([5, rows]) }
     }
 
     /// Takes a block in; `targets` `[rows]` are those of its rows.
-    pub fn update(self, block: Block, targets: &Tensor<1, Int>) -> Self {
+    fn update(self, block: Block, targets: &Tensor<1, Int>) -> Self {
         let kernel = Summarise { softcap: block.softcap, first_token: block.first_token };
         let [state] =
             run(kernel, [block.products.into(), targets.clone().into(), self.state.into()]);
@@ -71,6 +84,11 @@ impl Summary {
 }
 
 impl Block {
+    pub fn of(head: &Head, rows: &Range<usize>, tokens: &Range<usize>) -> Self {
+        let products = head.products(rows, tokens);
+        Self { products, softcap: head.softcap, first_token: tokens.start }
+    }
+
     /// The gradient of the products, given that of the rows' log-probabilities: `g·(1[v = target] − p_v)·(1 − tanh²)`. `targets`,
     /// `log_sums` and `gradient` are `[rows]`.
     pub fn backward(

@@ -56,6 +56,11 @@ impl Matrix {
         self.tensor.meta.shape().last().copied().unwrap_or(1)
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.tensor.meta.num_elements() == 0
+    }
+
+    /// Rows.
     pub fn count(&self) -> usize {
         self.tensor.meta.num_elements() / self.width().max(1)
     }
