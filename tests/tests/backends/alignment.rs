@@ -11,24 +11,25 @@ use fpo_losses::{PerResponse, feature_distance, fpo, mean_loss};
 use fpo_ops::Encoder;
 use fpo_sae::{JumpReluSae, Provenance, SaeTrainer, SaeTraining};
 use fpo_trainer::{
+    device::check_precision,
     forward::{DeviceBatch, FeatureReader, Forward},
     optim::{GradientMap, Optimizer},
     settings::{OptimizerKind, OptimizerSettings, Schedule},
 };
-use fpo_transformer::{Gemma2, Gemma2Config, Site, weights};
+use fpo_transformer::{Gemma2, Gemma2Config, Placement, Precision, Site, weights};
 
 use crate::support::{TOLERANCE, close, devices, random, values};
 
 const D_MODEL: usize = 16;
 const D_SAE: usize = 48;
 
-fn model(device: &Device) -> Gemma2 {
+fn model(placement: impl Into<Placement>) -> Gemma2 {
     let config = Gemma2Config::from_json(
         r#"{"model_type": "gemma2", "vocab_size": 90, "hidden_size": 16, "intermediate_size": 40,
             "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
             "query_pre_attn_scalar": 6, "sliding_window": 4, "initializer_range": 0.25}"#,
     );
-    weights::random(&config.unwrap(), 1, device).unwrap()
+    weights::random(&config.unwrap(), 1, placement).unwrap()
 }
 
 fn sae(device: &Device) -> JumpReluSae {
@@ -63,11 +64,17 @@ fn batch() -> PairBatch {
     PairBatch::new(&pairs.each_ref().map(TokenizedPair::view), 0).unwrap()
 }
 
-#[test]
-fn a_step_of_alignment() {
-    let Some(devices) = devices() else { return };
-    let [expected, found] = devices.map(|device| {
-        let (policy, sae, batch) = (model(&device.clone().autodiff()), sae(&device), batch());
+/// What a step leaves behind.
+struct Step {
+    forward: [Vec<f64>; 5],
+    gradients: BTreeMap<String, Vec<f64>>,
+    parameters: BTreeMap<String, Vec<f64>>,
+}
+
+impl Step {
+    fn new(device: Device, precision: Precision) -> Self {
+        let placement = Placement { device: device.clone().autodiff(), precision };
+        let (policy, sae, batch) = (model(placement), sae(&device), batch());
         let device_batch = DeviceBatch::new(&batch.batch, &policy.device());
         let reader = FeatureReader::new(&sae, Site::resid_post(1), Pooling::Predicting, vec![]);
         let forward = Forward::new(&policy, &batch.batch, &device_batch, Some(&reader));
@@ -98,21 +105,48 @@ fn a_step_of_alignment() {
             values(&distance.chosen),
             values(&loss),
         ];
-        (numbers, found, parameters(&moved))
-    });
-    for (i, (found, expected)) in found.0.iter().zip(&expected.0).enumerate() {
-        close(&format!("number {i} of the forward pass"), found, expected, TOLERANCE);
+        Self { forward: numbers, gradients: found, parameters: parameters(&moved) }
     }
-    assert!(found.1.len() > 30 && found.1.keys().eq(expected.1.keys()));
-    for (name, found) in &found.1 {
-        close(&format!("gradient of {name}"), found, &expected.1[name], TOLERANCE);
+
+    /// Fails where forward pass or gradients differ by more than `tolerance`.
+    fn assert_close(&self, expected: &Self, tolerance: f64) {
+        for (i, (found, expected)) in self.forward.iter().zip(&expected.forward).enumerate() {
+            close(&format!("number {i} of the forward pass"), found, expected, tolerance);
+        }
+        let (found, expected) = (&self.gradients, &expected.gradients);
+        assert!(found.len() > 30 && found.keys().eq(expected.keys()));
+        for (name, found) in found {
+            close(&format!("gradient of {name}"), found, &expected[name], tolerance);
+        }
     }
-    for (name, found) in &found.2 {
+}
+
+#[test]
+fn a_step_of_alignment() {
+    let Some(devices) = devices() else { return };
+    let [expected, found] = devices.map(|device| Step::new(device, Precision::Float32));
+    found.assert_close(&expected, TOLERANCE);
+    for (name, found) in &found.parameters {
         // A gradient near zero moves a weight by a whole step in either direction: its sign is noise.
-        let expected = &expected.2[name];
+        let expected = &expected.parameters[name];
         let apart = found.iter().zip(expected).filter(|(f, e)| (*f - *e).abs() > 1e-4).count();
         assert!(apart * 200 <= found.len(), "{name}: {apart} of {} weights differ", found.len());
     }
+}
+
+/// Two roundings of the same numbers, or a refusal that says what is refused.
+#[test]
+fn a_step_in_mixed_precision() {
+    let Some(devices) = devices() else { return };
+    let precision = Precision::Bf16Mixed;
+    if let Err(error) = check_precision(&devices[1], precision) {
+        let message = error.to_string();
+        assert!(message.contains("bf16-mixed") && message.contains("bfloat16"), "{message}");
+        eprintln!("skipped: {message}");
+        return;
+    }
+    let [expected, found] = devices.map(|device| Step::new(device, precision));
+    found.assert_close(&expected, 0.1);
 }
 
 #[test]

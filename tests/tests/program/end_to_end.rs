@@ -148,12 +148,14 @@ fn recomputed_activations_change_nothing() {
     let recompute =
         ["--set", "sft.checkpoint_activations=true", "--set", "align.checkpoint_activations=true"];
     let (plain, recomputed) = (train("plain", &[]), train("recomputed", &recompute));
-    assert_eq!(plain[0], recomputed[0]);
-    assert_eq!(plain[1].len(), recomputed[1].len());
-    for (plain, recomputed) in plain[1].iter().zip(&recomputed[1]) {
-        for (key, value) in plain.as_object().unwrap() {
-            let (a, b) = (value.as_f64().unwrap(), number(recomputed, key));
-            assert!((a - b).abs() <= 1e-6 * a.abs().max(1.0), "{key}: {a} and {b}");
+    // The embedding's gradients of a step's passes add up in another order.
+    for (plain, recomputed) in plain.iter().zip(&recomputed) {
+        assert_eq!(plain.len(), recomputed.len());
+        for (plain, recomputed) in plain.iter().zip(recomputed) {
+            for (key, value) in plain.as_object().unwrap() {
+                let (a, b) = (value.as_f64().unwrap(), number(recomputed, key));
+                assert!((a - b).abs() <= 1e-6 * a.abs().max(1.0), "{key}: {a} and {b}");
+            }
         }
     }
 }

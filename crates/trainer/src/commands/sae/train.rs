@@ -50,7 +50,7 @@ pub struct Train {
     shards: Option<PathBuf>,
     /// How activations are kept there.
     #[arg(long, value_enum, default_value = "float32")]
-    precision: Precision,
+    shards_precision: Precision,
     /// Goes on from the last checkpoint of an interrupted training.
     #[arg(long)]
     resume: bool,
@@ -75,6 +75,7 @@ impl Train {
         let rows = Rows::open(&self.data, &loaded, self.max_length)?;
         let made_from = Fingerprint::default()
             .with("model", content(&self.model)?)
+            .with("precision", self.placement.precision())
             .with("data", content(&self.data)?)
             .with("max_length", format!("{:?}", self.max_length));
         let mut store = ActivationStore::new(
@@ -89,7 +90,7 @@ impl Train {
             },
         )?;
         if let Some(folder) = &self.shards {
-            store = store.with_shards(folder, self.precision, made_from.clone())?;
+            store = store.with_shards(folder, self.shards_precision, made_from.clone())?;
         }
         eprintln!(
             "{:>9}  {} tokens in {} buffers, {} steps of {}",
