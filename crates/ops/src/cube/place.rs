@@ -58,14 +58,14 @@ pub(super) fn sum_of_group(
     let first = UNIT_POS_Y as usize * group;
     scratch[first + unit] = value;
     sync_cube();
-    let mut half = group / 2;
-    while half > 0 {
+    #[unroll]
+    for step in 0..comptime!(group.ilog2() as usize) {
+        let half = comptime!(group >> (step + 1));
         if unit < half {
             let other = scratch[first + unit + half];
             scratch[first + unit] += other;
         }
         sync_cube();
-        half /= 2;
     }
     let sum = scratch[first];
     // Nobody writes again before all have read.
@@ -84,14 +84,14 @@ pub(super) fn largest_of_group(
     let first = UNIT_POS_Y as usize * group;
     scratch[first + unit] = value;
     sync_cube();
-    let mut half = group / 2;
-    while half > 0 {
+    #[unroll]
+    for step in 0..comptime!(group.ilog2() as usize) {
+        let half = comptime!(group >> (step + 1));
         if unit < half {
             let other = scratch[first + unit + half];
             scratch[first + unit] = max(scratch[first + unit], other);
         }
         sync_cube();
-        half /= 2;
     }
     let largest = scratch[first];
     sync_cube();
