@@ -76,8 +76,7 @@ fn gradients_match() {
 fn mixed_precision_is_as_close_as_pytorchs() {
     let theirs = fs::read_to_string(folder("autocast.json")).unwrap();
     let theirs: serde_json::Value = serde_json::from_str(&theirs).unwrap();
-    let placement =
-        Placement { device: Device::flex().autodiff(), precision: Precision::Bf16Mixed };
+    let placement = Placement::new(Device::flex().autodiff(), Precision::Bf16Mixed);
     let mut logarithms = Vec::new();
     for case in CASES {
         let expected = Expected::read(case);

@@ -137,7 +137,8 @@ fn promoted_tokens_are_the_direct_path() {
     let model = model();
     let numbers = |x: Tensor<2>| x.into_data().iter::<f32>().collect::<Vec<f32>>();
     let gain = |x: Tensor<1>| x.into_data().iter::<f32>().map(|w| 1.0 + w).collect::<Vec<f32>>();
-    let (unembedding, norm) = (numbers(model.unembedding()), gain(model.model.norm.weight.val()));
+    let (unembedding, norm) =
+        (numbers(model.unembedding().joined()), gain(model.model.norm.weight.val()));
     let d = norm.len();
     for site in [Site::resid_post(1), "mlp_out:0".parse().unwrap(), "attn_z:2".parse().unwrap()] {
         let sae = sae(site);

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use burn::tensor::{FloatDType, Int, Tensor};
 
-use crate::rms_norm::at_least_f32;
+use crate::{Rows, graph::Plain, rms_norm::at_least_f32};
 
 /// How much is formed at once.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +30,7 @@ pub(crate) struct Head {
     /// `[n, d]`
     pub hidden: Tensor<2>,
     /// `[vocabulary, d]`
-    pub weight: Tensor<2>,
+    pub weight: Rows,
     pub softcap: Option<f64>,
     pub blocks: Blocks,
 }
@@ -65,16 +65,39 @@ impl Logits {
 }
 
 impl Head {
-    pub fn new(hidden: Tensor<2>, weight: Tensor<2>, softcap: Option<f64>, blocks: Blocks) -> Self {
+    pub fn new(hidden: Tensor<2>, weight: Rows, softcap: Option<f64>, blocks: Blocks) -> Self {
         Self { hidden, weight, softcap, blocks }
+    }
+
+    /// From the inputs of an operation: the states, then the parts of the weight.
+    pub fn of<const N: usize>(inputs: [Plain; N], softcap: Option<f64>, blocks: Blocks) -> Self {
+        let mut inputs = inputs.into_iter().map(Tensor::from);
+        let hidden = inputs.next().expect("an operation on hidden states has them");
+        Self::new(hidden, Rows::new(inputs.collect()), softcap, blocks)
     }
 
     pub fn row_blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         ranges(self.hidden.dims()[0], self.blocks.rows)
     }
 
-    pub fn token_blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
-        ranges(self.weight.dims()[0], self.blocks.tokens)
+    /// No block has tokens of two parts.
+    pub fn token_blocks(&self) -> impl Iterator<Item = Range<usize>> {
+        self.parts().flat_map(|part| self.blocks_of(&part))
+    }
+
+    fn blocks_of(&self, part: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+        let first = part.start;
+        ranges(part.len(), self.blocks.tokens)
+            .map(move |block| first + block.start..first + block.end)
+    }
+
+    /// The tokens of each part of the weight.
+    fn parts(&self) -> impl Iterator<Item = Range<usize>> {
+        self.weight.parts().iter().scan(0, |first, part| {
+            let start = *first;
+            *first += part.dims()[0];
+            Some(start..*first)
+        })
     }
 
     fn hidden(&self, rows: &Range<usize>) -> Tensor<2> {
@@ -83,7 +106,17 @@ impl Head {
 
     /// Rounded to the type of the hidden states where it is of another, some rows at a time.
     fn weight(&self, tokens: &Range<usize>) -> Tensor<2> {
-        self.weight.clone().narrow(0, tokens.start, tokens.len()).cast(self.hidden.dtype())
+        // The blocks may be those of another head, whose parts are others.
+        let pieces = self.weight.parts().iter().zip(self.parts()).filter_map(|(weight, part)| {
+            let (start, end) = (tokens.start.max(part.start), tokens.end.min(part.end));
+            (start < end).then(|| weight.clone().narrow(0, start - part.start, end - start))
+        });
+        let mut pieces: Vec<_> = pieces.collect();
+        let weight = match pieces.len() {
+            1 => pieces.remove(0),
+            _ => Tensor::cat(pieces, 0),
+        };
+        weight.cast(self.hidden.dtype())
     }
 
     /// `h·Wᵀ` of a block, `[rows, tokens]`, in the type of the hidden states.
@@ -103,12 +136,13 @@ impl Head {
         Logits { values, tanh, rows: rows.clone(), tokens: tokens.clone() }
     }
 
-    /// The gradients of the hidden states and of the weight that are wanted; `gradient` gives that of a block's logits.
-    pub fn backward(
+    /// The gradients of the hidden states and of the parts of the weight that are wanted; `gradient` gives that of a block's
+    /// logits.
+    pub fn backward<const N: usize>(
         &self,
-        wanted: [bool; 2],
+        wanted: [bool; N],
         gradient: impl Fn(&Logits) -> Tensor<2>,
-    ) -> [Option<Tensor<2>>; 2] {
+    ) -> [Option<Plain>; N] {
         let dtype = FloatDType::from(self.hidden.dtype());
         self.backward_of_products(wanted, |rows, tokens| {
             let logits = self.logits(rows, tokens);
@@ -117,36 +151,39 @@ impl Head {
     }
 
     /// The same where `d_products` gives the gradient of a block's products, in the type of the hidden states.
-    pub fn backward_of_products(
+    pub fn backward_of_products<const N: usize>(
         &self,
-        [hidden_wanted, weight_wanted]: [bool; 2],
+        wanted: [bool; N],
         d_products: impl Fn(&Range<usize>, &Range<usize>) -> Tensor<2>,
-    ) -> [Option<Tensor<2>>; 2] {
+    ) -> [Option<Plain>; N] {
         let [dtype, weight_dtype] =
             [self.hidden.dtype(), self.weight.dtype()].map(FloatDType::from);
         let rows: Vec<_> = self.row_blocks().collect();
         let mut d_hidden: Vec<Option<Tensor<2>>> = vec![None; rows.len()];
-        let mut d_weight = Vec::new();
-        for tokens in self.token_blocks() {
-            let mut d_tokens: Option<Tensor<2>> = None;
-            for (rows, d_rows) in rows.iter().zip(&mut d_hidden) {
-                let d_products = d_products(rows, &tokens);
-                if hidden_wanted {
-                    let more = at_least_f32(d_products.clone().matmul(self.weight(&tokens)));
-                    *d_rows = Some(add(d_rows.take(), more));
+        let mut results = [const { None }; N];
+        let (hidden_wanted, parts_wanted) = (wanted[0], &wanted[1..]);
+        for (i, part) in self.parts().enumerate() {
+            let mut d_part = Vec::new();
+            for tokens in self.blocks_of(&part) {
+                let mut d_tokens: Option<Tensor<2>> = None;
+                for (rows, d_rows) in rows.iter().zip(&mut d_hidden) {
+                    let d_products = d_products(rows, &tokens);
+                    if hidden_wanted {
+                        let more = at_least_f32(d_products.clone().matmul(self.weight(&tokens)));
+                        *d_rows = Some(add(d_rows.take(), more));
+                    }
+                    if parts_wanted[i] {
+                        let more = at_least_f32(d_products.transpose().matmul(self.hidden(rows)));
+                        d_tokens = Some(add(d_tokens, more));
+                    }
                 }
-                if weight_wanted {
-                    let more = at_least_f32(d_products.transpose().matmul(self.hidden(rows)));
-                    d_tokens = Some(add(d_tokens, more));
-                }
+                d_part.extend(d_tokens.map(|sum| sum.cast(weight_dtype)));
             }
-            d_weight.extend(d_tokens.map(|sum| sum.cast(weight_dtype)));
+            results[1 + i] = parts_wanted[i].then(|| Tensor::cat(d_part, 0).into());
         }
         let d_hidden: Vec<_> = d_hidden.into_iter().flatten().map(|sum| sum.cast(dtype)).collect();
-        [
-            hidden_wanted.then(|| Tensor::cat(d_hidden, 0)),
-            weight_wanted.then(|| Tensor::cat(d_weight, 0)),
-        ]
+        results[0] = hidden_wanted.then(|| Tensor::cat(d_hidden, 0).into());
+        results
     }
 }
 

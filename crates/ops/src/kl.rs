@@ -3,9 +3,10 @@
 use burn::tensor::Tensor;
 
 use crate::{
+    Rows,
     blocked::{BLOCKS, Head},
-    graph,
     log_probs::log_distribution,
+    rows,
 };
 
 /// `KL(reference ‖ policy) = Σ_v r_v·(log r_v − log p_v)` per row, with `r = softmax(softcap(h_r·W_rᵀ))` and
@@ -13,15 +14,16 @@ use crate::{
 ///
 /// # Shapes
 /// * `reference_hidden`: `[n, d_reference]`, `reference_weight`: `[vocabulary, d_reference]`
-/// * `hidden`: `[n, d]`, `weight`: `[vocabulary, d]`
+/// * `hidden`: `[n, d]`, `weight`: `[vocabulary, d]`; both weights whole or in parts
 /// * result: `[n]`, in nats
 pub fn linear_kl(
     reference_hidden: Tensor<2>,
-    reference_weight: Tensor<2>,
+    reference_weight: impl Into<Rows>,
     hidden: Tensor<2>,
-    weight: Tensor<2>,
+    weight: impl Into<Rows>,
     softcap: Option<f64>,
 ) -> Tensor<1> {
+    let (reference_weight, weight) = (reference_weight.into(), weight.into());
     let ([n_r, d_r], [v_r, dw_r]) = (reference_hidden.dims(), reference_weight.dims());
     let ([n, d], [v, dw]) = (hidden.dims(), weight.dims());
     assert!(
@@ -33,14 +35,15 @@ pub fn linear_kl(
         weight.dims()
     );
     #[cfg(feature = "flex")]
-    if let (Some(reference_hidden), Some(reference_weight)) =
-        (crate::flex::constant(&reference_hidden), crate::flex::constant(&reference_weight))
+    if let (Some(reference_weight), Some(weight)) = (reference_weight.whole(), weight.whole())
+        && let (Some(reference_hidden), Some(reference_weight)) =
+            (crate::flex::constant(&reference_hidden), crate::flex::constant(reference_weight))
         && let Some(output) = crate::flex::apply(
             fast::LinearKl {
                 reference: [reference_hidden, reference_weight],
                 softcap: softcap.map(|cap| cap as f32),
             },
-            [crate::flex::operand(&hidden), crate::flex::operand(&weight)],
+            [crate::flex::operand(&hidden), crate::flex::operand(weight)],
         )
     {
         return Tensor::from_dispatch(output);
@@ -51,10 +54,12 @@ pub fn linear_kl(
         softcap,
         BLOCKS,
     );
-    let inputs = [hidden.clone(), weight.clone()].map(Tensor::into_dispatch);
-    match graph::apply(blocked::LinearKl { reference }, inputs) {
+    match rows::apply(blocked::LinearKl { reference }, &hidden, &weight) {
         Some(output) => Tensor::from_dispatch(output),
-        None => definition(reference_hidden, reference_weight, hidden, weight, softcap),
+        None => {
+            let (reference_weight, weight) = (reference_weight.joined(), weight.joined());
+            definition(reference_hidden, reference_weight, hidden, weight, softcap)
+        }
     }
 }
 
@@ -92,9 +97,8 @@ mod blocked {
     }
 
     impl LinearKl {
-        fn policy(&self, [hidden, weight]: [Plain; 2]) -> Head {
-            let Head { softcap, blocks, .. } = self.reference;
-            Head::new(hidden.into(), weight.into(), softcap, blocks)
+        fn policy<const N: usize>(&self, inputs: [Plain; N]) -> Head {
+            Head::of(inputs, self.reference.softcap, self.reference.blocks)
         }
     }
 
@@ -117,12 +121,12 @@ mod blocked {
         }
     }
 
-    impl Operation<2> for LinearKl {
+    impl<const N: usize> Operation<N> for LinearKl {
         /// log Σ exp of each row's logits, `[n, 1]`: the reference's, the policy's.
         type Saved = [Tensor<2>; 2];
 
         /// `KL = Σ r·(a − b) − log Σ eᵃ + log Σ eᵇ` with a and b the logits of reference and policy.
-        fn forward(&self, inputs: [Plain; 2]) -> (Plain, Self::Saved) {
+        fn forward(&self, inputs: [Plain; N]) -> (Plain, Self::Saved) {
             let policy = self.policy(inputs);
             #[cfg(feature = "cube")]
             if self.has_kernels(&policy) {
@@ -156,31 +160,29 @@ mod blocked {
         /// With g the gradient of the row: `g·(p_v − r_v)` for each of the policy's logits.
         fn backward(
             &self,
-            inputs: [Plain; 2],
+            inputs: [Plain; N],
             [r_sums, p_sums]: Self::Saved,
             gradient: Plain,
-            wanted: [bool; 2],
-        ) -> [Option<Plain>; 2] {
+            wanted: [bool; N],
+        ) -> [Option<Plain>; N] {
             let (policy, gradient) = (self.policy(inputs), Tensor::<1>::from(gradient));
             #[cfg(feature = "cube")]
             if self.has_kernels(&policy) {
                 let sums = [r_sums, p_sums].map(|sums| sums.squeeze_dim::<1>(1));
-                let gradients = policy.backward_of_products(wanted, |rows, tokens| {
+                return policy.backward_of_products(wanted, |rows, tokens| {
                     let of = |x: &Tensor<1>| x.clone().narrow(0, rows.start, rows.len());
                     let blocks = Blocks::of(&self.reference, &policy, rows, tokens);
                     blocks.backward(sums.each_ref().map(of), of(&gradient))
                 });
-                return gradients.map(|gradient| gradient.map(Plain::from));
             }
             let gradient = gradient.unsqueeze_dim::<2>(1);
-            let gradients = policy.backward(wanted, |logits| {
+            policy.backward(wanted, |logits| {
                 let of = |x: &Tensor<2>| x.clone().narrow(0, logits.rows.start, logits.rows.len());
                 let reference = self.reference.logits(&logits.rows, &logits.tokens).values;
                 let r = (reference - of(&r_sums)).exp();
                 let p = (logits.values.clone() - of(&p_sums)).exp();
                 (p - r) * of(&gradient)
-            });
-            gradients.map(|gradient| gradient.map(Plain::from))
+            })
         }
     }
 }
@@ -284,20 +286,24 @@ mod fast {
 mod tests {
     use super::blocked::LinearKl;
     use crate::{
+        Rows,
         blocked::Head,
-        testing::{check, heads, random},
+        testing::{check_parts, heads, partitions, random},
     };
 
     #[test]
-    fn blocks_make_no_difference() {
+    fn blocks_and_parts_make_no_difference() {
         for (n, d, v, blocks) in heads() {
             for softcap in [None, Some(2.0)] {
-                // The reference may be of another width.
-                let [hidden, weight] = [random(7, [n, d + 1]), random(8, [v, d + 1])];
-                let reference = Head::new(hidden.clone(), weight.clone(), softcap, blocks);
-                check(LinearKl { reference }, [[n, d], [v, d]], |[h, w]| {
-                    super::definition(hidden.clone(), weight.clone(), h, w, softcap)
-                });
+                for parts in partitions(v) {
+                    // The reference may be of another width, and in other parts.
+                    let [hidden, weight] = [random(7, [n, d + 1]), random(8, [v, d + 1])];
+                    let rows = Rows::new(weight.clone().split_with_sizes(parts, 0));
+                    let reference = Head::new(hidden.clone(), rows, softcap, blocks);
+                    check_parts(LinearKl { reference }, [n, d], v, |h, w| {
+                        super::definition(hidden.clone(), weight.clone(), h, w, softcap)
+                    });
+                }
             }
         }
     }

@@ -48,11 +48,13 @@ mod geglu;
 mod graph;
 mod jump_relu;
 mod kl;
+mod largest;
 mod linear;
 mod log_probs;
 mod pooled;
 mod rms_norm;
 mod rotary;
+mod rows;
 mod softcap;
 mod statistics;
 #[cfg(all(test, feature = "flex"))]
@@ -63,11 +65,13 @@ pub use attention::{AttentionOptions, TextStarts, causal_attention, packed_atten
 pub use geglu::geglu;
 pub use jump_relu::{heaviside, jump_relu};
 pub use kl::linear_kl;
+pub use largest::largest_tensor;
 pub use linear::{linear, linear_bf16};
 pub use log_probs::linear_log_probs;
 pub use pooled::{Encoder, pooled_features};
 pub use rms_norm::{at_least_f32, rms_norm};
 pub use rotary::rotary;
+pub use rows::Rows;
 pub use softcap::softcap;
 pub use statistics::{TokenStatistics, linear_token_statistics};
 

@@ -2,31 +2,33 @@
 
 use burn::tensor::{Int, Tensor, activation::log_softmax};
 
-use crate::{blocked::BLOCKS, graph, linear, softcap::optional_softcap};
+use crate::{Rows, blocked::BLOCKS, linear, rows, softcap::optional_softcap};
 
 /// `log softmax(softcap(h·Wᵀ))[target]` per row, in float32 at least; gradients reach `hidden` and `weight`. A weight of another
 /// type than the hidden states is rounded to theirs, and gets its gradient in its own.
 ///
 /// # Shapes
 /// * `hidden`: `[n, d]`, states that predict a token (already shifted: row i predicts `targets[i]`)
-/// * `weight`: `[vocabulary, d]`, the unembedding
+/// * `weight`: `[vocabulary, d]`, the unembedding, whole or in parts
 /// * `targets`: `[n]`, each in `0..vocabulary`
 /// * result: `[n]`
 pub fn linear_log_probs(
     hidden: Tensor<2>,
-    weight: Tensor<2>,
+    weight: impl Into<Rows>,
     targets: Tensor<1, Int>,
     softcap: Option<f64>,
 ) -> Tensor<1> {
+    let weight = weight.into();
     check_shapes("linear_log_probs", &hidden, &weight, &targets);
     #[cfg(feature = "flex")]
     if let Some(indices) = crate::flex::indices(&targets, weight.dims()[0], "linear_log_probs")
+        && let Some(weight) = weight.whole()
         && let Some(output) = crate::flex::apply(
             fast::LinearLogProbs {
                 targets: indices.into(),
                 softcap: softcap.map(|cap| cap as f32),
             },
-            [crate::flex::operand(&hidden), crate::flex::operand(&weight)],
+            [crate::flex::operand(&hidden), crate::flex::operand(weight)],
         )
     {
         return Tensor::from_dispatch(output);
@@ -36,10 +38,9 @@ pub fn linear_log_probs(
         softcap,
         blocks: BLOCKS,
     };
-    let inputs = [hidden.clone(), weight.clone()].map(Tensor::into_dispatch);
-    match graph::apply(blocked, inputs) {
+    match rows::apply(blocked, &hidden, &weight) {
         Some(output) => Tensor::from_dispatch(output),
-        None => definition(hidden, weight, targets, softcap),
+        None => definition(hidden, weight.joined(), targets, softcap),
     }
 }
 
@@ -68,7 +69,7 @@ pub(crate) fn log_distribution(
 pub(crate) fn check_shapes(
     operation: &str,
     hidden: &Tensor<2>,
-    weight: &Tensor<2>,
+    weight: &Rows,
     targets: &Tensor<1, Int>,
 ) {
     let ([n, d], [_, d_weight], [n_targets]) = (hidden.dims(), weight.dims(), targets.dims());
@@ -98,10 +99,6 @@ mod blocked {
     }
 
     impl LinearLogProbs {
-        fn head(&self, [hidden, weight]: [Plain; 2]) -> Head {
-            Head::new(hidden.into(), weight.into(), self.softcap, self.blocks)
-        }
-
         fn targets(&self, rows: &std::ops::Range<usize>) -> Tensor<1, Int> {
             self.targets.clone().narrow(0, rows.start, rows.len())
         }
@@ -121,12 +118,12 @@ mod blocked {
         }
     }
 
-    impl Operation<2> for LinearLogProbs {
+    impl<const N: usize> Operation<N> for LinearLogProbs {
         /// log Σ exp of each row's logits, `[n, 1]`.
         type Saved = Tensor<2>;
 
-        fn forward(&self, inputs: [Plain; 2]) -> (Plain, Self::Saved) {
-            let head = self.head(inputs);
+        fn forward(&self, inputs: [Plain; N]) -> (Plain, Self::Saved) {
+            let head = Head::of(inputs, self.softcap, self.blocks);
             #[cfg(feature = "cube")]
             if crate::cube::takes(&head.hidden) {
                 return self.by_kernels(&head);
@@ -154,29 +151,28 @@ mod blocked {
         /// With p the softmax and g the gradient of the row: `g·(1[v = target] − p_v)` for each logit.
         fn backward(
             &self,
-            inputs: [Plain; 2],
+            inputs: [Plain; N],
             log_sums: Self::Saved,
             gradient: Plain,
-            wanted: [bool; 2],
-        ) -> [Option<Plain>; 2] {
-            let (head, gradient) = (self.head(inputs), Tensor::<1>::from(gradient));
+            wanted: [bool; N],
+        ) -> [Option<Plain>; N] {
+            let gradient = Tensor::<1>::from(gradient);
+            let head = Head::of(inputs, self.softcap, self.blocks);
             #[cfg(feature = "cube")]
             if crate::cube::takes(&head.hidden) {
                 let log_sums = log_sums.squeeze_dim::<1>(1);
-                let gradients = head.backward_of_products(wanted, |rows, tokens| {
+                return head.backward_of_products(wanted, |rows, tokens| {
                     let of = |x: &Tensor<1>| x.clone().narrow(0, rows.start, rows.len());
                     let block = crate::cube::head::Block::of(&head, rows, tokens);
                     block.backward(self.targets(rows), of(&log_sums), of(&gradient))
                 });
-                return gradients.map(|gradient| gradient.map(Plain::from));
             }
             let gradient = gradient.unsqueeze_dim::<2>(1);
-            let gradients = head.backward(wanted, |logits| {
+            head.backward(wanted, |logits| {
                 let of = |x: &Tensor<2>| x.clone().narrow(0, logits.rows.start, logits.rows.len());
                 let softmax = (logits.values.clone() - of(&log_sums)).exp();
                 (logits.one_hot(self.targets(&logits.rows)) - softmax) * of(&gradient)
-            });
-            gradients.map(|gradient| gradient.map(Plain::from))
+            })
         }
     }
 }
@@ -274,17 +270,18 @@ mod fast {
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use super::blocked::LinearLogProbs;
-    use crate::testing::{check, targets};
+    use crate::testing::{check_parts, heads, targets};
 
     #[test]
-    fn blocks_make_no_difference() {
-        for (n, d, v, blocks) in crate::testing::heads() {
+    fn blocks_and_parts_make_no_difference() {
+        for (n, d, v, blocks) in heads() {
             for softcap in [None, Some(2.0)] {
                 let targets = targets(n, v);
-                check(
+                check_parts(
                     LinearLogProbs { targets: targets.clone(), softcap, blocks },
-                    [[n, d], [v, d]],
-                    |[h, w]| super::definition(h, w, targets.clone().autodiff(), softcap),
+                    [n, d],
+                    v,
+                    |h, w| super::definition(h, w, targets.clone().autodiff(), softcap),
                 );
             }
         }

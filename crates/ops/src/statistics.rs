@@ -3,6 +3,7 @@
 use burn::tensor::{Int, Tensor};
 
 use crate::{
+    Rows,
     blocked::{BLOCKS, Head, LogSumExp},
     log_probs::{check_shapes, log_distribution},
 };
@@ -22,17 +23,20 @@ pub struct TokenStatistics {
 ///
 /// # Shapes
 /// * `hidden`: `[n, d]`
-/// * `weight`: `[vocabulary, d]`
+/// * `weight`: `[vocabulary, d]`, whole or in parts
 /// * `targets`: `[n]`, each in `0..vocabulary`
 pub fn linear_token_statistics(
     hidden: Tensor<2>,
-    weight: Tensor<2>,
+    weight: impl Into<Rows>,
     targets: Tensor<1, Int>,
     softcap: Option<f64>,
 ) -> TokenStatistics {
+    let weight = weight.into();
     check_shapes("linear_token_statistics", &hidden, &weight, &targets);
     #[cfg(feature = "flex")]
-    if let Some(statistics) = fast(&hidden, &weight, &targets, softcap) {
+    if let Some(weight) = weight.whole()
+        && let Some(statistics) = fast(&hidden, weight, &targets, softcap)
+    {
         return statistics;
     }
     let head = Head::new(hidden.without_autodiff(), weight.without_autodiff(), softcap, BLOCKS);
@@ -184,21 +188,25 @@ fn fast(
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use super::{Head, blocked, definition};
-    use crate::testing::{close, heads, random, targets};
+    use crate::{
+        Rows,
+        testing::{close, heads, partitions, random, targets},
+    };
 
     #[test]
-    fn blocks_make_no_difference() {
+    fn blocks_and_parts_make_no_difference() {
         for (n, d, v, blocks) in heads() {
             for softcap in [None, Some(2.0)] {
-                let (hidden, weight) = (random(1, [n, d]), random(2, [v, d]));
-                let found = blocked(
-                    &Head::new(hidden.clone(), weight.clone(), softcap, blocks),
-                    targets(n, v),
-                );
-                let expected = definition(hidden, weight, targets(n, v), softcap);
-                close("log_probs", &found.log_probs, &expected.log_probs);
-                close("entropy", &found.entropy, &expected.entropy);
-                assert_eq!(found.argmax.to_data(), expected.argmax.to_data());
+                for parts in partitions(v) {
+                    let (hidden, weight) = (random(1, [n, d]), random(2, [v, d]));
+                    let rows = Rows::new(weight.clone().split_with_sizes(parts, 0));
+                    let head = Head::new(hidden.clone(), rows, softcap, blocks);
+                    let found = blocked(&head, targets(n, v));
+                    let expected = definition(hidden, weight, targets(n, v), softcap);
+                    close("log_probs", &found.log_probs, &expected.log_probs);
+                    close("entropy", &found.entropy, &expected.entropy);
+                    assert_eq!(found.argmax.to_data(), expected.argmax.to_data());
+                }
             }
         }
     }

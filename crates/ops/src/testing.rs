@@ -43,6 +43,40 @@ pub(crate) fn close<const D: usize>(what: &str, found: &Tensor<D>, expected: &Te
     }
 }
 
+/// A vocabulary in one to four parts: some of one row, none like the other.
+pub(crate) fn partitions(v: usize) -> Vec<Vec<usize>> {
+    let mut found = vec![vec![v], vec![v - 1, 1]];
+    if v > 8 {
+        found.extend([vec![1, v - 6, 5], vec![3, v - 6, 1, 2]]);
+    }
+    found
+}
+
+/// [`check`]s an operation on hidden states `[n, d]` and a weight `[v, d]` in one to four parts.
+pub(crate) fn check_parts<O, const D: usize>(
+    operation: O,
+    [n, d]: [usize; 2],
+    v: usize,
+    definition: impl Fn(Tensor<2>, Tensor<2>) -> Tensor<D>,
+) where
+    O: Operation<2> + Operation<3> + Operation<4> + Operation<5>,
+{
+    let joined =
+        |inputs: &[Tensor<2>]| definition(inputs[0].clone(), Tensor::cat(inputs[1..].to_vec(), 0));
+    for parts in partitions(v) {
+        let operation = operation.clone();
+        match *parts.as_slice() {
+            [a] => check(operation, [[n, d], [a, d]], |x| joined(&x)),
+            [a, b] => check(operation, [[n, d], [a, d], [b, d]], |x| joined(&x)),
+            [a, b, c] => check(operation, [[n, d], [a, d], [b, d], [c, d]], |x| joined(&x)),
+            [a, b, c, e] => {
+                check(operation, [[n, d], [a, d], [b, d], [c, d], [e, d]], |x| joined(&x));
+            }
+            _ => unreachable!("one to four parts"),
+        }
+    }
+}
+
 /// Runs both on the same inputs, weighs the outputs alike, and compares them and every gradient.
 pub(crate) fn check<const N: usize, const D: usize, const O: usize>(
     operation: impl Operation<N>,

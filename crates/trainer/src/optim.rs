@@ -1,18 +1,18 @@
 //! The optimiser: gradients by name, clipping by their global norm, AdamW and RMSprop.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    path::Path,
-};
+use std::{collections::BTreeMap, path::Path};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, anyhow, bail};
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
-    tensor::{Device, Gradients, Tensor, TensorData},
+    tensor::{Gradients, Tensor, TensorData},
 };
 use fpo_ops::{AdamW, adamw_step};
-use fpo_transformer::{Gemma2, Tape};
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use fpo_transformer::{
+    Gemma2, Tape,
+    tensor_file::{self, Files, Stored},
+    weights::stored_name,
+};
 
 use crate::settings::{OptimizerKind, OptimizerSettings, Schedule};
 
@@ -219,50 +219,81 @@ impl Optimizer {
         }
     }
 
-    /// Writes the moments as safetensors; the step is the caller's to keep.
+    /// Writes the moments as safetensors, those of a tensor's parts as one; the step is the caller's to keep.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let mut data: Vec<(String, TensorData)> = Vec::new();
-        for (name, moments) in &self.moments {
-            if let Some(first) = &moments.first {
-                data.push((format!("first.{name}"), first.to_data()));
+        let mut stored: BTreeMap<String, Stored> = BTreeMap::new();
+        // By their paths, the parts of a table come in the order of its rows.
+        for (path, moments) in &self.moments {
+            let moments = [("first", moments.first.as_ref()), ("second", Some(&moments.second))];
+            for (moment, values) in moments {
+                let Some(values) = values else { continue };
+                let name = format!("{moment}.{}", stored_name(path));
+                let tensor = Stored::new(name.clone(), values.clone());
+                match stored.get_mut(&name) {
+                    Some(before) => before.append(tensor),
+                    None => drop(stored.insert(name, tensor)),
+                }
             }
-            data.push((format!("second.{name}"), moments.second.to_data()));
         }
-        let mut views = Vec::with_capacity(data.len());
-        for (name, data) in &data {
-            let view = TensorView::new(Dtype::F32, data.shape().to_vec(), data.as_bytes())?;
-            views.push((name.as_str(), view));
-        }
-        safetensors::serialize_to_file(views, None::<HashMap<String, String>>, path)
-            .with_context(|| format!("writing {}", path.display()))
+        Ok(tensor_file::write(path, stored.into_values().collect())?)
     }
 
-    /// Goes on after `step` steps with the moments that [`Self::save`] wrote.
-    pub fn restore(&mut self, path: &Path, step: usize, device: &Device) -> Result<()> {
-        let device = device.clone().without_autodiff();
-        let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
-        let file = SafeTensors::deserialize(&bytes)
-            .with_context(|| format!("{} is no readable checkpoint", path.display()))?;
-        let mut firsts = BTreeMap::new();
-        let mut seconds = BTreeMap::new();
-        for (name, view) in file.tensors() {
-            let values: Vec<f32> =
-                view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-            let count = values.len();
-            let tensor = Tensor::from_data(TensorData::new(values, [count]), &device);
-            match name.split_once('.') {
-                Some(("first", name)) => firsts.insert(name.to_owned(), tensor),
-                Some(("second", name)) => seconds.insert(name.to_owned(), tensor),
-                _ => bail!("{}: unexpected tensor `{name}`", path.display()),
+    /// Goes on after `step` steps with the moments that [`Self::save`] wrote; `model` is the one they are of, its tensors in as many
+    /// parts as they may be.
+    pub fn restore(&mut self, path: &Path, step: usize, model: &Gemma2) -> Result<()> {
+        let device = model.device().without_autodiff();
+        let files = Files::open([path.to_owned()])?;
+        let views = files.views()?;
+        // How much of each has found its place.
+        let mut read: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut moments = BTreeMap::new();
+        for (parameter, count) in sizes(model) {
+            let mut next = |moment: &str| -> Result<Option<Tensor<1>>> {
+                let name = format!("{moment}.{}", stored_name(&parameter));
+                let Some((name, view)) = views.get_key_value(&name) else { return Ok(None) };
+                let start = read.entry(name).or_default();
+                let values = files.read(view, *start..*start + count);
+                let values = values.map_err(|e| anyhow!("{}: `{name}`: {e}", path.display()))?;
+                *start += count;
+                Ok(Some(Tensor::from_data(TensorData::new(values, [count]), &device)))
             };
+            match (next("first")?, next("second")?) {
+                (None, None) => {}
+                (first, Some(second)) => drop(moments.insert(parameter, Moments { first, second })),
+                (Some(_), None) => {
+                    bail!("{}: `{parameter}` has no second moment", path.display())
+                }
+            }
+        }
+        for (name, view) in &views {
+            if read.get(name.as_str()) != Some(&view.shape().iter().product()) {
+                bail!("{}: `{name}` {:?} does not fit the model", path.display(), view.shape());
+            }
         }
         self.step = step;
-        self.moments = seconds
-            .into_iter()
-            .map(|(name, second)| (name.clone(), Moments { first: firsts.remove(&name), second }))
-            .collect();
+        self.moments = moments;
         Ok(())
     }
+}
+
+/// The path of every parameter and the number of its values, in the model's order.
+fn sizes(model: &Gemma2) -> Vec<(String, usize)> {
+    #[derive(Default)]
+    struct Sizes(Vec<String>, Vec<(String, usize)>);
+    impl ModuleVisitor for Sizes {
+        fn enter_module(&mut self, name: &str, _container: &str) {
+            self.0.push(name.to_owned());
+        }
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.0.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.1.push((self.0.join("."), param.val().shape().num_elements()));
+        }
+    }
+    let mut sizes = Sizes::default();
+    model.visit(&mut sizes);
+    sizes.1
 }
 
 #[cfg(test)]

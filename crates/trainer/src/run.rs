@@ -83,7 +83,7 @@ impl Run {
 
     /// Where a model goes that is not trained.
     pub fn placement(&self) -> Placement {
-        Placement { device: self.device.clone(), precision: self.settings.model.precision }
+        Placement::new(self.device.clone(), self.settings.model.precision)
     }
 
     /// Does `work` unless the stage's folder already stands with the same fingerprint.

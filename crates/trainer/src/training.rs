@@ -82,11 +82,7 @@ impl Training<'_> {
             Some(folder) => {
                 let state = read_state(folder)?;
                 let model = self.trained.load(folder, placement)?;
-                optimizer.restore(
-                    &folder.join("optimizer.safetensors"),
-                    state.step,
-                    &placement.device,
-                )?;
+                optimizer.restore(&folder.join("optimizer.safetensors"), state.step, &model)?;
                 truncate(&metrics_path, state.metrics_bytes)?;
                 eprintln!("{:>9}  goes on after step {}", self.stage, state.step);
                 (model, state.step, state.tokens)

@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, TensorData};
 use serde_json::{Map, Value, json};
 
 use crate::{
     Error, Gemma2, LoraConfig, Projection,
     lora::Targets,
-    weights::{Files, placeholder, to_data, write_json, write_tensors},
+    tensor_file::{self, Files, Stored},
+    weights::{placeholder, write_json},
 };
 
 /// PEFT's names of the two files.
@@ -46,22 +47,18 @@ pub fn save(model: &Gemma2, folder: &Path) -> Result<(), Error> {
     });
     write_json(&path, &peft)?;
 
-    let mut tensors: Vec<(String, TensorData)> = Vec::new();
+    let mut tensors = Vec::new();
     for (layer, block) in model.model.layers.iter().enumerate() {
         for projection in Projection::ALL {
             let Some(lora) = &projection.of(block).lora else { continue };
             for (part, tensor) in [("lora_A", lora.a.val()), ("lora_B", lora.b.val())] {
                 let path = projection.path();
                 let name = format!("{PREFIX}model.layers.{layer}.{path}.{part}.weight");
-                tensors.push((name, values(tensor)));
+                tensors.push(Stored::new(name, tensor));
             }
         }
     }
-    write_tensors(&folder.join(WEIGHTS), &tensors)
-}
-
-fn values(tensor: Tensor<2>) -> TensorData {
-    tensor.without_autodiff().into_data()
+    tensor_file::write(&folder.join(WEIGHTS), tensors)
 }
 
 /// `model` with the adapters of a folder on `device`; trainable where that device has autodiff. The
@@ -72,23 +69,25 @@ fn values(tensor: Tensor<2>) -> TensorData {
 /// that is missing, mis-shaped, of another type or unknown.
 pub fn load(model: &Gemma2, folder: &Path, device: &Device) -> Result<Gemma2, Error> {
     let config = read_config(&folder.join(CONFIG))?;
-    let files = Files::single(folder.join(WEIGHTS))?;
+    let files = Files::open([folder.join(WEIGHTS)])?;
     let views = files.views()?;
     let mut problems = Vec::new();
     let mut used = BTreeSet::new();
-    let adapted = model.with_lora(&config, device, &mut |name, shape| {
-        let name = format!("{PREFIX}{name}");
-        let data = match views.get(&name) {
+    let adapted = model.with_lora(&config, device, &mut |piece| {
+        let (name, shape) = (format!("{PREFIX}{}", piece.name), piece.shape);
+        let values = match views.get(&name) {
             None => Err(format!("`{name}` {shape:?} is missing")),
             Some(view) if view.shape() != shape => Err(format!(
                 "`{name}` is {:?}, the model and r = {} make it {shape:?}",
                 view.shape(),
                 config.rank
             )),
-            Some(view) => to_data(view).map_err(|message| format!("`{name}`: {message}")),
+            Some(view) => {
+                files.read(view, piece.places()).map_err(|message| format!("`{name}`: {message}"))
+            }
         };
         used.insert(name);
-        Ok(data.unwrap_or_else(|problem| {
+        Ok(values.map(|values| TensorData::new(values, piece.dims())).unwrap_or_else(|problem| {
             problems.push(problem);
             placeholder(shape)
         }))

@@ -46,6 +46,21 @@ pub enum Error {
         /// Every missing, extra or mis-shaped tensor, one line each.
         problems: Vec<String>,
     },
+    /// A parameter is larger than any tensor on the device.
+    #[error(
+        "`{name}` takes {bytes} bytes, and the device takes no tensor of more than {largest}{}: use another device, such as cpu",
+        match parts { 1 => String::new(), parts => format!(" (and this one in at most {parts} parts)") }
+    )]
+    TooLarge {
+        /// Its name in a checkpoint.
+        name: String,
+        /// Its size.
+        bytes: usize,
+        /// The device's limit, in bytes.
+        largest: usize,
+        /// How many tensors of that size it may be in.
+        parts: usize,
+    },
     /// An activation site could not be understood, or the model lacks it.
     #[error("site `{0}`: {1}")]
     Site(String, String),

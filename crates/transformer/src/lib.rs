@@ -4,8 +4,9 @@
 //! * Knows no sparse autoencoder, no loss and no data format: tokens go in, hidden states and the
 //!   activations of the sites that were asked for come out.
 //! * Parameters bear Hugging Face's names; a parameter's path in the module is its name in a checkpoint.
-//!   (An adapter's A and B are `….q_proj.lora.a` and `.b` here and have PEFT's names in its files.)
-//! * Only [`weights`], [`adapter`] and [`Gemma2Config::load`] touch the disk. What they read is
+//!   (An adapter's A and B are `….q_proj.lora.a` and `.b` here and have PEFT's names in its files; the parts of an embedding table
+//!   that no tensor of the device holds are `embed_tokens.weight`, `embed_tokens.weight_rest.0` and so on, and one tensor in files.)
+//! * Only [`weights`], [`adapter`], [`tensor_file`] and [`Gemma2Config::load`] touch the disk. What they read is
 //!   untrusted: damage is an [`Error`], never a panic.
 //! * Works on whatever device its parameters live on; no backend is named here.
 //!
@@ -28,9 +29,11 @@
 //! ```
 
 pub mod adapter;
+mod builder;
 mod cache;
 mod checkpointed;
 mod config;
+mod embedding;
 mod error;
 pub mod generate;
 mod layout;
@@ -40,17 +43,18 @@ mod model;
 mod precision;
 pub mod sampling;
 mod sites;
+pub mod tensor_file;
 pub mod weights;
 
+pub use builder::{Piece, Provider};
 pub use checkpointed::Tape;
 pub use config::{Gemma2Config, LayerType, alternating_layer_types};
+pub use embedding::Embedding;
 pub use error::Error;
 pub use fpo_ops::TextStarts;
 pub use generate::{Generated, GenerationOptions, generate, generate_with};
 pub use linear::{Linear, Lora};
 pub use lora::{LoraConfig, Projection, Targets};
-pub use model::{
-    Attention, Backbone, Block, Embedding, ForwardOutput, Gemma2, Mlp, Provider, RmsNorm,
-};
+pub use model::{Attention, Backbone, Block, ForwardOutput, Gemma2, Mlp, RmsNorm};
 pub use precision::{Placement, Precision};
 pub use sites::{Site, SiteKind};

@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::{Block, Error, Gemma2, Linear, Provider, linear::Lora, model::Builder};
+use crate::{Block, Error, Gemma2, Linear, Provider, builder::Builder, linear::Lora};
 
 /// The shape of adapters, by PEFT's names for it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -232,14 +232,14 @@ impl Gemma2 {
         device: &Device,
     ) -> Result<Self, Error> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        self.with_lora(config, device, &mut |name, shape| {
-            let count = shape.iter().product::<usize>();
-            let bound = match name.ends_with("lora_A.weight") {
-                true => (shape[1] as f64).powf(-0.5),
+        self.with_lora(config, device, &mut |piece| {
+            let bound = match piece.name.ends_with("lora_A.weight") {
+                true => (piece.shape[1] as f64).powf(-0.5),
                 false => 0.0,
             };
             let uniform = |_| (bound * (2.0 * rng.random::<f64>() - 1.0)) as f32;
-            Ok(TensorData::new((0..count).map(uniform).collect::<Vec<f32>>(), shape.to_vec()))
+            let values: Vec<f32> = piece.places().map(uniform).collect();
+            Ok(TensorData::new(values, piece.dims()))
         })
     }
 

@@ -3,72 +3,25 @@
 //! Fields bear the checkpoint's names, so that a parameter's path is its name in safetensors.
 
 use burn::{
-    module::{Module, Param, ParamId},
-    tensor::{DType, Device, Int, Tensor, TensorData},
+    module::{Module, Param},
+    tensor::{Device, Int, Tensor},
 };
-use fpo_ops::{AttentionOptions, TextStarts, at_least_f32};
+use fpo_ops::{AttentionOptions, Rows, TextStarts, at_least_f32};
 
 use crate::{
-    Error, Gemma2Config, Linear, LoraConfig, Placement, Precision, Site, SiteKind,
+    Embedding, Error, Gemma2Config, Linear, LoraConfig, Placement, Precision, Provider, Site,
+    SiteKind,
+    builder::Builder,
     cache::LayerCache,
     layout::{Layout, Rotary},
 };
-
-/// Gives the values of a parameter by its name and shape: a checkpoint, or a random generator.
-pub type Provider<'a> = &'a mut dyn FnMut(&str, &[usize]) -> Result<TensorData, Error>;
-
-/// Builds parameters on a device, with a prefix for their names.
-pub(crate) struct Builder<'a> {
-    pub(crate) provider: Provider<'a>,
-    pub(crate) placement: Placement,
-}
-
-impl Builder<'_> {
-    pub(crate) fn param<const D: usize>(
-        &mut self,
-        name: String,
-        shape: [usize; D],
-    ) -> Result<Param<Tensor<D>>, Error> {
-        self.param_of_type(name, shape, DType::F32)
-    }
-
-    /// A parameter that enters matrix products.
-    fn matrix(&mut self, name: String, shape: [usize; 2]) -> Result<Param<Tensor<2>>, Error> {
-        let Placement { device, precision } = &self.placement;
-        let dtype = precision.of_matrix(device);
-        self.param_of_type(name, shape, dtype)
-    }
-
-    fn param_of_type<const D: usize>(
-        &mut self,
-        name: String,
-        shape: [usize; D],
-        dtype: DType,
-    ) -> Result<Param<Tensor<D>>, Error> {
-        let data = (self.provider)(&name, &shape)?;
-        let device = &self.placement.device;
-        // On a plain device this flag does nothing, on one with autodiff it makes the tensor a leaf.
-        let tensor = Tensor::from_data(data, (device, dtype));
-        let tensor = if device.is_autodiff() { tensor.require_grad() } else { tensor };
-        Ok(Param::initialized(ParamId::new(), tensor))
-    }
-
-    fn linear(&mut self, name: String, out: usize, inner: usize) -> Result<Linear, Error> {
-        let weight = self.matrix(format!("{name}.weight"), [out, inner])?;
-        Ok(Linear::new(weight, self.placement.precision))
-    }
-
-    fn norm(&mut self, name: String, width: usize, eps: f64) -> Result<RmsNorm, Error> {
-        Ok(RmsNorm { weight: self.param(format!("{name}.weight"), [width])?, eps })
-    }
-}
 
 /// `x · rsqrt(mean(x²) + eps) · (1 + w)`
 #[derive(Module, Debug)]
 pub struct RmsNorm {
     /// `[width]`, zero meaning a gain of one.
     pub weight: Param<Tensor<1>>,
-    eps: f64,
+    pub(crate) eps: f64,
 }
 
 impl RmsNorm {
@@ -195,13 +148,6 @@ impl Block {
     }
 }
 
-/// The (tied) embedding table.
-#[derive(Module, Debug)]
-pub struct Embedding {
-    /// `[vocab_size, d_model]`
-    pub weight: Param<Tensor<2>>,
-}
-
 /// Everything below the head, under the prefix `model.` of a checkpoint.
 #[derive(Module, Debug)]
 pub struct Backbone {
@@ -247,9 +193,7 @@ impl Gemma2 {
         let placement = placement.into();
         let precision = placement.precision;
         let mut b = Builder { provider, placement };
-        let embed_tokens = Embedding {
-            weight: b.matrix("model.embed_tokens.weight".into(), [c.vocab_size, c.hidden_size])?,
-        };
+        let embed_tokens = Embedding::build(&mut b, [c.vocab_size, c.hidden_size])?;
         let mut layers = Vec::with_capacity(c.num_hidden_layers);
         for layer in 0..c.num_hidden_layers {
             let name = |part: &str| format!("model.layers.{layer}.{part}");
@@ -298,14 +242,14 @@ impl Gemma2 {
     }
 
     /// The tied embedding as the head uses it. `[vocab_size, d_model]`
-    pub fn unembedding(&self) -> Tensor<2> {
-        self.model.embed_tokens.weight.val()
+    pub fn unembedding(&self) -> Rows {
+        self.model.embed_tokens.rows()
     }
 
     /// Token embeddings, scaled by √d. `tokens` `[batch, tokens]` → `[batch, tokens, d_model]`
     pub(crate) fn embed(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
         let [batch, length] = tokens.dims();
-        let rows = self.unembedding().select(0, tokens.reshape([batch * length]));
+        let rows = self.unembedding().select(tokens.reshape([batch * length]));
         // Rounded like every other use of a matrix.
         let scaled =
             at_least_f32(self.precision.factor(rows)) * (self.config.hidden_size as f64).sqrt();
@@ -429,7 +373,9 @@ impl Gemma2 {
     /// Soft-capped logits of hidden states: `[n, d_model]` → `[n, vocab_size]`.
     /// For losses use [`fpo_ops::linear_log_probs`], which never forms them.
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        let logits = at_least_f32(self.precision.linear(hidden, self.unembedding()));
+        let logits = self
+            .unembedding()
+            .columns(|rows| at_least_f32(self.precision.linear(hidden.clone(), rows)));
         match self.config.final_logit_softcapping {
             Some(cap) => fpo_ops::softcap(logits, cap),
             None => logits,

@@ -87,9 +87,18 @@ pub struct Placement {
     pub device: Device,
     /// In which types.
     pub precision: Precision,
+    /// The most bytes of one tensor there, where that is limited: the embedding table is kept in as many parts as it takes, and any
+    /// other parameter that is larger is refused.
+    pub largest_tensor: Option<usize>,
 }
 
 impl Placement {
+    /// With the limit of the device.
+    pub fn new(device: Device, precision: Precision) -> Self {
+        let largest_tensor = fpo_ops::largest_tensor(&device);
+        Self { device, precision, largest_tensor }
+    }
+
     /// The same for a model that is trained.
     pub fn autodiff(&self) -> Self {
         Self { device: self.device.clone().autodiff(), ..*self }
@@ -99,7 +108,7 @@ impl Placement {
 impl From<&Device> for Placement {
     /// In float32.
     fn from(device: &Device) -> Self {
-        Self { device: device.clone(), precision: Precision::Float32 }
+        Self::new(device.clone(), Precision::Float32)
     }
 }
 

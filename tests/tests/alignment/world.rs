@@ -17,7 +17,7 @@ use fpo_trainer::{
     forward::{Activations, FeatureReader},
     reference_pass::reference_rows,
 };
-use fpo_transformer::{Gemma2, Gemma2Config, Site};
+use fpo_transformer::{Gemma2, Gemma2Config, Piece, Site};
 use serde_json::json;
 
 pub const D_MODEL: usize = 12;
@@ -189,7 +189,7 @@ fn model(random: &mut Random) -> Gemma2 {
         "final_logit_softcapping": 8.0,
     });
     let config = Gemma2Config::from_json(&config.to_string()).unwrap();
-    Gemma2::build(&config, &Device::flex(), &mut |name, shape| {
+    Gemma2::build(&config, &Device::flex(), &mut |Piece { name, shape, .. }| {
         let (offset, scale) = match shape.len() {
             1 => (0.0, 0.5),
             _ if name.contains("embed") => (0.0, 0.3),

@@ -73,7 +73,7 @@ struct Step {
 
 impl Step {
     fn new(device: Device, precision: Precision) -> Self {
-        let placement = Placement { device: device.clone().autodiff(), precision };
+        let placement = Placement::new(device.clone().autodiff(), precision);
         let (policy, sae, batch) = (model(placement), sae(&device), batch());
         let device_batch = DeviceBatch::new(&batch.batch, &policy.device());
         let reader = FeatureReader::new(&sae, Site::resid_post(1), Pooling::Predicting, vec![]);
@@ -132,6 +132,48 @@ fn a_step_of_alignment() {
         let apart = found.iter().zip(expected).filter(|(f, e)| (*f - *e).abs() > 1e-4).count();
         assert!(apart * 200 <= found.len(), "{name}: {apart} of {} weights differ", found.len());
     }
+}
+
+/// The table in three parts on WGPU, whole on Flex.
+#[test]
+fn an_embedding_table_in_parts() {
+    let Some([flex, wgpu]) = devices() else { return };
+    let limits = [(flex, None, 1), (wgpu, Some(2560), 3)];
+    let [expected, found] = limits.map(|(device, largest_tensor, parts)| {
+        let place = |device: &Device| Placement { largest_tensor, ..Placement::from(device) };
+        let policy = model(place(&device.clone().autodiff()));
+        assert_eq!(policy.unembedding().parts().len(), parts);
+        let batch = batch();
+        let device_batch = DeviceBatch::new(&batch.batch, &policy.device());
+        let forward = Forward::new(&policy, &batch.batch, &device_batch, None);
+        let log_probs = forward.log_probs(&policy, &device_batch);
+        let gradients = GradientMap::of(&log_probs.clone().sum(), &policy, None);
+        let mut of_table = Vec::new();
+        for (path, gradient) in gradients.iter().filter(|(path, _)| path.contains("embed_tokens")) {
+            assert_eq!(weights::stored_name(path), "model.embed_tokens.weight");
+            of_table.extend(values(gradient));
+        }
+        let options =
+            fpo_transformer::GenerationOptions { max_new_tokens: 12, ..Default::default() };
+        let prompts = [vec![2, 40, 7], vec![2, 89, 61, 30, 5]];
+        let answers =
+            fpo_transformer::generate(&model(place(&device)), &prompts, &options).unwrap();
+        let answers: Vec<_> = answers.into_iter().map(|answer| answer.tokens).collect();
+        (values(&log_probs), of_table, answers)
+    });
+    close("log-probabilities", &found.0, &expected.0, TOLERANCE);
+    close("gradient of the table", &found.1, &expected.1, TOLERANCE);
+    assert_eq!(found.2, expected.2);
+}
+
+/// What the device says of itself.
+#[test]
+fn the_largest_tensor() {
+    let Some([flex, wgpu]) = devices() else { return };
+    assert_eq!(fpo_ops::largest_tensor(&flex), None);
+    let limit = fpo_ops::largest_tensor(&wgpu).expect("WGPU binds buffers of a limited size");
+    assert_eq!(fpo_ops::largest_tensor(&wgpu.autodiff()), Some(limit));
+    assert!(limit >= 1 << 26, "{limit}");
 }
 
 /// Two roundings of the same numbers, or a refusal that says what is refused.

@@ -1,7 +1,7 @@
 //! A small model with random weights, and texts for it.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use fpo_transformer::{Gemma2, Gemma2Config};
+use fpo_transformer::{Gemma2, Gemma2Config, Piece};
 use serde_json::json;
 
 /// Three layers, a window of four tokens, soft-caps that bend.
@@ -19,9 +19,9 @@ pub fn config() -> Gemma2Config {
 /// tied head only repeats the last token.
 pub fn model(config: &Gemma2Config) -> Gemma2 {
     let mut random = Random(42);
-    Gemma2::build(config, &Device::flex(), &mut |name, shape| {
+    Gemma2::build(config, &Device::flex(), &mut |Piece { name, shape, .. }| {
         let (offset, scale) = match shape.len() {
-            1 if name == "model.norm.weight" => (4.0, 1.0),
+            1 if *name == "model.norm.weight" => (4.0, 1.0),
             1 => (0.0, 0.5),
             _ if name.contains("embed") => (0.0, 0.2),
             _ => (0.0, 2.2 / (shape[1] as f32).sqrt()),

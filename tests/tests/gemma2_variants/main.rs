@@ -6,3 +6,4 @@ mod common;
 mod lora;
 mod mixed;
 mod packed;
+mod parts;

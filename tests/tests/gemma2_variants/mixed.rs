@@ -15,7 +15,7 @@ use crate::common::{
 };
 
 fn mixed(device: Device) -> Placement {
-    Placement { device, precision: Precision::Bf16Mixed }
+    Placement::new(device, Precision::Bf16Mixed)
 }
 
 fn load_mixed(case: &str, placement: &Placement) -> Gemma2 {

@@ -7,6 +7,7 @@ mod fast_paths;
 mod graphs;
 mod half_precision;
 mod older_machines;
+mod parts;
 mod straight_through;
 mod support;
 mod threads;

@@ -189,7 +189,7 @@ pub fn measure(sizes: &StepSizes, device: &Device) -> Result<StepReport> {
     let views: Vec<_> = pairs.iter().map(TokenizedPair::view).collect();
     let batch = PairBatch::new(&views, 0)?;
 
-    let placement = Placement { device: device.clone(), precision: sizes.precision };
+    let placement = Placement::new(device.clone(), sizes.precision);
     let trainable = placement.autodiff();
     let reference = weights::random(&config, 0, placement)?;
     let mut policy = match sizes.lora_rank {

@@ -59,7 +59,7 @@ impl PlacementArgs {
     pub fn open(&self) -> Result<Placement> {
         let device = self.device.open()?;
         crate::device::check_precision(&device, self.precision)?;
-        Ok(Placement { device, precision: self.precision })
+        Ok(Placement::new(device, self.precision))
     }
 }
 

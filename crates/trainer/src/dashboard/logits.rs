@@ -29,7 +29,7 @@ pub fn effects(
     count: usize,
 ) -> Vec<Effect> {
     let device = model.device();
-    let unembedding = model.unembedding().transpose();
+    let unembedding = model.unembedding();
     let gain = |w: Tensor<1>| (w + 1.0).unsqueeze::<2>();
     let mut found = Vec::with_capacity(features.len());
     for features in features.chunks(FEATURES) {
@@ -43,8 +43,8 @@ pub fn effects(
                 directions.matmul(output) * gain(block.post_attention_layernorm.weight.val());
         }
         let directions = directions * gain(model.model.norm.weight.val());
-        let logits: Vec<f32> =
-            directions.matmul(unembedding.clone()).into_data().iter::<f32>().collect();
+        let logits = unembedding.columns(|rows| directions.clone().matmul(rows.transpose()));
+        let logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
         let vocabulary = logits.len() / features.len();
         found.extend(logits.chunks_exact(vocabulary).map(|logits| effect(logits, count)));
     }

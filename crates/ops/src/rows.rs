@@ -1,0 +1,129 @@
+//! A matrix in parts, its rows one after another: what an embedding table is on devices whose largest tensor it exceeds.
+
+use burn::{
+    backend::DispatchTensor,
+    tensor::{DType, Device, Int, Tensor},
+};
+
+use crate::graph::{self, Operation};
+
+/// A matrix `[rows, d]` in one to [`Rows::MOST_PARTS`] tensors, each of which has some of the rows.
+#[derive(Clone, Debug)]
+pub struct Rows(Vec<Tensor<2>>);
+
+impl From<Tensor<2>> for Rows {
+    fn from(whole: Tensor<2>) -> Self {
+        Self(vec![whole])
+    }
+}
+
+impl Rows {
+    /// Operations record every part as an input of its own, and have so many.
+    pub const MOST_PARTS: usize = 4;
+
+    /// `parts`, each `[its rows, d]`, from the first rows to the last.
+    ///
+    /// # Panics
+    /// If there are none or too many, if one is empty, or if they differ in width.
+    pub fn new(parts: Vec<Tensor<2>>) -> Self {
+        let dims: Vec<_> = parts.iter().map(Tensor::dims).collect();
+        assert!(
+            (1..=Self::MOST_PARTS).contains(&dims.len())
+                && dims.iter().all(|&[rows, width]| rows > 0 && width == dims[0][1]),
+            "no matrix of 1 to {} parts of some rows and equal width: {dims:?}",
+            Self::MOST_PARTS,
+        );
+        Self(parts)
+    }
+
+    /// `[rows, d]`
+    pub fn dims(&self) -> [usize; 2] {
+        [self.0.iter().map(|part| part.dims()[0]).sum(), self.0[0].dims()[1]]
+    }
+
+    /// The parts, from the first rows to the last.
+    pub fn parts(&self) -> &[Tensor<2>] {
+        &self.0
+    }
+
+    /// The matrix, where it is in one part.
+    pub(crate) fn whole(&self) -> Option<&Tensor<2>> {
+        match self.0.as_slice() {
+            [whole] => Some(whole),
+            _ => None,
+        }
+    }
+
+    /// The matrix as one tensor: for what is small, or lives where tensors may be of any size.
+    pub fn joined(self) -> Tensor<2> {
+        Tensor::cat(self.0, 0)
+    }
+
+    /// The type of its numbers.
+    pub fn dtype(&self) -> DType {
+        self.0[0].dtype()
+    }
+
+    /// Where it lives.
+    pub fn device(&self) -> Device {
+        self.0[0].device()
+    }
+
+    /// The same outside any graph.
+    pub fn without_autodiff(self) -> Self {
+        Self(self.0.into_iter().map(Tensor::without_autodiff).collect())
+    }
+
+    /// Whether gradients are collected for it.
+    pub fn is_require_grad(&self) -> bool {
+        self.0.iter().any(Tensor::is_require_grad)
+    }
+
+    /// What `f` makes of each part, `[n, rows of the part]`, side by side: `[n, rows]`.
+    pub fn columns(&self, f: impl Fn(Tensor<2>) -> Tensor<2>) -> Tensor<2> {
+        match self.whole() {
+            Some(whole) => f(whole.clone()),
+            None => Tensor::cat(self.0.iter().cloned().map(f).collect(), 1),
+        }
+    }
+
+    /// The rows at `indices` `[n]`, each in `0..rows` → `[n, d]`.
+    pub fn select(&self, indices: Tensor<1, Int>) -> Tensor<2> {
+        if let Some(whole) = self.whole() {
+            return whole.clone().select(0, indices);
+        }
+        let shape = [indices.dims()[0], self.dims()[1]];
+        let mut first = 0;
+        let mut selected: Option<Tensor<2>> = None;
+        for part in &self.0 {
+            let rows = part.dims()[0] as i64;
+            // Every part answers for every index, with its nearest row where the index is another part's: GPUs don't check.
+            let here = part.clone().select(0, (indices.clone() - first).clamp(0, rows - 1));
+            selected = Some(match selected {
+                None => here,
+                Some(before) => {
+                    let reached = indices.clone().greater_equal_elem(first);
+                    before.mask_where(reached.unsqueeze_dim::<2>(1).expand(shape), here)
+                }
+            });
+            first += rows;
+        }
+        selected.expect("there is a part")
+    }
+}
+
+/// Runs an operation on hidden states and a matrix, recorded if one of them is tracked; none on a backend that isn't known.
+pub(crate) fn apply<O>(operation: O, hidden: &Tensor<2>, weight: &Rows) -> Option<DispatchTensor>
+where
+    O: Operation<2> + Operation<3> + Operation<4> + Operation<5>,
+{
+    let hidden = hidden.clone().into_dispatch();
+    let part = |part: &Tensor<2>| part.clone().into_dispatch();
+    match weight.parts() {
+        [a] => graph::apply(operation, [hidden, part(a)]),
+        [a, b] => graph::apply(operation, [hidden, part(a), part(b)]),
+        [a, b, c] => graph::apply(operation, [hidden, part(a), part(b), part(c)]),
+        [a, b, c, d] => graph::apply(operation, [hidden, part(a), part(b), part(c), part(d)]),
+        _ => unreachable!("`Rows::new` counts the parts"),
+    }
+}

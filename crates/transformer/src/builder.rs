@@ -1,0 +1,109 @@
+//! Where a model's parameters come from, and how they get onto a device: tensor by tensor.
+
+use std::ops::Range;
+
+use burn::{
+    module::{Param, ParamId},
+    tensor::{DType, Tensor, TensorData},
+};
+
+use crate::{Error, Linear, Placement, RmsNorm};
+
+/// Some rows of a parameter; all of them, but for a table that is in parts.
+#[derive(Clone, Debug)]
+pub struct Piece<'a> {
+    /// The parameter's name in a checkpoint.
+    pub name: &'a str,
+    /// The shape of the whole parameter.
+    pub shape: &'a [usize],
+    /// Which of its rows (the first dimension); those before them have been asked for.
+    pub rows: Range<usize>,
+}
+
+impl Piece<'_> {
+    /// The shape of these rows.
+    pub fn dims(&self) -> Vec<usize> {
+        let mut dims = self.shape.to_vec();
+        dims[0] = self.rows.len();
+        dims
+    }
+
+    /// The places of their numbers among those of the whole parameter.
+    pub fn places(&self) -> Range<usize> {
+        let row = self.shape[1..].iter().product::<usize>();
+        self.rows.start * row..self.rows.end * row
+    }
+
+    /// Whether these are its first rows.
+    pub fn is_first(&self) -> bool {
+        self.rows.start == 0
+    }
+}
+
+/// Gives the values of a piece of a parameter: a checkpoint, or a random generator.
+pub type Provider<'a> = &'a mut dyn FnMut(&Piece) -> Result<TensorData, Error>;
+
+/// Builds parameters where they are to live.
+pub(crate) struct Builder<'a> {
+    pub(crate) provider: Provider<'a>,
+    pub(crate) placement: Placement,
+}
+
+impl Builder<'_> {
+    pub(crate) fn param<const D: usize>(
+        &mut self,
+        name: String,
+        shape: [usize; D],
+    ) -> Result<Param<Tensor<D>>, Error> {
+        self.whole(&name, shape, DType::F32)
+    }
+
+    pub(crate) fn linear(
+        &mut self,
+        name: String,
+        out: usize,
+        inner: usize,
+    ) -> Result<Linear, Error> {
+        let weight = self.whole(&format!("{name}.weight"), [out, inner], self.matrix_type())?;
+        Ok(Linear::new(weight, self.placement.precision))
+    }
+
+    pub(crate) fn norm(&mut self, name: String, width: usize, eps: f64) -> Result<RmsNorm, Error> {
+        Ok(RmsNorm { weight: self.param(format!("{name}.weight"), [width])?, eps })
+    }
+
+    /// The type of a parameter that enters matrix products.
+    pub(crate) fn matrix_type(&self) -> DType {
+        let Placement { device, precision, .. } = &self.placement;
+        precision.of_matrix(device)
+    }
+
+    /// A parameter in one tensor.
+    fn whole<const D: usize>(
+        &mut self,
+        name: &str,
+        shape: [usize; D],
+        dtype: DType,
+    ) -> Result<Param<Tensor<D>>, Error> {
+        let bytes = shape.iter().fold(dtype.size(), |bytes, &n| bytes.saturating_mul(n));
+        match self.placement.largest_tensor {
+            Some(largest) if bytes > largest => {
+                Err(Error::TooLarge { name: name.to_owned(), bytes, largest, parts: 1 })
+            }
+            _ => self.piece(&Piece { name, shape: &shape, rows: 0..shape[0] }, dtype),
+        }
+    }
+
+    pub(crate) fn piece<const D: usize>(
+        &mut self,
+        piece: &Piece,
+        dtype: DType,
+    ) -> Result<Param<Tensor<D>>, Error> {
+        let data = (self.provider)(piece)?;
+        let device = &self.placement.device;
+        // On a plain device this flag does nothing, on one with autodiff it makes the tensor a leaf.
+        let tensor = Tensor::from_data(data, (device, dtype));
+        let tensor = if device.is_autodiff() { tensor.require_grad() } else { tensor };
+        Ok(Param::initialized(ParamId::new(), tensor))
+    }
+}

@@ -1,0 +1,99 @@
+//! The embedding table, which is the unembedding too: one tensor, or several where a device can't hold so large a one.
+
+use std::ops::Range;
+
+use burn::{
+    module::{Module, Param},
+    tensor::Tensor,
+};
+use fpo_ops::Rows;
+
+use crate::{
+    Error,
+    builder::{Builder, Piece},
+};
+
+/// Its name in a checkpoint.
+pub(crate) const TABLE: &str = "model.embed_tokens.weight";
+/// What the paths of the parts after the first begin with.
+const REST: &str = "model.embed_tokens.weight_rest.";
+
+/// The (tied) embedding table.
+#[derive(Module, Debug)]
+pub struct Embedding {
+    /// `[vocab_size, d_model]`, or the first of its rows.
+    pub weight: Param<Tensor<2>>,
+    /// The rows after them.
+    pub weight_rest: Vec<Param<Tensor<2>>>,
+}
+
+impl Embedding {
+    pub(crate) fn build(builder: &mut Builder, shape: [usize; 2]) -> Result<Self, Error> {
+        let dtype = builder.matrix_type();
+        let row_bytes = shape[1] * dtype.size();
+        let Some(parts) = parts(shape[0], row_bytes, builder.placement.largest_tensor) else {
+            return Err(Error::TooLarge {
+                name: TABLE.into(),
+                bytes: shape[0].saturating_mul(row_bytes),
+                largest: builder.placement.largest_tensor.unwrap_or(usize::MAX),
+                parts: Rows::MOST_PARTS,
+            });
+        };
+        let pieces = parts.into_iter().map(|rows| Piece { name: TABLE, shape: &shape, rows });
+        let mut parts = Vec::with_capacity(pieces.len());
+        for piece in pieces {
+            parts.push(builder.piece(&piece, dtype)?);
+        }
+        let weight_rest = parts.split_off(1);
+        Ok(Self { weight: parts.remove(0), weight_rest })
+    }
+
+    /// All rows.
+    pub(crate) fn rows(&self) -> Rows {
+        let parts = std::iter::once(&self.weight).chain(&self.weight_rest);
+        Rows::new(parts.map(Param::val).collect())
+    }
+}
+
+/// `rows` in as few ranges of almost equal length as keep each within `limit` bytes; none where that takes too many.
+fn parts(rows: usize, row_bytes: usize, limit: Option<usize>) -> Option<Vec<Range<usize>>> {
+    let most = limit.map_or(rows, |limit| limit / row_bytes);
+    if most == 0 || rows.div_ceil(most) > Rows::MOST_PARTS {
+        return None;
+    }
+    let length = rows.div_ceil(rows.div_ceil(most));
+    let starts = (0..rows).step_by(length);
+    Some(starts.map(|start| start..(start + length).min(rows)).collect())
+}
+
+/// The name in a checkpoint of the tensor that holds a parameter of this path in a model. Parameters of one name are parts of one
+/// tensor, its rows in the order of the parameters.
+pub fn stored_name(path: &str) -> &str {
+    if path.starts_with(REST) { TABLE } else { path }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_few_and_even() {
+        let lengths = |rows, row_bytes, limit| {
+            let ranges = parts(rows, row_bytes, limit)?;
+            assert!(ranges.windows(2).all(|pair| pair[0].end == pair[1].start));
+            assert_eq!((ranges[0].start, ranges[ranges.len() - 1].end), (0, rows));
+            Some(ranges.iter().map(Range::len).collect::<Vec<_>>())
+        };
+        assert_eq!(lengths(10, 4, None), Some(vec![10]));
+        assert_eq!(lengths(10, 4, Some(40)), Some(vec![10]));
+        assert_eq!(lengths(10, 4, Some(39)), Some(vec![5, 5]));
+        assert_eq!(lengths(10, 4, Some(16)), Some(vec![4, 4, 2]));
+        assert_eq!(lengths(7, 4, Some(8)), Some(vec![2, 2, 2, 1]));
+        assert_eq!(lengths(9, 4, Some(8)), None);
+        assert_eq!(lengths(1, 4, Some(3)), None);
+        // Gemma-2-2B and 9B on WGPU.
+        let wgpu = Some((1 << 31) - 1);
+        assert_eq!(lengths(256_000, 4 * 2304, wgpu), Some(vec![128_000; 2]));
+        assert_eq!(lengths(256_000, 4 * 3584, wgpu), Some(vec![128_000; 2]));
+    }
+}
