@@ -1,5 +1,5 @@
-//! Logits `softcap(h·Wᵀ)` in blocks by tensor operations, never all at once: what the operations on whole vocabularies share on
-//! backends without a path of their own.
+//! Logits `softcap(h·Wᵀ)` in blocks, never all at once: what the operations on whole vocabularies share on backends without a path
+//! of their own. On GPUs kernels take the products; elsewhere tensor operations make logits of them.
 
 use std::ops::Range;
 

@@ -80,7 +80,7 @@ pub fn definition(
     (log_r.clone().exp() * (log_r - log_p)).sum_dim(1).squeeze_dim(1)
 }
 
-/// The same by tensor operations, for the other backends.
+/// The same in blocks, for the other backends.
 mod blocked {
     use burn::tensor::Tensor;
 

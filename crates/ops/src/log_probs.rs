@@ -82,7 +82,7 @@ pub(crate) fn check_shapes(
     );
 }
 
-/// The same by tensor operations, for the other backends.
+/// The same in blocks, for the other backends.
 mod blocked {
     use burn::tensor::{Int, Tensor};
 
