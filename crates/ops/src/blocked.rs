@@ -1,5 +1,5 @@
-//! Logits `softcap(h·Wᵀ)` in blocks by tensor operations, never all at once: what the operations on whole vocabularies share on
-//! backends without a path of their own.
+//! Logits `softcap(h·Wᵀ)` in blocks, never all at once: what the operations on whole vocabularies share on backends without a path
+//! of their own. On GPUs kernels take the products; elsewhere tensor operations make logits of them.
 
 use std::ops::Range;
 
@@ -119,8 +119,13 @@ impl Head {
         weight.cast(self.hidden.dtype())
     }
 
+    /// `h·Wᵀ` of a block, `[rows, tokens]`, in the type of the hidden states.
+    pub fn products(&self, rows: &Range<usize>, tokens: &Range<usize>) -> Tensor<2> {
+        self.hidden(rows).matmul(self.weight(tokens).transpose())
+    }
+
     pub fn logits(&self, rows: &Range<usize>, tokens: &Range<usize>) -> Logits {
-        let products = at_least_f32(self.hidden(rows).matmul(self.weight(tokens).transpose()));
+        let products = at_least_f32(self.products(rows, tokens));
         let (values, tanh) = match self.softcap {
             Some(cap) => {
                 let tanh = (products / cap).tanh();
@@ -138,6 +143,19 @@ impl Head {
         wanted: [bool; N],
         gradient: impl Fn(&Logits) -> Tensor<2>,
     ) -> [Option<Plain>; N] {
+        let dtype = FloatDType::from(self.hidden.dtype());
+        self.backward_of_products(wanted, |rows, tokens| {
+            let logits = self.logits(rows, tokens);
+            logits.through_softcap(gradient(&logits)).cast(dtype)
+        })
+    }
+
+    /// The same where `d_products` gives the gradient of a block's products, in the type of the hidden states.
+    pub fn backward_of_products<const N: usize>(
+        &self,
+        wanted: [bool; N],
+        d_products: impl Fn(&Range<usize>, &Range<usize>) -> Tensor<2>,
+    ) -> [Option<Plain>; N] {
         let [dtype, weight_dtype] =
             [self.hidden.dtype(), self.weight.dtype()].map(FloatDType::from);
         let rows: Vec<_> = self.row_blocks().collect();
@@ -149,8 +167,7 @@ impl Head {
             for tokens in self.blocks_of(&part) {
                 let mut d_tokens: Option<Tensor<2>> = None;
                 for (rows, d_rows) in rows.iter().zip(&mut d_hidden) {
-                    let logits = self.logits(rows, &tokens);
-                    let d_products = logits.through_softcap(gradient(&logits)).cast(dtype);
+                    let d_products = d_products(rows, &tokens);
                     if hidden_wanted {
                         let more = at_least_f32(d_products.clone().matmul(self.weight(&tokens)));
                         *d_rows = Some(add(d_rows.take(), more));

@@ -13,7 +13,7 @@ use burn::{
             ops::{Backward, Ops, OpsKind},
         },
     },
-    tensor::Tensor,
+    tensor::{Int, Tensor},
 };
 
 /// A tensor of any rank, outside any graph.
@@ -26,9 +26,27 @@ impl<const D: usize> From<Tensor<D>> for Plain {
     }
 }
 
+impl<const D: usize> From<Tensor<D, Int>> for Plain {
+    fn from(tensor: Tensor<D, Int>) -> Self {
+        Self(tensor.into_dispatch())
+    }
+}
+
 impl<const D: usize> From<Plain> for Tensor<D> {
     fn from(plain: Plain) -> Self {
         Tensor::from_dispatch(plain.0)
+    }
+}
+
+impl From<DispatchTensor> for Plain {
+    fn from(tensor: DispatchTensor) -> Self {
+        Self(tensor)
+    }
+}
+
+impl From<Plain> for DispatchTensor {
+    fn from(plain: Plain) -> Self {
+        plain.0
     }
 }
 

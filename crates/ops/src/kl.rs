@@ -80,10 +80,12 @@ pub fn definition(
     (log_r.clone().exp() * (log_r - log_p)).sum_dim(1).squeeze_dim(1)
 }
 
-/// The same by tensor operations, for the other backends.
+/// The same in blocks, for the other backends.
 mod blocked {
     use burn::tensor::Tensor;
 
+    #[cfg(feature = "cube")]
+    use crate::cube::divergence::{Blocks, summaries};
     use crate::{
         blocked::{Head, LogSumExp},
         graph::{Operation, Plain},
@@ -100,6 +102,25 @@ mod blocked {
         }
     }
 
+    /// The same with kernels for what comes after the products.
+    #[cfg(feature = "cube")]
+    impl LinearKl {
+        fn has_kernels(&self, policy: &Head) -> bool {
+            [&policy.hidden, &self.reference.hidden].into_iter().all(crate::cube::takes)
+        }
+
+        fn by_kernels(&self, policy: &Head) -> (Plain, [Tensor<2>; 2]) {
+            let (mut kl, mut sums) = (Vec::new(), [Vec::new(), Vec::new()]);
+            for summary in summaries(&self.reference, policy) {
+                let [log_r, log_p] = summary.log_sums();
+                kl.push(summary.difference() - log_r.clone() + log_p.clone());
+                sums[0].push(log_r);
+                sums[1].push(log_p);
+            }
+            (Tensor::cat(kl, 0).into(), sums.map(|sums| Tensor::cat(sums, 0).unsqueeze_dim(1)))
+        }
+    }
+
     impl<const N: usize> Operation<N> for LinearKl {
         /// log Σ exp of each row's logits, `[n, 1]`: the reference's, the policy's.
         type Saved = [Tensor<2>; 2];
@@ -107,6 +128,10 @@ mod blocked {
         /// `KL = Σ r·(a − b) − log Σ eᵃ + log Σ eᵇ` with a and b the logits of reference and policy.
         fn forward(&self, inputs: [Plain; N]) -> (Plain, Self::Saved) {
             let policy = self.policy(inputs);
+            #[cfg(feature = "cube")]
+            if self.has_kernels(&policy) {
+                return self.by_kernels(&policy);
+            }
             let (mut kl, mut sums) = (Vec::new(), [Vec::new(), Vec::new()]);
             for rows in policy.row_blocks() {
                 let (mut r, mut p): (Option<LogSumExp>, Option<LogSumExp>) = (None, None);
@@ -140,8 +165,18 @@ mod blocked {
             gradient: Plain,
             wanted: [bool; N],
         ) -> [Option<Plain>; N] {
-            let gradient = Tensor::<1>::from(gradient).unsqueeze_dim::<2>(1);
-            self.policy(inputs).backward(wanted, |logits| {
+            let (policy, gradient) = (self.policy(inputs), Tensor::<1>::from(gradient));
+            #[cfg(feature = "cube")]
+            if self.has_kernels(&policy) {
+                let sums = [r_sums, p_sums].map(|sums| sums.squeeze_dim::<1>(1));
+                return policy.backward_of_products(wanted, |rows, tokens| {
+                    let of = |x: &Tensor<1>| x.clone().narrow(0, rows.start, rows.len());
+                    let blocks = Blocks::of(&self.reference, &policy, rows, tokens);
+                    blocks.backward(sums.each_ref().map(of), of(&gradient))
+                });
+            }
+            let gradient = gradient.unsqueeze_dim::<2>(1);
+            policy.backward(wanted, |logits| {
                 let of = |x: &Tensor<2>| x.clone().narrow(0, logits.rows.start, logits.rows.len());
                 let reference = self.reference.logits(&logits.rows, &logits.tokens).values;
                 let r = (reference - of(&r_sums)).exp();

@@ -1,10 +1,16 @@
 //! Tensor operations for preference alignment that Burn lacks or runs slowly.
 //!
 //! Each file is one operation. It starts with the *definition* by plain tensor operations, which is at once the
-//! documentation and the oracle of the tests ([`definition`]). After it may come the same with a backward pass of its own, still
-//! by tensor operations, which forms what is large in blocks and saves little: the path of the GPU backends (features `cuda`,
-//! `wgpu`), and of float64 and half precision on the CPU. Last comes the fast path of the CPU backend Flex (feature `flex`):
-//! float32 only. Which path runs is decided by the tensors, never by the caller.
+//! documentation and the oracle of the tests ([`definition`]). After it may come the same with a backward pass of its own, which
+//! forms what is large in blocks and saves little. Last comes the fast path of the CPU backend Flex (feature `flex`). Which path
+//! runs is decided by the tensors, never by the caller:
+//!
+//! | tensors | path |
+//! |---|---|
+//! | float32 on Flex | its own, with SIMD and all cores |
+//! | float64 and half precision on Flex | the blocks, by tensor operations |
+//! | float32 and half precision on GPUs (features `cuda`, `wgpu`) | the blocks; between Burn's products the kernels of the folder `cube` for attention weights, for all that is taken of logits, and for pooled features; kernels for `rms_norm`; tensor operations, which Burn fuses, for what is element-wise |
+//! | float64 on GPUs | the blocks, by tensor operations |
 //!
 //! # Invariants
 //!
@@ -34,6 +40,8 @@
 mod adamw;
 mod attention;
 mod blocked;
+#[cfg(feature = "cube")]
+mod cube;
 #[cfg(feature = "flex")]
 mod flex;
 mod geglu;

@@ -82,7 +82,7 @@ pub(crate) fn check_shapes(
     );
 }
 
-/// The same by tensor operations, for the other backends.
+/// The same in blocks, for the other backends.
 mod blocked {
     use burn::tensor::{Int, Tensor};
 
@@ -104,12 +104,30 @@ mod blocked {
         }
     }
 
+    #[cfg(feature = "cube")]
+    impl LinearLogProbs {
+        /// Forward with a kernel for what comes after the products.
+        fn by_kernels(&self, head: &Head) -> (Plain, Tensor<2>) {
+            let (mut log_probs, mut log_sums) = (Vec::new(), Vec::new());
+            for summary in crate::cube::head::summaries(head, &self.targets) {
+                let log_sum = summary.log_sum();
+                log_probs.push(summary.target() - log_sum.clone());
+                log_sums.push(log_sum);
+            }
+            (Tensor::cat(log_probs, 0).into(), Tensor::cat(log_sums, 0).unsqueeze_dim(1))
+        }
+    }
+
     impl<const N: usize> Operation<N> for LinearLogProbs {
         /// log Σ exp of each row's logits, `[n, 1]`.
         type Saved = Tensor<2>;
 
         fn forward(&self, inputs: [Plain; N]) -> (Plain, Self::Saved) {
             let head = Head::of(inputs, self.softcap, self.blocks);
+            #[cfg(feature = "cube")]
+            if crate::cube::takes(&head.hidden) {
+                return self.by_kernels(&head);
+            }
             let (mut log_probs, mut log_sums) = (Vec::new(), Vec::new());
             for rows in head.row_blocks() {
                 let mut state: Option<LogSumExp> = None;
@@ -138,8 +156,18 @@ mod blocked {
             gradient: Plain,
             wanted: [bool; N],
         ) -> [Option<Plain>; N] {
-            let gradient = Tensor::<1>::from(gradient).unsqueeze_dim::<2>(1);
+            let gradient = Tensor::<1>::from(gradient);
             let head = Head::of(inputs, self.softcap, self.blocks);
+            #[cfg(feature = "cube")]
+            if crate::cube::takes(&head.hidden) {
+                let log_sums = log_sums.squeeze_dim::<1>(1);
+                return head.backward_of_products(wanted, |rows, tokens| {
+                    let of = |x: &Tensor<1>| x.clone().narrow(0, rows.start, rows.len());
+                    let block = crate::cube::head::Block::of(&head, rows, tokens);
+                    block.backward(self.targets(rows), of(&log_sums), of(&gradient))
+                });
+            }
+            let gradient = gradient.unsqueeze_dim::<2>(1);
             head.backward(wanted, |logits| {
                 let of = |x: &Tensor<2>| x.clone().narrow(0, logits.rows.start, logits.rows.len());
                 let softmax = (logits.values.clone() - of(&log_sums)).exp();

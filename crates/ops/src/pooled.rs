@@ -83,14 +83,21 @@ pub fn definition(hidden: Tensor<2>, encoder: &Encoder, segments: &[usize]) -> T
     Tensor::cat(pooled, 0)
 }
 
-/// The same by tensor operations, some rows at a time, for the other backends. The mean is a product with the matrix of the
+/// The same some rows at a time, for the other backends. By tensor operations the mean is a product with the matrix of the
 /// segments' shares.
 mod blocked {
     use std::{ops::Range, sync::Arc};
 
+    #[cfg(feature = "cube")]
+    use burn::tensor::DType;
     use burn::tensor::{Bool, FloatDType, Tensor, TensorData};
 
     use super::{Encoder, at_least_f32};
+    #[cfg(feature = "cube")]
+    use crate::cube::{
+        pooled::{Block, Segments},
+        takes,
+    };
     use crate::{
         blocked::{add, ranges},
         graph::{Operation, Plain},
@@ -106,11 +113,16 @@ mod blocked {
     }
 
     impl Pooled {
+        /// `h·W_enc` of some rows, `[rows, d_sae]`.
+        fn products(&self, hidden: &Tensor<2>, rows: &Range<usize>) -> Tensor<2> {
+            let hidden = at_least_f32(hidden.clone().narrow(0, rows.start, rows.len()));
+            hidden.matmul(self.encoder.w_enc.clone())
+        }
+
         /// The pre-activations of some rows, and where they are closed. `[rows, d_sae]`
         fn encode(&self, hidden: &Tensor<2>, rows: &Range<usize>) -> (Tensor<2>, Tensor<2, Bool>) {
-            let Encoder { w_enc, b_enc, threshold } = self.encoder.clone();
-            let hidden = at_least_f32(hidden.clone().narrow(0, rows.start, rows.len()));
-            let z = hidden.matmul(w_enc) + b_enc.unsqueeze();
+            let Encoder { b_enc, threshold, .. } = self.encoder.clone();
+            let z = self.products(hidden, rows) + b_enc.unsqueeze();
             let closed = z.clone().lower_equal(threshold.unsqueeze::<2>().expand(z.dims()));
             (z, closed)
         }
@@ -130,11 +142,39 @@ mod blocked {
         }
     }
 
+    /// The same with kernels for what comes after the products.
+    #[cfg(feature = "cube")]
+    impl Pooled {
+        /// None where there are no kernels for these tensors.
+        fn segments(&self, hidden: &Tensor<2>) -> Option<Segments> {
+            let taken = takes(hidden) && takes(&self.encoder.w_enc);
+            taken.then(|| Segments::new(&self.segments, &hidden.device()))
+        }
+
+        fn block(&self, hidden: &Tensor<2>, rows: &Range<usize>) -> Block {
+            let Encoder { b_enc, threshold, .. } = self.encoder.clone();
+            let products = self.products(hidden, rows);
+            Block { products, first_row: rows.start, bias: b_enc, threshold }
+        }
+
+        fn pool(&self, hidden: &Tensor<2>, segments: &Segments) -> Tensor<2> {
+            let [_, d_sae] = self.encoder.w_enc.dims();
+            let shape = [self.segments.len(), d_sae];
+            let none = Tensor::zeros(shape, (&hidden.device(), DType::F32));
+            ranges(hidden.dims()[0], self.rows)
+                .fold(none, |pooled, rows| self.block(hidden, &rows).pool(segments, pooled))
+        }
+    }
+
     impl Operation<1> for Pooled {
         type Saved = ();
 
         fn forward(&self, [hidden]: [Plain; 1]) -> (Plain, ()) {
             let hidden = Tensor::<2>::from(hidden);
+            #[cfg(feature = "cube")]
+            if let Some(segments) = self.segments(&hidden) {
+                return (self.pool(&hidden, &segments).into(), ());
+            }
             let mut pooled: Option<Tensor<2>> = None;
             for rows in ranges(hidden.dims()[0], self.rows) {
                 let (z, closed) = self.encode(&hidden, &rows);
@@ -154,12 +194,19 @@ mod blocked {
         ) -> [Option<Plain>; 1] {
             let (hidden, gradient) = (Tensor::<2>::from(hidden), Tensor::<2>::from(gradient));
             let dtype = FloatDType::from(hidden.dtype());
-            let parts = ranges(hidden.dims()[0], self.rows).map(|rows| {
-                let (z, closed) = self.encode(&hidden, &rows);
-                let shares = self.shares(&rows, &z);
-                let d_z = shares.transpose().matmul(gradient.clone()).mask_fill(closed, 0.0);
-                d_z.matmul(self.encoder.w_enc.clone().transpose()).cast(dtype)
-            });
+            #[cfg(feature = "cube")]
+            let segments = self.segments(&hidden);
+            let d_z = |rows: &Range<usize>| {
+                #[cfg(feature = "cube")]
+                if let Some(segments) = &segments {
+                    return self.block(&hidden, rows).backward(segments, gradient.clone());
+                }
+                let (z, closed) = self.encode(&hidden, rows);
+                let shares = self.shares(rows, &z);
+                shares.transpose().matmul(gradient.clone()).mask_fill(closed, 0.0)
+            };
+            let parts = ranges(hidden.dims()[0], self.rows)
+                .map(|rows| d_z(&rows).matmul(self.encoder.w_enc.clone().transpose()).cast(dtype));
             [Some(Tensor::cat(parts.collect(), 0).into())]
         }
     }

@@ -21,6 +21,13 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Te
         return Tensor::from_dispatch(output);
     }
     let inputs = [x.clone().into_dispatch(), weight.clone().into_dispatch()];
+    #[cfg(feature = "cube")]
+    if crate::cube::takes(&x)
+        && crate::cube::takes(&weight)
+        && let Some(output) = graph::apply(crate::cube::rms_norm::RmsNorm { eps }, inputs.clone())
+    {
+        return Tensor::from_dispatch(output);
+    }
     match graph::apply(recomputed::RmsNorm::<D> { eps }, inputs) {
         Some(output) => Tensor::from_dispatch(output),
         None => definition(x, weight, eps),

@@ -45,6 +45,10 @@ pub fn linear_token_statistics(
 
 /// The same in blocks, for the other backends.
 fn blocked(head: &Head, targets: Tensor<1, Int>) -> TokenStatistics {
+    #[cfg(feature = "cube")]
+    if crate::cube::takes(&head.hidden) {
+        return by_kernels(head, &targets);
+    }
     let (mut log_probs, mut entropy, mut argmax) = (Vec::new(), Vec::new(), Vec::new());
     for rows in head.row_blocks() {
         let targets = targets.clone().narrow(0, rows.start, rows.len());
@@ -77,6 +81,23 @@ fn blocked(head: &Head, targets: Tensor<1, Int>) -> TokenStatistics {
         log_probs: Tensor::cat(log_probs, 0).squeeze_dim(1),
         entropy: Tensor::cat(entropy, 0).squeeze_dim(1),
         argmax: Tensor::cat(argmax, 0).squeeze_dim(1),
+    }
+}
+
+/// The same with one kernel for what comes after the products of a block.
+#[cfg(feature = "cube")]
+fn by_kernels(head: &Head, targets: &Tensor<1, Int>) -> TokenStatistics {
+    let (mut log_probs, mut entropy, mut argmax) = (Vec::new(), Vec::new(), Vec::new());
+    for summary in crate::cube::head::summaries(head, targets) {
+        let log_sum = summary.log_sum();
+        log_probs.push(summary.target() - log_sum.clone());
+        entropy.push(log_sum - summary.mean());
+        argmax.push(summary.largest_token());
+    }
+    TokenStatistics {
+        log_probs: Tensor::cat(log_probs, 0),
+        entropy: Tensor::cat(entropy, 0),
+        argmax: Tensor::cat(argmax, 0),
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod alignment;
 mod failures;
+mod half_precision;
 mod operations;
 mod program;
 mod support;

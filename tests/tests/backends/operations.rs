@@ -39,7 +39,6 @@ fn pointwise_and_rowwise() {
         let row = [1, shape[1]];
         same("geglu", [shape, shape], |[gate, up], _| fpo_ops::geglu(gate, up));
         same("softcap", [shape], |[x], _| fpo_ops::softcap(x, 2.0));
-        same("rms_norm", [shape, row], |[x, w], _| fpo_ops::rms_norm(x, w.squeeze_dim(0), 1e-6));
         same("jump_relu", [shape, row], |[z, theta], _| {
             fpo_ops::jump_relu(z, theta.squeeze_dim::<1>(0).abs(), 0.5)
         });
@@ -52,42 +51,109 @@ fn pointwise_and_rowwise() {
     });
 }
 
+/// Rows of one element, of fewer than a warp, of no multiple of it and of more than a cube; one row, fewer than a cube's, and
+/// more than one dimension of the grid holds.
+#[test]
+fn rms_norm() {
+    let norm = |x, w: Tensor<2>| fpo_ops::rms_norm(x, w.squeeze_dim(0), 1e-6);
+    for shape in [[1, 1], [1, 3], [5, 16], [33, 130], [9, 1025], [130, 260], [262_147, 2]] {
+        same(&format!("rms_norm of {shape:?}"), [shape, [1, shape[1]]], |[x, w], _| norm(x, w));
+    }
+    same("rms_norm of columns", [[40, 7], [1, 40]], |[x, w], _| norm(x.transpose(), w));
+    same("rms_norm of half the rows", [[12, 40], [1, 40]], |[x, w], _| norm(x.narrow(0, 5, 6), w));
+    same("rms_norm of half the columns", [[12, 40], [1, 9]], |[x, w], _| {
+        norm(x.narrow(1, 11, 9), w)
+    });
+    same("rms_norm of three dimensions", [[12, 40], [1, 10]], |[x, w], _| {
+        let x = x.reshape([3, 4, 4, 10]).swap_dims(0, 2);
+        let output = fpo_ops::rms_norm(x, w.squeeze_dim::<1>(0), 1e-6);
+        output.reshape([12, 40])
+    });
+}
+
+/// One token, one head, heads that share keys, more keys than queries, rows of no multiple of a warp and of more than a cube.
 #[test]
 fn attention() {
-    for window in [None, Some(3)] {
-        for softcap in [None, Some(2.0)] {
-            let options = AttentionOptions { scale: 0.4, softcap, window };
-            let shapes = [[2, 9, 4, 8], [2, 9, 2, 8], [2, 9, 2, 8]];
-            same("causal_attention", shapes, |[q, k, v], _| {
-                fpo_ops::causal_attention(q, k, v, &options)
-            });
-            let texts = TextStarts::new(&[vec![4, 5], vec![2, 3]], 9);
-            same("packed_attention", shapes, |[q, k, v], _| {
-                fpo_ops::packed_attention(q, k, v, &options, &texts)
-            });
+    for [b, t, kt, h, kh, d] in [
+        [1, 1, 1, 1, 1, 1],
+        [2, 9, 9, 4, 2, 8],
+        [1, 3, 40, 3, 1, 5],
+        [3, 1, 33, 2, 2, 4],
+        [2, 70, 70, 6, 2, 3],
+        [1, 2, 1100, 2, 1, 4],
+    ] {
+        for window in [None, Some(1), Some(37)] {
+            for softcap in [None, Some(2.0)] {
+                let options = AttentionOptions { scale: 0.4, softcap, window };
+                let shapes = [[b, t, h, d], [b, kt, kh, d], [b, kt, kh, d]];
+                same(&format!("attention {shapes:?}, {options:?}"), shapes, |[q, k, v], _| {
+                    fpo_ops::causal_attention(q, k, v, &options)
+                });
+            }
         }
     }
 }
 
 #[test]
+fn packed_attention() {
+    let texts = [
+        (9, vec![vec![4, 5], vec![2, 3]]),
+        (70, vec![vec![1, 68, 1], vec![33, 37]]),
+        (5, vec![vec![], vec![5]]),
+    ];
+    for (t, lengths) in texts {
+        for window in [None, Some(3)] {
+            for softcap in [None, Some(2.0)] {
+                let options = AttentionOptions { scale: 0.4, softcap, window };
+                let starts = TextStarts::new(&lengths, t);
+                let shapes = [[2, t, 4, 8], [2, t, 2, 8], [2, t, 2, 8]];
+                same(&format!("texts {lengths:?}, {options:?}"), shapes, |[q, k, v], _| {
+                    fpo_ops::packed_attention(q, k, v, &options, &starts)
+                });
+            }
+        }
+    }
+}
+
+/// More scores than are formed at once: the last queries are a block of their own, whose first key is not the first of all.
+#[test]
+fn attention_in_blocks() {
+    let t = 2080;
+    let options = AttentionOptions { scale: 0.4, softcap: Some(2.0), window: None };
+    let shapes = [[1, t, 8, 2], [1, t, 1, 2], [1, t, 1, 2]];
+    let starts = TextStarts::new(&[vec![1000, 1050]], t);
+    same("packed_attention in blocks", shapes, |[q, k, v], _| {
+        fpo_ops::packed_attention(q, k, v, &options, &starts)
+    });
+}
+
+/// Vocabularies of fewer tokens than a warp, of more than a cube and of more than a block; more rows than a block.
+#[test]
 fn vocabulary() {
-    for [n, d, v] in [[1, 2, 3], [13, 8, 50], [40, 16, 700]] {
+    for [n, d, v] in
+        [[1, 2, 3], [13, 8, 50], [40, 16, 700], [3, 5, 1300], [5, 4, 17_000], [2051, 3, 33]]
+    {
         for softcap in [None, Some(3.0)] {
-            same("linear_log_probs", [[n, d], [v, d]], |[h, w], device| {
+            let what = |name: &str| format!("{name}, {n} × {d} × {v}, soft cap {softcap:?}");
+            same(&what("linear_log_probs"), [[n, d], [v, d]], |[h, w], device| {
                 fpo_ops::linear_log_probs(h, w, indices(3, n, v, device), softcap)
             });
-            same("linear_kl", [[n, d], [v, d]], |[h, w], device| {
+            same(&what("linear_kl"), [[n, d], [v, d]], |[h, w], device| {
                 let device = device.clone().without_autodiff();
                 let [r_h, r_w] = [([n, d], 1), ([v, d], 2)]
                     .map(|(shape, seed)| random(seed, shape, 1.0, &device));
                 fpo_ops::linear_kl(r_h, r_w, h, w, softcap)
             });
+            statistics([n, d, v], softcap);
         }
     }
+}
+
+fn statistics([n, d, v]: [usize; 3], softcap: Option<f64>) {
     let Some(devices) = devices() else { return };
     let [expected, found] = devices.map(|device| {
-        let (h, w) = (random(1, [40, 16], 1.0, &device), random(2, [700, 16], 1.0, &device));
-        let s = fpo_ops::linear_token_statistics(h, w, indices(3, 40, 700, &device), Some(3.0));
+        let (h, w) = (random(1, [n, d], 1.0, &device), random(2, [v, d], 1.0, &device));
+        let s = fpo_ops::linear_token_statistics(h, w, indices(3, n, v, &device), softcap);
         let argmax: Vec<i64> = s.argmax.to_data().iter::<i64>().collect();
         (values(&s.log_probs), values(&s.entropy), argmax)
     });
@@ -96,18 +162,46 @@ fn vocabulary() {
     assert_eq!(found.2, expected.2);
 }
 
+/// Of equal logits the first counts, within a block, across units and across blocks.
+#[test]
+fn the_first_of_equals() {
+    let Some([_, device]) = devices() else { return };
+    let v = 17_000;
+    let mut weight = vec![0.0f32; v];
+    for token in [16_999, 16_500, 16_384, 700, 301, 300, 45] {
+        weight[token] = 1.0;
+        let w = Tensor::<1>::from_floats(weight.as_slice(), &device).unsqueeze_dim(1);
+        let h = Tensor::<2>::from_floats([[1.0], [2.0]], &device);
+        let s = fpo_ops::linear_token_statistics(h, w, indices(3, 2, v, &device), Some(30.0));
+        let argmax: Vec<i64> = s.argmax.to_data().iter::<i64>().collect();
+        assert_eq!(argmax, [token as i64; 2]);
+    }
+}
+
+/// Fewer features than a warp and more than a cube; segments of one token; one that begins in one block of rows and ends in
+/// the next.
 #[test]
 fn pooled_features() {
-    same("pooled_features", [[10, 6]], |[h], device| {
-        let device = device.clone().without_autodiff();
-        let vector = |seed| random(seed, [1, 40], 1.0, &device).squeeze_dim::<1>(0);
-        let encoder = Encoder {
-            w_enc: random(1, [6, 40], 1.0, &device),
-            b_enc: vector(2),
-            threshold: vector(3).abs(),
-        };
-        fpo_ops::pooled_features(h, &encoder, &[3, 6, 1])
-    });
+    for (d, d_sae, segments) in [
+        (1, 1, vec![1]),
+        (6, 40, vec![3, 6, 1]),
+        (5, 1500, vec![1, 70, 2, 9]),
+        (2, 70_000, vec![3, 485, 7]),
+    ] {
+        let n = segments.iter().sum();
+        same(&format!("pooled_features, {d_sae} features"), [[n, d]], |[h], device| {
+            let device = device.clone().without_autodiff();
+            let vector = |seed| random(seed, [1, d_sae], 1.0, &device).squeeze_dim::<1>(0);
+            // Of so many pre-activations, rounding would carry one over its threshold: they keep away from it.
+            let b_enc = if d_sae > 10_000 { vector(2).sign() * 10.0 } else { vector(2) };
+            let encoder = Encoder {
+                w_enc: random(1, [d, d_sae], 1.0, &device),
+                b_enc,
+                threshold: vector(3).abs(),
+            };
+            fpo_ops::pooled_features(h, &encoder, &segments)
+        });
+    }
 }
 
 #[test]

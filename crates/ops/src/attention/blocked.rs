@@ -1,9 +1,10 @@
-//! The same by tensor operations, some queries at a time, for the other backends: the scores of all positions with all others
-//! are never there at once, and the backward pass forms those of each block again.
+//! The same some queries at a time, for the other backends: the scores of all positions with all others are never there at once,
+//! and the backward pass forms those of each block again. What lies between the products is a kernel on GPUs, and tensor
+//! operations elsewhere.
 
 use std::ops::Range;
 
-use burn::tensor::{Bool, FloatDType, Int, Tensor, TensorData, activation::softmax};
+use burn::tensor::{Bool, Device, FloatDType, Int, Tensor, TensorData, activation::softmax};
 
 use super::{AttentionOptions, TextStarts};
 use crate::{
@@ -43,6 +44,12 @@ impl Sizes {
         self.kv_heads * self.group
     }
 
+    /// Queries are the last of the keys' positions.
+    fn counted_like_keys(&self, queries: &Range<usize>) -> Range<usize> {
+        let offset = self.kv_tokens - self.tokens;
+        queries.start + offset..queries.end + offset
+    }
+
     /// `[batch, tokens, heads, head_dim]` → the queries of a block that share a key head one after another,
     /// `[batch · kv_heads, group · block, head_dim]`.
     fn queries(&self, x: &Tensor<4>, block: &Range<usize>) -> Tensor<3> {
@@ -79,16 +86,51 @@ impl Sizes {
     }
 }
 
-/// The weights of a block of queries over the keys that any of them sees.
-struct Weights {
+/// A block of queries, and the keys that any of them sees.
+struct Block {
+    queries: Range<usize>,
     keys: Range<usize>,
-    /// `[batch, heads, block, keys]`, in float32 at least.
+}
+
+impl Block {
+    fn of_keys(&self, x: &Tensor<3>) -> Tensor<3> {
+        x.clone().narrow(1, self.keys.start, self.keys.len())
+    }
+}
+
+/// Weights of a block by tensor operations.
+struct Weights {
+    /// `[batch, heads, queries, keys]`, in float32 at least.
     values: Tensor<4>,
     /// The tanh of the soft-capping, of the same shape.
     tanh: Option<Tensor<4>>,
 }
 
+/// What makes weights of products.
+enum Path {
+    Operations,
+    /// The first position of each position's text, `[batch · tokens]`, or `[1]` where each row is one text.
+    #[cfg(feature = "cube")]
+    Kernels(Box<Tensor<1, Int>>),
+}
+
 impl Blocked {
+    #[cfg_attr(not(feature = "cube"), allow(unused_variables))]
+    fn path(&self, q: &Tensor<4>) -> Path {
+        #[cfg(feature = "cube")]
+        if crate::cube::takes(q) {
+            let starts: Vec<i32> = match &self.texts {
+                None => vec![0],
+                Some(texts) => texts.starts.iter().map(|&start| start as i32).collect(),
+            };
+            let shape = [starts.len()];
+            let device = q.device();
+            let starts = Tensor::from_data(TensorData::new(starts, shape), &device);
+            return Path::Kernels(Box::new(starts));
+        }
+        Path::Operations
+    }
+
     /// The first key that a query sees; queries are counted like keys.
     fn first_key(&self, row: usize, query: usize) -> usize {
         let of_window = self.options.window.map_or(0, |window| (query + 1).saturating_sub(window));
@@ -96,45 +138,46 @@ impl Blocked {
         of_window.max(of_text)
     }
 
-    /// The keys that queries may see, and which of them each doesn't: `[rows, 1, block, keys]`, rows being 1 where all rows are
-    /// alike.
-    fn hidden(
-        &self,
-        sizes: &Sizes,
-        queries: &Range<usize>,
-        like: &Tensor<4>,
-    ) -> (Range<usize>, Tensor<4, Bool>) {
+    /// For the queries of a block, in each row of the batch or, where all rows are alike, in one.
+    fn first_keys(&self, sizes: &Sizes, queries: &Range<usize>) -> Vec<usize> {
         let rows = self.texts.as_ref().map_or(1, |_| sizes.batch);
-        let offset = sizes.kv_tokens - sizes.tokens;
-        let queries = queries.start + offset..queries.end + offset;
-        let firsts: Vec<usize> = (0..rows)
+        let queries = sizes.counted_like_keys(queries);
+        (0..rows)
             .flat_map(|row| queries.clone().map(move |query| self.first_key(row, query)))
-            .collect();
-        let keys = firsts.iter().copied().min().unwrap_or(0)..queries.end;
-        let shape = [rows, 1, queries.len(), keys.len()];
+            .collect()
+    }
+
+    fn blocks(&self, sizes: &Sizes) -> impl Iterator<Item = Block> {
+        ranges(sizes.tokens, self.queries).map(|queries| {
+            let first = self.first_keys(sizes, &queries).into_iter().min().unwrap_or(0);
+            let keys = first..sizes.counted_like_keys(&queries).end;
+            Block { queries, keys }
+        })
+    }
+
+    /// Which keys each query doesn't see: `[rows, 1, queries, keys]`, rows being 1 where all are alike.
+    fn hidden(&self, sizes: &Sizes, block: &Block, device: &Device) -> Tensor<4, Bool> {
+        let firsts = self.first_keys(sizes, &block.queries);
+        let queries = sizes.counted_like_keys(&block.queries);
+        let rows = firsts.len() / queries.len();
+        let shape = [rows, 1, queries.len(), block.keys.len()];
         let ints = |values: Vec<i64>, shape: [usize; 4]| {
-            Tensor::<4, Int>::from_data(TensorData::new(values, shape), &like.device())
+            Tensor::<4, Int>::from_data(TensorData::new(values, shape), device)
         };
         let firsts =
             ints(firsts.into_iter().map(|i| i as i64).collect(), [rows, 1, queries.len(), 1]);
         let own = ints(queries.clone().map(|i| i as i64).collect(), [1, 1, queries.len(), 1]);
-        let key =
-            ints(keys.clone().map(|i| i as i64).collect(), [1, 1, 1, keys.len()]).expand(shape);
+        let key = ints(block.keys.clone().map(|i| i as i64).collect(), [1, 1, 1, shape[3]]);
+        let key = key.expand(shape);
         let before = key.clone().lower(firsts.expand(shape));
-        (keys, before.bool_or(key.greater(own.expand(shape))))
+        before.bool_or(key.greater(own.expand(shape)))
     }
 
-    fn weights(
-        &self,
-        sizes: &Sizes,
-        q: &Tensor<4>,
-        k: &Tensor<3>,
-        block: &Range<usize>,
-    ) -> Weights {
-        let (keys, hidden) = self.hidden(sizes, block, q);
-        let k = k.clone().narrow(1, keys.start, keys.len());
-        let products = sizes.queries(q, block).matmul(k.swap_dims(1, 2));
-        let scores = sizes.by_head(at_least_f32(products), block.len()) * self.options.scale;
+    /// The weights of `products`, `[batch · kv_heads, group · queries, keys]`.
+    fn by_operations(&self, sizes: &Sizes, block: &Block, products: Tensor<3>) -> Weights {
+        let hidden = self.hidden(sizes, block, &products.device());
+        let scores = sizes.by_head(at_least_f32(products), block.queries.len());
+        let scores = scores * self.options.scale;
         let (scores, tanh) = match self.options.softcap {
             Some(cap) => {
                 let tanh = (scores / cap).tanh();
@@ -143,7 +186,62 @@ impl Blocked {
             None => (scores, None),
         };
         let hidden = hidden.expand(scores.dims());
-        Weights { keys, values: softmax(scores.mask_fill(hidden, f32::NEG_INFINITY), 3), tanh }
+        Weights { values: softmax(scores.mask_fill(hidden, f32::NEG_INFINITY), 3), tanh }
+    }
+
+    #[cfg(feature = "cube")]
+    fn for_kernels(&self, sizes: &Sizes, block: &Block) -> crate::cube::attention::Block {
+        let AttentionOptions { scale, softcap, window } = self.options;
+        crate::cube::attention::Block {
+            scale,
+            softcap,
+            window,
+            heads: sizes.heads(),
+            queries: block.queries.len(),
+            first_query: sizes.counted_like_keys(&block.queries).start,
+            first_key: block.keys.start,
+            positions: self.texts.as_ref().map_or(0, |_| sizes.tokens),
+        }
+    }
+
+    /// Products `[batch · kv_heads, group · queries, keys]` → weights, in the products' type.
+    fn weights(&self, path: &Path, sizes: &Sizes, block: &Block, products: Tensor<3>) -> Tensor<3> {
+        match path {
+            Path::Operations => {
+                let dtype = FloatDType::from(products.dtype());
+                sizes.grouped(self.by_operations(sizes, block, products).values.cast(dtype))
+            }
+            #[cfg(feature = "cube")]
+            Path::Kernels(starts) => self.for_kernels(sizes, block).weights(products, starts),
+        }
+    }
+
+    /// The weights p again and the gradient of the products, given that of the weights: `p·(dp − Σ dp·p)`, through the
+    /// soft-capping and the scale.
+    fn differentiate(
+        &self,
+        path: &Path,
+        sizes: &Sizes,
+        block: &Block,
+        products: Tensor<3>,
+        d_p: Tensor<3>,
+    ) -> [Tensor<3>; 2] {
+        match path {
+            Path::Operations => {
+                let dtype = FloatDType::from(products.dtype());
+                let Weights { values: p, tanh } = self.by_operations(sizes, block, products);
+                let d_p = sizes.by_head(at_least_f32(d_p), block.queries.len());
+                let mean = (d_p.clone() * p.clone()).sum_dim(3);
+                let d_s = p.clone() * (d_p - mean) * self.options.scale;
+                let d_s = match tanh {
+                    Some(tanh) => d_s * (-tanh.square() + 1.0),
+                    None => d_s,
+                };
+                [p, d_s].map(|x| sizes.grouped(x.cast(dtype)))
+            }
+            #[cfg(feature = "cube")]
+            Path::Kernels(starts) => self.for_kernels(sizes, block).backward(products, d_p, starts),
+        }
     }
 }
 
@@ -152,18 +250,18 @@ impl Operation<3> for Blocked {
 
     fn forward(&self, inputs: [Plain; 3]) -> (Plain, ()) {
         let [q, k, v] = inputs.map(Tensor::<4>::from);
-        let (sizes, dtype) = (Sizes::of([&q, &k]), FloatDType::from(q.dtype()));
+        let (sizes, path) = (Sizes::of([&q, &k]), self.path(&q));
         let (k, v) = (sizes.keys(k), sizes.keys(v));
-        let blocks = ranges(sizes.tokens, self.queries).map(|block| {
-            let Weights { keys, values, .. } = self.weights(&sizes, &q, &k, &block);
-            let v = v.clone().narrow(1, keys.start, keys.len());
-            sizes.ungrouped_queries(sizes.grouped(values.cast(dtype)).matmul(v), &block)
+        let blocks = self.blocks(&sizes).map(|block| {
+            let products = sizes.queries(&q, &block.queries).matmul(block.of_keys(&k).transpose());
+            let weights = self.weights(&path, &sizes, &block, products);
+            sizes.ungrouped_queries(weights.matmul(block.of_keys(&v)), &block.queries)
         });
         (Tensor::cat(blocks.collect(), 1).into(), ())
     }
 
-    /// With p the weights, g the gradient of a block and `dp = g·vᵀ`: `ds = p·(dp − Σ dp·p)`, through the soft-capping and the
-    /// scale; then `dq = ds·k`, `dk = dsᵀ·q`, `dv = pᵀ·g`.
+    /// With p the weights, g the gradient of a block and `dp = g·vᵀ`: `ds` as [`Blocked::differentiate`] has it; then
+    /// `dq = ds·k`, `dk = dsᵀ·q`, `dv = pᵀ·g`.
     fn backward(
         &self,
         inputs: [Plain; 3],
@@ -173,40 +271,36 @@ impl Operation<3> for Blocked {
     ) -> [Option<Plain>; 3] {
         let [q, k, v] = inputs.map(Tensor::<4>::from);
         let gradient = Tensor::<4>::from(gradient);
-        let (sizes, dtype) = (Sizes::of([&q, &k]), FloatDType::from(q.dtype()));
+        let (sizes, path) = (Sizes::of([&q, &k]), self.path(&q));
+        let dtype = FloatDType::from(q.dtype());
         let (k, v) = (sizes.keys(k), sizes.keys(v));
         let mut d_q = Vec::new();
         let (mut d_k, mut d_v): (Option<Tensor<3>>, Option<Tensor<3>>) = (None, None);
-        for block in ranges(sizes.tokens, self.queries) {
-            let Weights { keys, values: p, tanh } = self.weights(&sizes, &q, &k, &block);
-            let of_keys = |x: &Tensor<3>| x.clone().narrow(1, keys.start, keys.len());
+        for block in self.blocks(&sizes) {
             let among_all = |x: Tensor<3>| {
-                let after = sizes.kv_tokens - keys.end;
-                at_least_f32(x).pad([(0, 0), (keys.start, after), (0, 0)], 0.0)
+                let after = sizes.kv_tokens - block.keys.end;
+                at_least_f32(x).pad([(0, 0), (block.keys.start, after), (0, 0)], 0.0)
             };
-            let g = sizes.queries(&gradient, &block);
+            let (q, g) =
+                (sizes.queries(&q, &block.queries), sizes.queries(&gradient, &block.queries));
+            let products = q.clone().matmul(block.of_keys(&k).transpose());
+            let (p, d_s) = match wanted[0] || wanted[1] {
+                true => {
+                    let d_p = g.clone().matmul(block.of_keys(&v).transpose());
+                    let [p, d_s] = self.differentiate(&path, &sizes, &block, products, d_p);
+                    (p, Some(d_s))
+                }
+                false => (self.weights(&path, &sizes, &block, products), None),
+            };
             if wanted[2] {
-                let more = sizes.grouped(p.clone().cast(dtype)).swap_dims(1, 2).matmul(g.clone());
-                d_v = Some(add(d_v, among_all(more)));
+                d_v = Some(add(d_v, among_all(p.transpose().matmul(g))));
             }
-            if !(wanted[0] || wanted[1]) {
-                continue;
+            if let (Some(d_s), true) = (&d_s, wanted[0]) {
+                let d_block = d_s.clone().matmul(block.of_keys(&k));
+                d_q.push(sizes.ungrouped_queries(d_block, &block.queries));
             }
-            let d_p = g.matmul(of_keys(&v).swap_dims(1, 2));
-            let d_p = sizes.by_head(at_least_f32(d_p), block.len());
-            let mean = (d_p.clone() * p.clone()).sum_dim(3);
-            let d_s = p * (d_p - mean) * self.options.scale;
-            let d_s = match tanh {
-                Some(tanh) => d_s * (-tanh.square() + 1.0),
-                None => d_s,
-            };
-            let d_s = sizes.grouped(d_s.cast(dtype));
-            if wanted[0] {
-                d_q.push(sizes.ungrouped_queries(d_s.clone().matmul(of_keys(&k)), &block));
-            }
-            if wanted[1] {
-                let more = d_s.swap_dims(1, 2).matmul(sizes.queries(&q, &block));
-                d_k = Some(add(d_k, among_all(more)));
+            if let (Some(d_s), true) = (d_s, wanted[1]) {
+                d_k = Some(add(d_k, among_all(d_s.transpose().matmul(q))));
             }
         }
         let [d_k, d_v] =

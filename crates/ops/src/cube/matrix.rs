@@ -1,0 +1,102 @@
+//! Tensors as the kernels see them: rows of their last dimension.
+
+use burn::backend::ir::TensorIr;
+use burn_cubecl::{
+    cubecl::{
+        client::Client,
+        ir::{AddressType, ElemType},
+        prelude::*,
+    },
+    kernel::into_contiguous,
+    ops::numeric::empty_device_dtype,
+    tensor::CubeTensor,
+};
+
+/// A tensor whose rows lie one after another at equal distances, each in one piece.
+#[derive(Clone, Debug)]
+pub(crate) struct Matrix {
+    tensor: CubeTensor,
+    /// Elements from the beginning of a row to that of the next; a device may prefer rows that begin at round addresses.
+    pub stride: usize,
+}
+
+impl Matrix {
+    /// A copy where the tensor isn't laid out so.
+    pub fn new(tensor: CubeTensor) -> Self {
+        match stride(&tensor) {
+            Some(stride) if !tensor.meta.is_tiled() => Self { tensor, stride },
+            _ => {
+                let tensor = into_contiguous(tensor);
+                let stride = tensor.meta.shape().last().copied().unwrap_or(1);
+                Self { tensor, stride }
+            }
+        }
+    }
+
+    /// A new tensor as described, where `like` is.
+    pub fn empty(description: &TensorIr, like: &CubeTensor) -> Self {
+        let (client, device) = (like.client.clone(), like.device.clone());
+        Self::new(empty_device_dtype(client, device, description.shape.clone(), description.dtype))
+    }
+
+    pub fn tensor(&self) -> &CubeTensor {
+        &self.tensor
+    }
+
+    pub fn client(&self) -> Client {
+        self.tensor.client.clone()
+    }
+
+    pub fn into_tensor(self) -> CubeTensor {
+        self.tensor
+    }
+
+    /// Elements of a row.
+    pub fn width(&self) -> usize {
+        self.tensor.meta.shape().last().copied().unwrap_or(1)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.tensor.meta.num_elements() == 0
+    }
+
+    /// Rows.
+    pub fn count(&self) -> usize {
+        self.tensor.meta.num_elements() / self.width().max(1)
+    }
+
+    pub fn element(&self) -> ElemType {
+        burn::backend::cubecl::dtype_to_storage_type(self.tensor.dtype)
+    }
+
+    pub fn argument(self) -> BufferArg {
+        self.tensor.into_buffer_arg()
+    }
+}
+
+/// The type of index that reaches every element of these.
+pub(super) fn address<const N: usize>(tensors: [&Matrix; N]) -> AddressType {
+    let types = tensors.map(|rows| rows.tensor.required_address_type());
+    types.into_iter().max().unwrap_or_default()
+}
+
+/// The distance of rows, where it is the same throughout.
+fn stride(tensor: &CubeTensor) -> Option<usize> {
+    let (shape, strides) = (tensor.meta.shape(), tensor.meta.strides());
+    let (&width, outer) = shape.split_last()?;
+    let (&step, outer_strides) = strides.split_last()?;
+    if width > 1 && step != 1 {
+        return None;
+    }
+    // The distance of rows, and what the next dimension's is to be.
+    let mut found: Option<(usize, usize)> = None;
+    let dimensions = outer.iter().zip(outer_strides).rev().filter(|(size, _)| **size > 1);
+    for (&size, &stride) in dimensions {
+        found = match found {
+            None => Some((stride, stride * size)),
+            Some((rows, expected)) if stride == expected => Some((rows, expected * size)),
+            Some(_) => return None,
+        };
+    }
+    Some(found.map_or(width, |(rows, _)| rows))
+}

@@ -1,0 +1,99 @@
+//! Which rows and elements a unit works on, and sums over the units of a row.
+//!
+//! A cube is [`UNITS`] units; a group of them, a power of two, shares a row. Sums go through shared memory in a fixed order, so
+//! that no device needs operations on its subgroups, and results don't depend on the device's.
+
+use burn_cubecl::cubecl::{self, prelude::*};
+
+/// Units of a cube; every WebGPU device has as many.
+pub(super) const UNITS: usize = 256;
+
+/// Below every finite score and far enough from the end of float32 for differences; WGSL knows no infinity.
+pub(super) const LOWEST: f32 = -1e38;
+
+/// Cubes along a dimension of the grid, of which WebGPU allows 65,535.
+const LONGEST: usize = 1 << 15;
+
+/// How rows are dealt out to cubes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan {
+    /// Units that share a row.
+    pub group: usize,
+    pub cubes: usize,
+}
+
+impl Plan {
+    /// A warp to a short row, a cube to a long one.
+    pub fn of_rows(rows: usize, width: usize) -> Self {
+        let group = if width <= 1024 { 32 } else { UNITS };
+        Self { group, cubes: rows.div_ceil(UNITS / group) }
+    }
+
+    pub fn cube_dim(&self) -> CubeDim {
+        CubeDim::new_2d(self.group as u32, (UNITS / self.group) as u32)
+    }
+
+    /// A grid of at least as many cubes; none for no rows.
+    pub fn cube_count(&self) -> CubeCount {
+        let across = self.cubes.min(LONGEST);
+        let down = self.cubes.div_ceil(across.max(1));
+        CubeCount::Static(across as u32, down as u32, 1)
+    }
+}
+
+/// The row of this unit; it may lie behind the last.
+#[cube]
+pub(super) fn own_row() -> usize {
+    CUBE_POS * CUBE_DIM_Y as usize + UNIT_POS_Y as usize
+}
+
+/// Σ of one value of each unit of a row, known to all of them. Every unit of the cube has to come here.
+#[cube]
+pub(super) fn sum_of_group(
+    value: f32,
+    scratch: &mut Shared<[f32]>,
+    #[comptime] group: usize,
+) -> f32 {
+    let unit = UNIT_POS_X as usize;
+    let first = UNIT_POS_Y as usize * group;
+    scratch[first + unit] = value;
+    sync_cube();
+    #[unroll]
+    for step in 0..comptime!(group.ilog2() as usize) {
+        let half = comptime!(group >> (step + 1));
+        if unit < half {
+            let other = scratch[first + unit + half];
+            scratch[first + unit] += other;
+        }
+        sync_cube();
+    }
+    let sum = scratch[first];
+    // Nobody writes again before all have read.
+    sync_cube();
+    sum
+}
+
+/// The largest of one value of each unit of a row, known to all of them. Every unit of the cube has to come here.
+#[cube]
+pub(super) fn largest_of_group(
+    value: f32,
+    scratch: &mut Shared<[f32]>,
+    #[comptime] group: usize,
+) -> f32 {
+    let unit = UNIT_POS_X as usize;
+    let first = UNIT_POS_Y as usize * group;
+    scratch[first + unit] = value;
+    sync_cube();
+    #[unroll]
+    for step in 0..comptime!(group.ilog2() as usize) {
+        let half = comptime!(group >> (step + 1));
+        if unit < half {
+            let other = scratch[first + unit + half];
+            scratch[first + unit] = max(scratch[first + unit], other);
+        }
+        sync_cube();
+    }
+    let largest = scratch[first];
+    sync_cube();
+    largest
+}

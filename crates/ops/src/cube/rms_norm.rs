@@ -1,0 +1,296 @@
+//! [`rms_norm`](crate::rms_norm) in one kernel forward; one for the gradient of x and one for that of the weight.
+
+use burn::{
+    backend::fusion::custom::TensorSpec,
+    tensor::{DType, FloatDType, Shape, Tensor},
+};
+use burn_cubecl::cubecl::{self, ir::ElemType, prelude::*};
+
+use super::{
+    Kernel,
+    matrix::{Matrix, address},
+    place::{Plan, UNITS, own_row, sum_of_group},
+    run,
+};
+use crate::graph::{Operation, Plain};
+
+/// Sums for the gradient of the weight, each over a piece of the rows.
+const PIECES: usize = 64;
+
+#[derive(Clone, Debug)]
+pub(crate) struct RmsNorm {
+    pub eps: f64,
+}
+
+impl Operation<2> for RmsNorm {
+    /// rsqrt(mean(x²) + eps) of each row, `[rows]`.
+    type Saved = Plain;
+
+    fn forward(&self, inputs: [Plain; 2]) -> (Plain, Plain) {
+        let [output, scales] = run(Normalise { eps: self.eps as f32 }, inputs);
+        (output, scales)
+    }
+
+    fn backward(
+        &self,
+        [x, weight]: [Plain; 2],
+        scales: Plain,
+        gradient: Plain,
+        [x_wanted, weight_wanted]: [bool; 2],
+    ) -> [Option<Plain>; 2] {
+        let dtype = Tensor::<1>::from(weight.clone()).dtype();
+        let d_weight = weight_wanted.then(|| {
+            let inputs = [x.clone(), scales.clone(), gradient.clone()];
+            let [sums] = run(SumProducts, inputs);
+            let sums = Tensor::<2>::from(sums).sum_dim(0).squeeze_dim::<1>(0);
+            sums.cast(FloatDType::from(dtype)).into()
+        });
+        let d_x = x_wanted.then(|| {
+            let [d_x] = run(Differentiate, [x, weight, scales, gradient]);
+            d_x
+        });
+        [d_x, d_weight]
+    }
+}
+
+/// x `[…, d]` and the weight `[d]` → the output like x, and the rows' scales `[rows]`.
+#[derive(Clone, Debug)]
+struct Normalise {
+    eps: f32,
+}
+
+impl Kernel<2, 2> for Normalise {
+    const NAME: &'static str = "fpo::rms_norm";
+
+    fn outputs(&self, [x, weight]: [&TensorSpec; 2]) -> [TensorSpec; 2] {
+        let rows = x.shape.num_elements() / weight.shape[0].max(1);
+        [x.clone(), TensorSpec::new(Shape::new([rows]), DType::F32)]
+    }
+
+    fn launch(&self, [x, weight]: [Matrix; 2], [output, scales]: [Matrix; 2]) {
+        let (rows, width) = (x.count(), x.width());
+        let plan = Plan::of_rows(rows, width);
+        let (address, strides) = (address([&x, &output]), [x.stride, output.stride]);
+        let types = [x.element(), weight.element()];
+        // SAFETY: the kernel keeps to `rows` rows of `width` elements, which these tensors have.
+        unsafe {
+            normalise::launch_unchecked(
+                &x.client(),
+                plan.cube_count(),
+                plan.cube_dim(),
+                address,
+                x.argument(),
+                weight.argument(),
+                output.argument(),
+                scales.argument(),
+                rows,
+                width,
+                strides[0],
+                strides[1],
+                self.eps,
+                plan.group,
+                types,
+            );
+        }
+    }
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn normalise<F: Float, W: Float>(
+    x: &[F],
+    weight: &[W],
+    output: &mut [F],
+    scales: &mut [f32],
+    rows: usize,
+    width: usize,
+    x_stride: usize,
+    output_stride: usize,
+    eps: f32,
+    #[comptime] group: usize,
+    #[define(F, W)] _types: [ElemType; 2],
+) {
+    let mut scratch = Shared::<[f32]>::new_slice(UNITS);
+    let row = own_row();
+    let x_first = row * x_stride;
+    let mut sum = 0.0f32;
+    if row < rows {
+        for i in range_stepped(UNIT_POS_X as usize, width, group) {
+            let x = f32::cast_from(x[x_first + i]);
+            sum += x * x;
+        }
+    }
+    let sum = sum_of_group(sum, &mut scratch, group);
+    if row < rows {
+        let scale = 1.0f32 / (sum / f32::cast_from(width) + eps).sqrt();
+        if UNIT_POS_X == 0 {
+            scales[row] = scale;
+        }
+        let first = row * output_stride;
+        for i in range_stepped(UNIT_POS_X as usize, width, group) {
+            let normal = f32::cast_from(x[x_first + i]) * scale;
+            output[first + i] = F::cast_from(normal * (1.0f32 + f32::cast_from(weight[i])));
+        }
+    }
+}
+
+/// x, the weight, the scales and the gradient of the output → that of x. With r the scale, n = x·r and h = g·(1 + w):
+/// `dx = r·(h − n·mean(h·n))`.
+#[derive(Clone, Debug)]
+struct Differentiate;
+
+impl Kernel<4, 1> for Differentiate {
+    const NAME: &'static str = "fpo::rms_norm_backward";
+
+    fn outputs(&self, [x, ..]: [&TensorSpec; 4]) -> [TensorSpec; 1] {
+        [x.clone()]
+    }
+
+    fn launch(&self, [x, weight, scales, gradient]: [Matrix; 4], [output]: [Matrix; 1]) {
+        let (rows, width) = (x.count(), x.width());
+        let plan = Plan::of_rows(rows, width);
+        let address = address([&x, &gradient, &output]);
+        let strides = [x.stride, gradient.stride, output.stride];
+        let types = [x.element(), weight.element(), gradient.element()];
+        // SAFETY: the kernel keeps to `rows` rows of `width` elements, which these tensors have.
+        unsafe {
+            differentiate::launch_unchecked(
+                &x.client(),
+                plan.cube_count(),
+                plan.cube_dim(),
+                address,
+                x.argument(),
+                weight.argument(),
+                scales.argument(),
+                gradient.argument(),
+                output.argument(),
+                rows,
+                width,
+                strides[0],
+                strides[1],
+                strides[2],
+                plan.group,
+                types,
+            );
+        }
+    }
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn differentiate<F: Float, W: Float, G: Float>(
+    x: &[F],
+    weight: &[W],
+    scales: &[f32],
+    gradient: &[G],
+    output: &mut [F],
+    rows: usize,
+    width: usize,
+    x_stride: usize,
+    gradient_stride: usize,
+    output_stride: usize,
+    #[comptime] group: usize,
+    #[define(F, W, G)] _types: [ElemType; 3],
+) {
+    let mut scratch = Shared::<[f32]>::new_slice(UNITS);
+    let row = own_row();
+    let x_first = row * x_stride;
+    let g_first = row * gradient_stride;
+    let mut sum = 0.0f32;
+    let mut scale = 0.0f32;
+    if row < rows {
+        scale = scales[row];
+        for i in range_stepped(UNIT_POS_X as usize, width, group) {
+            let h = f32::cast_from(gradient[g_first + i]) * (1.0f32 + f32::cast_from(weight[i]));
+            sum += h * f32::cast_from(x[x_first + i]) * scale;
+        }
+    }
+    let mean = sum_of_group(sum, &mut scratch, group) / f32::cast_from(width);
+    if row < rows {
+        let first = row * output_stride;
+        for i in range_stepped(UNIT_POS_X as usize, width, group) {
+            let h = f32::cast_from(gradient[g_first + i]) * (1.0f32 + f32::cast_from(weight[i]));
+            let normal = f32::cast_from(x[x_first + i]) * scale;
+            output[first + i] = F::cast_from(scale * (h - normal * mean));
+        }
+    }
+}
+
+/// x, the scales and the gradient of the output → `Σ g·x·r` over each of at most [`PIECES`] pieces of the rows, `[pieces, d]`.
+#[derive(Clone, Debug)]
+struct SumProducts;
+
+impl SumProducts {
+    /// Matrix of a piece.
+    fn length(rows: usize) -> usize {
+        rows.div_ceil(PIECES).max(PIECES)
+    }
+}
+
+impl Kernel<3, 1> for SumProducts {
+    const NAME: &'static str = "fpo::rms_norm_weight";
+
+    fn outputs(&self, [_, scales, gradient]: [&TensorSpec; 3]) -> [TensorSpec; 1] {
+        let rows = scales.shape[0];
+        let width = gradient.shape[gradient.shape.num_dims() - 1];
+        let pieces = rows.div_ceil(Self::length(rows));
+        [TensorSpec::new(Shape::new([pieces, width]), DType::F32)]
+    }
+
+    fn launch(&self, [x, scales, gradient]: [Matrix; 3], [output]: [Matrix; 1]) {
+        let (rows, width) = (x.count(), x.width());
+        let across = width.div_ceil(UNITS);
+        let plan = Plan { group: UNITS, cubes: output.count() * across };
+        let address = address([&x, &gradient]);
+        let strides = [x.stride, gradient.stride, output.stride];
+        let types = [x.element(), gradient.element()];
+        // SAFETY: the kernel keeps to `rows` rows of `width` elements, which these tensors have.
+        unsafe {
+            sum_products::launch_unchecked(
+                &x.client(),
+                plan.cube_count(),
+                plan.cube_dim(),
+                address,
+                x.argument(),
+                scales.argument(),
+                gradient.argument(),
+                output.argument(),
+                rows,
+                width,
+                Self::length(rows),
+                across,
+                strides[0],
+                strides[1],
+                strides[2],
+                types,
+            );
+        }
+    }
+}
+
+/// A unit sums a column of a piece.
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn sum_products<F: Float, G: Float>(
+    x: &[F],
+    scales: &[f32],
+    gradient: &[G],
+    output: &mut [f32],
+    rows: usize,
+    width: usize,
+    length: usize,
+    across: usize,
+    x_stride: usize,
+    gradient_stride: usize,
+    output_stride: usize,
+    #[define(F, G)] _types: [ElemType; 2],
+) {
+    let piece = CUBE_POS / across;
+    let column = CUBE_POS % across * UNITS + UNIT_POS_X as usize;
+    let first = piece * length;
+    if first < rows && column < width {
+        let mut sum = 0.0f32;
+        for row in first..min(first + length, rows) {
+            let normal = f32::cast_from(x[row * x_stride + column]) * scales[row];
+            sum += f32::cast_from(gradient[row * gradient_stride + column]) * normal;
+        }
+        output[piece * output_stride + column] = sum;
+    }
+}

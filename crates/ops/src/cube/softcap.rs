@@ -1,0 +1,21 @@
+//! What becomes of a product on its way to the softmax, and the derivative of that.
+
+use burn_cubecl::cubecl::{self, prelude::*};
+
+/// `cap · tanh(scale · product / cap)`, or `scale · product`.
+#[cube]
+pub(super) fn score(product: f32, scale: f32, cap: f32, #[comptime] capped: bool) -> f32 {
+    let score = product * scale;
+    if capped { (score / cap).tanh() * cap } else { score }
+}
+
+/// The derivative by the product where the result was `score`.
+#[cube]
+pub(super) fn slope(score: f32, scale: f32, cap: f32, #[comptime] capped: bool) -> f32 {
+    if capped {
+        let tanh = score / cap;
+        (1.0f32 - tanh) * (1.0f32 + tanh) * scale
+    } else {
+        scale
+    }
+}
