@@ -43,7 +43,7 @@ pub fn facts(device: &Device) -> Option<Facts> {
     Some(Facts {
         name: properties.identity.name.clone(),
         memory: properties.memory.max_memory(),
-        largest_tensor: properties.memory.max_page_size,
+        largest_tensor: fpo_ops::largest_tensor(device)? as u64,
     })
 }
 
