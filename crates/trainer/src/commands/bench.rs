@@ -82,7 +82,7 @@ fn print_step(report: &StepReport) {
         println!("{:<12} {mib:10.0} MiB", "peak memory");
     }
     if let (Some(in_use), Some(reserved)) = (report.device_in_use_mib, report.device_reserved_mib) {
-        println!("{:<12} {reserved:10.0} MiB reserved, {in_use:.0} of them in use", "on the GPU");
+        println!("{:<12} {reserved:10.0} MiB reserved, {in_use:.0} MiB of it in use", "on the GPU");
     }
 }
 
