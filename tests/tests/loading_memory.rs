@@ -5,7 +5,7 @@ use std::{env, path::Path, process::Command};
 
 use burn::tensor::Device;
 use fpo_trainer::bench::peak_rss_mib;
-use fpo_transformer::{Gemma2, Gemma2Config, weights};
+use fpo_transformer::{Gemma2, Gemma2Config, LoraConfig, weights};
 
 /// Names the folder of the checkpoint, in the process that is measured.
 const FOLDER: &str = "FPO_TEST_CHECKPOINT";
@@ -56,7 +56,9 @@ fn a_checkpoint_is_never_in_memory_twice() {
 #[test]
 fn a_model_is_saved_in_small_pieces() {
     if let Some(folder) = env::var_os(FOLDER) {
-        let model = model();
+        // Adapters are merged on the way, a few rows at a time.
+        let adapters = LoraConfig { rank: 4, ..LoraConfig::default() };
+        let model = model().with_new_lora(&adapters, 0, &Device::flex()).unwrap();
         let before = peak_rss_mib().unwrap();
         weights::save(&model, Path::new(&folder)).unwrap();
         println!("took {}", peak_rss_mib().unwrap() - before);
@@ -66,5 +68,5 @@ fn a_model_is_saved_in_small_pieces() {
     let took = took("a_model_is_saved_in_small_pieces", folder.path());
     let size = mebibytes(folder.path());
     println!("{took:.0} MiB to save {size:.0}");
-    assert!(took < 0.4 * size, "{took} MiB to save {size}");
+    assert!(took < 0.2 * size, "{took} MiB to save {size}");
 }

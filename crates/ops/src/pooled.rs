@@ -147,7 +147,8 @@ mod blocked {
     impl Pooled {
         /// None where there are no kernels for these tensors.
         fn segments(&self, hidden: &Tensor<2>) -> Option<Segments> {
-            let taken = takes(hidden) && takes(&self.encoder.w_enc);
+            let Encoder { w_enc, b_enc, threshold } = &self.encoder;
+            let taken = takes(hidden) && takes(w_enc) && takes(b_enc) && takes(threshold);
             taken.then(|| Segments::new(&self.segments, &hidden.device()))
         }
 

@@ -2,6 +2,7 @@
 //! made from stands.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     path::{Path, PathBuf},
 };
@@ -11,6 +12,7 @@ use burn::tensor::Device;
 use fpo_data::{Fingerprint, atomic};
 use fpo_transformer::Placement;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{
     device::{advice, guard},
@@ -117,22 +119,28 @@ impl Run {
         Ok(stage)
     }
 
-    /// The folder of a stage's checkpoints: kept if `--resume` asks for it and they were made from
-    /// the same things, else empty.
+    /// The folder of a stage's checkpoints: kept if `--resume` asks for it, else empty.
+    ///
+    /// # Errors
+    /// `--resume`, and checkpoints that were made from other things: they are not thrown away unasked.
     fn prepare_checkpoints(&self, name: &str, fingerprint: &Fingerprint) -> Result<PathBuf> {
         let folder = self.folder.join("checkpoints").join(name);
         let path = folder.join(STAGE_FILE);
-        let usable = read_fingerprint(&path).is_some_and(|found| found == *fingerprint);
-        match (usable, self.resume) {
+        let found = read_fingerprint(&path);
+        match (found.as_ref() == Some(fingerprint), self.resume) {
             (true, true) => return Ok(folder),
             (true, false) => {
                 eprintln!("{name:>9}  starts anew; --resume would have gone on from a checkpoint");
             }
-            (false, true) if path.exists() => {
-                eprintln!(
-                    "{name:>9}  starts anew; its checkpoint was made from other settings or data"
-                );
-            }
+            (false, true) if holds_work(&folder)? => bail!(
+                "the checkpoint in {} was made from other settings or data ({}); go on with those, or leave out --resume, and the \
+                 stage starts anew",
+                folder.display(),
+                found.map_or("which ones can't be read".into(), |found| changes(
+                    fingerprint,
+                    &found
+                ))
+            ),
             (false, _) => {}
         }
         if folder.exists() {
@@ -142,6 +150,51 @@ impl Run {
         fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
         write_fingerprint(&path, name, fingerprint)?;
         Ok(folder)
+    }
+}
+
+/// Whether a folder of checkpoints holds more than the note of what they are made from.
+fn holds_work(folder: &Path) -> Result<bool> {
+    if !folder.exists() {
+        return Ok(false);
+    }
+    let entries = fs::read_dir(folder).with_context(|| format!("listing {}", folder.display()))?;
+    for entry in entries {
+        if entry?.file_name() != STAGE_FILE {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// What differs between two fingerprints, settings one by one.
+fn changes(now: &Fingerprint, then: &Fingerprint) -> String {
+    let mut changes = Vec::new();
+    for difference in now.differences(then) {
+        let value = |text: Option<String>| match text {
+            None => Value::Null,
+            Some(text) => serde_json::from_str(&text).unwrap_or(Value::String(text)),
+        };
+        let (now, then) = (value(difference.expected), value(difference.found));
+        add_changes(difference.item, &now, &then, &mut changes);
+    }
+    changes.join(", ")
+}
+
+fn add_changes(key: String, now: &Value, then: &Value, changes: &mut Vec<String>) {
+    match (now, then) {
+        (Value::Object(fields), Value::Object(others)) => {
+            let all: BTreeSet<&String> = fields.keys().chain(others.keys()).collect();
+            for field in all {
+                let [now, then] = [fields, others].map(|f| f.get(field).unwrap_or(&Value::Null));
+                if now != then {
+                    add_changes(format!("{key}.{field}"), now, then, changes);
+                }
+            }
+        }
+        // A hash says nothing.
+        (Value::String(hash), _) if hash.len() > 40 => changes.push(key),
+        _ => changes.push(format!("{key} is {now}, was {then}")),
     }
 }
 

@@ -327,7 +327,7 @@ impl AlignSettings {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EvaluateSettings {
-    /// Pairs a forward pass.
+    /// Pairs a forward pass, and prompts answered at once.
     pub batch_size: NonZeroUsize,
     /// Held-out prompts that are answered.
     pub prompts: usize,

@@ -1,6 +1,9 @@
 //! What of a model is trained: all of it, or adapters beside it. It decides what a checkpoint holds.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use fpo_transformer::{Gemma2, LoraConfig, Placement, adapter, weights};
@@ -16,22 +19,25 @@ pub enum Trained {
     Adapters {
         /// Its tensors are shared with the model that is trained.
         base: Box<Gemma2>,
+        /// The folder that it was read from.
+        folder: Option<PathBuf>,
         /// Their shape.
         config: LoraConfig,
     },
 }
 
 impl Trained {
-    /// Everything, or adapters where the settings ask for them; `load` gives the model where it is told to, here without
-    /// autodiff.
+    /// Everything, or adapters where the settings ask for them; `load` gives the model of `folder`, if it is not a random one, where
+    /// it is told to, here without autodiff.
     pub fn new(
         lora: Option<&LoraConfig>,
         placement: &Placement,
+        folder: Option<&Path>,
         load: impl FnOnce(&Placement) -> Result<Gemma2>,
     ) -> Result<Self> {
         let Some(config) = lora else { return Ok(Self::Everything) };
-        let base = load(placement)?;
-        Ok(Self::Adapters { base: Box::new(base), config: config.clone() })
+        let base = Box::new(load(placement)?);
+        Ok(Self::Adapters { base, folder: folder.map(Path::to_owned), config: config.clone() })
     }
 
     /// The frozen model, where there is one.
@@ -51,7 +57,7 @@ impl Trained {
     ) -> Result<Gemma2> {
         match self {
             Self::Everything => load(placement),
-            Self::Adapters { base, config } => {
+            Self::Adapters { base, config, .. } => {
                 Ok(base.with_new_lora(config, seed, &placement.device)?)
             }
         }
@@ -76,12 +82,24 @@ impl Trained {
 
     /// Writes a result: the model in Hugging Face's layout, and adapters in PEFT's beside it.
     pub fn finish(&self, model: &Gemma2, folder: &Path) -> Result<()> {
-        weights::save(model, folder)?;
+        match self {
+            Self::Adapters { folder: Some(base), .. } => weights::save_merged(model, base, folder)?,
+            Self::Adapters { folder: None, .. } | Self::Everything => weights::save(model, folder)?,
+        }
         if model.lora().is_some() {
             let folder = folder.join(ADAPTER_FOLDER);
             fs::create_dir(&folder).with_context(|| format!("creating {}", folder.display()))?;
             adapter::save(model, &folder)?;
         }
         Ok(())
+    }
+}
+
+/// The model that [`Trained::finish`] wrote into `folder`, beside `base` where it is adapters of that: no second model then.
+pub fn load_result(folder: &Path, base: &Gemma2, placement: &Placement) -> Result<Gemma2> {
+    let adapter = folder.join(ADAPTER_FOLDER);
+    match adapter.is_dir() {
+        true => Ok(adapter::load(base, &adapter, &placement.device)?),
+        false => Ok(weights::load(folder, placement)?),
     }
 }

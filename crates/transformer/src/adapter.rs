@@ -6,7 +6,7 @@ use burn::tensor::{Device, TensorData};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    Error, Gemma2, LoraConfig, Projection,
+    Error, Gemma2, LoraConfig,
     lora::Targets,
     tensor_file::{self, Files, Stored},
     weights::{placeholder, write_json},
@@ -48,14 +48,9 @@ pub fn save(model: &Gemma2, folder: &Path) -> Result<(), Error> {
     write_json(&path, &peft)?;
 
     let mut tensors = Vec::new();
-    for (layer, block) in model.model.layers.iter().enumerate() {
-        for projection in Projection::ALL {
-            let Some(lora) = &projection.of(block).lora else { continue };
-            for (part, tensor) in [("lora_A", lora.a.val()), ("lora_B", lora.b.val())] {
-                let path = projection.path();
-                let name = format!("{PREFIX}model.layers.{layer}.{path}.{part}.weight");
-                tensors.push(Stored::new(name, tensor));
-            }
+    for (path, lora) in model.adapters() {
+        for (part, tensor) in [("lora_A", lora.a.val()), ("lora_B", lora.b.val())] {
+            tensors.push(Stored::new(format!("{PREFIX}{path}.{part}.weight"), tensor));
         }
     }
     tensor_file::write(&folder.join(WEIGHTS), tensors)

@@ -1,5 +1,7 @@
 //! A linear layer, with a low-rank adapter beside it where one is attached.
 
+use std::ops::Range;
+
 use burn::{
     module::{Module, Param},
     tensor::Tensor,
@@ -38,7 +40,7 @@ impl Linear {
         match self.lora {
             None => self,
             Some(lora) => {
-                let delta = lora.delta();
+                let delta = lora.delta(0..self.weight.dims()[0]);
                 let weight = self.weight.map(|weight| weight.cast(delta.dtype()) + delta);
                 Self::new(weight, self.precision)
             }
@@ -64,9 +66,9 @@ impl Lora {
         precision.linear(narrow, self.b.val())
     }
 
-    /// What it adds to the weight, `[out, in]`, outside any graph.
-    fn delta(&self) -> Tensor<2> {
+    /// What it adds to some rows of the weight, `[rows, in]`, outside any graph.
+    pub(crate) fn delta(&self, rows: Range<usize>) -> Tensor<2> {
         let (a, b) = (self.a.val().without_autodiff(), self.b.val().without_autodiff());
-        b.matmul(a) * self.scale
+        b.narrow(0, rows.start, rows.len()).matmul(a) * self.scale
     }
 }

@@ -248,6 +248,16 @@ impl Gemma2 {
         self.lora.as_ref()
     }
 
+    /// Every adapter and the path of its layer, such as `model.layers.0.self_attn.q_proj`.
+    pub(crate) fn adapters(&self) -> impl Iterator<Item = (String, &Lora)> {
+        self.model.layers.iter().enumerate().flat_map(|(layer, block)| {
+            Projection::ALL.into_iter().filter_map(move |projection| {
+                let lora = projection.of(block).lora.as_ref()?;
+                Some((format!("model.layers.{layer}.{}", projection.path()), lora))
+            })
+        })
+    }
+
     /// The same function without adapters: they become part of the weights. A model without adapters is
     /// returned as it is.
     pub fn merged(&self) -> Self {

@@ -3,12 +3,12 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs::File,
-    io::{self, BufWriter, Write},
+    io::{BufWriter, Write},
     ops::Range,
     path::{Path, PathBuf},
 };
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 use half::{bf16, f16};
 use memmap2::Mmap;
 #[cfg(unix)]
@@ -20,8 +20,8 @@ use safetensors::{
 
 use crate::Error;
 
-/// Numbers that come from a device at once.
-const PIECE: usize = 1 << 22;
+/// Numbers that are in memory on their way into a file.
+const PIECE: usize = 1 << 20;
 
 /// The memory-mapped files of a checkpoint.
 pub struct Files(Vec<(PathBuf, Mmap)>);
@@ -104,23 +104,43 @@ fn map(path: PathBuf) -> Result<(PathBuf, Mmap), Error> {
     Ok((path, map))
 }
 
-/// A tensor on its way into a file.
-pub struct Stored {
+/// A tensor on its way into a file: its numbers are made when their turn comes.
+pub struct Stored<'a> {
     /// Its name there.
     pub name: String,
     /// Its shape there.
     pub shape: Vec<usize>,
-    /// Its values, in one or several tensors one after the other.
-    pub parts: Vec<Tensor<1>>,
+    /// Its rows (the first dimension), one part after the other.
+    parts: Vec<Part<'a>>,
 }
 
-impl Stored {
-    /// Of values that are one tensor of any shape.
+struct Part<'a> {
+    rows: usize,
+    numbers: Numbers<'a>,
+}
+
+/// Gives the numbers of some of a part's rows.
+type Numbers<'a> = Box<dyn Fn(Range<usize>) -> Result<Vec<f32>, Error> + 'a>;
+
+impl<'a> Stored<'a> {
+    /// Of a tensor on a device.
     pub fn new<const D: usize>(name: String, values: Tensor<D>) -> Self {
         let values = values.without_autodiff();
-        let shape = values.dims();
-        let count = shape.iter().product::<usize>();
-        Self { name, shape: shape.to_vec(), parts: vec![values.reshape([count])] }
+        let shape = values.dims().to_vec();
+        Self::of(name, shape, move |rows| {
+            let part = values.clone().narrow(0, rows.start, rows.len());
+            Ok(part.into_data().iter::<f32>().collect())
+        })
+    }
+
+    /// Of whatever gives the numbers of some of its rows.
+    pub fn of(
+        name: String,
+        shape: Vec<usize>,
+        numbers: impl Fn(Range<usize>) -> Result<Vec<f32>, Error> + 'a,
+    ) -> Self {
+        let part = Part { rows: shape[0], numbers: Box::new(numbers) };
+        Self { name, shape, parts: vec![part] }
     }
 
     /// Puts the rows of `other` behind those that are there.
@@ -129,16 +149,58 @@ impl Stored {
         self.parts.extend(other.parts);
     }
 
+    /// Adds numbers to those that are there.
+    #[must_use]
+    pub fn plus(self, more: impl Fn(Range<usize>) -> Vec<f32> + 'a) -> Self {
+        Self::of(self.name.clone(), self.shape.clone(), move |rows| {
+            let mut sums = self.numbers(rows.clone())?;
+            sums.iter_mut().zip(more(rows)).for_each(|(sum, more)| *sum += more);
+            Ok(sums)
+        })
+    }
+
+    /// The numbers of some of its rows.
+    ///
+    /// # Errors
+    /// Where they come from cannot be read.
+    pub fn numbers(&self, rows: Range<usize>) -> Result<Vec<f32>, Error> {
+        let mut numbers = Vec::with_capacity(rows.len() * self.row());
+        let mut first = 0;
+        for part in &self.parts {
+            let (start, end) = (rows.start.max(first), rows.end.min(first + part.rows));
+            if start < end {
+                numbers.extend((part.numbers)(start - first..end - first)?);
+            }
+            first += part.rows;
+        }
+        Ok(numbers)
+    }
+
+    /// Numbers in a row.
+    fn row(&self) -> usize {
+        self.shape[1..].iter().product()
+    }
+
     /// Bytes in a file.
     pub fn bytes(&self) -> usize {
-        size_of::<f32>() * self.shape.iter().product::<usize>()
+        size_of::<f32>() * self.shape[0] * self.row()
+    }
+
+    fn write(&self, file: &mut impl Write, path: &Path) -> Result<(), Error> {
+        let (rows, step) = (self.shape[0], (PIECE / self.row().max(1)).max(1));
+        for start in (0..rows).step_by(step) {
+            let numbers = self.numbers(start..rows.min(start + step))?;
+            let numbers = TensorData::from(numbers.as_slice());
+            file.write_all(numbers.as_bytes()).map_err(Error::io(path))?;
+        }
+        Ok(())
     }
 }
 
-/// Writes tensors in float32 and in the order of their names, each as it comes from its device.
+/// Writes tensors in float32 and in the order of their names, some rows at a time.
 ///
 /// # Errors
-/// The file cannot be written.
+/// The file cannot be written, or what the numbers come from not read.
 pub fn write(path: &Path, mut tensors: Vec<Stored>) -> Result<(), Error> {
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     let mut end = 0;
@@ -155,23 +217,19 @@ pub fn write(path: &Path, mut tensors: Vec<Stored>) -> Result<(), Error> {
     // The numbers begin at a multiple of eight bytes.
     header.resize(header.len().next_multiple_of(8), b' ');
 
-    let write = || -> io::Result<()> {
-        let mut file = BufWriter::new(File::create(path)?);
-        file.write_all(&(header.len() as u64).to_le_bytes())?;
-        file.write_all(&header)?;
-        for part in tensors.iter().flat_map(|tensor| &tensor.parts) {
-            for piece in part.clone().split(PIECE, 0) {
-                file.write_all(piece.into_data().convert::<f32>().as_bytes())?;
-            }
-        }
-        file.into_inner()?.sync_all()
-    };
-    write().map_err(Error::io(path))
+    let mut file = BufWriter::new(File::create(path).map_err(Error::io(path))?);
+    file.write_all(&(header.len() as u64).to_le_bytes()).map_err(Error::io(path))?;
+    file.write_all(&header).map_err(Error::io(path))?;
+    for tensor in &tensors {
+        tensor.write(&mut file, path)?;
+    }
+    let file = file.into_inner().map_err(|e| Error::io(path)(e.into_error()))?;
+    file.sync_all().map_err(Error::io(path))
 }
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Device, TensorData};
+    use burn::tensor::Device;
 
     use super::*;
 

@@ -11,11 +11,12 @@ use burn::{
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
 pub use crate::embedding::stored_name;
 use crate::{
-    Error, Gemma2, Gemma2Config, Placement,
+    Error, Gemma2, Gemma2Config, Lora, Placement,
     embedding::TABLE,
     tensor_file::{self, Files, Stored},
 };
@@ -86,15 +87,9 @@ pub fn load(folder: &Path, placement: impl Into<Placement>) -> Result<Gemma2, Er
     let model = Gemma2::build(&config, placement, &mut |piece| {
         used.insert(piece.name.to_owned());
         let (name, shape) = (piece.name, piece.shape);
-        let values = match views.get(name) {
-            None => Err(format!("`{name}` {shape:?} is missing")),
-            Some(view) if view.shape() != shape => {
-                Err(format!("`{name}` is {:?}, config.json makes it {shape:?}", view.shape()))
-            }
-            Some(view) => {
-                files.read(view, piece.places()).map_err(|message| format!("`{name}`: {message}"))
-            }
-        };
+        let values = expected(&views, name, shape).and_then(|view| {
+            files.read(view, piece.places()).map_err(|message| format!("`{name}`: {message}"))
+        });
         Ok(values.map(|values| TensorData::new(values, piece.dims())).unwrap_or_else(|problem| {
             if piece.is_first() {
                 problems.push(problem);
@@ -113,6 +108,21 @@ pub fn load(folder: &Path, placement: impl Into<Placement>) -> Result<Gemma2, Er
     match problems.is_empty() {
         true => Ok(model),
         false => Err(Error::Weights { path: folder.to_owned(), problems }),
+    }
+}
+
+/// A tensor that a model has, or what is wrong with the checkpoint's.
+fn expected<'a>(
+    views: &'a BTreeMap<String, TensorView<'a>>,
+    name: &str,
+    shape: &[usize],
+) -> Result<&'a TensorView<'a>, String> {
+    match views.get(name) {
+        None => Err(format!("`{name}` {shape:?} is missing")),
+        Some(view) if view.shape() != shape => {
+            Err(format!("`{name}` is {:?}, config.json makes it {shape:?}", view.shape()))
+        }
+        Some(view) => Ok(view),
     }
 }
 
@@ -144,15 +154,15 @@ pub(crate) fn placeholder(shape: &[usize]) -> TensorData {
     TensorData::zeros::<f32, _>(vec![1; shape.len()])
 }
 
-/// Every parameter as it is stored, in the model's order.
+/// Every parameter but adapters' as it is stored, in the model's order.
 #[derive(Default)]
 struct Named {
     path: Vec<String>,
-    tensors: Vec<Stored>,
+    tensors: Vec<Stored<'static>>,
 }
 
 impl Named {
-    fn of(model: &Gemma2) -> Vec<Stored> {
+    fn of(model: &Gemma2) -> Vec<Stored<'static>> {
         let mut named = Self::default();
         model.visit(&mut named);
         named.tensors
@@ -167,6 +177,9 @@ impl ModuleVisitor for Named {
         self.path.pop();
     }
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if self.path.iter().any(|name| name == "lora") {
+            return;
+        }
         let path = self.path.join(".");
         let tensor = Stored::new(stored_name(&path).to_owned(), param.val());
         match self.tensors.last_mut() {
@@ -177,14 +190,51 @@ impl ModuleVisitor for Named {
 }
 
 /// Writes `config.json`, `generation_config.json` and the weights in float32, in the layout that
-/// `AutoModelForCausalLM.from_pretrained` opens. Adapters are merged into the weights. Tokenizer files
-/// are the caller's to add. The folder must exist; write into a temporary one and rename it where a crash
+/// `AutoModelForCausalLM.from_pretrained` opens. Adapters are merged into the weights, each when its turn comes. Tokenizer
+/// files are the caller's to add. The folder must exist; write into a temporary one and rename it where a crash
 /// must leave nothing half done.
 pub fn save(model: &Gemma2, folder: &Path) -> Result<(), Error> {
-    save_sharded(model, folder, SHARD_BYTES)
+    save_sharded(model, Named::of(model), folder, SHARD_BYTES)
 }
 
-fn save_sharded(model: &Gemma2, folder: &Path, shard_bytes: usize) -> Result<(), Error> {
+/// The same for a model whose adapters were trained beside the checkpoint in `base`, where all else is read again: the model in
+/// memory may hold it rounded.
+///
+/// # Errors
+/// As [`load`] for `base`, and what cannot be written.
+pub fn save_merged(model: &Gemma2, base: &Path, folder: &Path) -> Result<(), Error> {
+    let files = Files::open(file_names(base)?)?;
+    let views = files.views()?;
+    let (mut tensors, mut problems) = (Vec::new(), Vec::new());
+    for Stored { name, shape, .. } in Named::of(model) {
+        let view = match expected(&views, &name, &shape) {
+            Ok(view) => view,
+            Err(problem) => {
+                problems.push(problem);
+                continue;
+            }
+        };
+        let row = shape[1..].iter().product::<usize>();
+        let (files, label) = (&files, name.clone());
+        tensors.push(Stored::of(name, shape, move |rows| {
+            files.read(view, rows.start * row..rows.end * row).map_err(|message| Error::Weights {
+                path: base.to_owned(),
+                problems: vec![format!("`{label}`: {message}")],
+            })
+        }));
+    }
+    match problems.is_empty() {
+        true => save_sharded(model, tensors, folder, SHARD_BYTES),
+        false => Err(Error::Weights { path: base.to_owned(), problems }),
+    }
+}
+
+fn save_sharded(
+    model: &Gemma2,
+    tensors: Vec<Stored>,
+    folder: &Path,
+    shard_bytes: usize,
+) -> Result<(), Error> {
     let config = model.config();
     write_json(&folder.join("config.json"), &config.to_json("float32"))?;
     let generation = json!({
@@ -194,9 +244,15 @@ fn save_sharded(model: &Gemma2, folder: &Path, shard_bytes: usize) -> Result<(),
     });
     write_json(&folder.join("generation_config.json"), &generation)?;
 
+    let adapters = model.adapters().map(|(path, lora)| (format!("{path}.weight"), lora));
+    let adapters: BTreeMap<String, &Lora> = adapters.collect();
     let mut shards: Vec<Vec<Stored>> = vec![Vec::new()];
     let (mut size, mut total) = (0, 0);
-    for tensor in Named::of(&model.merged()) {
+    for tensor in tensors {
+        let tensor = match adapters.get(&tensor.name) {
+            Some(lora) => tensor.plus(|rows| lora.delta(rows).into_data().iter().collect()),
+            None => tensor,
+        };
         let bytes = tensor.bytes();
         if size + bytes > shard_bytes && size > 0 {
             shards.push(Vec::new());
@@ -244,26 +300,29 @@ mod tests {
             "num_key_value_heads": 1, "head_dim": 4}"#;
         let config = Gemma2Config::from_json(config).unwrap();
         let model = random(&config, 7, &Device::flex()).unwrap();
-        let bytes = |model: &Gemma2| {
+        let bits = |model: &Gemma2| {
             let tensors = Named::of(model).into_iter();
-            let values = |tensor: &Stored| tensor.parts[0].to_data().as_bytes().to_vec();
-            tensors.map(|tensor| (tensor.name.clone(), values(&tensor))).collect::<Vec<_>>()
+            let of_tensor = |tensor: &Stored| -> Vec<u32> {
+                let numbers = tensor.numbers(0..tensor.shape[0]).unwrap();
+                numbers.into_iter().map(f32::to_bits).collect()
+            };
+            tensors.map(|tensor| (tensor.name.clone(), of_tensor(&tensor))).collect::<Vec<_>>()
         };
-        let tensors = bytes(&model);
-        let total = tensors.iter().map(|(_, data)| data.len()).sum::<usize>();
+        let tensors = bits(&model);
+        let total = 4 * tensors.iter().map(|(_, bits)| bits.len()).sum::<usize>();
         // One file; a few; one for every tensor, each larger than the limit.
         for (limit, files) in
             [(total, 1..=1), (total / 3, 3..=6), (1, tensors.len()..=tensors.len())]
         {
             let folder = tempfile::tempdir().unwrap();
-            save_sharded(&model, folder.path(), limit).unwrap();
+            save_sharded(&model, Named::of(&model), folder.path(), limit).unwrap();
             let names = std::fs::read_dir(folder.path()).unwrap();
             let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
             let count = names.filter(|name| name.ends_with(".safetensors")).count();
             assert!(files.contains(&count), "{count} files of at most {limit} bytes");
             assert_eq!(folder.path().join(INDEX).exists(), count > 1);
 
-            assert!(bytes(&load(folder.path(), &Device::flex()).unwrap()) == tensors);
+            assert!(bits(&load(folder.path(), &Device::flex()).unwrap()) == tensors);
             if count > 1 {
                 let index = std::fs::read_to_string(folder.path().join(INDEX)).unwrap();
                 let index: Value = serde_json::from_str(&index).unwrap();

@@ -11,7 +11,9 @@ use std::{
 };
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use fpo_transformer::{Error, Gemma2, LoraConfig, Projection, adapter, weights};
+use fpo_transformer::{
+    Error, Gemma2, LoraConfig, Placement, Precision, Projection, adapter, weights,
+};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -39,6 +41,35 @@ fn pefts_adapters_compute_the_same() {
             assert!(worst < 2e-5, "{case}: {name} differ by {worst}");
         }
     }
+}
+
+/// Oracle: PEFT's logits of the merged model; a base held in bfloat16 computes others.
+#[test]
+fn merging_takes_the_base_from_its_files() {
+    let device = Device::flex();
+    for (case, name) in ADAPTERS {
+        let expected = Expected::read(case);
+        let base_folder = fixture("gemma2").join(name);
+        let rounded = Placement::new(device.clone(), Precision::Bf16Mixed);
+        let base = weights::load(&base_folder, &rounded).unwrap();
+        let model = adapter::load(&base, &fixture("lora").join(case), &device).unwrap();
+        let logits_of_saved = |save: &dyn Fn(&Path)| {
+            let folder = tempfile::tempdir().unwrap();
+            save(folder.path());
+            let saved = weights::load(folder.path(), &device).unwrap();
+            let hidden = saved.forward(expected.tokens(), &[]).hidden_states;
+            expected.difference("merged_logits", &values(saved.logits(flat(hidden))))
+        };
+        let exact = logits_of_saved(&|to| weights::save_merged(&model, &base_folder, to).unwrap());
+        let of_rounded = logits_of_saved(&|to| weights::save(&model, to).unwrap());
+        println!("{case}: merged logits differ by {exact:.1e}, by {of_rounded:.1e} if rounded");
+        assert!(exact < 2e-5 && of_rounded > 1e-4, "{case}: {exact}, {of_rounded}");
+    }
+    let base = load("grouped", &device).with_new_lora(&LoraConfig::default(), 0, &device).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let other = fixture("gemma2").join("one_kv_head");
+    let error = weights::save_merged(&base, &other, folder.path()).unwrap_err();
+    assert!(matches!(error, Error::Weights { .. }), "{error}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::common::{PATIENCE, arg, fpo, skip_when_quick, succeed};
+use crate::common::{PATIENCE, arg, fail, fpo, skip_when_quick, succeed};
 
 /// Long enough for a kill to come in between.
 const LONGER: [&str; 8] = [
@@ -140,6 +140,30 @@ fn adapters_resume_exactly() {
         let [expected, found] = [&undisturbed, &run].map(|run| fs::read(run.join(&file)).unwrap());
         assert!(expected == found, "{} differs", file.display());
     }
+}
+
+/// Settings that only say how to compute may change on the way. With others a checkpoint is not thrown away unasked.
+#[test]
+fn a_resumed_run_may_compute_in_smaller_pieces() {
+    if skip_when_quick("a_resumed_run_may_compute_in_smaller_pieces") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("killed");
+    kill(&run, &[], "align", 40);
+    let other = ["--resume", "--set", "align.optimizer.warmup_steps=2", "--set", "align.alpha=0.7"];
+    let message = fail(&train(&run, &other));
+    for part in
+        ["align.alpha is 0.7, was 0.5", "align.optimizer.warmup_steps is 2, was 3", "--resume"]
+    {
+        assert!(message.contains(part), "{message}");
+    }
+    let pieces =
+        ["align.micro_batch_size=1", "align.checkpoint_activations=true", "sft.micro_batch_size=1"];
+    let settings: Vec<&str> = pieces.iter().flat_map(|piece| ["--set", piece]).collect();
+    let printed = succeed(&train(&run, &[&["--resume"], &settings[..]].concat()));
+    assert!(printed.contains("sft  up to date"), "{printed}");
+    assert!(printed.contains("align  goes on after step"), "{printed}");
 }
 
 /// Kills a run once a stage has logged so many steps.

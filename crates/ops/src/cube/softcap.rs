@@ -6,7 +6,18 @@ use burn_cubecl::cubecl::{self, prelude::*};
 #[cube]
 pub(super) fn score(product: f32, scale: f32, cap: f32, #[comptime] capped: bool) -> f32 {
     let score = product * scale;
-    if capped { (score / cap).tanh() * cap } else { score }
+    if capped {
+        // Some drivers compute tanh from exponentials that overflow; from here on it is ±1 in float32. What is no number stays so.
+        let mut x = score / cap;
+        if x > 15.0f32 {
+            x = f32::new(15.0);
+        } else if x < -15.0f32 {
+            x = f32::new(-15.0);
+        }
+        x.tanh() * cap
+    } else {
+        score
+    }
 }
 
 /// The derivative by the product where the result was `score`.

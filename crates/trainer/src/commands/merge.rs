@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
+use burn::tensor::Device;
 use clap::Args;
 use fpo_data::atomic;
-use fpo_transformer::{adapter, weights};
+use fpo_transformer::{Placement, Precision, adapter, weights};
 
-use super::loaded::{DeviceArg, Loaded};
+use super::loaded::Loaded;
 
 #[derive(Args)]
 pub struct Merge {
@@ -20,8 +21,6 @@ pub struct Merge {
     /// The folder to be made, in Hugging Face's layout.
     #[arg(long)]
     out: PathBuf,
-    #[command(flatten)]
-    device: DeviceArg,
 }
 
 impl Merge {
@@ -29,11 +28,13 @@ impl Merge {
         if self.out.exists() {
             bail!("{} is there already; choose a new folder for --out", self.out.display());
         }
-        let device = self.device.open()?;
-        let base = Loaded::open(&self.model, &device)?;
+        let device = Device::flex();
+        // A frame for the adapters, the smallest there is: its weights are read from their files again.
+        let frame = Placement::new(device.clone(), Precision::Bf16Mixed);
+        let base = Loaded::open(&self.model, frame)?;
         let adapted = adapter::load(&base.model, &self.adapter, &device)?;
         atomic::replace_dir(&self.out, |folder| -> Result<()> {
-            weights::save(&adapted, folder)?;
+            weights::save_merged(&adapted, &self.model, folder)?;
             Ok(base.tokenizer.save(folder)?)
         })?;
         println!("merged  {}", self.out.display());

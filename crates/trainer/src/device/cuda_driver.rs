@@ -1,6 +1,10 @@
 //! Whether CUDA can be used here, asked before anything panics over it: driver, devices, the compiler's library.
 
 use std::fmt;
+#[cfg(any(feature = "cuda", test))]
+use std::path::Path;
+#[cfg(feature = "cuda")]
+use std::path::PathBuf;
 
 /// `12.8`, as CUDA counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,6 +43,8 @@ pub enum Driver {
 pub enum Compiler {
     /// Part of this program.
     BuiltIn,
+    /// The same, without the toolkit's file of mathematical functions.
+    WithoutLibdevice,
     /// NVRTC, whose library is not there.
     Missing,
     /// NVRTC.
@@ -67,6 +73,11 @@ pub fn judge(driver: Driver, compiler: Compiler, index: usize) -> Result<(), Str
     }
     match compiler {
         Compiler::BuiltIn => Ok(()),
+        Compiler::WithoutLibdevice => Err(
+            "CUDA's toolkit is not found: kernels take exp, tanh and the like from its nvvm/libdevice/libdevice.10.bc; install the \
+             toolkit, or its package cuda-nvvm, and let CUDA_PATH name its folder (/usr/local/cuda if it is not set)"
+                .into(),
+        ),
         Compiler::Missing => Err(format!(
             "kernels are compiled by NVRTC, whose library (libnvrtc.so, nvrtc64_*.dll on Windows) is not found; install CUDA's \
              toolkit, or its packages cuda-nvrtc and cuda-cudart-dev, in a version up to {cuda}, which is the driver's"
@@ -135,7 +146,11 @@ fn ask_driver() -> Driver {
 fn ask_compiler() -> Compiler {
     use cudarc::nvrtc::sys;
     if !cfg!(feature = "cuda-nvrtc") {
-        return Compiler::BuiltIn;
+        let given = std::env::var_os("CUDA_PATH").map(PathBuf::from);
+        return match has_libdevice(given.as_deref()) {
+            true => Compiler::BuiltIn,
+            false => Compiler::WithoutLibdevice,
+        };
     }
     // SAFETY: it only tries to open a library by its usual names.
     if !unsafe { sys::is_culib_present() } {
@@ -149,6 +164,14 @@ fn ask_compiler() -> Compiler {
         }
         _ => Compiler::Missing,
     }
+}
+
+/// Whether the built-in compiler finds its mathematical functions; it looks nowhere else where a toolkit is `given`.
+#[cfg(any(feature = "cuda", test))]
+fn has_libdevice(given: Option<&Path>) -> bool {
+    const USUAL: [&str; 4] = ["/usr/local/cuda", "/opt/cuda", "/usr/lib/cuda", "/usr"];
+    let has = |root: &Path| root.join("nvvm/libdevice/libdevice.10.bc").is_file();
+    given.map_or_else(|| USUAL.iter().any(|root| has(Path::new(root))), has)
 }
 
 #[cfg(test)]
@@ -176,6 +199,7 @@ mod tests {
             (Driver::Refuses(4), Compiler::BuiltIn, 0, "CUDA error 4"),
             (Driver::Works { cuda: OLD, devices: 0 }, Compiler::BuiltIn, 0, "sees no GPU"),
             (works, Compiler::BuiltIn, 2, "cuda:0 to cuda:1"),
+            (works, Compiler::WithoutLibdevice, 0, "libdevice.10.bc"),
             (works, Compiler::Missing, 1, "libnvrtc"),
             (works, Compiler::Missing, 1, "up to 12.2"),
             (works, Compiler::Nvrtc(NEW), 0, "runs CUDA 12.2, and NVRTC here is of CUDA 13.0"),
@@ -186,5 +210,15 @@ mod tests {
         for compiler in [Compiler::BuiltIn, Compiler::Nvrtc(OLD)] {
             assert_eq!(judge(works, compiler, 1), Ok(()));
         }
+    }
+
+    #[test]
+    fn libdevice_is_looked_for_in_the_toolkit_that_is_given() {
+        let toolkit = tempfile::tempdir().unwrap();
+        assert!(!has_libdevice(Some(toolkit.path())));
+        let folder = toolkit.path().join("nvvm/libdevice");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("libdevice.10.bc"), "").unwrap();
+        assert!(has_libdevice(Some(toolkit.path())));
     }
 }

@@ -39,7 +39,7 @@ pub fn align(run: &Run, base: &Base) -> Result<Stage> {
         let trained_in = frozen.autodiff();
         let objective = s.objective();
         let load = |placement: &Placement| Ok(weights::load(&base.sft.folder, placement)?);
-        let trained = Trained::new(s.lora.as_ref(), &frozen, load)?;
+        let trained = Trained::new(s.lora.as_ref(), &frozen, Some(&base.sft.folder), load)?;
         let aligner = training_aligner(run, base, trained.base())?;
         let lengths = prepared.train.lengths();
         let steps_per_epoch = lengths.len().div_ceil(s.batch_size.get());

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use burn::tensor::{Int, Tensor, TensorData};
 use fpo_data::{Batches, PairBatch};
 use fpo_datasets::check;
-use fpo_transformer::{Gemma2, GenerationOptions, Site, generate, weights};
+use fpo_transformer::{Gemma2, GenerationOptions, Site, generate};
 use serde::{Deserialize, Serialize};
 
 use super::{Base, align::measuring_aligner, prepare::EvalPrompt, reference::Split};
@@ -16,10 +16,9 @@ use crate::{
     progress::Progress,
     report::{FeatureMove, TokenContext},
     run::{Run, Stage},
+    trained::load_result,
 };
 
-/// Prompts answered at once.
-const PROMPTS_AT_ONCE: usize = 100;
 /// Features shown, those whose mean pooled activation moved most.
 const FEATURES_SHOWN: usize = 12;
 /// Pairs searched for the tokens that activate them.
@@ -111,11 +110,11 @@ pub fn evaluate(run: &Run, base: &Base, align: &Stage) -> Result<Stage> {
             base.prepared.prompts.iter().take(s.evaluate.prompts).collect();
         let pairs = base.prepared.held_out.len();
         let mut progress = Progress::new("evaluate", "items", 2 * (pairs + prompts.len()), 0);
-        let before = weights::load(&base.sft.folder, run.placement())?;
+        // The model before is the reference: it is there once.
+        let before = aligner.reference_model.as_ref().context("measuring takes a reference")?;
         let (measured_before, answers_before, pooled_before) =
-            measure(run, base, &aligner, &before, &prompts, &mut progress)?;
-        drop(before);
-        let after = weights::load(&align.folder, run.placement())?;
+            measure(run, base, &aligner, before, &prompts, &mut progress)?;
+        let after = load_result(&align.folder, before, &run.placement())?;
         let (measured_after, answers_after, pooled_after) =
             measure(run, base, &aligner, &after, &prompts, &mut progress)?;
         progress.finish("");
@@ -163,7 +162,7 @@ fn measure(
     let responses = (2 * prepared.held_out.len()) as f64;
     pooled.iter_mut().for_each(|total| *total /= responses);
 
-    let options = GenerationOptions {
+    let mut options = GenerationOptions {
         max_new_tokens: s.max_new_tokens,
         temperature: s.temperature,
         seed: run.settings.seed,
@@ -172,7 +171,8 @@ fn measure(
     };
     let mut answers = Vec::with_capacity(prompts.len());
     let (mut entropies, mut tokens) = (Vec::new(), 0usize);
-    for chunk in prompts.chunks(PROMPTS_AT_ONCE) {
+    for chunk in prompts.chunks(s.batch_size.get()) {
+        options.first_prompt = answers.len() as u64;
         let input: Vec<Vec<u32>> = chunk.iter().map(|p| p.tokens.clone()).collect();
         for (prompt, generated) in chunk.iter().zip(generate(model, &input, &options)?) {
             entropies.extend(generated.entropies.iter().map(|&h| f64::from(h)));

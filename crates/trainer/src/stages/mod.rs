@@ -94,9 +94,16 @@ pub fn align_and_report(
     Ok(Some(evaluation))
 }
 
+/// Settings that say how a thing is computed and not what, but for rounding: an interrupted stage may go on with others.
+const MAY_CHANGE: [&str; 3] = ["micro_batch_size", "checkpoint_every", "checkpoint_activations"];
+
 /// A settings section as an item of a fingerprint.
 fn section(settings: &impl Serialize) -> Result<String> {
-    Ok(serde_json::to_string(settings)?)
+    let mut section = serde_json::to_value(settings)?;
+    if let Some(fields) = section.as_object_mut() {
+        fields.retain(|key, _| !MAY_CHANGE.contains(&key.as_str()));
+    }
+    Ok(section.to_string())
 }
 
 /// The content of a file or folder as an item of a fingerprint.

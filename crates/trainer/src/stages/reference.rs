@@ -91,9 +91,7 @@ pub fn open_cache(
 pub fn reference(run: &Run, prepared: &Prepared, sft: &Stage, sae: &Stage) -> Result<Stage> {
     let s = &run.settings;
     let cache = cache_fingerprint(run, prepared, sft, sae)?;
-    let fingerprint = super::fingerprint_of_model(run)
-        .with("cache", cache.hash())
-        .with("batch_size", s.reference.batch_size);
+    let fingerprint = super::fingerprint_of_model(run).with("cache", cache.hash());
     run.stage("reference", fingerprint, |workspace| {
         let model = weights::load(&sft.folder, run.placement())?;
         let reader = feature_reader(run, prepared, sae)?;

@@ -22,6 +22,11 @@ pub fn sft(run: &Run, prepared: &Prepared) -> Result<Stage> {
         .with("model", super::section(&s.model)?)
         .with("sft", super::section(&s.sft)?);
     if let Some(path) = &s.model.path {
+        let rows = Gemma2Config::load(path)?.vocab_size;
+        let ids = prepared.tokenizer.vocab_size();
+        if ids > rows {
+            bail!("the tokenizer has {ids} tokens, the model of {} only {rows}", path.display());
+        }
         let hash = super::content(path)?;
         if s.sft.epochs == 0 {
             return Ok(Stage { folder: path.clone(), hash });
@@ -37,7 +42,7 @@ pub fn sft(run: &Run, prepared: &Prepared) -> Result<Stage> {
             .map(|epoch| Batches::shuffled(&lengths, s.sft.batch_size, s.seed, epoch as u64))
             .collect();
         let load = |placement: &Placement| initial_model(run, prepared, placement);
-        let trained = Trained::new(s.sft.lora.as_ref(), &frozen, load)?;
+        let trained = Trained::new(s.sft.lora.as_ref(), &frozen, s.model.path.as_deref(), load)?;
         let training = Training {
             stage: "sft",
             workspace,
@@ -86,12 +91,7 @@ fn initial_model(run: &Run, prepared: &Prepared, placement: &Placement) -> Resul
     let s = &run.settings.model;
     let tokenizer = &prepared.tokenizer;
     if let Some(path) = &s.path {
-        let model = weights::load(path, placement)?;
-        let (ids, rows) = (tokenizer.vocab_size(), model.config().vocab_size);
-        if ids > rows {
-            bail!("the tokenizer has {ids} tokens, the model of {} only {rows}", path.display());
-        }
-        return Ok(model);
+        return Ok(weights::load(path, placement)?);
     }
     let config = Gemma2Config {
         vocab_size: tokenizer.vocab_size(),
