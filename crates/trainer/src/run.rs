@@ -13,7 +13,7 @@ use fpo_transformer::Placement;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    device::{advice, guard},
+    device::{advice, guard, sync},
     settings::Settings,
 };
 
@@ -107,7 +107,11 @@ impl Run {
         atomic::replace_dir(&folder, |output| -> Result<()> {
             let workspace =
                 Workspace { output: output.to_owned(), checkpoints: checkpoints.clone() };
-            guard(|| work(&workspace))?;
+            guard(|| {
+                work(&workspace)?;
+                // What nobody waits for may fail yet.
+                sync(&self.device)
+            })?;
             write_fingerprint(&output.join(STAGE_FILE), name, &fingerprint)
         })
         .map_err(|error| advice::of_stage(error, name, &self.settings, &self.device))

@@ -4,6 +4,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use crate::common::succeed;
+
 /// Peak and plan of a step, MiB.
 fn step(args: &[&str]) -> (f64, f64) {
     let output = Command::new(env!("CARGO_BIN_EXE_fpo-under-test"))
@@ -34,4 +36,26 @@ fn planned_memory_is_what_a_step_takes() {
         println!("{case:?}: {peak:.0} MiB, {planned:.0} planned");
         assert!((0.7..1.4).contains(&(planned / peak)), "{case:?}: {peak} MiB, {planned} planned");
     }
+}
+
+#[test]
+fn a_plan_names_stages_cache_and_settings_that_train_accepts() {
+    let recipe = ["--recipe", "gemma-2-9b-fpo-lora"];
+    let plan = succeed(&[&["plan"][..], &recipe, &["--device-memory", "19.5GB"]].concat());
+    for says in
+        ["fine-tuning", "fpo", "evaluation", "reference cache", "at most 262.2 MB for 1,000 pairs"]
+    {
+        assert!(plan.contains(says), "no {says:?} in:\n{plan}");
+    }
+    let suggested: Vec<&str> =
+        plan.lines().filter_map(|line| line.trim().strip_prefix("--set ")).collect();
+    let set: Vec<&str> = suggested
+        .iter()
+        .flat_map(|line| line.rsplit_once("  ").map_or(*line, |(set, _)| set).split("--set "))
+        .flat_map(|set| ["--set", set.trim()])
+        .collect();
+    assert!(set.iter().any(|set| set.starts_with("data.max_prompt_length=")), "{plan}");
+    let again = [&["plan"][..], &recipe, &set, &["--device-memory", "19.5GB"]].concat();
+    let fits = succeed(&again);
+    assert!(fits.ends_with("fits into 19.50 GB\n"), "{again:?}:\n{fits}");
 }
