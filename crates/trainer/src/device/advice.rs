@@ -288,7 +288,7 @@ mod tests {
         let failure = DeviceFailure::OutOfMemory(None);
         let lacks = state(None, 0);
         let text = lower(&failure, "align", &s, &lacks).join("\n");
-        assert!(text.contains("align.micro_batch_size=1") && !text.contains("bf16"), "{text}");
+        assert!(text.contains("--set align.lora") && !text.contains("bf16"), "{text}");
     }
 
     #[test]
