@@ -54,7 +54,7 @@ fn planned_memory_is_what_a_step_takes() {
         let needed = peak - itself;
         println!("{case:?}: {peak:.0} MiB, {itself:.0} of them for itself, {planned:.0} planned");
         let ratio = planned / needed;
-        // Whether the graph adds the parts of the table's gradient in place differs from run to run.
+        // Whether the parts of the table's gradient are added in place differs from run to run.
         assert!((0.85..1.2).contains(&ratio), "{case:?}: {needed} MiB, {planned} planned");
     }
 }
