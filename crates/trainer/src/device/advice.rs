@@ -105,11 +105,10 @@ fn lower(failure: &DeviceFailure, stage: &str, s: &Settings, state: &State) -> V
     let counted =
         Stage::named(stage).and_then(|stage| Some((stage, stage.memory(s).ok().flatten()?)));
     let Some((stage, memory)) = counted else { return others(stage, s) };
-    let mut lines = Vec::new();
     if let DeviceFailure::BufferTooLarge(_) = failure {
-        lines.extend(tensors(stage, s, state));
+        return tensors(stage, s, state);
     }
-    lines.push(consumers(stage.name(), &memory));
+    let mut lines = vec![consumers(stage.name(), &memory)];
     lines.extend(changes(stage, s, state.room(failure), state.rounds()));
     lines
 }
@@ -172,23 +171,24 @@ fn tensors(stage: Stage, s: &Settings, state: &State) -> Vec<String> {
 fn changes(stage: Stage, settings: &Settings, room: Option<u64>, bfloat16: bool) -> Vec<String> {
     let stages = [stage];
     let Ok(peak) = plan::peak(settings, &stages) else { return Vec::new() };
-    let less = peak / 10 * 7;
-    let (room, says) = match room {
-        Some(room) if room < peak => (room, format!("these would make it fit into {}", size(room))),
-        Some(_) => (
-            less,
-            "it should fit, so other programs may hold the rest of the device's memory; these lower what it needs".to_owned(),
-        ),
-        None => (less, "these lower what it needs".to_owned()),
-    };
-    let found = match plan::fit(settings, &Goal { stages: &stages, room, bfloat16 }) {
-        Ok(Some(found)) => found,
-        _ => {
-            return vec![format!(
-                "no settings make it fit into {}: a smaller model would, or a device with more memory",
-                size(room)
-            )];
+    let known = room.filter(|room| *room < peak);
+    let says = match (known, room) {
+        (Some(room), _) => format!("these would make it fit into {}", size(room)),
+        (None, Some(_)) => {
+            "it should fit, so other programs may hold the rest of the device's memory; these lower what it needs".into()
         }
+        (None, None) => "these lower what it needs".into(),
+    };
+    let rooms =
+        known.map_or([7, 8, 9].map(|tenths| peak / 10 * tenths).to_vec(), |room| vec![room]);
+    let mut found = rooms
+        .into_iter()
+        .map(|room| plan::fit(settings, &Goal { stages: &stages, room, bfloat16 }));
+    let Some(found) = found.find_map(|found| found.ok().flatten()) else {
+        let into = known.map_or("much less".into(), size);
+        return vec![format!(
+            "no settings make it fit into {into}: a smaller model would, or a device with more memory"
+        )];
     };
     let lines =
         found.iter().map(|change| format!("  {:<64} {:>10}", change.set, size(change.peak)));
@@ -294,6 +294,9 @@ mod tests {
     #[test]
     fn room_that_others_take_or_that_is_not_known() {
         let s = settings(&[]);
+        // Most of it is weights.
+        let evaluate = changes(Stage::Evaluate, &s, None, true).join("\n");
+        assert!(evaluate.contains("--set evaluate.batch_size=1"), "{evaluate}");
         let peak = plan::peak(&s, &[Stage::Align]).unwrap();
         for (room, says) in [
             (Some(2 * peak), "other programs"),
@@ -324,13 +327,14 @@ mod tests {
 
     #[test]
     fn a_tensor_that_is_too_large_is_looked_for() {
-        let s = settings(&[]);
+        let s = settings(&["evaluate.batch_size=8", "data.max_prompt_length=512"]);
         let failure = DeviceFailure::BufferTooLarge(Some(3 * GB));
         let of = |stage: &str, state: &State| lower(&failure, stage, &s, state).join("\n");
         let limited = of("align", &state(None, GB));
         // 2 × 2 × 1,024 tokens × 9,216 numbers.
         let says = "inside of an MLP: up to 151.0 MB (align.micro_batch_size, data.max_length";
         assert!(limited.contains(says) && !limited.contains("embedding"), "{limited}");
+        assert!(!limited.contains("other programs"), "{limited}");
         // 256,000 × 2,304 numbers.
         let unlimited = of("align", &State::default());
         assert!(unlimited.contains("embedding and its gradient: up to 2.36 GB"), "{unlimited}");

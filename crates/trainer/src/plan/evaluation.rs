@@ -98,7 +98,9 @@ mod tests {
     use super::*;
 
     fn evaluation(recipe: &str, set: &[&str]) -> Evaluation {
-        let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
+        const SIZES: [&str; 3] =
+            ["evaluate.batch_size=8", "evaluate.max_new_tokens=256", "data.max_prompt_length=512"];
+        let set: Vec<String> = SIZES.iter().chain(set).map(|s| s.to_string()).collect();
         Evaluation::of(&Settings::resolve(recipe, None, &set).unwrap()).unwrap()
     }
 
