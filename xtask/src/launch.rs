@@ -166,6 +166,8 @@ mod tests {
             ("--device=wgpu", Some("wgpu,autotune")),
             ("train --set a=1 --device=vulkan:0 --resume", Some("vulkan,autotune")),
             ("--device metal", Some("metal,autotune")),
+            ("devices --device cuda", Some("cuda,autotune")),
+            ("devices", None),
             ("--device", None),
             ("--set note=--device=cuda", None),
             ("-- --device cuda", None),

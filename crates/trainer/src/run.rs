@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    device::{advice, guard},
+    device::{advice, guard, sync},
     settings::Settings,
 };
 
@@ -109,7 +109,11 @@ impl Run {
         atomic::replace_dir(&folder, |output| -> Result<()> {
             let workspace =
                 Workspace { output: output.to_owned(), checkpoints: checkpoints.clone() };
-            guard(|| work(&workspace))?;
+            guard(|| {
+                work(&workspace)?;
+                // What nobody waits for may fail yet.
+                sync(&self.device)
+            })?;
             write_fingerprint(&output.join(STAGE_FILE), name, &fingerprint)
         })
         .map_err(|error| advice::of_stage(error, name, &self.settings, &self.device))

@@ -403,6 +403,13 @@ impl Settings {
         if !(0.0..1.0).contains(&self.data.hold_out) {
             bail!("data.hold_out = {} is a share from 0 to 1", self.data.hold_out);
         }
+        let (most, prompt) = (self.data.max_length, self.data.max_prompt_length);
+        if most < 2 || prompt.is_some_and(|prompt| !(1..most).contains(&prompt)) {
+            bail!(
+                "data.max_length = {most} leaves no room for a response{}; 1 ≤ data.max_prompt_length < data.max_length is needed",
+                prompt.map_or(String::new(), |n| format!(" after data.max_prompt_length = {n}"))
+            );
+        }
         for (name, lora) in [("sft", &self.sft.lora), ("align", &self.align.lora)] {
             if let Some(lora) = lora {
                 lora.check().map_err(|m| anyhow!("{name}.lora: {m}"))?;
@@ -542,6 +549,8 @@ mod tests {
             ("align.k=0", "align.k"),
             ("align.k=100000", "align.k = 100000"),
             ("data.hold_out=1.5", "share"),
+            ("data.max_length=64", "after data.max_prompt_length = 64"),
+            ("data.max_prompt_length=0", "1 ≤ data.max_prompt_length"),
             ("sae.site=resid_post:9", "resid_post:9"),
             ("sae.training.target_l0=-3", "target_l0"),
             ("sft.optimizer.learning_rate=0", "learning_rate"),

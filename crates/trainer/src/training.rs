@@ -149,13 +149,15 @@ impl Training<'_> {
     fn checkpoint(&self, model: &Gemma2, optimizer: &Optimizer, state: &State) -> Result<PathBuf> {
         let folder = self.workspace.checkpoints.join(format!("step-{:08}", state.step));
         let before = checkpoints(&self.workspace.checkpoints)?;
-        atomic::replace_dir(&folder, |output| -> Result<()> {
+        // A step whose failure shows as late as here leaves no checkpoint.
+        let write = |output: &Path| {
             self.trained.save(model, output)?;
             optimizer.save(&output.join("optimizer.safetensors"))?;
             let path = output.join("state.json");
             fs::write(&path, serde_json::to_string(state)?)
                 .with_context(|| format!("writing {}", path.display()))
-        })?;
+        };
+        atomic::replace_dir(&folder, |output| guard(|| write(output)))?;
         for old in before {
             fs::remove_dir_all(&old).with_context(|| format!("removing {}", old.display()))?;
         }

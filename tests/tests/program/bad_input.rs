@@ -66,6 +66,17 @@ fn settings_and_devices_that_are_not_there() {
         }
     }
     assert!(!run.exists(), "a refused run leaves no folder");
+    for (name, says) in [
+        ("vulkan", "cargo xtask train --device vulkan"),
+        ("abacus", "there are cpu, cuda"),
+        ("cpu:1", "such as cuda:1"),
+    ] {
+        let printed = fail(&["devices", "--device", name]);
+        assert!(printed.contains(says), "devices of {name}: no {says:?} in:\n{printed}");
+    }
+    for devices in [&["devices"][..], &["devices", "--device", "cpu"]] {
+        assert!(succeed(devices).starts_with("cpu  "), "{devices:?}");
+    }
 }
 
 #[test]

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     aligner::Aligner,
-    device::{advice, guard, sync},
+    device::{advice, facts::facts, guard, sync},
     forward::{Activations, FeatureReader},
     gemma::{Gemma2Size, Shape},
     optim::{GradientMap, Optimizer},
@@ -210,9 +210,14 @@ impl StepSizes {
             lora: self.lora_rank.map(|rank| LoraConfig { rank, ..LoraConfig::default() }),
             optimizer: self.optimizer().kind,
             accumulates: false,
+            gpu: false,
             second_model: needs.token_kl,
             d_sae: needs.features.then_some(self.d_sae),
         }
+    }
+
+    fn planned_on(&self, config: &Gemma2Config, device: &Device) -> plan::Step {
+        plan::Step { gpu: facts(device).is_some(), ..self.planned(config) }
     }
 
     fn optimizer(&self) -> OptimizerSettings {
@@ -231,8 +236,9 @@ impl StepSizes {
 pub fn measure(sizes: &StepSizes, device: &Device) -> Result<StepReport> {
     let sizes = &sizes.named();
     let config = sizes.config()?;
+    let planned = sizes.planned_on(&config, device);
     guard(|| measured(sizes, &config, device))
-        .map_err(|error| advice::of_step(error, &sizes.planned(&config), device))
+        .map_err(|error| advice::of_step(error, &planned, device))
 }
 
 fn measured(sizes: &StepSizes, config: &Gemma2Config, device: &Device) -> Result<StepReport> {
@@ -311,7 +317,7 @@ fn measured(sizes: &StepSizes, config: &Gemma2Config, device: &Device) -> Result
         model_flops,
         matmul_flops,
         matmul_share: model_flops / whole / matmul_flops,
-        planned_mib: sizes.planned(config).memory().total() as f64 / f64::from(1 << 20),
+        planned_mib: sizes.planned_on(config, device).memory().total() as f64 / f64::from(1 << 20),
         steps: sizes.steps as usize,
         tokens,
         loss: last_loss,

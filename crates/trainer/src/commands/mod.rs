@@ -51,7 +51,13 @@ enum Command {
     },
     /// Lists the devices that are there, of the kinds that this binary was compiled for: what `--device` calls each, its driver,
     /// its memory where the driver tells, the largest tensor that it holds, and whether it computes in bfloat16.
-    Devices,
+    ///
+    /// `cargo xtask fpo -- devices --device cuda` compiles the kind in first.
+    Devices {
+        /// Lists those of this kind alone, or the one of this number, such as cuda or cuda:1.
+        #[arg(long, value_name = "NAME")]
+        device: Option<String>,
+    },
     /// Features of an autoencoder by what they say.
     #[command(subcommand)]
     Features(features::Features),
@@ -105,8 +111,12 @@ fn run() -> Result<()> {
             }
             Ok(())
         }
-        Command::Devices => {
-            for device::Listed { name, about } in device::list() {
+        Command::Devices { device } => {
+            let listed = match device {
+                None => device::list(),
+                Some(name) => device::list_named(&name)?,
+            };
+            for device::Listed { name, about } in listed {
                 println!("{name:<10}{about}");
             }
             Ok(())

@@ -10,7 +10,7 @@ use super::{
     guard,
 };
 use crate::{
-    plan::{self, Memory, Step},
+    plan::{self, Evaluation, Goal, Memory, Reach, Stage, Step},
     settings::Settings,
 };
 
@@ -38,7 +38,7 @@ pub fn of_step(error: Error, step: &Step, device: &Device) -> Error {
     let lines = match failure {
         DeviceFailure::OutOfMemory(_) | DeviceFailure::BufferTooLarge(_) => {
             let mut lines = State::of(device).lines(failure);
-            lines.push(consumers(&step.memory()));
+            lines.push(consumers("a step", &step.memory()));
             lines
         }
         other => vec![other.what_to_do().to_owned()],
@@ -79,108 +79,125 @@ impl State {
         vec![format!("{name}: {memory}{held}")]
     }
 
-    /// Bytes that a run can count on.
-    fn room(&self) -> Option<u64> {
+    /// What there is room for, at most, in bytes: a request was refused beside what was held, so there is less than both together.
+    /// Where the request isn't told, what was held says as much only if it was most of the device.
+    fn room(&self, failure: &DeviceFailure) -> Option<u64> {
         let memory = self.facts.as_ref().and_then(|facts| facts.memory);
         let had = self.held.map(|held| held.reserved).filter(|&bytes| bytes > 0);
-        memory.into_iter().chain(had).min()
+        let most = match (failure, had) {
+            (DeviceFailure::OutOfMemory(Some(request)), Some(had)) => Some(had + request),
+            (DeviceFailure::OutOfMemory(None), Some(had)) => {
+                Some(had).filter(|had| memory.is_some_and(|memory| *had > memory / 2))
+            }
+            _ => None,
+        };
+        memory.into_iter().chain(most).min()
+    }
+
+    /// Whether the device computes in bfloat16, as far as it told.
+    fn rounds(&self) -> bool {
+        !matches!(self.bfloat16, Some(Bfloat16::Stores | Bfloat16::Lacks))
     }
 }
 
 /// What a stage's memory goes to, and the settings that lower it.
 fn lower(failure: &DeviceFailure, stage: &str, s: &Settings, state: &State) -> Vec<String> {
-    let step = match stage {
-        "align" => plan::alignment(s).ok(),
-        "sft" => plan::fine_tuning(s).ok().flatten(),
-        _ => None,
-    };
-    let Some(step) = step else { return others(stage, s) };
-    let mut lines = Vec::new();
+    let counted =
+        Stage::named(stage).and_then(|stage| Some((stage, stage.memory(s).ok().flatten()?)));
+    let Some((stage, memory)) = counted else { return others(stage, s) };
     if let DeviceFailure::BufferTooLarge(_) = failure {
-        lines.extend(tensors(&step, stage, s));
+        return tensors(stage, s, state);
     }
-    lines.push(consumers(&step.memory()));
-    let changes = changes(s, state.room());
-    let rounds = changes.iter().any(|line| line.contains("bf16-mixed"));
-    lines.extend(changes);
-    if let (true, Some(bfloat16 @ (Bfloat16::Stores | Bfloat16::Lacks))) = (rounds, state.bfloat16)
-    {
-        lines.push(format!("but leave out model.precision here: {}", bfloat16.describe()));
-    }
+    let mut lines = vec![consumers(stage.name(), &memory)];
+    lines.extend(changes(stage, s, state.room(failure), state.rounds()));
     lines
 }
 
-/// `… by fpo plan's count: optimiser 20.91 GB, weights 10.46 GB, …`, the largest first.
-fn consumers(memory: &Memory) -> String {
-    let mut parts = [
+/// `align needs … by fpo plan's count: optimiser 20.91 GB, weights 10.46 GB, …`, the largest first.
+fn consumers(what: &str, memory: &Memory) -> String {
+    let mut parts = vec![
         ("weights", memory.weights),
         ("gradients", memory.gradients),
         ("optimiser", memory.optimizer),
         ("activations", memory.activations),
         ("the rest", memory.rest),
     ];
+    parts.retain(|(_, bytes)| *bytes > 0);
     parts.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
-    let parts = parts.map(|(name, bytes)| format!("{name} {}", size(bytes))).join(", ");
-    format!("a step needs {} by `fpo plan`'s count: {parts}", size(memory.total()))
+    let parts: Vec<_> =
+        parts.into_iter().map(|(name, bytes)| format!("{name} {}", size(bytes))).collect();
+    format!("{what} needs {} by `fpo plan`'s count: {}", size(memory.total()), parts.join(", "))
 }
 
-/// The largest tensors of a step, and the settings that their sizes are made of.
-fn tensors(step: &Step, stage: &str, s: &Settings) -> Vec<String> {
+/// The largest tensors of a stage, and the settings that their sizes are made of.
+fn tensors(stage: Stage, s: &Settings, state: &State) -> Vec<String> {
     const BYTES: u64 = 4;
-    let c = &step.config;
-    let texts = step.tokens / s.data.max_length.max(1);
-    let mut found = [
-        (
-            "embedding and its gradient",
-            c.vocab_size * c.hidden_size,
-            "model.vocab_size, model.hidden_size".to_owned(),
-        ),
-        (
-            "inside of an MLP",
-            step.tokens * c.intermediate_size,
-            format!("{stage}.micro_batch_size, data.max_length, model.intermediate_size"),
-        ),
-        (
-            "attention of a block",
-            texts * c.num_attention_heads * s.data.max_length.pow(2),
-            format!("{stage}.micro_batch_size, data.max_length (its square)"),
-        ),
-    ];
-    found.sort_by_key(|(_, numbers, _)| std::cmp::Reverse(*numbers));
-    let tensors = found.into_iter().map(|(name, numbers, settings)| {
-        format!("{name}: up to {} ({settings})", size(BYTES * numbers as u64))
-    });
-    std::iter::once("the largest tensors of a step, and what to lower:".to_owned())
-        .chain(tensors.map(|line| format!("  {line}")))
+    let Ok(evaluation) = Evaluation::of(s) else { return Vec::new() };
+    let c = &evaluation.config;
+    let name = stage.name();
+    let (tokens, batch) = match stage {
+        Stage::Sft => (s.sft.micro_batch_size.get() * s.data.max_length, "micro_batch_size"),
+        Stage::Align => {
+            (2 * s.align.micro_batch_size.get() * s.data.max_length, "micro_batch_size")
+        }
+        Stage::Evaluate => (evaluation.tokens, "batch_size"),
+    };
+    let mut found = vec![(
+        "inside of an MLP",
+        BYTES * (tokens * c.intermediate_size) as u64,
+        format!("{name}.{batch}, data.max_length, model.intermediate_size"),
+    )];
+    if stage == Stage::Evaluate {
+        let settings = "evaluate.batch_size, data.max_prompt_length (its square)".to_owned();
+        found.push(("scores of the prompts to answer", evaluation.scores() / 3, settings));
+    }
+    // Where the limit is known, the table is held in parts that keep to it.
+    if state.facts.is_none() {
+        let settings = "model.vocab_size, model.hidden_size".to_owned();
+        let table = BYTES * (c.vocab_size * c.hidden_size) as u64;
+        found.push(("embedding and its gradient", table, settings));
+    }
+    found.sort_by_key(|(_, bytes, _)| std::cmp::Reverse(*bytes));
+    let tensors = found
+        .into_iter()
+        .map(|(what, bytes, settings)| format!("  {what}: up to {} ({settings})", size(bytes)));
+    std::iter::once(format!("the largest tensors of {name}, and what to lower:"))
+        .chain(tensors)
         .collect()
 }
 
-/// Settings that would make the run fit into `room`; where it should fit already or nothing is known of the room, the first that
-/// lower what it needs.
-fn changes(settings: &Settings, room: Option<u64>) -> Vec<String> {
-    let Ok(peak) = plan::peak(settings) else { return Vec::new() };
-    let less = peak / 10 * 7;
-    let (room, says) = match room {
-        Some(room) if room < peak => (room, format!("these would make it fit into {}", size(room))),
-        Some(_) => (
-            less,
-            "it should fit, so other programs may hold the rest of the device's memory; these lower what it needs".to_owned(),
-        ),
-        None => (less, "these lower what it needs".to_owned()),
+/// Settings that would make a stage fit into `room`, its own first; where it should fit already or nothing is known of the room, the
+/// first that lower what it needs.
+fn changes(stage: Stage, settings: &Settings, room: Option<u64>, bfloat16: bool) -> Vec<String> {
+    let stages = [stage];
+    let Ok(peak) = plan::peak(settings, &stages) else { return Vec::new() };
+    let known = room.filter(|room| *room < peak);
+    let says = match (known, room) {
+        (Some(room), _) => format!("these would make it fit into {}", size(room)),
+        (None, Some(_)) => {
+            "it should fit, so other programs may hold the rest of the device's memory; these lower what it needs".into()
+        }
+        (None, None) => "these lower what it needs".into(),
     };
-    match plan::fit(settings, room) {
-        Ok(Some(changes)) => std::iter::once(format!("{says}:"))
-            .chain(
-                changes
-                    .into_iter()
-                    .map(|(change, after)| format!("  {change:<44} {:>10}", size(after))),
-            )
-            .collect(),
-        _ => vec![format!(
-            "no settings make it fit into {}: a smaller model would, or a device with more memory",
-            size(room)
-        )],
+    let rooms =
+        known.map_or([7, 8, 9].map(|tenths| peak / 10 * tenths).to_vec(), |room| vec![room]);
+    let mut found = rooms
+        .into_iter()
+        .map(|room| plan::fit(settings, &Goal { stages: &stages, room, bfloat16 }));
+    let Some(found) = found.find_map(|found| found.ok().flatten()) else {
+        let into = known.map_or("much less".into(), size);
+        return vec![format!(
+            "no settings make it fit into {into}: a smaller model would, or a device with more memory"
+        )];
+    };
+    let lines =
+        found.iter().map(|change| format!("  {:<64} {:>10}", change.set, size(change.peak)));
+    let mut lines: Vec<_> = std::iter::once(format!("{says}:")).chain(lines).collect();
+    if stage != Stage::Sft && found.iter().any(|change| change.reach == Reach::All) {
+        lines
+            .push("settings of data and model are those of every stage: all are made again".into());
     }
+    lines
 }
 
 /// Settings of the stages whose memory `fpo plan` does not count.
@@ -195,11 +212,6 @@ fn others(stage: &str, s: &Settings) -> Vec<String> {
         ],
         "reference" => &[
             ("reference.batch_size", s.reference.batch_size.get()),
-            ("data.max_length", s.data.max_length),
-        ],
-        "evaluate" => &[
-            ("evaluate.batch_size", s.evaluate.batch_size.get()),
-            ("evaluate.max_new_tokens", s.evaluate.max_new_tokens),
             ("data.max_length", s.data.max_length),
         ],
         _ => return Vec::new(),
@@ -227,6 +239,10 @@ mod tests {
         State { facts: Some(facts), held, bfloat16: Some(Bfloat16::Lacks) }
     }
 
+    fn goal(stages: &[Stage], room: u64) -> Goal<'_> {
+        Goal { stages, room, bfloat16: true }
+    }
+
     #[test]
     fn memory_that_ran_out_names_the_largest_settings() {
         let s = settings(&[]);
@@ -235,64 +251,112 @@ mod tests {
             state(Some(48 * GB), 47 * GB).lines(&failure),
             ["A GPU: 48.00 GB, of which this program had 47.00 GB"]
         );
-        let room = plan::peak(&s).unwrap() / 4 * 3;
-        let state = state(Some(2 * room), room);
-        let text = lower(&failure, "align", &s, &state).join("\n");
-        let first = plan::alignment(&s).unwrap().memory();
-        assert!(text.contains(&format!("needs {}", size(first.total()))), "{text}");
-        let changes = plan::fit(&s, room).unwrap().unwrap();
-        assert!(!changes.is_empty());
-        for (change, after) in changes {
-            assert!(text.contains(&change) && text.contains(&size(after)), "{change}:\n{text}");
+        for stage in Stage::ALL {
+            let peak = plan::peak(&s, &[stage]).unwrap();
+            let room = peak / 10 * 9;
+            let state = state(Some(2 * room), room - GB);
+            let text = lower(&failure, stage.name(), &s, &state).join("\n");
+            assert!(text.contains(&format!("{} needs {}", stage.name(), size(peak))), "{text}");
+            let changes = plan::fit(&s, &goal(&[stage], room)).unwrap().unwrap();
+            assert!(!changes.is_empty());
+            for change in changes {
+                let says = [&change.set, &size(change.peak)];
+                assert!(says.iter().all(|says| text.contains(*says)), "{change:?}:\n{text}");
+            }
         }
+    }
+
+    #[test]
+    fn a_stage_that_fails_leaves_those_before_it_alone() {
+        let s = settings(&["align.checkpoint_activations=false"]);
+        let peak = plan::peak(&s, &[Stage::Align]).unwrap();
+        let own = changes(Stage::Align, &s, Some(peak - 1), true).join("\n");
+        assert!(
+            own.contains("align.") && !own.contains("sft.") && !own.contains("every stage"),
+            "{own}"
+        );
+        let s =
+            settings(&["align.micro_batch_size=1", "align.lora.rank=4", "model.precision=float32"]);
+        let peak = plan::peak(&s, &[Stage::Align]).unwrap();
+        let all = changes(Stage::Align, &s, Some(peak / 10 * 8), true).join("\n");
+        assert!(all.contains("model.precision") && all.contains("all are made again"), "{all}");
     }
 
     #[test]
     fn a_precision_that_the_device_lacks_is_not_advised() {
         let s = settings(&["model.precision=float32", "align.checkpoint_activations=true"]);
         let failure = DeviceFailure::OutOfMemory(None);
-        let text =
-            lower(&failure, "align", &s, &state(None, plan::peak(&s).unwrap() / 2)).join("\n");
-        assert!(text.contains("leave out model.precision here: no bfloat16"), "{text}");
+        let lacks = state(None, 0);
+        let text = lower(&failure, "align", &s, &lacks).join("\n");
+        assert!(text.contains("--set align.lora") && !text.contains("bf16"), "{text}");
     }
 
     #[test]
     fn room_that_others_take_or_that_is_not_known() {
         let s = settings(&[]);
-        let peak = plan::peak(&s).unwrap();
+        // Most of it is weights.
+        let evaluate = changes(Stage::Evaluate, &s, None, true).join("\n");
+        assert!(evaluate.contains("--set evaluate.batch_size=1"), "{evaluate}");
+        let peak = plan::peak(&s, &[Stage::Align]).unwrap();
         for (room, says) in [
             (Some(2 * peak), "other programs"),
             (None, "these lower what it needs"),
             (Some(GB / 10), "no settings make it fit"),
         ] {
-            let text = changes(&s, room).join("\n");
+            let text = changes(Stage::Align, &s, room, true).join("\n");
             assert!(text.contains(says), "{room:?}: no {says:?} in:\n{text}");
         }
-        assert_eq!(state(None, 0).room(), None);
-        assert_eq!(state(Some(9), 4).room(), Some(4));
+    }
+
+    #[test]
+    fn a_large_request_that_is_refused_early_says_little() {
+        for (request, memory, reserved, room) in [
+            (Some(8), None, 0, None),
+            (Some(1), Some(24), 20, Some(21)),
+            (Some(30), Some(24), 1, Some(24)),
+            (Some(8), Some(24), 1, Some(9)),
+            (Some(8), None, 1, Some(9)),
+            (None, Some(24), 1, Some(24)),
+            (None, Some(24), 20, Some(20)),
+            (None, None, 20, None),
+        ] {
+            let found = state(memory, reserved).room(&DeviceFailure::OutOfMemory(request));
+            assert_eq!(found, room, "{request:?} beside {reserved} of {memory:?}");
+        }
     }
 
     #[test]
     fn a_tensor_that_is_too_large_is_looked_for() {
-        let s = settings(&["data.max_length=512"]);
+        let s = settings(&["evaluate.batch_size=8", "data.max_prompt_length=512"]);
         let failure = DeviceFailure::BufferTooLarge(Some(3 * GB));
-        let text = lower(&failure, "align", &s, &state(None, GB)).join("\n");
+        let of = |stage: &str, state: &State| lower(&failure, stage, &s, state).join("\n");
+        let limited = of("align", &state(None, GB));
+        // 2 × 2 × 1,024 tokens × 9,216 numbers.
+        let says = "inside of an MLP: up to 151.0 MB (align.micro_batch_size, data.max_length";
+        assert!(limited.contains(says) && !limited.contains("embedding"), "{limited}");
+        assert!(!limited.contains("other programs"), "{limited}");
         // 256,000 × 2,304 numbers.
-        assert!(text.contains("embedding and its gradient: up to 2.36 GB"), "{text}");
-        assert!(text.contains("align.micro_batch_size, data.max_length"), "{text}");
+        let unlimited = of("align", &State::default());
+        assert!(unlimited.contains("embedding and its gradient: up to 2.36 GB"), "{unlimited}");
+        let answers = of("evaluate", &state(None, GB));
+        // 8 × 8 heads × 512² numbers.
+        let says = "scores of the prompts to answer: up to 67.1 MB (evaluate.batch_size";
+        assert!(answers.contains(says), "{answers}");
     }
 
     #[test]
     fn stages_that_are_not_counted_name_their_settings() {
         let s = settings(&[]);
-        for (stage, setting) in [
-            ("sae", "sae.training.d_sae"),
-            ("reference", "reference.batch_size"),
-            ("evaluate", "evaluate.max_new_tokens"),
-        ] {
+        for (stage, setting) in
+            [("sae", "sae.training.d_sae"), ("reference", "reference.batch_size")]
+        {
             let lines = others(stage, &s);
             assert!(lines[0].contains(setting), "{stage}: {lines:?}");
         }
+        let failure = DeviceFailure::OutOfMemory(Some(GB));
+        let room = plan::peak(&s, &[Stage::Evaluate]).unwrap() / 100 * 97;
+        let evaluate = lower(&failure, "evaluate", &s, &state(None, room - GB)).join("\n");
+        assert!(evaluate.contains("--set evaluate.batch_size=1"), "{evaluate}");
     }
 
     #[test]

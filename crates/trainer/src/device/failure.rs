@@ -1,18 +1,10 @@
-//! What a device says when it fails, and the way from there to an error.
+//! What a device says when it fails.
 //!
 //! Burn reads and launches without results to return: a device that fails shows as a panic, on the thread that reads a number or
 //! on the device's own. What it says is CubeCL's (`ServerError`, `IoError`, `LaunchError` of cubecl-runtime 0.11), wgpu's or
 //! cudarc's, and it is recognised by its words: the types don't come with a panic.
 
-use std::{
-    any::Any,
-    fmt,
-    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    sync::Mutex,
-};
-
-use anyhow::{Result, anyhow};
-use burn::tensor::Device;
+use std::fmt;
 
 /// A device that could not do what was asked of it. Anything else is a bug, and panics as bugs do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,16 +97,6 @@ enum Kind {
     Kernel,
 }
 
-/// What is said where the failure itself happened earlier, on the device's thread.
-const CONSEQUENCES: [&str; 6] = [
-    "The work writing this buffer was torn down",
-    "The work was skipped",
-    "Error while reading data",
-    "device: host access failed",
-    "RecvError",
-    "the channel is disconnected",
-];
-
 impl DeviceFailure {
     /// The failure that a message is about; none where it is about something else.
     pub fn of(message: &str) -> Option<Self> {
@@ -205,7 +187,8 @@ impl DeviceFailure {
                  system's log (dmesg) says what the driver met"
             }
             Self::Driver(_) => {
-                "`fpo devices` says what is there; install or update the driver, or use `--device cpu`"
+                "`cargo xtask fpo -- devices --device cuda` (or the device in question) says what is there; install or update the \
+                 driver, or use `--device cpu`"
             }
             Self::Kernel(_) => {
                 "a newer driver may take it; another backend, or `--device cpu`, does the same work"
@@ -221,94 +204,6 @@ pub fn size(bytes: u64) -> String {
         1_000_000.. => format!("{:.1} MB", bytes as f64 / 1e6),
         _ => format!("{bytes} bytes"),
     }
-}
-
-/// The first failure since [`First::guard`] began, whichever thread met it.
-struct First(Mutex<Option<DeviceFailure>>);
-
-static FIRST: First = First(Mutex::new(None));
-
-impl First {
-    fn guard<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        self.take();
-        let panic = match catch_unwind(AssertUnwindSafe(work)) {
-            Ok(result) => return result,
-            Err(panic) => panic,
-        };
-        let text = message(&*panic);
-        let first = self.take();
-        let failure = match DeviceFailure::of(text) {
-            Some(failure) => Some(first.unwrap_or(failure)),
-            None if is_consequence(text) => first,
-            None => None,
-        };
-        match failure {
-            Some(failure) => Err(failure.into()),
-            None => resume_unwind(panic),
-        }
-    }
-
-    /// Keeps the first failure; whether the text is about one, or follows from one.
-    fn note(&self, text: &str) -> bool {
-        let Ok(mut first) = self.0.lock() else { return false };
-        match DeviceFailure::of(text) {
-            Some(failure) => {
-                first.get_or_insert(failure);
-                true
-            }
-            None => first.is_some() && is_consequence(text),
-        }
-    }
-
-    fn take(&self) -> Option<DeviceFailure> {
-        self.0.lock().ok().and_then(|mut first| first.take())
-    }
-}
-
-/// Does `work`; where a device fails meanwhile, that is an error with a [`DeviceFailure`] in its chain.
-///
-/// # Errors
-/// Those of `work`, and a device's failure.
-///
-/// # Panics
-/// Where `work` does, for any other reason.
-pub fn guard<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    FIRST.guard(work)
-}
-
-/// Waits until a device has done what it was given.
-///
-/// # Errors
-/// A device that failed.
-pub fn sync(device: &Device) -> Result<()> {
-    device.sync().map_err(|error| {
-        let text = error.to_string();
-        match DeviceFailure::of(&text) {
-            Some(failure) => failure.into(),
-            None => anyhow!("waiting for the device: {text}"),
-        }
-    })
-}
-
-/// From here on, a panic that [`guard`] reports prints nothing of its own. Others print what they printed before.
-pub fn silence() {
-    let otherwise = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        let text = info.payload_as_str().unwrap_or_default();
-        if !FIRST.note(text) {
-            otherwise(info);
-        }
-    }));
-}
-
-fn is_consequence(text: &str) -> bool {
-    CONSEQUENCES.iter().any(|words| text.contains(words))
-}
-
-/// What a panic said.
-fn message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -421,36 +316,6 @@ mod tests {
         ] {
             assert_eq!(DeviceFailure::of(text), None, "{text}");
         }
-        let bug = catch_unwind(|| guard(|| -> Result<()> { panic!("a bug") })).unwrap_err();
-        assert_eq!(message(&*bug), "a bug");
-    }
-
-    #[test]
-    fn a_failure_is_an_error_that_can_be_found() {
-        let failed = guard(|| -> Result<()> { panic!("out of device memory allocating 8 bytes") });
-        let error = failed.unwrap_err().context("step 3");
-        assert_eq!(error.downcast_ref(), Some(&DeviceFailure::OutOfMemory(Some(8))));
-        assert_eq!(
-            format!("{error:#}"),
-            "step 3: out of device memory: no room for another 8 bytes"
-        );
-        assert_eq!(guard(|| Ok(3)).unwrap(), 3);
-    }
-
-    /// What the calling thread says where the device's thread met the failure, and what it says on its own.
-    #[test]
-    fn the_first_failure_counts() {
-        let died = "called `Result::unwrap()` on an `Err` value: RecvError";
-        let first = First(Mutex::new(None));
-        assert!(!first.note(died));
-        let error = first.guard(|| -> Result<()> {
-            assert!(first.note("The device is poisoned: gone"));
-            assert!(first.note("out of device memory allocating 8 bytes"));
-            assert!(first.note(died));
-            panic!("{died}")
-        });
-        let found = error.unwrap_err().downcast::<DeviceFailure>().unwrap();
-        assert_eq!(found, DeviceFailure::Lost("The device is poisoned: gone".into()));
     }
 
     #[test]

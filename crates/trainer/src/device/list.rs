@@ -1,10 +1,10 @@
 //! What `fpo devices` lists: every device that a `--device` can name.
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use burn::tensor::Device;
 
 use super::{
-    Kind, all,
+    Kind, all, compiled,
     facts::{Bfloat16, facts},
     failure::size,
     guard, is_there,
@@ -22,6 +22,18 @@ pub struct Listed {
 /// The devices of this machine, of all kinds that this binary was compiled for.
 pub fn list() -> Vec<Listed> {
     Kind::compiled().flat_map(of_kind).collect()
+}
+
+/// Those that a name such as `cuda` or `cuda:1` means.
+///
+/// # Errors
+/// An unknown name, a backend that is not compiled in, or a number that no device has.
+pub fn list_named(name: &str) -> Result<Vec<Listed>> {
+    let (kind, index) = compiled(name)?;
+    let listed = of_kind(kind);
+    let Some(index) = index else { return Ok(listed) };
+    is_there(kind, Some(index)).map_err(|why| anyhow!("device `{name}`: {why}"))?;
+    Ok(listed.into_iter().skip(index).take(1).collect())
 }
 
 fn of_kind(kind: Kind) -> Vec<Listed> {

@@ -5,6 +5,7 @@ pub mod advice;
 mod cuda_driver;
 pub mod facts;
 pub mod failure;
+mod guard;
 mod list;
 
 use std::{
@@ -17,8 +18,9 @@ use burn::tensor::Device;
 use fpo_transformer::Precision;
 
 use facts::{Bfloat16, facts};
-pub use failure::{DeviceFailure, guard, silence, sync};
-pub use list::{Listed, list};
+pub use failure::{DeviceFailure, size};
+pub use guard::{guard, silence, sync};
+pub use list::{Listed, list, list_named};
 
 /// What a `--device` begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,13 +84,7 @@ impl fmt::Display for Kind {
 /// # Errors
 /// An unknown name, a backend that is not compiled in, or hardware or a driver that is not there.
 pub fn parse(name: &str) -> Result<Device> {
-    let (kind, index) = split(name)?;
-    if !kind.is_compiled() {
-        bail!(
-            "device `{name}`: this binary has no `{kind}` backend (it has {}); `cargo xtask train --device {name}` builds one that has",
-            names(Kind::compiled())
-        );
-    }
+    let (kind, index) = compiled(name)?;
     if kind == Kind::Cpu {
         return the_one(kind).context("the CPU backend is compiled in");
     }
@@ -114,6 +110,18 @@ pub fn check_precision(device: &Device, precision: Precision) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Kind and number of a name, where this binary has the backend.
+fn compiled(name: &str) -> Result<(Kind, Option<usize>)> {
+    let (kind, index) = split(name)?;
+    if !kind.is_compiled() {
+        bail!(
+            "device `{name}`: this binary has no `{kind}` backend (it has {}); `cargo xtask train --device {name}` builds one that has",
+            names(Kind::compiled())
+        );
+    }
+    Ok((kind, index))
 }
 
 fn split(name: &str) -> Result<(Kind, Option<usize>)> {
@@ -207,7 +215,9 @@ fn try_out(name: &str, device: Device) -> Result<Device> {
         let one = Tensor::<1>::ones([1], &device);
         Ok((one.clone() + one).into_scalar::<f32>())
     };
-    let advice = "`fpo devices` says what is there, and `--device cpu` works everywhere";
+    let advice = format!(
+        "`cargo xtask fpo -- devices --device {name}` says what is there, and `--device cpu` works everywhere"
+    );
     match catch_unwind(AssertUnwindSafe(|| guard(add))) {
         Ok(Ok(2.0)) => Ok(device),
         Ok(Ok(other)) => bail!("device `{name}` says that 1 + 1 is {other}"),
