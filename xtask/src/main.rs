@@ -15,7 +15,12 @@ use clap::{Parser, Subcommand};
 use backend::Target;
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Builds, runs and checks FPO")]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "Builds, runs and checks FPO",
+    after_help = "train, compare and fpo build for the --device among their arguments, and take --nvrtc beside --device cuda."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
