@@ -37,6 +37,7 @@ def arguments():
     for name, value in sizes.items():
         parser.add_argument("--" + name.replace("_", "-"), type=int, default=value)
     parser.add_argument("--model", choices=MODELS)
+    parser.add_argument("--precision", choices=["float32", "bf16-mixed"], default="float32")
     parser.add_argument("--checkpoint-activations", action="store_true")
     parser.add_argument("--device", default="cpu")
     a = parser.parse_args()
@@ -55,6 +56,11 @@ def gemma2(a):
     )
     torch.manual_seed(0)
     return transformers.Gemma2ForCausalLM(config).float().to(a.device)
+
+
+def mixed(a):
+    """float32 parameters, bfloat16 products: PyTorch's counterpart of bf16-mixed."""
+    return torch.autocast(torch.device(a.device).type, torch.bfloat16, enabled=a.precision == "bf16-mixed")
 
 
 def random_pairs(a):
@@ -107,18 +113,19 @@ def fpo_steps(a):
 
     def quantities():
         hidden = model.model(tokens).last_hidden_state[:, start:-1]
-        logits = model.lm_head(hidden)
+        logits = model.lm_head(hidden).float()
         logits = cap * torch.tanh(logits / cap)
         log_probs = torch.log_softmax(logits, -1).gather(2, targets[..., None])[..., 0].sum(1)
-        z = site["x"][:, start:-1] @ w_enc
+        z = (site["x"][:, start:-1] @ w_enc).float()
         return log_probs, torch.where(z > threshold, z, 0.0).mean(1)
 
-    with torch.no_grad():
+    with torch.no_grad(), mixed(a):
         reference_log_probs, reference_features = quantities()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-7, weight_decay=0.0)
     beta, alpha = 0.1, 0.5
     while True:
-        log_probs, features = quantities()
+        with mixed(a):
+            log_probs, features = quantities()
         with torch.no_grad():
             chosen = torch.zeros_like(features, dtype=torch.bool)
             for x in (features, reference_features):
@@ -175,8 +182,9 @@ def measure_trl(a):
         config = DPOConfig(
             folder, loss_type=["sigmoid_norm"], beta=0.1, precompute_ref_log_probs=True, learning_rate=5e-7,
             per_device_train_batch_size=a.pairs, max_steps=a.steps + 1, max_length=a.tokens, report_to="none",
-            save_strategy="no", logging_steps=1000, disable_tqdm=True, use_cpu=a.device == "cpu", bf16=False,
-            gradient_checkpointing=a.checkpoint_activations, lr_scheduler_type="constant", max_grad_norm=1.0, dataloader_pin_memory=False,
+            save_strategy="no", logging_steps=1000, disable_tqdm=True, use_cpu=a.device == "cpu",
+            bf16=a.precision == "bf16-mixed", gradient_checkpointing=a.checkpoint_activations,
+            lr_scheduler_type="constant", max_grad_norm=1.0, dataloader_pin_memory=False,
         )
         clock = Clock()
         trainer = Prepared(gemma2(a), args=config, processing_class=tokenizer, callbacks=[clock],
@@ -191,6 +199,8 @@ def main():
     if on_gpu(a):
         # TRL takes the current device.
         torch.cuda.set_device(torch.device(a.device).index or 0)
+        # Products of float32 in TF32, as Burn's are on tensor cores.
+        torch.set_float32_matmul_precision("high")
     stdout, sys.stdout = sys.stdout, sys.stderr
     times, loss = measure_fpo(a) if a.peer == "torch" else measure_trl(a)
     sys.stdout = stdout

@@ -6,6 +6,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use serde_json::Value;
 
+use crate::backend::{Backend, Target};
 use crate::launch::{self, Error};
 
 #[derive(clap::Args)]
@@ -18,9 +19,8 @@ pub struct Bench {
     /// A Python that has them [default: a virtual environment under target/, made with pip]
     #[arg(long, value_name = "FILE")]
     python: Option<PathBuf>,
-    /// Where to compute: cpu, cuda, cuda:N, wgpu, vulkan or metal
-    #[arg(long, default_value = "cpu", global = true)]
-    device: String,
+    #[command(flatten)]
+    target: Target,
     /// Threads of every side, on the CPU
     #[arg(long, default_value_t = 2, global = true)]
     threads: usize,
@@ -36,15 +36,52 @@ enum What {
     Methods,
 }
 
-const STEPS: [(&str, &[&str]); 2] = [
-    ("8 pairs × 128 tokens, vocabulary 4,096", &["--vocab", "4096"]),
-    ("8 pairs × 128 tokens, vocabulary 32,768", &["--vocab", "32768"]),
+/// A step that is compared with other people's software, all of them in the same types.
+struct Row {
+    what: &'static str,
+    precision: &'static str,
+    sizes: &'static [&'static str],
+}
+
+impl Row {
+    /// What every side is called with.
+    fn args(&self) -> Vec<&'static str> {
+        [self.sizes, &["--precision", self.precision]].concat()
+    }
+
+    fn title(&self, place: &str) -> String {
+        format!("one FPO step, {}, AdamW, {}, {place}", self.precision, self.what)
+    }
+}
+
+const ROWS: [Row; 2] = [
+    Row {
+        what: "8 pairs × 128 tokens, vocabulary 4,096",
+        precision: "float32",
+        sizes: &["--vocab", "4096"],
+    },
+    Row {
+        what: "8 pairs × 128 tokens, vocabulary 32,768",
+        precision: "float32",
+        sizes: &["--vocab", "32768"],
+    },
 ];
-/// On a GPU, a model of the size that is trained there.
-const GEMMA: (&str, &[&str]) = (
-    "2 pairs × 512 tokens, Gemma-2-2B's shape, activations recomputed",
-    &["--model", "gemma-2-2b", "--pairs", "2", "--tokens", "512", "--checkpoint-activations"],
-);
+/// On a GPU, a model of the size that is trained there, as it is trained there.
+const GEMMA: Row = Row {
+    what: "2 pairs × 512 tokens, Gemma-2-2B's shape, activations recomputed, 50 steps",
+    precision: "bf16-mixed",
+    sizes: &[
+        "--model",
+        "gemma-2-2b",
+        "--pairs",
+        "2",
+        "--tokens",
+        "512",
+        "--steps",
+        "50",
+        "--checkpoint-activations",
+    ],
+};
 const METHODS: [&str; 6] = ["dpo", "tdpo1", "tdpo2", "simpo", "simpo-kl", "fpo"];
 const TOKENS: [&str; 3] = ["128", "512", "2048"];
 const ACTIVATIONS: [(&str, &[&str]); 2] =
@@ -82,14 +119,14 @@ impl Measured {
 }
 
 pub fn run(bench: &Bench) -> Result<ExitCode, Error> {
-    let gpu = bench.device != "cpu";
-    if bench.peer && gpu && !bench.device.starts_with("cuda") {
-        return Err(Error::NoPeer(bench.device.clone()));
+    let (device, backend) = (&bench.target.device, bench.target.backend()?);
+    if bench.peer && !matches!(backend, Backend::Cpu | Backend::Cuda | Backend::CudaNvrtc) {
+        return Err(Error::NoPeer(device.clone()));
     }
-    let program = launch::build(&bench.device)?;
+    let program = launch::build(backend)?;
     let ours = |args: &[&str]| {
         let mut command = Command::new(&program);
-        command.arg("bench").args(args).args(["--device", &bench.device]);
+        command.arg("bench").args(args).args(["--device", device]);
         command.env("RAYON_NUM_THREADS", bench.threads.to_string());
         command
     };
@@ -143,8 +180,9 @@ pub fn run(bench: &Bench) -> Result<ExitCode, Error> {
                 (None, true) => Some(environment()?),
                 (_, false) => None,
             };
-            for (name, sizes) in STEPS.into_iter().chain(gpu.then_some(GEMMA)) {
-                compare(name, sizes, &step, python.as_deref(), bench)?;
+            let gemma = (backend != Backend::Cpu).then_some(GEMMA);
+            for row in ROWS.into_iter().chain(gemma) {
+                compare(&row, &step, python.as_deref(), bench)?;
             }
         }
     }
@@ -153,20 +191,20 @@ pub fn run(bench: &Bench) -> Result<ExitCode, Error> {
 
 /// One row of the table of steps: ours, and where a Python is given the peers, with ratios.
 fn compare(
-    name: &str,
-    sizes: &[&str],
+    what: &Row,
     step: &dyn Fn(&[&str]) -> Result<Measured, Error>,
     python: Option<&Path>,
     bench: &Bench,
 ) -> Result<(), Error> {
-    let place = match bench.device.as_str() {
+    let device = bench.target.device.as_str();
+    let place = match device {
         "cpu" => format!("{} threads", bench.threads),
         device => device.to_owned(),
     };
-    println!("one FPO step, float32, AdamW, {name}, {place}\n");
+    println!("{}\n", what.title(&place));
     let header = ["tokens/s", "of matrix rate", "peak, MiB", "ours faster by", "ours of memory"];
     println!("{}", row("", header));
-    let ours = step(sizes)?;
+    let ours = step(&what.args())?;
     let cells = |x: &Measured| {
         let share = format!("{:.1} %", 100.0 * x.share_of(&ours));
         [format!("{:.0}", x.speed()), share, format!("{:.0}", x.memory())]
@@ -177,8 +215,8 @@ fn compare(
         let Some(python) = python else { continue };
         let mut command = Command::new(python);
         command.arg(launch::root().join("tests/peers/bench_step.py"));
-        command.args(["--peer", peer, "--threads", &bench.threads.to_string()]).args(sizes);
-        command.args(["--device", bench.device.as_str()]);
+        command.args(["--peer", peer, "--threads", &bench.threads.to_string()]);
+        command.args(what.args()).args(["--device", device]);
         command.env("OMP_NUM_THREADS", bench.threads.to_string());
         let theirs = measured(&mut command)?;
         let ratios = [
@@ -258,6 +296,18 @@ mod tests {
         );
         assert_eq!((ours.memory(), theirs.memory()), (40.0, 9.0));
         assert_eq!((ours.share_of(&ours), theirs.share_of(&ours)), (0.4, 0.2));
+    }
+
+    #[test]
+    fn a_title_says_in_which_types_all_sides_compute() {
+        for row in ROWS.iter().chain([&GEMMA]) {
+            assert!(row.title("cuda").contains(row.precision), "{}", row.what);
+            assert!(row.args().ends_with(&["--precision", row.precision]), "{}", row.what);
+        }
+        assert_eq!(
+            GEMMA.title("cuda:1"),
+            "one FPO step, bf16-mixed, AdamW, 2 pairs × 512 tokens, Gemma-2-2B's shape, activations recomputed, 50 steps, cuda:1"
+        );
     }
 
     #[test]

@@ -3,71 +3,88 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use crate::launch::cargo;
+use crate::backend::{Target, no_llvm};
+use crate::launch::{Error, cargo};
 
 /// Tests that run the whole pipeline look for this variable, and say that they skip.
 const QUICK: (&str, &str) = ("FPO_TEST_QUICK", "1");
+/// The device that the tests of a backend run on; they fail where it is not there.
+const DEVICE: &str = "FPO_TEST_DEVICE";
 
 struct Step {
     name: &'static str,
-    args: &'static [&'static str],
-    env: Option<(&'static str, &'static str)>,
+    args: Vec<&'static str>,
+    env: Vec<(&'static str, String)>,
+}
+
+impl Step {
+    fn new<const N: usize>(name: &'static str, args: [&'static str; N]) -> Self {
+        Self { name, args: args.into(), env: Vec::new() }
+    }
+
+    fn with(self, name: &'static str, value: &str) -> Self {
+        Self { env: vec![(name, value.to_owned())], ..self }
+    }
 }
 
 fn steps(quick: bool) -> Vec<Step> {
+    let tests = Step::new("tests", ["test", "--workspace", "--release"]);
     let mut steps = vec![
-        Step { name: "format", args: &["fmt", "--all", "--check"], env: None },
-        Step {
-            name: "lints",
-            args: &["clippy", "--workspace", "--all-targets", "--release", "--", "-D", "warnings"],
-            env: None,
-        },
-        Step {
-            name: "tests",
-            args: &["test", "--workspace", "--release"],
-            env: quick.then_some(QUICK),
-        },
-        Step {
-            name: "docs",
-            args: &["doc", "--workspace", "--no-deps", "--release"],
-            env: Some(("RUSTDOCFLAGS", "-D warnings")),
-        },
+        Step::new("format", ["fmt", "--all", "--check"]),
+        Step::new(
+            "lints",
+            ["clippy", "--workspace", "--all-targets", "--release", "--", "-D", "warnings"],
+        ),
+        if quick { tests.with(QUICK.0, QUICK.1) } else { tests },
+        Step::new("docs", ["doc", "--workspace", "--no-deps", "--release"])
+            .with("RUSTDOCFLAGS", "-D warnings"),
     ];
     if !quick {
         // Builds Burn a second and a third time, with other backends.
-        steps.push(Step {
-            name: "wgpu",
-            args: &[
-                "test",
-                "--release",
-                "--package",
-                "fpo-tests",
-                "--features",
-                "wgpu",
-                "--test",
-                "backends",
-            ],
-            env: None,
-        });
+        steps.push(Step { name: "wgpu", args: backend_tests("test", "wgpu"), env: Vec::new() });
+        // Checking types takes no compiler of kernels.
         steps.push(Step {
             name: "cuda",
-            args: &["check", "--release", "--package", "fpo-trainer", "--features", "cuda-nvrtc"],
-            // Two build scripts then leave out the compiler that they would download; it takes no part in checking types.
-            env: Some(("DOCS_RS", "1")),
+            args: backend_tests("check", "cuda-nvrtc"),
+            env: vec![no_llvm()],
         });
     }
     steps
 }
 
+/// What cargo does with the tests of a backend, and with all that they are about.
+fn backend_tests(what: &'static str, feature: &'static str) -> Vec<&'static str> {
+    let package = ["--release", "--package", "fpo-tests", "--features", feature];
+    [&[what][..], &package, &["--test", "backends"]].concat()
+}
+
+/// The tests of a backend on one device of it, which must be there.
+fn on_device(target: &Target) -> Result<Step, Error> {
+    let backend = target.backend()?;
+    let feature = backend.feature().ok_or(Error::NoBackend)?;
+    let mut env = backend.environment();
+    env.push((DEVICE, target.device.clone()));
+    Ok(Step { name: "backends", args: backend_tests("test", feature), env })
+}
+
+/// What CI runs.
+pub fn all(quick: bool) -> ExitCode {
+    run(&steps(quick))
+}
+
+/// The tests of a backend, on a device that is there.
+pub fn of_backend(target: &Target) -> Result<ExitCode, Error> {
+    Ok(run(&[on_device(target)?]))
+}
+
 /// Runs the steps in order up to the first that fails, and says how long each took.
-pub fn run(quick: bool) -> ExitCode {
-    let steps = steps(quick);
+fn run(steps: &[Step]) -> ExitCode {
     let mut durations = Vec::new();
     let mut failed = None;
-    for step in &steps {
+    for step in steps {
         println!("\n== {}: cargo {}", step.name, step.args.join(" "));
         let start = Instant::now();
-        let status = cargo().args(step.args).envs(step.env).status();
+        let status = cargo().args(&step.args).envs(step.env.iter().cloned()).status();
         durations.push((step.name, start.elapsed()));
         failed = match status {
             Ok(status) if status.success() => continue,
@@ -102,10 +119,24 @@ mod tests {
     #[test]
     fn only_the_tests_of_a_quick_run_are_told() {
         let told = |quick| {
-            steps(quick).iter().filter(|s| s.env == Some(QUICK)).map(|s| s.name).collect::<Vec<_>>()
+            let quick_ones =
+                steps(quick).into_iter().filter(|s| s.env.iter().any(|e| e.0 == QUICK.0));
+            quick_ones.map(|s| s.name).collect::<Vec<_>>()
         };
         assert_eq!(told(true), ["tests"]);
         assert!(told(false).is_empty());
+    }
+
+    #[test]
+    fn the_tests_of_a_backend_run_where_they_are_told_to() {
+        let target = |device: &str| Target { device: device.to_owned(), nvrtc: false };
+        for (device, feature) in [("cuda:1", "cuda"), ("wgpu", "wgpu"), ("vulkan", "vulkan")] {
+            let step = on_device(&target(device)).unwrap();
+            assert!(step.args.windows(2).any(|pair| pair == ["--features", feature]), "{device}");
+            assert_eq!(step.env, [(DEVICE, device.to_owned())]);
+        }
+        assert!(on_device(&target("cpu")).is_err_and(|e| e.to_string().contains("leave it out")));
+        assert!(on_device(&target("tpu")).is_err());
     }
 
     #[test]

@@ -4,14 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus};
 use std::{fmt, io};
 
-/// Names of devices and the cargo features that each needs beyond the default one.
-const DEVICES: [(&str, Option<&str>); 5] = [
-    ("cpu", None),
-    ("cuda", Some("cuda,autotune")),
-    ("wgpu", Some("wgpu,autotune")),
-    ("vulkan", Some("vulkan,autotune")),
-    ("metal", Some("metal,autotune")),
-];
+use crate::backend::{self, Backend};
 
 /// Why the binary could not be started.
 #[derive(Debug)]
@@ -20,6 +13,12 @@ pub enum Error {
     UnknownDevice(String),
     /// Several devices, of which a run uses one.
     SeveralDevices(String),
+    /// NVRTC compiles for CUDA, and this device is another.
+    NvrtcWithoutCuda(String),
+    /// What `--nvrtc` asks of the linker is Linux's.
+    NvrtcNeedsLinux,
+    /// The tests of a backend are of another than the CPU's.
+    NoBackend,
     /// PyTorch does not run there.
     NoPeer(String),
     /// Cargo itself could not be run.
@@ -36,7 +35,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::UnknownDevice(name) => {
-                let known = DEVICES.map(|(device, _)| device).join(", ");
+                let known = backend::devices();
                 write!(
                     f,
                     "unknown device '{name}'; known devices: {known} (a number picks one of several, as in cuda:1)"
@@ -47,6 +46,15 @@ impl fmt::Display for Error {
                     f,
                     "a run computes on one device, and these were asked for: {names}; choose one of them"
                 )
+            }
+            Self::NvrtcWithoutCuda(device) => {
+                write!(f, "--nvrtc is for --device cuda, not for {device}: leave it out")
+            }
+            Self::NvrtcNeedsLinux => {
+                write!(f, "--nvrtc builds on Linux only: leave it out, and LLVM is downloaded")
+            }
+            Self::NoBackend => {
+                write!(f, "the tests run on the CPU without --device: leave it out")
             }
             Self::NoPeer(device) => {
                 write!(f, "PyTorch runs on cpu and on cuda, not on {device}: leave out --peer")
@@ -61,17 +69,18 @@ impl fmt::Display for Error {
     }
 }
 
-/// Runs `fpo [subcommand] args…`, built with the feature of the device in `args`. On Unix it returns only if that fails.
+/// Runs `fpo [subcommand] args…`, built for the device in `args`; `--nvrtc` among them is ours. On Unix it returns only if that
+/// fails.
 pub fn fpo(subcommand: Option<&str>, args: &[String]) -> Result<ExitCode, Error> {
-    let feature = device(args)?.map(feature).transpose()?.flatten();
-    let mut command = cargo_fpo("run", feature);
+    let Passed { backend, args } = Passed::new(args)?;
+    let mut command = cargo_fpo("run", backend);
     command.arg("--").args(subcommand).args(args);
     become_process(command).map_err(Error::Cargo)
 }
 
-/// Builds `fpo` for a device and says where it is.
-pub fn build(device: &str) -> Result<PathBuf, Error> {
-    let status = cargo_fpo("build", feature(device)?).status().map_err(Error::Cargo)?;
+/// Builds `fpo` and says where it is.
+pub fn build(backend: Backend) -> Result<PathBuf, Error> {
+    let status = cargo_fpo("build", backend).status().map_err(Error::Cargo)?;
     if !status.success() {
         return Err(Error::Build(status));
     }
@@ -85,36 +94,48 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
 
-fn cargo_fpo(what: &str, feature: Option<&str>) -> Command {
+fn cargo_fpo(what: &str, backend: Backend) -> Command {
     let mut command = cargo();
     command.args([what, "--release", "--package", "fpo-trainer", "--bin", "fpo"]);
-    if let Some(feature) = feature {
-        command.args(["--features", feature]);
+    if let Some(feature) = backend.feature() {
+        command.args(["--features", &format!("{feature},autotune")]);
     }
+    command.envs(backend.environment());
     command
 }
 
 /// The cargo that runs this launcher, so that a toolchain override holds for what it starts.
 pub fn cargo() -> Command {
-    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // This launcher's own; a dependency of Burn's CUDA backend, and all that depends on it, is built again where it changes.
+    command.env_remove("CARGO_MANIFEST_DIR");
+    command
 }
 
-/// The features for a device; for the CPU the default features are enough.
-fn feature(device: &str) -> Result<Option<&'static str>, Error> {
-    if device.contains([',', '+', ' ']) {
-        return Err(Error::SeveralDevices(device.to_owned()));
-    }
-    let kind = device.split(':').next().unwrap_or(device);
-    match DEVICES.iter().find(|(name, _)| *name == kind) {
-        Some((_, feature)) => Ok(*feature),
-        None => Err(Error::UnknownDevice(device.to_owned())),
+/// Arguments for the binary.
+struct Passed<'a> {
+    backend: Backend,
+    args: Vec<&'a str>,
+}
+
+impl<'a> Passed<'a> {
+    /// Takes out `--nvrtc`, and reads which backend the others need.
+    fn new(args: &'a [String]) -> Result<Self, Error> {
+        let own = args.iter().position(|arg| arg == "--").unwrap_or(args.len());
+        let (own, rest) = args.split_at(own);
+        let nvrtc = own.iter().any(|arg| arg == "--nvrtc");
+        let own: Vec<&str> =
+            own.iter().map(String::as_str).filter(|arg| *arg != "--nvrtc").collect();
+        let backend = Backend::of(device(&own)?.unwrap_or("cpu"), nvrtc)?;
+        let rest = rest.iter().map(String::as_str);
+        Ok(Self { backend, args: own.into_iter().chain(rest).collect() })
     }
 }
 
 /// The `--device` in `args`: there may be one.
-fn device(args: &[String]) -> Result<Option<&str>, Error> {
+fn device<'a>(args: &[&'a str]) -> Result<Option<&'a str>, Error> {
     let mut found = Vec::new();
-    let mut args = args.iter().map(String::as_str).take_while(|arg| *arg != "--");
+    let mut args = args.iter().copied();
     while let Some(arg) = args.next() {
         if arg == "--device" {
             // A missing name is left for the binary to complain about.
@@ -150,31 +171,44 @@ fn become_process(mut command: Command) -> io::Result<ExitCode> {
 mod tests {
     use super::*;
 
-    fn feature_of(line: &str) -> Result<Option<&'static str>, Error> {
+    /// The backend for a command line, and what the binary gets of it.
+    fn passed(line: &str) -> Result<(Backend, String), Error> {
         let args = line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-        device(&args)?.map(feature).transpose().map(Option::flatten)
+        Passed::new(&args).map(|passed| (passed.backend, passed.args.join(" ")))
     }
 
     #[test]
-    fn the_device_decides_the_feature() {
-        let cases = [
-            ("", None),
-            ("--recipe tiny --resume", None),
-            ("--device cpu", None),
-            ("--device cuda", Some("cuda,autotune")),
-            ("--device cuda:1", Some("cuda,autotune")),
-            ("--device=wgpu", Some("wgpu,autotune")),
-            ("train --set a=1 --device=vulkan:0 --resume", Some("vulkan,autotune")),
-            ("--device metal", Some("metal,autotune")),
-            ("devices --device cuda", Some("cuda,autotune")),
-            ("devices", None),
-            ("--device", None),
-            ("--set note=--device=cuda", None),
-            ("-- --device cuda", None),
-        ];
-        for (line, expected) in cases {
-            assert_eq!(feature_of(line).unwrap(), expected, "{line}");
+    fn the_device_decides_the_backend() {
+        for (line, expected) in [
+            ("", Backend::Cpu),
+            ("--recipe tiny --resume", Backend::Cpu),
+            ("--device cpu", Backend::Cpu),
+            ("--device cuda", Backend::Cuda),
+            ("--device cuda:1", Backend::Cuda),
+            ("--device=wgpu", Backend::Wgpu),
+            ("train --set a=1 --device=vulkan:0 --resume", Backend::Vulkan),
+            ("--device metal", Backend::Metal),
+            ("devices --device cuda", Backend::Cuda),
+            ("devices", Backend::Cpu),
+            ("--device", Backend::Cpu),
+            ("--set note=--device=cuda", Backend::Cpu),
+            ("-- --device cuda --nvrtc", Backend::Cpu),
+        ] {
+            assert_eq!(passed(line).unwrap(), (expected, line.to_owned()), "{line}");
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn nvrtc_is_kept_from_the_binary() {
+        for (line, rest) in [
+            ("--device cuda --nvrtc", "--device cuda"),
+            ("train --nvrtc --device=cuda:1 --resume", "train --device=cuda:1 --resume"),
+            ("--nvrtc --device cuda -- --nvrtc", "--device cuda -- --nvrtc"),
+        ] {
+            assert_eq!(passed(line).unwrap(), (Backend::CudaNvrtc, rest.to_owned()), "{line}");
+        }
+        assert!(passed("--nvrtc --recipe tiny").is_err());
     }
 
     #[test]
@@ -184,20 +218,9 @@ mod tests {
             ("--device=cuda --recipe tiny --device=cuda", "cuda, cuda"),
             ("--device cuda,wgpu", "cuda,wgpu"),
         ] {
-            let message = feature_of(line).unwrap_err().to_string();
+            let message = passed(line).unwrap_err().to_string();
             assert!(message.contains("one device"), "{message}");
             assert!(message.contains(names), "{message}");
-        }
-    }
-
-    #[test]
-    fn an_unknown_device_is_named_with_the_known_ones() {
-        for (line, name) in
-            [("--device tpu", "tpu"), ("--device=CUDA:0", "CUDA:0"), ("--device=", "")]
-        {
-            let message = feature_of(line).unwrap_err().to_string();
-            assert!(message.contains(&format!("'{name}'")), "{message}");
-            assert!(message.contains("cpu, cuda, wgpu, vulkan, metal"), "{message}");
         }
     }
 }

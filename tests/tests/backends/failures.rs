@@ -10,7 +10,7 @@ use burn::tensor::{Device, Tensor};
 use fpo_data::hash::hash_folder;
 use fpo_trainer::device::{DeviceFailure, facts::facts, guard, list};
 
-use crate::support::devices;
+use crate::support::{devices, name};
 
 fn fpo(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_fpo-under-test")).args(args).output().unwrap()
@@ -53,22 +53,28 @@ fn every_device_that_is_listed_can_be_named() {
         return;
     }
     let listed = list();
-    assert!(listed.iter().any(|device| device.name == "wgpu:0"), "{listed:?}");
+    let kind = name().split(':').next().unwrap_or_default();
+    assert!(listed.iter().any(|device| device.name == format!("{kind}:0")), "{listed:?}");
     for device in &listed {
         let tiny =
             ["--pairs", "1", "--tokens", "8", "--vocab", "16", "--d-model", "16", "--layers", "1"];
         let more =
             ["--heads", "1", "--kv-heads", "1", "--head-dim", "8", "--ffn", "16", "--d-sae", "16"];
-        let name = device.name.as_str();
-        let rest = ["--k", "2", "--steps", "1", "--json", "--device", name];
+        let device_name = device.name.as_str();
+        let rest = ["--k", "2", "--steps", "1", "--json", "--device", device_name];
         let output = fpo(&[&["bench", "step"][..], &tiny, &more, &rest].concat());
         assert!(output.status.success(), "{device:?}: {}", String::from_utf8_lossy(&output.stderr));
         let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         let reserved = found["device_reserved_mib"].as_f64();
-        assert_eq!(reserved.is_some_and(|mib| mib > 0.0), name != "cpu", "{name}: {found}");
+        assert_eq!(
+            reserved.is_some_and(|mib| mib > 0.0),
+            device_name != "cpu",
+            "{device_name}: {found}"
+        );
     }
-    let printed = fail(&["bench", "step", "--device", "wgpu:99"]);
-    assert!(printed.contains("wgpu:99") && printed.contains("there is no such GPU"), "{printed}");
+    let none = format!("{kind}:99");
+    let printed = fail(&["bench", "step", "--device", &none]);
+    assert!(printed.contains(&none) && printed.contains("there is no such GPU"), "{printed}");
 }
 
 /// The last batch has texts whose activations are larger than the device holds in one piece: the batches before are trained on, and
@@ -98,7 +104,7 @@ fn a_run_that_fails_on_its_device_goes_on_elsewhere() {
     for setting in &settings {
         train.extend(["--set", setting]);
     }
-    let printed = fail(&[&train[..], &["--device", "wgpu"]].concat());
+    let printed = fail(&[&train[..], &["--device", name()]].concat());
     for says in [
         "stage sft: step 3: a tensor of",
         "in one piece",
@@ -111,7 +117,7 @@ fn a_run_that_fails_on_its_device_goes_on_elsewhere() {
     let checkpoint = run.join("checkpoints/sft/step-00000002");
     let before = hash_folder(&checkpoint).unwrap();
 
-    let again = fail(&[&train[..], &["--device", "wgpu", "--resume"]].concat());
+    let again = fail(&[&train[..], &["--device", name(), "--resume"]].concat());
     assert!(again.contains("goes on after step 2"), "{again}");
     assert_eq!(hash_folder(&checkpoint).unwrap(), before, "the checkpoint was damaged");
 

@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Tensor};
 use fpo_ops::{AdamW, AttentionOptions, Encoder, TextStarts};
 
-use crate::support::{TOLERANCE, close, devices, indices, random, values};
+use crate::support::{close, devices, indices, random, tolerance, values};
 
 /// Runs `f` on both devices on the same inputs, weighs the output with the same numbers, and compares it and every gradient.
 fn same<const N: usize, const D: usize, const O: usize>(
@@ -26,10 +26,10 @@ fn same<const N: usize, const D: usize, const O: usize>(
         let gradients = leaves.map(|leaf| values(&leaf.grad(&gradients).expect("tracked")));
         (values(&output), values(&plain), gradients)
     });
-    close(what, &found.0, &expected.0, TOLERANCE);
-    close(&format!("{what} outside the graph"), &found.1, &expected.1, TOLERANCE);
+    close(what, &found.0, &expected.0, tolerance());
+    close(&format!("{what} outside the graph"), &found.1, &expected.1, tolerance());
     for (i, (found, expected)) in found.2.iter().zip(&expected.2).enumerate() {
-        close(&format!("{what}, gradient {i}"), found, expected, TOLERANCE);
+        close(&format!("{what}, gradient {i}"), found, expected, tolerance());
     }
 }
 
@@ -157,8 +157,8 @@ fn statistics([n, d, v]: [usize; 3], softcap: Option<f64>) {
         let argmax: Vec<i64> = s.argmax.to_data().iter::<i64>().collect();
         (values(&s.log_probs), values(&s.entropy), argmax)
     });
-    close("log_probs", &found.0, &expected.0, TOLERANCE);
-    close("entropy", &found.1, &expected.1, TOLERANCE);
+    close("log_probs", &found.0, &expected.0, tolerance());
+    close("entropy", &found.1, &expected.1, tolerance());
     assert_eq!(found.2, expected.2);
 }
 
@@ -218,6 +218,6 @@ fn adamw() {
         [w, m, v].map(|x| values(&x))
     });
     for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
-        close(&format!("adamw, state {i}"), found, expected, TOLERANCE);
+        close(&format!("adamw, state {i}"), found, expected, tolerance());
     }
 }

@@ -1,10 +1,10 @@
-//! The whole pipeline on WGPU.
+//! The whole pipeline on the device.
 
 use std::{path::Path, process::Command};
 
 use serde_json::Value;
 
-use crate::support::devices;
+use crate::support::{devices, is_cuda, name};
 
 #[test]
 fn the_shrunken_recipe() {
@@ -32,16 +32,19 @@ fn the_shrunken_recipe() {
         assert!(run.join("report.html").exists());
         read(&run.join("evaluate/evaluation.json"))
     };
-    let (cpu, wgpu) = (run("cpu"), run("wgpu"));
-    for (moment, name, tolerance) in [
+    let (cpu, gpu) = (run("cpu"), run(name()));
+    // Of sixteen pairs; where products are rounded as CUDA's are, the fine-tuned models may already differ in two.
+    let before = if is_cuda() { 0.13 } else { 1e-9 };
+    for (moment, number, tolerance) in [
         ("before", "loss", 1e-4),
         ("after", "loss", 1e-3),
-        ("before", "accuracy", 1e-9),
+        ("before", "accuracy", before),
         ("after", "accuracy", 0.13),
         ("after", "chosen_kl", 1e-2),
     ] {
-        let [a, b] = [&cpu, &wgpu].map(|found| found[moment][name].as_f64().unwrap());
-        assert!((a - b).abs() <= tolerance, "{moment} {name}: {b} on WGPU, {a} on the CPU");
+        let [a, b] = [&cpu, &gpu].map(|found| found[moment][number].as_f64().unwrap());
+        let close = (a - b).abs() <= tolerance;
+        assert!(close, "{moment} {number}: {b} on {}, {a} on the CPU", name());
     }
 }
 

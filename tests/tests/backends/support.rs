@@ -1,26 +1,58 @@
 //! The two devices, numbers, and the comparison.
 
-use std::sync::OnceLock;
+use std::{env, sync::OnceLock};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use fpo_trainer::device::{Kind, parse};
+
+/// Names the device under test.
+const DEVICE: &str = "FPO_TEST_DEVICE";
+
+/// What `--device` calls the device under test.
+pub fn name() -> &'static str {
+    static NAME: OnceLock<String> = OnceLock::new();
+    NAME.get_or_init(|| {
+        let name = env::var(DEVICE).unwrap_or_else(|_| default().name().to_owned());
+        assert_ne!(name, Kind::Cpu.name(), "{DEVICE}: the device is compared with the CPU");
+        name
+    })
+}
+
+/// The backend that was compiled in for the tests, beside the CPU's.
+fn default() -> Kind {
+    Kind::compiled().last().expect("the tests are compiled with a backend")
+}
+
+/// Whether the device is one of CUDA's.
+pub fn is_cuda() -> bool {
+    name().split(':').next() == Some(Kind::Cuda.name())
+}
 
 /// What results may differ by, relative to the largest magnitude.
 pub const TOLERANCE: f64 = 1e-4;
 
-/// Flex and WGPU; none where no adapter is found.
+/// The same where matrices are multiplied. On CUDA's tensor cores Burn multiplies float32 in TF32: the factors have 11 bits, one of
+/// them is off by up to 5e-4, and what a few of them come to is allowed.
+pub fn tolerance() -> f64 {
+    if is_cuda() { 1e-2 } else { TOLERANCE }
+}
+
+/// Flex and the device under test; none where no device was asked for and none is found.
 pub fn devices() -> Option<[Device; 2]> {
-    static WGPU: OnceLock<Option<Device>> = OnceLock::new();
-    let wgpu = WGPU.get_or_init(|| match fpo_trainer::device::parse("wgpu") {
-        Ok(device) => Some(device),
-        Err(error) => {
+    static FOUND: OnceLock<Option<Device>> = OnceLock::new();
+    let found = FOUND.get_or_init(|| match (parse(name()), env::var_os(DEVICE)) {
+        (Ok(device), _) => Some(device),
+        (Err(error), Some(_)) => panic!("{DEVICE}: {error:#}"),
+        (Err(error), None) => {
             eprintln!("skipped: {error:#}");
             None
         }
     });
-    Some([Device::flex(), wgpu.clone()?])
+    Some([Device::flex(), found.clone()?])
 }
 
-/// Uniform in ±`scale`, the same on every device.
+/// Uniform in ±`scale`, the same on every device: odd multiples of `scale`/512. Of a scale with few bits they are factors without
+/// rounding in TF32 too, and what their products decide is decided alike.
 pub fn random<const D: usize>(
     seed: u64,
     shape: [usize; D],
@@ -28,7 +60,8 @@ pub fn random<const D: usize>(
     device: &Device,
 ) -> Tensor<D> {
     let count = shape.iter().product();
-    let values: Vec<f32> = (0..count).map(|i| (scale * uniform(seed, i)) as f32).collect();
+    let coarse = |i| ((uniform(seed, i) * 256.0).floor() + 0.5) / 256.0;
+    let values: Vec<f32> = (0..count).map(|i| (scale * coarse(i)) as f32).collect();
     Tensor::from_data(TensorData::new(values, shape), device)
 }
 

@@ -1,4 +1,5 @@
-//! Whether CUDA can be used here, asked before anything panics over it: driver, devices, the compiler's library.
+//! Whether CUDA can be used here, asked before anything panics over it: driver, devices, the compiler's library. And what a device
+//! can do that CubeCL does not tell.
 
 use std::fmt;
 #[cfg(any(feature = "cuda", test))]
@@ -25,6 +26,15 @@ impl fmt::Display for Version {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.major, self.minor)
     }
+}
+
+/// The first compute capability with instructions for bfloat16: Ampere's.
+const AMPERE: Version = Version { major: 8, minor: 0 };
+
+/// Whether a part of this compute capability is taken to compute in bfloat16. CubeCL says so of every part, and on those before
+/// Ampere leaves it to the compiler to emulate; nobody has tried whether that works.
+pub fn computes_in_bfloat16(capability: Version) -> bool {
+    capability >= AMPERE
 }
 
 /// The NVIDIA driver.
@@ -142,6 +152,25 @@ fn ask_driver() -> Driver {
     }
 }
 
+/// The compute capability of device `index`, where the driver tells.
+#[cfg(feature = "cuda")]
+pub fn capability(index: usize) -> Option<Version> {
+    use cudarc::driver::{
+        result::device::{get, get_attribute},
+        sys::CUdevice_attribute::{
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+        },
+    };
+    let device = get(i32::try_from(index).ok()?).ok()?;
+    let ask = |attribute| {
+        // SAFETY: the device is one that the driver gave.
+        let value = unsafe { get_attribute(device, attribute) };
+        value.ok().and_then(|value| u32::try_from(value).ok())
+    };
+    Some(Version { major: ask(MAJOR)?, minor: ask(MINOR)? })
+}
+
 #[cfg(feature = "cuda")]
 fn ask_compiler() -> Compiler {
     use cudarc::nvrtc::sys;
@@ -187,6 +216,16 @@ mod tests {
             assert_eq!(Version::of_driver(number).to_string(), text);
         }
         assert!(OLD < NEW && Version::of_driver(12040) > OLD);
+    }
+
+    #[test]
+    fn bfloat16_begins_with_ampere() {
+        for (major, minor, computes) in
+            [(6, 1, false), (7, 0, false), (7, 5, false), (8, 0, true), (8, 9, true), (10, 0, true)]
+        {
+            let capability = Version { major, minor };
+            assert_eq!(computes_in_bfloat16(capability), computes, "{capability}");
+        }
     }
 
     #[test]

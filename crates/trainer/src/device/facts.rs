@@ -53,6 +53,16 @@ pub fn facts(_device: &Device) -> Option<Facts> {
     None
 }
 
+/// The compute capability of a device of CUDA's.
+#[cfg(feature = "cuda")]
+fn cuda_capability(device: &Device) -> Option<super::cuda_driver::Version> {
+    use burn::backend::{CubeDevice, DispatchDevice};
+    match device.clone().without_autodiff().as_dispatch() {
+        DispatchDevice::Cube(CubeDevice::Cuda(cuda)) => super::cuda_driver::capability(cuda.index),
+        _ => None,
+    }
+}
+
 /// What a device can do with bfloat16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bfloat16 {
@@ -71,6 +81,12 @@ impl Bfloat16 {
             backend::{Backend, DTypeUsage, Dispatch},
             tensor::DType,
         };
+        #[cfg(feature = "cuda")]
+        if let Some(capability) = cuda_capability(device)
+            && !super::cuda_driver::computes_in_bfloat16(capability)
+        {
+            return Self::Stores;
+        }
         if device.supports_dtype(DType::BF16) {
             return Self::Computes;
         }
