@@ -41,21 +41,33 @@ fn steps(quick: bool) -> Vec<Step> {
     ];
     if !quick {
         // Builds Burn a second and a third time, with other backends.
-        steps.push(Step { name: "wgpu", args: backend_tests("test", "wgpu"), env: Vec::new() });
+        steps.push(Step { name: "wgpu", args: backend_tests("wgpu"), env: Vec::new() });
+        let cuda = Step::new(
+            "cuda",
+            [
+                "check",
+                "--release",
+                "--package",
+                "fpo-trainer",
+                "--package",
+                "fpo-tests",
+                "--features",
+                "fpo-tests/cuda-nvrtc",
+                "--bins",
+                "--test",
+                "backends",
+            ],
+        );
         // Checking types takes no compiler of kernels.
-        steps.push(Step {
-            name: "cuda",
-            args: backend_tests("check", "cuda-nvrtc"),
-            env: vec![no_llvm()],
-        });
+        steps.push(Step { env: vec![no_llvm()], ..cuda });
     }
     steps
 }
 
-/// What cargo does with the tests of a backend, and with all that they are about.
-fn backend_tests(what: &'static str, feature: &'static str) -> Vec<&'static str> {
-    let package = ["--release", "--package", "fpo-tests", "--features", feature];
-    [&[what][..], &package, &["--test", "backends"]].concat()
+/// The arguments that run the tests of a backend.
+fn backend_tests(feature: &'static str) -> Vec<&'static str> {
+    let package = ["test", "--release", "--package", "fpo-tests", "--features", feature];
+    [&package[..], &["--test", "backends"]].concat()
 }
 
 /// The tests of a backend on one device of it, which must be there.
@@ -64,7 +76,7 @@ fn on_device(target: &Target) -> Result<Step, Error> {
     let feature = backend.feature().ok_or(Error::NoBackend)?;
     let mut env = backend.environment();
     env.push((DEVICE, target.device.clone()));
-    Ok(Step { name: "backends", args: backend_tests("test", feature), env })
+    Ok(Step { name: "backends", args: backend_tests(feature), env })
 }
 
 /// What CI runs.
