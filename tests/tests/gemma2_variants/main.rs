@@ -1,6 +1,7 @@
 //! Other ways through the same Gemma-2: with recomputed activations, with adapters, with several texts in a
 //! row. Each is held to the plain one, forward and backward, on the models of `tests/fixtures/gemma2`.
 
+mod adapter_files;
 mod checkpointed;
 mod common;
 mod lora;

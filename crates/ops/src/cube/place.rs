@@ -54,23 +54,7 @@ pub(super) fn sum_of_group(
     scratch: &mut Shared<[f32]>,
     #[comptime] group: usize,
 ) -> f32 {
-    let unit = UNIT_POS_X as usize;
-    let first = UNIT_POS_Y as usize * group;
-    scratch[first + unit] = value;
-    sync_cube();
-    #[unroll]
-    for step in 0..comptime!(group.ilog2() as usize) {
-        let half = comptime!(group >> (step + 1));
-        if unit < half {
-            let other = scratch[first + unit + half];
-            scratch[first + unit] += other;
-        }
-        sync_cube();
-    }
-    let sum = scratch[first];
-    // Nobody writes again before all have read.
-    sync_cube();
-    sum
+    merge_group(value, scratch, group, Merge::Sum)
 }
 
 /// The largest of one value of each unit of a row, known to all of them. Every unit of the cube has to come here.
@@ -80,6 +64,23 @@ pub(super) fn largest_of_group(
     scratch: &mut Shared<[f32]>,
     #[comptime] group: usize,
 ) -> f32 {
+    merge_group(value, scratch, group, Merge::Largest)
+}
+
+/// How two values become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Merge {
+    Sum,
+    Largest,
+}
+
+#[cube]
+fn merge_group(
+    value: f32,
+    scratch: &mut Shared<[f32]>,
+    #[comptime] group: usize,
+    #[comptime] merge: Merge,
+) -> f32 {
     let unit = UNIT_POS_X as usize;
     let first = UNIT_POS_Y as usize * group;
     scratch[first + unit] = value;
@@ -88,12 +89,15 @@ pub(super) fn largest_of_group(
     for step in 0..comptime!(group.ilog2() as usize) {
         let half = comptime!(group >> (step + 1));
         if unit < half {
+            let own = scratch[first + unit];
             let other = scratch[first + unit + half];
-            scratch[first + unit] = max(scratch[first + unit], other);
+            let merged = if comptime!(merge == Merge::Sum) { own + other } else { max(own, other) };
+            scratch[first + unit] = merged;
         }
         sync_cube();
     }
-    let largest = scratch[first];
+    let merged = scratch[first];
+    // Nobody writes again before all have read.
     sync_cube();
-    largest
+    merged
 }

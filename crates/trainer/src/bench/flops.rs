@@ -83,8 +83,7 @@ impl Products<'_> {
 }
 
 /// Floating-point operations a second of the fastest product of two square matrices that was found, as Burn computes it in the
-/// type that products of a precision have: sizes
-/// double until one takes long enough to be measured well.
+/// type that products of a precision have: sizes double until one takes long enough to be measured well.
 ///
 /// # Errors
 /// A device that fails.
