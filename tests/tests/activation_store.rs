@@ -15,7 +15,7 @@ use std::{
 use burn::tensor::Device;
 use fpo_data::{Fingerprint, SequenceStore, TokenizedExample, TokenizedResponse};
 use fpo_trainer::activations::{ActivationStore, Precision, Source, StoreSettings};
-use fpo_transformer::{Gemma2, Gemma2Config, Site, weights};
+use fpo_transformer::{LanguageModel, ModelConfig, Site, weights};
 
 /// Counts what is allocated, and the most of it at once.
 struct Counting;
@@ -46,8 +46,8 @@ static ALLOCATOR: Counting = Counting;
 
 const WIDTH: usize = 32;
 
-fn model() -> Gemma2 {
-    let config = Gemma2Config::from_json(
+fn model() -> LanguageModel {
+    let config = ModelConfig::from_json(
         r#"{"model_type": "gemma2", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 32,
             "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
             "head_dim": 8, "query_pre_attn_scalar": 8}"#,
@@ -81,7 +81,7 @@ fn data(folder: &Path, rows: usize) -> SequenceStore {
     SequenceStore::open(&path).unwrap()
 }
 
-fn source<'a>(model: &'a Gemma2, data: &'a SequenceStore) -> Source<'a> {
+fn source<'a>(model: &'a LanguageModel, data: &'a SequenceStore) -> Source<'a> {
     let sites = vec![Site::resid_post(1), "attn_z:0".parse().unwrap()];
     Source { model, data, pad: 0, excluded: vec![1, 2], sites }
 }

@@ -14,7 +14,7 @@ use burn::{
     tensor::{Device, Gradients, Int, Tensor, TensorData},
 };
 use fpo_transformer::{
-    Gemma2, Gemma2Config, GenerationOptions, Placement, Precision, Site, SiteKind, generate,
+    GenerationOptions, LanguageModel, ModelConfig, Placement, Precision, Site, SiteKind, generate,
     weights,
 };
 use safetensors::{Dtype, SafeTensors};
@@ -80,7 +80,7 @@ fn mixed_precision_is_as_close_as_pytorchs() {
     let mut logarithms = Vec::new();
     for case in CASES {
         let expected = Expected::read(case);
-        let log_probs = |model: &Gemma2| expected.response_log_probs(model);
+        let log_probs = |model: &LanguageModel| expected.response_log_probs(model);
         let float32 = weights::load(&folder(case), &Device::flex()).unwrap();
         let exact = values(log_probs(&float32));
         let mixed = weights::load(&folder(case), &placement).unwrap();
@@ -147,8 +147,8 @@ fn saved_and_reloaded_is_the_same_model() {
 
         assert_eq!(again.config(), model.config(), "{case}");
         let text = fs::read_to_string(copy.path().join("config.json")).unwrap();
-        assert_eq!(&Gemma2Config::from_json(&text).unwrap(), model.config(), "{case}");
-        let logits = |model: &Gemma2| {
+        assert_eq!(&ModelConfig::from_json(&text).unwrap(), model.config(), "{case}");
+        let logits = |model: &LanguageModel| {
             let hidden = model.forward(expected.tokens(&device), &[]).hidden_states;
             let [rows, width, d_model] = hidden.dims();
             let logits = values(model.logits(hidden.reshape([rows * width, d_model])));
@@ -194,7 +194,7 @@ impl Expected {
 
     /// Log-probability of the next token at every position but the last of each row,
     /// `[rows · (width − 1)]`, from hidden states `[rows · width, d_model]`.
-    fn log_probs(&self, model: &Gemma2, hidden: Tensor<2>) -> Tensor<1> {
+    fn log_probs(&self, model: &LanguageModel, hidden: Tensor<2>) -> Tensor<1> {
         let [rows, width] = self.shape();
         let tokens = &self.ints["tokens"].1;
         let int = |v: Vec<i32>| {
@@ -210,7 +210,7 @@ impl Expected {
     }
 
     /// Log-probability of every response token in turn.
-    fn response_log_probs(&self, model: &Gemma2) -> Tensor<1> {
+    fn response_log_probs(&self, model: &LanguageModel) -> Tensor<1> {
         let [rows, width] = self.shape();
         let hidden = model.forward(self.tokens(&model.device()), &[]).hidden_states;
         let hidden = hidden.reshape([(rows * width) as i32, -1]);
@@ -262,7 +262,7 @@ struct Named<'a> {
 }
 
 impl<'a> Named<'a> {
-    fn gradients(model: &Gemma2, gradients: &'a Gradients) -> BTreeMap<String, Vec<f32>> {
+    fn gradients(model: &LanguageModel, gradients: &'a Gradients) -> BTreeMap<String, Vec<f32>> {
         let mut named = Self { path: Vec::new(), gradients, found: BTreeMap::new() };
         model.visit(&mut named);
         named.found

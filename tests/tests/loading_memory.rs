@@ -5,13 +5,13 @@ use std::{env, path::Path, process::Command};
 
 use burn::tensor::Device;
 use fpo_trainer::bench::peak_rss_mib;
-use fpo_transformer::{Gemma2, Gemma2Config, LoraConfig, weights};
+use fpo_transformer::{LanguageModel, LoraConfig, ModelConfig, weights};
 
 /// Names the folder of the checkpoint, in the process that is measured.
 const FOLDER: &str = "FPO_TEST_CHECKPOINT";
 
-fn model() -> Gemma2 {
-    let config = Gemma2Config::from_json(
+fn model() -> LanguageModel {
+    let config = ModelConfig::from_json(
         r#"{"model_type": "gemma2", "vocab_size": 20000, "hidden_size": 1024, "intermediate_size": 4096,
             "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 128,
             "query_pre_attn_scalar": 128}"#,

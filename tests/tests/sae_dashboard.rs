@@ -8,12 +8,12 @@ use std::{collections::BTreeSet, fs, num::NonZeroUsize, path::Path};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use fpo_data::{Fingerprint, SequenceStore, TokenizedExample, TokenizedResponse};
-use fpo_sae::JumpReluSae;
+use fpo_sae::Sae;
 use fpo_trainer::{
     activations::Source,
     dashboard::{Export, Feature, Options, Page, batches, collect, render},
 };
-use fpo_transformer::{Gemma2, Site, weights};
+use fpo_transformer::{LanguageModel, Site, weights};
 use serde_json::Value;
 
 const BOS: u32 = 2;
@@ -22,7 +22,7 @@ fn fixtures() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
 }
 
-fn model() -> Gemma2 {
+fn model() -> LanguageModel {
     weights::load(&fixtures().join("gemma2/grouped"), &Device::flex()).unwrap()
 }
 
@@ -35,7 +35,7 @@ fn rows() -> Vec<Vec<u32>> {
     rows
 }
 
-fn sae(site: Site) -> JumpReluSae {
+fn sae(site: Site) -> Sae {
     let folder = site.to_string().replace(':', "_");
     fpo_sae::load(&fixtures().join("sae/evaluation").join(folder), &Device::flex()).unwrap()
 }
@@ -66,7 +66,7 @@ fn options(features: Option<Vec<usize>>) -> Options {
 }
 
 /// Activations of every feature at every position of a row, 0 at excluded ones.
-fn slow(model: &Gemma2, sae: &JumpReluSae, site: Site, row: &[u32]) -> Vec<Vec<f32>> {
+fn slow(model: &LanguageModel, sae: &Sae, site: Site, row: &[u32]) -> Vec<Vec<f32>> {
     let tokens: Vec<i32> = row.iter().map(|&t| t as i32).collect();
     let input = TensorData::new(tokens, [1, row.len()]);
     let input = Tensor::<2, Int>::from_data(input, &Device::flex());

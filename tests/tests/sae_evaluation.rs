@@ -15,7 +15,7 @@ use fpo_trainer::{
     activations::Source,
     sae_evaluation::{SaeEvaluation, evaluate},
 };
-use fpo_transformer::{Gemma2, Site, weights};
+use fpo_transformer::{LanguageModel, Site, weights};
 use serde_json::Value;
 
 /// Relative, for means of float32.
@@ -25,7 +25,7 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
 }
 
-fn model() -> Gemma2 {
+fn model() -> LanguageModel {
     weights::load(&fixtures().join("gemma2/grouped"), &Device::flex()).unwrap()
 }
 
@@ -38,7 +38,7 @@ fn rows(recorded: &Value) -> Vec<Vec<u32>> {
     serde_json::from_value(recorded["tokens"].clone()).unwrap()
 }
 
-fn measure(model: &Gemma2, site: Site, rows: &[Vec<u32>], batch: usize) -> SaeEvaluation {
+fn measure(model: &LanguageModel, site: Site, rows: &[Vec<u32>], batch: usize) -> SaeEvaluation {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rows.arrow");
     let examples = rows.iter().enumerate().map(|(id, tokens)| TokenizedExample {

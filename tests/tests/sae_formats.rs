@@ -11,7 +11,7 @@ use std::{
 };
 
 use burn::tensor::{Device, Tensor, TensorData};
-use fpo_sae::{Compression, Format, JumpReluSae, load, save_npz, save_sae_lens};
+use fpo_sae::{Compression, Format, Sae, load, save_npz, save_sae_lens};
 use safetensors::SafeTensors;
 
 /// Of the largest value of a tensor.
@@ -48,7 +48,7 @@ impl Expected {
     }
 }
 
-fn open(name: &str) -> JumpReluSae {
+fn open(name: &str) -> Sae {
     load(&fixture(name), &Device::flex()).unwrap()
 }
 
@@ -104,7 +104,7 @@ fn what_sae_lens_opened_is_what_is_written() {
 #[test]
 fn round_trips_through_every_pair_of_formats() {
     let folder = tempfile::tempdir().unwrap();
-    let values = |sae: &JumpReluSae| {
+    let values = |sae: &Sae| {
         [&sae.encoder.w_enc, &sae.w_dec].map(|x| x.to_data().iter::<f32>().collect::<Vec<_>>())
     };
     for case in ["sae_lens_6", "sae_lens_6_subtracting", "gemma_scope_deflated", "gemma_scope_2"] {

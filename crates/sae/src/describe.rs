@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use crate::JumpReluSae;
+use crate::Sae;
 
 /// Smallest, mean and largest of a set of numbers.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
@@ -53,7 +53,7 @@ pub struct Description {
 
 impl Description {
     /// Looks at every parameter once.
-    pub fn of(sae: &JumpReluSae) -> Self {
+    pub fn of(sae: &Sae) -> Self {
         let encoder = sae.encoder.w_enc.clone().transpose();
         let norm = |x: Tensor<2>| x.square().sum_dim(1).sqrt().squeeze_dim::<1>(1);
         let (enc, dec) = (norm(encoder.clone()), norm(sae.w_dec.clone()));

@@ -41,6 +41,6 @@ pub use describe::{Description, Range};
 pub use error::Error;
 pub use format::{Compression, Format, load, save_npz, save_sae_lens};
 pub use measure::{Quality, QualityMeter};
-pub use model::{JumpReluSae, Provenance};
+pub use model::{Provenance, Sae};
 pub use objective::{Compute, Losses, Objective, Parameters, Penalty};
 pub use train::{SaeStep, SaeTrainer, SaeTraining};

@@ -3,7 +3,7 @@
 
 use burn::tensor::Tensor;
 
-use crate::JumpReluSae;
+use crate::Sae;
 
 /// Measures of an autoencoder over a set of activations; E is the mean over tokens.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
@@ -64,7 +64,7 @@ impl QualityMeter {
     }
 
     /// Adds a block of activations, `[tokens, d_in]`.
-    pub fn add(&mut self, sae: &JumpReluSae, x: Tensor<2>) {
+    pub fn add(&mut self, sae: &Sae, x: Tensor<2>) {
         let features = sae.encode(x.clone());
         let output = sae.decode(features.clone());
         self.add_encoded(x, features, output);

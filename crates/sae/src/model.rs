@@ -15,7 +15,7 @@ pub struct Provenance {
 /// A JumpReLU sparse autoencoder (arXiv 2407.14435):
 /// f(x) = z · 1\[z > θ\] with z = x · W_enc + b_enc, and x̂ = f · W_dec + b_dec.
 #[derive(Clone, Debug)]
-pub struct JumpReluSae {
+pub struct Sae {
     /// W_enc, b_enc and θ.
     pub encoder: Encoder,
     /// `[d_sae, d_in]`
@@ -26,7 +26,7 @@ pub struct JumpReluSae {
     pub provenance: Provenance,
 }
 
-impl JumpReluSae {
+impl Sae {
     /// Width of the activations.
     pub fn d_in(&self) -> usize {
         self.w_dec.dims()[1]

@@ -5,7 +5,7 @@ use fpo_ops::{AdamW, adamw_step};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{Compute, Error, JumpReluSae, Objective, Parameters, Penalty, Provenance};
+use crate::{Compute, Error, Objective, Parameters, Penalty, Provenance, Sae};
 
 /// The settings of a training.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -279,10 +279,10 @@ impl SaeTrainer {
 
     /// The autoencoder for unscaled inputs, with b_dec's subtraction and the scale folded away:
     /// with s the scale, b_enc ← (b_enc − b_dec · W_enc) / s, θ ← θ / s, b_dec ← b_dec / s.
-    pub fn finish(self, provenance: Provenance) -> JumpReluSae {
+    pub fn finish(self, provenance: Provenance) -> Sae {
         let p = self.parameters;
         let shift = p.b_dec.clone().unsqueeze::<2>().matmul(p.w_enc.clone()).squeeze_dim::<1>(0);
-        JumpReluSae {
+        Sae {
             encoder: fpo_ops::Encoder {
                 b_enc: (p.b_enc - shift) / self.scale,
                 threshold: p.threshold / self.scale,

@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use fpo_ops::Encoder;
 use fpo_sae::{
-    Compute, JumpReluSae, Objective, Parameters, Penalty, Provenance, QualityMeter, SaeTrainer,
+    Compute, Objective, Parameters, Penalty, Provenance, QualityMeter, Sae, SaeTrainer,
     SaeTraining, load, save_sae_lens,
 };
 use rand::{RngExt, SeedableRng};
@@ -32,7 +32,7 @@ struct Plain {
     threshold: Vec<f32>,
 }
 
-fn random_sae(seed: u64, d_in: usize, d_sae: usize) -> (JumpReluSae, Plain) {
+fn random_sae(seed: u64, d_in: usize, d_sae: usize) -> (Sae, Plain) {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let plain = Plain {
         w_enc: uniform(&mut rng, d_in * d_sae),
@@ -41,7 +41,7 @@ fn random_sae(seed: u64, d_in: usize, d_sae: usize) -> (JumpReluSae, Plain) {
         b_dec: uniform(&mut rng, d_in),
         threshold: uniform(&mut rng, d_sae).iter().map(|x| x.abs()).collect(),
     };
-    let sae = JumpReluSae {
+    let sae = Sae {
         encoder: Encoder {
             w_enc: tensor(&plain.w_enc, [d_in, d_sae]),
             b_enc: tensor(&plain.b_enc, [d_sae]),

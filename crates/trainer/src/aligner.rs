@@ -4,7 +4,7 @@ use anyhow::Result;
 use burn::tensor::Tensor;
 use fpo_data::{PairBatch, ReferenceCache};
 use fpo_losses::{Needs, Objective, PairLosses, PerResponse, Quantities, feature_distance};
-use fpo_transformer::{Gemma2, Tape};
+use fpo_transformer::{LanguageModel, Tape};
 
 use crate::{
     cached::{cached_features, cached_log_probs, cached_shared_log_probs},
@@ -26,7 +26,7 @@ pub struct Aligner {
     /// What the reference said of the same pairs.
     pub cache: ReferenceCache,
     /// Only for methods whose constraint is over the whole vocabulary.
-    pub reference_model: Option<Gemma2>,
+    pub reference_model: Option<LanguageModel>,
     /// What the policy's forward pass keeps.
     pub activations: Activations,
     /// Entropy and token accuracy are wanted too: one more pass over the logits.
@@ -58,14 +58,18 @@ pub struct LogProbs {
 impl Aligner {
     /// One forward pass of the policy, and the loss of every pair. Where the objective needs the whole
     /// step, they are the losses of a step of this batch.
-    pub fn evaluate(&self, policy: &Gemma2, batch: &PairBatch) -> Result<(Measured, PairLosses)> {
+    pub fn evaluate(
+        &self,
+        policy: &LanguageModel,
+        batch: &PairBatch,
+    ) -> Result<(Measured, PairLosses)> {
         let measured = self.measure(policy, batch)?;
         let losses = self.objective.losses(measured.quantities.clone());
         Ok((measured, losses))
     }
 
     /// The policy's log-probabilities alone, and the way back from them where activations are recomputed.
-    pub fn log_probs(&self, policy: &Gemma2, batch: &PairBatch) -> (LogProbs, Option<Tape>) {
+    pub fn log_probs(&self, policy: &LanguageModel, batch: &PairBatch) -> (LogProbs, Option<Tape>) {
         let device_batch = DeviceBatch::new(&batch.batch, &policy.device());
         let forward =
             Forward::for_training(policy, &batch.batch, &device_batch, None, self.activations);
@@ -75,7 +79,7 @@ impl Aligner {
 
     fn read_log_probs(
         &self,
-        policy: &Gemma2,
+        policy: &LanguageModel,
         forward: &Forward,
         device_batch: &DeviceBatch,
     ) -> LogProbs {
@@ -106,7 +110,7 @@ impl Aligner {
     }
 
     /// One forward pass of the policy, and everything that is needed.
-    pub fn measure(&self, policy: &Gemma2, batch: &PairBatch) -> Result<Measured> {
+    pub fn measure(&self, policy: &LanguageModel, batch: &PairBatch) -> Result<Measured> {
         let device = policy.device();
         let device_batch = DeviceBatch::new(&batch.batch, &device);
         let forward = Forward::for_training(

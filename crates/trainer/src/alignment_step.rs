@@ -4,7 +4,7 @@ use anyhow::Result;
 use burn::{module::Module, tensor::Tensor};
 use fpo_data::PairBatch;
 use fpo_losses::{PerResponse, mean_loss};
-use fpo_transformer::Gemma2;
+use fpo_transformer::LanguageModel;
 
 use crate::{aligner::Aligner, optim::GradientMap, pair_log::Log};
 
@@ -16,7 +16,7 @@ use crate::{aligner::Aligner, optim::GradientMap, pair_log::Log};
 /// A pair that the cache lacks.
 pub fn step_gradients(
     aligner: &Aligner,
-    policy: &Gemma2,
+    policy: &LanguageModel,
     parts: &[PairBatch],
 ) -> Result<(GradientMap, Log)> {
     match aligner.objective.needs().whole_step && parts.len() > 1 {
@@ -27,7 +27,7 @@ pub fn step_gradients(
 
 fn in_one_pass(
     aligner: &Aligner,
-    policy: &Gemma2,
+    policy: &LanguageModel,
     parts: &[PairBatch],
 ) -> Result<(GradientMap, Log)> {
     let pairs: usize = parts.iter().map(PairBatch::pairs).sum();
@@ -46,7 +46,7 @@ fn in_one_pass(
 /// all gives each its gradient, and a second pass takes these to the weights by the chain rule.
 fn in_two_passes(
     aligner: &Aligner,
-    policy: &Gemma2,
+    policy: &LanguageModel,
     parts: &[PairBatch],
 ) -> Result<(GradientMap, Log)> {
     let mut log = Log::default();

@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use fpo_sae::{JumpReluSae, Provenance};
-use fpo_transformer::{Gemma2, Site};
+use fpo_sae::{Provenance, Sae};
+use fpo_transformer::{LanguageModel, Site};
 
 /// Reads an autoencoder onto the model's device for activations of `site`. One of another width is refused;
 /// one whose file names another model or another site is read with a warning.
-pub fn open(path: &Path, site: Site, model: &Gemma2, model_path: &Path) -> Result<JumpReluSae> {
+pub fn open(path: &Path, site: Site, model: &LanguageModel, model_path: &Path) -> Result<Sae> {
     site.check(model.config().num_hidden_layers)?;
     let sae = fpo_sae::load(path, &model.device())?;
     let width = site.width(model.config());

@@ -4,8 +4,8 @@ use anyhow::{Result, bail};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use fpo_data::{Pooling, TokenBatch};
 use fpo_ops::{Encoder, linear_kl, linear_log_probs, linear_token_statistics, pooled_features};
-use fpo_sae::JumpReluSae;
-use fpo_transformer::{ForwardOutput, Gemma2, Gemma2Config, Site, Tape};
+use fpo_sae::Sae;
+use fpo_transformer::{ForwardOutput, LanguageModel, ModelConfig, Site, Tape};
 
 /// What reads a model's sparse features: an encoder and its site, or several, and the positions that
 /// count. The features of several sites stand one after another.
@@ -19,12 +19,12 @@ pub struct FeatureReader {
 
 impl FeatureReader {
     /// Reads `sae`'s features at `site`, leaving out positions that hold one of `excluded`.
-    pub fn new(sae: &JumpReluSae, site: Site, pooling: Pooling, excluded: Vec<u32>) -> Self {
+    pub fn new(sae: &Sae, site: Site, pooling: Pooling, excluded: Vec<u32>) -> Self {
         Self { encoders: vec![(sae.encoder.clone(), site)], pooling, excluded }
     }
 
     /// Reads another autoencoder's features too.
-    pub fn and(mut self, sae: &JumpReluSae, site: Site) -> Self {
+    pub fn and(mut self, sae: &Sae, site: Site) -> Self {
         self.encoders.push((sae.encoder.clone(), site));
         self
     }
@@ -45,7 +45,7 @@ impl FeatureReader {
     }
 
     /// Refuses a site that the model lacks, and an autoencoder that is for another width.
-    pub fn check(&self, config: &Gemma2Config) -> Result<()> {
+    pub fn check(&self, config: &ModelConfig) -> Result<()> {
         for (encoder, site) in &self.encoders {
             site.check(config.num_hidden_layers)?;
             let (takes, gives) = (encoder.w_enc.dims()[0], site.width(config));
@@ -157,7 +157,7 @@ impl Activations {
 impl Forward {
     /// One pass of the model over the batch.
     pub fn new(
-        model: &Gemma2,
+        model: &LanguageModel,
         batch: &TokenBatch,
         device_batch: &DeviceBatch,
         reader: Option<&FeatureReader>,
@@ -168,7 +168,7 @@ impl Forward {
 
     /// One pass of a model that is trained.
     pub fn for_training(
-        model: &Gemma2,
+        model: &LanguageModel,
         batch: &TokenBatch,
         device_batch: &DeviceBatch,
         reader: Option<&FeatureReader>,
@@ -197,19 +197,19 @@ impl Forward {
     }
 
     /// Summed log-probability of each row's response, `[rows]`.
-    pub fn log_probs(&self, model: &Gemma2, batch: &DeviceBatch) -> Tensor<1> {
+    pub fn log_probs(&self, model: &LanguageModel, batch: &DeviceBatch) -> Tensor<1> {
         batch.sum_by_row(self.token_log_probs(model, batch))
     }
 
     /// Log-probability of every response token, `[n]`.
-    pub fn token_log_probs(&self, model: &Gemma2, batch: &DeviceBatch) -> Tensor<1> {
+    pub fn token_log_probs(&self, model: &LanguageModel, batch: &DeviceBatch) -> Tensor<1> {
         let cap = model.config().final_logit_softcapping;
         linear_log_probs(self.hidden.clone(), model.unembedding(), batch.targets.clone(), cap)
     }
 
     /// log p(token) − log Σ_v p(v)² of every response token, `[n]`: how much the model would have written
     /// it itself. A constant.
-    pub fn token_aligned_log_probs(&self, model: &Gemma2, batch: &DeviceBatch) -> Tensor<1> {
+    pub fn token_aligned_log_probs(&self, model: &LanguageModel, batch: &DeviceBatch) -> Tensor<1> {
         // With logits z this is log softmax(2z) − log softmax(z) at the token, and doubling the hidden
         // states doubles z where the cap is doubled too.
         let cap = model.config().final_logit_softcapping;
@@ -224,7 +224,7 @@ impl Forward {
 
     /// Entropy of the model's distribution at every response token in nats, and whether its most
     /// probable token is the response's, `[n]` each; constants.
-    pub fn token_statistics(&self, model: &Gemma2, batch: &DeviceBatch) -> [Tensor<1>; 2] {
+    pub fn token_statistics(&self, model: &LanguageModel, batch: &DeviceBatch) -> [Tensor<1>; 2] {
         let targets = batch.targets.clone().without_autodiff();
         let statistics = linear_token_statistics(
             self.hidden.clone().without_autodiff(),
@@ -239,9 +239,9 @@ impl Forward {
     /// KL(reference ‖ model), summed over each row's response positions, `[rows]`.
     pub fn kl(
         &self,
-        model: &Gemma2,
+        model: &LanguageModel,
         reference: &Forward,
-        reference_model: &Gemma2,
+        reference_model: &LanguageModel,
         batch: &DeviceBatch,
     ) -> Tensor<1> {
         let kl = linear_kl(

@@ -1,7 +1,7 @@
 //! The Gemma-2 models by name: their sizes, known without a file of theirs.
 
 use anyhow::{Context, Result};
-use fpo_transformer::Gemma2Config;
+use fpo_transformer::ModelConfig;
 use serde_json::json;
 
 /// A published size (Gemma-2 report, table 1).
@@ -78,14 +78,14 @@ impl Shape {
     ///
     /// # Errors
     /// Sizes that don't fit together.
-    pub fn config(&self) -> Result<Gemma2Config> {
+    pub fn config(&self) -> Result<ModelConfig> {
         let config = json!({
             "model_type": "gemma2", "vocab_size": self.vocab_size, "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size, "num_hidden_layers": self.num_hidden_layers,
             "num_attention_heads": self.num_attention_heads, "num_key_value_heads": self.num_key_value_heads,
             "head_dim": self.head_dim, "query_pre_attn_scalar": self.head_dim,
         });
-        let config = Gemma2Config::from_json(&config.to_string());
+        let config = ModelConfig::from_json(&config.to_string());
         config.map_err(anyhow::Error::msg).context("the model's sizes")
     }
 }

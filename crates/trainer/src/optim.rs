@@ -9,7 +9,7 @@ use burn::{
 };
 use fpo_ops::{AdamW, adamw_step};
 use fpo_transformer::{
-    Gemma2, Tape,
+    LanguageModel, Tape,
     tensor_file::{self, Files, Stored},
     weights::stored_name,
 };
@@ -25,14 +25,14 @@ pub struct GradientMap(BTreeMap<String, Tensor<1>>);
 
 impl GradientMap {
     /// Goes back from a loss, and on through the blocks of a tape where the forward pass has left one.
-    pub fn of(loss: &Tensor<1>, model: &Gemma2, tape: Option<Tape>) -> Self {
+    pub fn of(loss: &Tensor<1>, model: &LanguageModel, tape: Option<Tape>) -> Self {
         let mut gradients = Self::default();
         gradients.add_of(loss, model, tape);
         gradients
     }
 
     /// Adds the gradients of [`Self::of`], of a tape block by block, so that they are never there twice.
-    pub fn add_of(&mut self, loss: &Tensor<1>, model: &Gemma2, tape: Option<Tape>) {
+    pub fn add_of(&mut self, loss: &Tensor<1>, model: &LanguageModel, tape: Option<Tape>) {
         let mut gradients = loss.backward();
         self.add(Self::collect(model, &mut gradients));
         if let Some(tape) = tape {
@@ -43,7 +43,7 @@ impl GradientMap {
     }
 
     /// Takes the gradients of every parameter that has one.
-    fn collect(model: &Gemma2, gradients: &mut Gradients) -> Self {
+    fn collect(model: &LanguageModel, gradients: &mut Gradients) -> Self {
         struct Collect<'a> {
             path: Vec<String>,
             gradients: &'a mut Gradients,
@@ -146,7 +146,11 @@ impl Optimizer {
     }
 
     /// One step: clips the gradients to the largest global norm and moves the weights.
-    pub fn step(&mut self, model: Gemma2, gradients: GradientMap) -> (Gemma2, StepInfo) {
+    pub fn step(
+        &mut self,
+        model: LanguageModel,
+        gradients: GradientMap,
+    ) -> (LanguageModel, StepInfo) {
         struct Update<'a> {
             path: Vec<String>,
             optimizer: &'a mut Optimizer,
@@ -240,7 +244,7 @@ impl Optimizer {
 
     /// Goes on after `step` steps with the moments that [`Self::save`] wrote; `model` is the one they are of, its tensors in as many
     /// parts as they may be.
-    pub fn restore(&mut self, path: &Path, step: usize, model: &Gemma2) -> Result<()> {
+    pub fn restore(&mut self, path: &Path, step: usize, model: &LanguageModel) -> Result<()> {
         let device = model.device().without_autodiff();
         let files = Files::open([path.to_owned()])?;
         let views = files.views()?;
@@ -277,7 +281,7 @@ impl Optimizer {
 }
 
 /// The path of every parameter and the number of its values, in the model's order.
-fn sizes(model: &Gemma2) -> Vec<(String, usize)> {
+fn sizes(model: &LanguageModel) -> Vec<(String, usize)> {
     #[derive(Default)]
     struct Sizes(Vec<String>, Vec<(String, usize)>);
     impl ModuleVisitor for Sizes {

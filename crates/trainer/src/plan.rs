@@ -10,7 +10,7 @@ mod step;
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use fpo_transformer::{Gemma2Config, LoraConfig, Precision, Projection};
+use fpo_transformer::{LoraConfig, ModelConfig, Precision, Projection};
 
 pub use bytes::parse_bytes;
 pub use cache::Cache;
@@ -93,13 +93,13 @@ impl Memory {
 }
 
 /// Numbers in one block's linear layers and norms.
-fn block_parameters(c: &Gemma2Config) -> u64 {
+fn block_parameters(c: &ModelConfig) -> u64 {
     let linear: usize = Projection::ALL.into_iter().map(|p| product(sizes(c, p))).sum();
     (linear + 4 * c.hidden_size) as u64
 }
 
 /// In and out.
-pub(crate) fn sizes(c: &Gemma2Config, projection: Projection) -> [usize; 2] {
+pub(crate) fn sizes(c: &ModelConfig, projection: Projection) -> [usize; 2] {
     let (d, ffn) = (c.hidden_size, c.intermediate_size);
     let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
     match projection {
@@ -116,13 +116,13 @@ fn product([a, b]: [usize; 2]) -> usize {
 }
 
 /// Numbers in a model.
-pub fn parameters(c: &Gemma2Config) -> u64 {
+pub fn parameters(c: &ModelConfig) -> u64 {
     let embedding = c.vocab_size * c.hidden_size;
     (embedding + c.hidden_size) as u64 + c.num_hidden_layers as u64 * block_parameters(c)
 }
 
 /// Numbers in the adapters of a model.
-fn adapters(c: &Gemma2Config, lora: &LoraConfig) -> u64 {
+fn adapters(c: &ModelConfig, lora: &LoraConfig) -> u64 {
     let targets = Projection::ALL.into_iter().filter(|p| lora.target_modules.contains(*p));
     let of_block: usize = targets.map(|p| sizes(c, p)).map(|[a, b]| lora.rank * (a + b)).sum();
     (of_block * c.num_hidden_layers) as u64
@@ -130,7 +130,7 @@ fn adapters(c: &Gemma2Config, lora: &LoraConfig) -> u64 {
 
 /// Bytes that a block keeps of one token: what enters and leaves the norms; queries, keys and values as they are attended with, what
 /// attention gives, gate, up and their product.
-fn kept_by_block(c: &Gemma2Config, precision: Precision) -> u64 {
+fn kept_by_block(c: &ModelConfig, precision: Precision) -> u64 {
     let heads = (c.num_attention_heads + c.num_key_value_heads) * c.head_dim;
     let norms = 6 * c.hidden_size as u64;
     let factors = (2 * heads + 3 * c.intermediate_size) as u64;
@@ -151,7 +151,7 @@ fn width(path: &Path) -> usize {
 }
 
 /// The sizes of the model: of its folder, of a Gemma-2 whose name it bears, or of the settings.
-fn config(model: &ModelSettings) -> Result<Gemma2Config> {
+fn config(model: &ModelSettings) -> Result<ModelConfig> {
     let Some(path) = &model.path else {
         let shape = Shape {
             vocab_size: model.vocab_size,
@@ -165,7 +165,7 @@ fn config(model: &ModelSettings) -> Result<Gemma2Config> {
         return shape.config();
     };
     if path.join("config.json").exists() {
-        return Ok(Gemma2Config::load(path)?);
+        return Ok(ModelConfig::load(path)?);
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     if let Some(size) = Gemma2Size::named(&name) {

@@ -8,7 +8,7 @@ use fpo_data::{
     Batches, PairBatch, PairView, ReferenceRow, SparseFeatures,
     reference::{ReferenceResponse, SharedCache},
 };
-use fpo_transformer::Gemma2;
+use fpo_transformer::LanguageModel;
 
 use crate::{
     forward::{DeviceBatch, FeatureReader, Forward},
@@ -23,7 +23,7 @@ pub const ROWS_PER_SHARD: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
 
 /// What a model says of a batch of pairs; features only where there is a reader for them.
 pub fn reference_rows(
-    model: &Gemma2,
+    model: &LanguageModel,
     reader: Option<&FeatureReader>,
     batch: &PairBatch,
 ) -> Result<Vec<ReferenceRow>> {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use burn::tensor::{Bool, Tensor, TensorData};
 use fpo_data::{Batches, TokenBatch};
 use fpo_ops::{linear_kl, linear_log_probs};
-use fpo_sae::{JumpReluSae, Quality, QualityMeter};
+use fpo_sae::{Quality, QualityMeter, Sae};
 use fpo_transformer::Site;
 use serde::Serialize;
 
@@ -88,7 +88,7 @@ struct Sums {
 /// Measures an autoencoder on the first rows of the source, whose only site is the autoencoder's, until
 /// `tokens` positions were seen.
 pub fn evaluate(
-    sae: &JumpReluSae,
+    sae: &Sae,
     source: &Source<'_>,
     tokens: usize,
     batch_size: NonZeroUsize,
@@ -135,7 +135,7 @@ pub fn evaluate(
 }
 
 fn add(
-    sae: &JumpReluSae,
+    sae: &Sae,
     source: &Source<'_>,
     site: Site,
     batch: &TokenBatch,

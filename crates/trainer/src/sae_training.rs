@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use burn::tensor::{Device, Tensor};
 use fpo_data::atomic;
-use fpo_sae::{JumpReluSae, Provenance, Quality, QualityMeter, SaeTrainer, SaeTraining};
+use fpo_sae::{Provenance, Quality, QualityMeter, Sae, SaeTrainer, SaeTraining};
 use fpo_transformer::Site;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -54,11 +54,7 @@ struct State {
 impl SaeTrainingRun<'_> {
     /// Trains from the beginning, or from the last checkpoint where there is one. The metrics stay in the
     /// folder of the checkpoints.
-    pub fn run(
-        &self,
-        store: &mut ActivationStore<'_>,
-        device: &Device,
-    ) -> Result<Vec<JumpReluSae>> {
+    pub fn run(&self, store: &mut ActivationStore<'_>, device: &Device) -> Result<Vec<Sae>> {
         let path = self.checkpoints.join(METRICS_FILE);
         let mut trainers = match latest_checkpoint(self.checkpoints)? {
             Some(folder) => self.restore(&folder, &path, store, device)?,
@@ -180,7 +176,7 @@ fn file(folder: &Path, index: usize) -> PathBuf {
 }
 
 /// Measures an autoencoder on a block of activations.
-pub fn quality(sae: &JumpReluSae, block: &Block, device: &Device) -> Result<Quality> {
+pub fn quality(sae: &Sae, block: &Block, device: &Device) -> Result<Quality> {
     let mut meter = QualityMeter::new(sae.d_in(), sae.d_sae());
     for start in (0..block.tokens()).step_by(TOKENS_AT_ONCE) {
         let end = (start + TOKENS_AT_ONCE).min(block.tokens());

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use fpo_transformer::{Gemma2, LoraConfig, Placement, adapter, weights};
+use fpo_transformer::{LanguageModel, LoraConfig, Placement, adapter, weights};
 
 /// Where a result holds its adapters, beside the merged model.
 const ADAPTER_FOLDER: &str = "adapter";
@@ -18,7 +18,7 @@ pub enum Trained {
     /// Low-rank adapters of this model, which stays as it is.
     Adapters {
         /// Its tensors are shared with the model that is trained.
-        base: Box<Gemma2>,
+        base: Box<LanguageModel>,
         /// The folder that it was read from.
         folder: Option<PathBuf>,
         /// Their shape.
@@ -33,7 +33,7 @@ impl Trained {
         lora: Option<&LoraConfig>,
         placement: &Placement,
         folder: Option<&Path>,
-        load: impl FnOnce(&Placement) -> Result<Gemma2>,
+        load: impl FnOnce(&Placement) -> Result<LanguageModel>,
     ) -> Result<Self> {
         let Some(config) = lora else { return Ok(Self::Everything) };
         let base = Box::new(load(placement)?);
@@ -41,7 +41,7 @@ impl Trained {
     }
 
     /// The frozen model, where there is one.
-    pub fn base(&self) -> Option<&Gemma2> {
+    pub fn base(&self) -> Option<&LanguageModel> {
         match self {
             Self::Everything => None,
             Self::Adapters { base, .. } => Some(base),
@@ -53,8 +53,8 @@ impl Trained {
         &self,
         seed: u64,
         placement: &Placement,
-        load: impl FnOnce(&Placement) -> Result<Gemma2>,
-    ) -> Result<Gemma2> {
+        load: impl FnOnce(&Placement) -> Result<LanguageModel>,
+    ) -> Result<LanguageModel> {
         match self {
             Self::Everything => load(placement),
             Self::Adapters { base, config, .. } => {
@@ -64,7 +64,7 @@ impl Trained {
     }
 
     /// Writes what has changed since the start into a checkpoint.
-    pub fn save(&self, model: &Gemma2, folder: &Path) -> Result<()> {
+    pub fn save(&self, model: &LanguageModel, folder: &Path) -> Result<()> {
         match self {
             Self::Everything => weights::save(model, folder)?,
             Self::Adapters { .. } => adapter::save(model, folder)?,
@@ -73,7 +73,7 @@ impl Trained {
     }
 
     /// The model of a checkpoint, to be trained on.
-    pub fn load(&self, folder: &Path, placement: &Placement) -> Result<Gemma2> {
+    pub fn load(&self, folder: &Path, placement: &Placement) -> Result<LanguageModel> {
         match self {
             Self::Everything => Ok(weights::load(folder, placement)?),
             Self::Adapters { base, .. } => Ok(adapter::load(base, folder, &placement.device)?),
@@ -81,7 +81,7 @@ impl Trained {
     }
 
     /// Writes a result: the model in Hugging Face's layout, and adapters in PEFT's beside it.
-    pub fn finish(&self, model: &Gemma2, folder: &Path) -> Result<()> {
+    pub fn finish(&self, model: &LanguageModel, folder: &Path) -> Result<()> {
         match self {
             Self::Adapters { folder: Some(base), .. } => weights::save_merged(model, base, folder)?,
             Self::Adapters { folder: None, .. } | Self::Everything => weights::save(model, folder)?,
@@ -96,7 +96,11 @@ impl Trained {
 }
 
 /// The model that [`Trained::finish`] wrote into `folder`, beside `base` where it is adapters of that: no second model then.
-pub fn load_result(folder: &Path, base: &Gemma2, placement: &Placement) -> Result<Gemma2> {
+pub fn load_result(
+    folder: &Path,
+    base: &LanguageModel,
+    placement: &Placement,
+) -> Result<LanguageModel> {
     let adapter = folder.join(ADAPTER_FOLDER);
     match adapter.is_dir() {
         true => Ok(adapter::load(base, &adapter, &placement.device)?),

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use fpo_data::atomic;
-use fpo_transformer::{Gemma2, Placement};
+use fpo_transformer::{LanguageModel, Placement};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -73,9 +73,9 @@ impl Training<'_> {
     pub fn run(
         &self,
         placement: &Placement,
-        start: impl FnOnce() -> Result<Gemma2>,
-        mut step: impl FnMut(&Gemma2, usize) -> Result<StepResult>,
-    ) -> Result<Gemma2> {
+        start: impl FnOnce() -> Result<LanguageModel>,
+        mut step: impl FnMut(&LanguageModel, usize) -> Result<StepResult>,
+    ) -> Result<LanguageModel> {
         let mut optimizer = Optimizer::new(self.optimizer, self.total_steps);
         let metrics_path = self.workspace.checkpoints.join(METRICS_FILE);
         let mut last_good = latest_checkpoint(&self.workspace.checkpoints)?;
@@ -146,7 +146,12 @@ impl Training<'_> {
 
     /// Writes a checkpoint, itself a folder in Hugging Face's layout or PEFT's, then removes the ones
     /// before it.
-    fn checkpoint(&self, model: &Gemma2, optimizer: &Optimizer, state: &State) -> Result<PathBuf> {
+    fn checkpoint(
+        &self,
+        model: &LanguageModel,
+        optimizer: &Optimizer,
+        state: &State,
+    ) -> Result<PathBuf> {
         let folder = self.workspace.checkpoints.join(format!("step-{:08}", state.step));
         let before = checkpoints(&self.workspace.checkpoints)?;
         // A step whose failure shows as late as here leaves no checkpoint.

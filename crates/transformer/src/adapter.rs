@@ -6,7 +6,7 @@ use burn::tensor::{Device, TensorData};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    Error, Gemma2, LoraConfig,
+    Error, LanguageModel, LoraConfig,
     lora::Targets,
     tensor_file::{self, Files, Stored},
     weights::{placeholder, write_json},
@@ -19,7 +19,7 @@ const WEIGHTS: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.";
 
 /// Writes the adapters of `model`, which must have some, into a folder that exists.
-pub fn save(model: &Gemma2, folder: &Path) -> Result<(), Error> {
+pub fn save(model: &LanguageModel, folder: &Path) -> Result<(), Error> {
     let path = folder.join(CONFIG);
     let Some(config) = model.lora() else {
         let message = "the model has no adapters to save".into();
@@ -62,7 +62,7 @@ pub fn save(model: &Gemma2, folder: &Path) -> Result<(), Error> {
 /// # Errors
 /// A damaged file; a setting of PEFT's that is not supported, by its name; or (all at once) every tensor
 /// that is missing, mis-shaped, of another type or unknown.
-pub fn load(model: &Gemma2, folder: &Path, device: &Device) -> Result<Gemma2, Error> {
+pub fn load(model: &LanguageModel, folder: &Path, device: &Device) -> Result<LanguageModel, Error> {
     let config = read_config(&folder.join(CONFIG))?;
     let files = Files::open([folder.join(WEIGHTS)])?;
     let views = files.views()?;

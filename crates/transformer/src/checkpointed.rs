@@ -10,12 +10,12 @@ use burn::{
 };
 
 use crate::{
-    ForwardOutput, Gemma2, Site,
+    ForwardOutput, LanguageModel, Site,
     layout::Layout,
     model::{Block, BlockOutput},
 };
 
-/// What [`Gemma2::forward_checkpointed`] keeps for the backward pass.
+/// What [`LanguageModel::forward_checkpointed`] keeps for the backward pass.
 #[derive(Debug)]
 pub struct Tape {
     tokens: Tensor<2, Int>,
@@ -30,8 +30,8 @@ pub struct Tape {
     activations: Vec<Tensor<3>>,
 }
 
-impl Gemma2 {
-    /// [`Gemma2::forward`] in less memory: the output holds leaves, and what a loss on them says
+impl LanguageModel {
+    /// [`LanguageModel::forward`] in less memory: the output holds leaves, and what a loss on them says
     /// reaches the parameters through [`Tape::backward`].
     ///
     /// # Panics
@@ -64,7 +64,7 @@ impl Tape {
     /// gradient in parts, which add up.
     pub fn backward(
         mut self,
-        model: &Gemma2,
+        model: &LanguageModel,
         gradients: &mut Gradients,
         mut found: impl FnMut(Gradients),
     ) {

@@ -22,7 +22,7 @@ pub enum LayerType {
 
 /// The sizes and constants of a Gemma-2 model, named as in Hugging Face's `config.json`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Gemma2Config {
+pub struct ModelConfig {
     /// Tokens in the vocabulary: rows of the (tied) embedding.
     pub vocab_size: usize,
     /// d_model, the width of the residual stream.
@@ -144,7 +144,7 @@ pub fn alternating_layer_types(layers: usize) -> Vec<LayerType> {
         .collect()
 }
 
-impl Gemma2Config {
+impl ModelConfig {
     /// Reads and checks `config.json` in a checkpoint's folder.
     pub fn load(folder: &Path) -> Result<Self, Error> {
         let path = folder.join("config.json");
@@ -345,18 +345,18 @@ mod tests {
 
     #[test]
     fn reads_what_is_there_and_fills_in_what_is_not() {
-        let config = Gemma2Config::from_json(SMALL).unwrap();
+        let config = ModelConfig::from_json(SMALL).unwrap();
         assert_eq!(config.eos_token_ids, [1, 107]);
         assert_eq!(config.final_logit_softcapping, None);
         assert_eq!(config.attn_logit_softcapping, Some(50.0));
         assert_eq!([0, 1, 2].map(|layer| config.window(layer)), [Some(4), None, Some(4)]);
         assert_eq!(config.rope_theta, 10_000.0);
         let without = SMALL.replace("\"final_logit_softcapping\":null,", "");
-        let config_without = Gemma2Config::from_json(&without).unwrap();
+        let config_without = ModelConfig::from_json(&without).unwrap();
         assert_eq!(config_without.final_logit_softcapping, Some(30.0));
         let written = config.to_json("float32");
         assert!(written["query_pre_attn_scalar"].is_u64());
-        assert_eq!(Gemma2Config::from_json(&written.to_string()).unwrap(), config);
+        assert_eq!(ModelConfig::from_json(&written.to_string()).unwrap(), config);
     }
 
     #[test]
@@ -380,7 +380,7 @@ mod tests {
             ),
         ] {
             let text = SMALL.replacen(from, to, 1);
-            let message = Gemma2Config::from_json(&text).unwrap_err();
+            let message = ModelConfig::from_json(&text).unwrap_err();
             assert!(message.contains(says), "{message:?} does not name {says:?}");
         }
     }

@@ -5,7 +5,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::{
-    Error, Gemma2, Gemma2Config,
+    Error, LanguageModel, ModelConfig,
     cache::LayerCache,
     sampling::{candidates, entropy, penalise, sample, softmax},
 };
@@ -66,7 +66,7 @@ pub struct Generated {
 /// A prompt is empty, holds a token beyond the vocabulary, or is too long for the model's positions;
 /// options that make no sense.
 pub fn generate(
-    model: &Gemma2,
+    model: &LanguageModel,
     prompts: &[Vec<u32>],
     options: &GenerationOptions,
 ) -> Result<Vec<Generated>, Error> {
@@ -79,7 +79,7 @@ pub fn generate(
 /// # Errors
 /// As [`generate`].
 pub fn generate_with(
-    model: &Gemma2,
+    model: &LanguageModel,
     prompts: &[Vec<u32>],
     options: &GenerationOptions,
     mut on_token: impl FnMut(usize, u32),
@@ -155,7 +155,7 @@ pub fn generate_with(
 /// # Errors
 /// [`Error::Prompt`] with the number of the first that it cannot.
 pub fn check_prompts(
-    config: &Gemma2Config,
+    config: &ModelConfig,
     prompts: &[Vec<u32>],
     max_new_tokens: usize,
 ) -> Result<(), Error> {
@@ -164,7 +164,7 @@ pub fn check_prompts(
 }
 
 fn check_prompt(
-    config: &Gemma2Config,
+    config: &ModelConfig,
     index: usize,
     prompt: &[u32],
     new: usize,

@@ -4,7 +4,7 @@
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use fpo_ops::{AttentionOptions, TextStarts};
 
-use crate::Gemma2Config;
+use crate::ModelConfig;
 
 /// How the rows of a batch are to be read.
 #[derive(Clone, Debug)]
@@ -16,7 +16,7 @@ pub(crate) enum Layout {
 }
 
 impl Layout {
-    pub(crate) fn padded(tokens: &Tensor<2, Int>, config: &Gemma2Config) -> Self {
+    pub(crate) fn padded(tokens: &Tensor<2, Int>, config: &ModelConfig) -> Self {
         let [_, width] = tokens.dims();
         Self::Padded(Rotary::new(0..width, config, &tokens.device()))
     }
@@ -24,7 +24,7 @@ impl Layout {
     pub(crate) fn packed(
         tokens: &Tensor<2, Int>,
         texts: &TextStarts,
-        config: &Gemma2Config,
+        config: &ModelConfig,
     ) -> Self {
         assert_eq!(tokens.dims(), texts.dims(), "the texts are not those of the tokens");
         let rotary = Rotary::new(texts.positions(), config, &tokens.device());
@@ -62,7 +62,7 @@ impl Rotary {
     /// The angles of the given positions; computed in float64, kept in float32.
     pub(crate) fn new(
         positions: impl Iterator<Item = usize>,
-        config: &Gemma2Config,
+        config: &ModelConfig,
         device: &Device,
     ) -> Self {
         let half = config.head_dim / 2;

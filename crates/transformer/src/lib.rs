@@ -6,15 +6,15 @@
 //! * Parameters bear Hugging Face's names; a parameter's path in the module is its name in a checkpoint.
 //!   (An adapter's A and B are `….q_proj.lora.a` and `.b` here and have PEFT's names in its files; the parts of an embedding table
 //!   that no tensor of the device holds are `embed_tokens.weight`, `embed_tokens.weight_rest.0` and so on, and one tensor in files.)
-//! * Only [`weights`], [`adapter`], [`tensor_file`] and [`Gemma2Config::load`] touch the disk. What they read is
+//! * Only [`weights`], [`adapter`], [`tensor_file`] and [`ModelConfig::load`] touch the disk. What they read is
 //!   untrusted: damage is an [`Error`], never a panic.
 //! * Works on whatever device its parameters live on; no backend is named here.
 //!
 //! ```
 //! use burn::tensor::{Device, Int, Tensor};
-//! use fpo_transformer::{Gemma2Config, Site, weights};
+//! use fpo_transformer::{ModelConfig, Site, weights};
 //!
-//! let config = Gemma2Config::from_json(
+//! let config = ModelConfig::from_json(
 //!     r#"{"model_type": "gemma2", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32,
 //!         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
 //!         "head_dim": 8, "query_pre_attn_scalar": 8}"#,
@@ -48,13 +48,13 @@ pub mod weights;
 
 pub use builder::{Piece, Provider};
 pub use checkpointed::Tape;
-pub use config::{Gemma2Config, LayerType, alternating_layer_types};
+pub use config::{LayerType, ModelConfig, alternating_layer_types};
 pub use embedding::Embedding;
 pub use error::Error;
 pub use fpo_ops::TextStarts;
 pub use generate::{Generated, GenerationOptions, generate, generate_with};
 pub use linear::{Linear, Lora};
 pub use lora::{LoraConfig, Projection, Targets};
-pub use model::{Attention, Backbone, Block, ForwardOutput, Gemma2, Mlp, RmsNorm};
+pub use model::{Attention, Backbone, Block, ForwardOutput, LanguageModel, Mlp, RmsNorm};
 pub use precision::{Placement, Precision};
 pub use sites::{Site, SiteKind};

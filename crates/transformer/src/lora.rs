@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::{Block, Error, Gemma2, Linear, Provider, builder::Builder, linear::Lora};
+use crate::{Block, Error, LanguageModel, Linear, Provider, builder::Builder, linear::Lora};
 
 /// The shape of adapters, by PEFT's names for it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -190,7 +190,7 @@ impl fmt::Display for Targets {
     }
 }
 
-impl Gemma2 {
+impl LanguageModel {
     /// The same model with adapters on `device` beside its weights, which stay what they are and where
     /// they are, but get no gradients any more. Adapters that it had are replaced. `provider` is asked for
     /// `model.layers.0.self_attn.q_proj.lora_A.weight` and the like.

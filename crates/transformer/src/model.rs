@@ -9,7 +9,7 @@ use burn::{
 use fpo_ops::{AttentionOptions, Rows, TextStarts, at_least_f32};
 
 use crate::{
-    Embedding, Error, Gemma2Config, Linear, LoraConfig, Placement, Precision, Provider, Site,
+    Embedding, Error, Linear, LoraConfig, ModelConfig, Placement, Precision, Provider, Site,
     SiteKind,
     builder::Builder,
     cache::LayerCache,
@@ -161,11 +161,11 @@ pub struct Backbone {
 
 /// A Gemma-2 language model.
 #[derive(Module, Debug)]
-pub struct Gemma2 {
+pub struct LanguageModel {
     /// The parameters.
     pub model: Backbone,
     #[module(skip)]
-    config: Gemma2Config,
+    config: ModelConfig,
     #[module(skip)]
     precision: Precision,
     /// Where the blocks have low-rank adapters.
@@ -182,10 +182,10 @@ pub struct ForwardOutput {
     pub sites: Vec<Tensor<3>>,
 }
 
-impl Gemma2 {
+impl LanguageModel {
     /// Builds a model whose every parameter comes from `provider`.
     pub fn build(
-        config: &Gemma2Config,
+        config: &ModelConfig,
         placement: impl Into<Placement>,
         provider: Provider,
     ) -> Result<Self, Error> {
@@ -227,7 +227,7 @@ impl Gemma2 {
     }
 
     /// The configuration that the model was built from.
-    pub fn config(&self) -> &Gemma2Config {
+    pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::{Error, Gemma2Config};
+use crate::{Error, ModelConfig};
 
 /// Which tensor of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -41,7 +41,7 @@ impl Site {
     }
 
     /// The width of its activations.
-    pub fn width(self, config: &Gemma2Config) -> usize {
+    pub fn width(self, config: &ModelConfig) -> usize {
         match self.kind {
             SiteKind::ResidPost | SiteKind::MlpOut => config.hidden_size,
             SiteKind::AttnZ => config.num_attention_heads * config.head_dim,

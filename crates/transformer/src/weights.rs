@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 pub use crate::embedding::stored_name;
 use crate::{
-    Error, Gemma2, Gemma2Config, Lora, Placement,
+    Error, LanguageModel, Lora, ModelConfig, Placement,
     embedding::TABLE,
     tensor_file::{self, Files, Stored},
 };
@@ -29,12 +29,12 @@ const SHARD_BYTES: usize = 5_000_000_000;
 /// A model with normally distributed weights of the configuration's `initializer_range`; the same
 /// seed gives the same weights on every device.
 pub fn random(
-    config: &Gemma2Config,
+    config: &ModelConfig,
     seed: u64,
     placement: impl Into<Placement>,
-) -> Result<Gemma2, Error> {
+) -> Result<LanguageModel, Error> {
     let mut normal = Normal { rng: ChaCha8Rng::seed_from_u64(seed), second: None };
-    Gemma2::build(config, placement, &mut |piece| {
+    LanguageModel::build(config, placement, &mut |piece| {
         if piece.is_first() {
             normal.second = None;
         }
@@ -78,13 +78,13 @@ impl Normal {
 /// # Errors
 /// A damaged file, (all at once) every tensor that is missing, mis-shaped, of another type or unknown, or a tensor that the device
 /// can't hold.
-pub fn load(folder: &Path, placement: impl Into<Placement>) -> Result<Gemma2, Error> {
-    let config = Gemma2Config::load(folder)?;
+pub fn load(folder: &Path, placement: impl Into<Placement>) -> Result<LanguageModel, Error> {
+    let config = ModelConfig::load(folder)?;
     let files = Files::open(file_names(folder)?)?;
     let views = files.views()?;
     let mut problems = Vec::new();
     let mut used = BTreeSet::new();
-    let model = Gemma2::build(&config, placement, &mut |piece| {
+    let model = LanguageModel::build(&config, placement, &mut |piece| {
         used.insert(piece.name.to_owned());
         let (name, shape) = (piece.name, piece.shape);
         let values = expected(&views, name, shape).and_then(|view| {
@@ -162,7 +162,7 @@ struct Named {
 }
 
 impl Named {
-    fn of(model: &Gemma2) -> Vec<Stored<'static>> {
+    fn of(model: &LanguageModel) -> Vec<Stored<'static>> {
         let mut named = Self::default();
         model.visit(&mut named);
         named.tensors
@@ -193,7 +193,7 @@ impl ModuleVisitor for Named {
 /// `AutoModelForCausalLM.from_pretrained` opens. Adapters are merged into the weights, each when its turn comes. Tokenizer
 /// files are the caller's to add. The folder must exist; write into a temporary one and rename it where a crash
 /// must leave nothing half done.
-pub fn save(model: &Gemma2, folder: &Path) -> Result<(), Error> {
+pub fn save(model: &LanguageModel, folder: &Path) -> Result<(), Error> {
     save_sharded(model, Named::of(model), folder, SHARD_BYTES)
 }
 
@@ -202,7 +202,7 @@ pub fn save(model: &Gemma2, folder: &Path) -> Result<(), Error> {
 ///
 /// # Errors
 /// As [`load`] for `base`, and what cannot be written.
-pub fn save_merged(model: &Gemma2, base: &Path, folder: &Path) -> Result<(), Error> {
+pub fn save_merged(model: &LanguageModel, base: &Path, folder: &Path) -> Result<(), Error> {
     let files = Files::open(file_names(base)?)?;
     let views = files.views()?;
     let (mut tensors, mut problems) = (Vec::new(), Vec::new());
@@ -230,7 +230,7 @@ pub fn save_merged(model: &Gemma2, base: &Path, folder: &Path) -> Result<(), Err
 }
 
 fn save_sharded(
-    model: &Gemma2,
+    model: &LanguageModel,
     tensors: Vec<Stored>,
     folder: &Path,
     shard_bytes: usize,
@@ -298,9 +298,9 @@ mod tests {
         let config = r#"{"model_type": "gemma2", "vocab_size": 19, "hidden_size": 8,
             "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2,
             "num_key_value_heads": 1, "head_dim": 4}"#;
-        let config = Gemma2Config::from_json(config).unwrap();
+        let config = ModelConfig::from_json(config).unwrap();
         let model = random(&config, 7, &Device::flex()).unwrap();
-        let bits = |model: &Gemma2| {
+        let bits = |model: &LanguageModel| {
             let tensors = Named::of(model).into_iter();
             let of_tensor = |tensor: &Stored| -> Vec<u32> {
                 let numbers = tensor.numbers(0..tensor.shape[0]).unwrap();

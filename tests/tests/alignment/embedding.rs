@@ -19,13 +19,13 @@ use fpo_trainer::{
     trained::Trained,
     training::{StepResult, Training},
 };
-use fpo_transformer::{Gemma2, Placement, weights::stored_name};
+use fpo_transformer::{LanguageModel, Placement, weights::stored_name};
 use serde_json::Map;
 
 use crate::world::{World, cast, numbers, objectives, trained};
 
 /// The same model, its table of 31 rows in parts of these.
-fn in_parts(model: &Gemma2, sizes: &[usize]) -> Gemma2 {
+fn in_parts(model: &LanguageModel, sizes: &[usize]) -> LanguageModel {
     let mut model = model.clone();
     let table = model.unembedding().joined();
     let parts = table.split_with_sizes(sizes.to_vec(), 0).into_iter();

@@ -4,7 +4,7 @@ use burn::tensor::{DType, Tensor};
 use fpo_data::PairBatch;
 use fpo_losses::{Method, Objective, PerResponse, Quantities};
 use fpo_trainer::{aligner::Aligner, alignment_step::step_gradients, optim::GradientMap};
-use fpo_transformer::Gemma2;
+use fpo_transformer::LanguageModel;
 
 use crate::world::{World, cast, direction, numbers, objectives, shifted, trained};
 
@@ -19,7 +19,7 @@ fn slope(gradients: &GradientMap, seed: u64) -> f64 {
 }
 
 /// The loss where the parameters are, but for what the method holds constant, which is taken from `fixed`.
-fn loss(aligner: &Aligner, policy: &Gemma2, batch: &PairBatch, fixed: &Quantities) -> f64 {
+fn loss(aligner: &Aligner, policy: &LanguageModel, batch: &PairBatch, fixed: &Quantities) -> f64 {
     let mut q = aligner.measure(policy, batch).unwrap().quantities;
     let Objective { method, stop_gradient, .. } = aligner.objective;
     let chosen_of = |x: Option<PerResponse>, fixed: &Option<PerResponse>| {
@@ -77,7 +77,7 @@ fn the_constraint_is_at_rest_at_the_start() {
     let world = World::new();
     let reference = cast(&world.reference, DType::F64);
     let batch = world.all();
-    let gradients = |method, policy: &Gemma2| {
+    let gradients = |method, policy: &LanguageModel| {
         let aligner =
             world.aligner(Objective { beta: 0.3, ..Objective::paper(method) }, DType::F64);
         let parts = std::slice::from_ref(&batch);

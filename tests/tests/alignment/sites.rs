@@ -4,7 +4,7 @@ use burn::tensor::{DType, Device, Tensor};
 use fpo_data::{Pooling, reference::StoredFeatures};
 use fpo_losses::{Method, Objective, PerResponse};
 use fpo_ops::Encoder;
-use fpo_sae::JumpReluSae;
+use fpo_sae::Sae;
 use fpo_trainer::{aligner::Aligner, alignment_step::step_gradients, forward::FeatureReader};
 use fpo_transformer::Site;
 
@@ -14,9 +14,9 @@ use crate::{
 };
 
 /// Another autoencoder, with fewer features.
-fn smaller(sae: &JumpReluSae) -> JumpReluSae {
+fn smaller(sae: &Sae) -> Sae {
     let e = &sae.encoder;
-    JumpReluSae {
+    Sae {
         encoder: Encoder {
             w_enc: e.w_enc.clone().narrow(1, 3, D_SAE - 5),
             b_enc: e.b_enc.clone().narrow(0, 3, D_SAE - 5),
@@ -31,8 +31,7 @@ fn distances_of_sites_add_up() {
     let world = World::new();
     let (first, second) = (Site { layer: 0, ..Site::resid_post(0) }, "mlp_out:1".parse().unwrap());
     let other = smaller(&world.sae);
-    let reader =
-        |sae: &JumpReluSae, site| FeatureReader::new(sae, site, Pooling::Predicting, vec![]);
+    let reader = |sae: &Sae, site| FeatureReader::new(sae, site, Pooling::Predicting, vec![]);
     let alone = [reader(&world.sae, first), reader(&other, second)];
     let both = alone[0].clone().and(&other, second);
     assert_eq!((both.widths(), both.d_sae()), (vec![D_SAE, D_SAE - 5], 2 * D_SAE - 5));

@@ -4,12 +4,12 @@ use burn::tensor::{DType, Int, Tensor};
 use fpo_data::TokenizedResponse;
 use fpo_losses::{Method, Objective, Options, PerResponse};
 use fpo_trainer::pair_log::Log;
-use fpo_transformer::Gemma2;
+use fpo_transformer::LanguageModel;
 
 use crate::world::{World, numbers};
 
 /// log p of every token of the vocabulary where each token of a response is predicted, and that token.
-fn predictions(model: &Gemma2, response: &TokenizedResponse) -> Vec<(Vec<f64>, usize)> {
+fn predictions(model: &LanguageModel, response: &TokenizedResponse) -> Vec<(Vec<f64>, usize)> {
     let ids: Vec<i32> = response.tokens.iter().map(|&t| t as i32).collect();
     let input = Tensor::<1, Int>::from_ints(ids.as_slice(), &model.device());
     let hidden = model.forward(input.unsqueeze(), &[]).hidden_states.squeeze_dim(0);
@@ -44,7 +44,7 @@ fn quantities_are_those_of_the_distributions() {
     let options = Options { use_weighting: Some(true), ld_alpha: Some(0.5), ..Options::default() };
     let objective = Objective { options, ..Objective::paper(Method::Dpo) };
     let q = world.aligner(objective, DType::F32).measure(policy, &world.all()).unwrap().quantities;
-    let log_prob = |model: &Gemma2, response: &TokenizedResponse, first: usize| -> f64 {
+    let log_prob = |model: &LanguageModel, response: &TokenizedResponse, first: usize| -> f64 {
         predictions(model, response).iter().take(first).map(|(log_p, token)| log_p[*token]).sum()
     };
     let whole = usize::MAX;

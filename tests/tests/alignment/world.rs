@@ -11,13 +11,13 @@ use fpo_data::{
 };
 use fpo_losses::{Method, Objective, Options};
 use fpo_ops::Encoder;
-use fpo_sae::{JumpReluSae, Provenance};
+use fpo_sae::{Provenance, Sae};
 use fpo_trainer::{
     aligner::Aligner,
     forward::{Activations, FeatureReader},
     reference_pass::reference_rows,
 };
-use fpo_transformer::{Gemma2, Gemma2Config, Piece, Site};
+use fpo_transformer::{LanguageModel, ModelConfig, Piece, Site};
 use serde_json::json;
 
 pub const D_MODEL: usize = 12;
@@ -56,9 +56,9 @@ impl Random {
 
 /// Everything in float32 on the plain device.
 pub struct World {
-    pub reference: Gemma2,
-    pub policy: Gemma2,
-    pub sae: JumpReluSae,
+    pub reference: LanguageModel,
+    pub policy: LanguageModel,
+    pub sae: Sae,
     pub pairs: Vec<TokenizedPair>,
 }
 
@@ -72,7 +72,7 @@ impl World {
             b_enc: random.tensor([D_SAE], 0.2, 0.0),
             threshold: random.tensor([D_SAE], 0.1, 0.2),
         };
-        let sae = JumpReluSae {
+        let sae = Sae {
             encoder,
             w_dec: random.tensor([D_SAE, D_MODEL], 0.5, 0.0),
             b_dec: random.tensor([D_MODEL], 0.1, 0.0),
@@ -114,7 +114,7 @@ impl World {
             b_enc: e.b_enc.clone().cast(dtype),
             threshold: e.threshold.clone().cast(dtype),
         };
-        let sae = JumpReluSae { encoder, ..self.sae.clone() };
+        let sae = Sae { encoder, ..self.sae.clone() };
         FeatureReader::new(&sae, Site::resid_post(1), Pooling::Predicting, vec![])
     }
 
@@ -180,7 +180,7 @@ pub fn objectives() -> Vec<Objective> {
     Method::ALL.into_iter().flat_map(with).collect()
 }
 
-fn model(random: &mut Random) -> Gemma2 {
+fn model(random: &mut Random) -> LanguageModel {
     let config = json!({
         "model_type": "gemma2", "vocab_size": VOCABULARY, "hidden_size": D_MODEL,
         "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -188,8 +188,8 @@ fn model(random: &mut Random) -> Gemma2 {
         "max_position_embeddings": 64, "attn_logit_softcapping": 4.0,
         "final_logit_softcapping": 8.0,
     });
-    let config = Gemma2Config::from_json(&config.to_string()).unwrap();
-    Gemma2::build(&config, &Device::flex(), &mut |Piece { name, shape, .. }| {
+    let config = ModelConfig::from_json(&config.to_string()).unwrap();
+    LanguageModel::build(&config, &Device::flex(), &mut |Piece { name, shape, .. }| {
         let (offset, scale) = match shape.len() {
             1 => (0.0, 0.5),
             _ if name.contains("embed") => (0.0, 0.3),
@@ -223,16 +223,16 @@ impl<F: FnMut(&str, Tensor<1>) -> Tensor<1>> ModuleMapper for Each<F> {
     }
 }
 
-pub fn each(model: &Gemma2, f: impl FnMut(&str, Tensor<1>) -> Tensor<1>) -> Gemma2 {
+pub fn each(model: &LanguageModel, f: impl FnMut(&str, Tensor<1>) -> Tensor<1>) -> LanguageModel {
     model.clone().map(&mut Each(Vec::new(), f))
 }
 
-pub fn cast(model: &Gemma2, dtype: DType) -> Gemma2 {
+pub fn cast(model: &LanguageModel, dtype: DType) -> LanguageModel {
     each(model, |_, x| x.cast(dtype))
 }
 
 /// With leaves of a graph for parameters.
-pub fn trained(model: &Gemma2) -> Gemma2 {
+pub fn trained(model: &LanguageModel) -> LanguageModel {
     struct Leaves;
     impl ModuleMapper for Leaves {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
@@ -243,7 +243,7 @@ pub fn trained(model: &Gemma2) -> Gemma2 {
 }
 
 /// A step of the given size in a random direction.
-pub fn shifted(model: &Gemma2, seed: u64, size: f64) -> Gemma2 {
+pub fn shifted(model: &LanguageModel, seed: u64, size: f64) -> LanguageModel {
     let direction = direction(seed);
     each(model, |name, x| {
         let dtype = x.dtype();

@@ -9,22 +9,22 @@ use burn::{
 use fpo_data::{PairBatch, Pooling, TokenizedPair, TokenizedResponse};
 use fpo_losses::{PerResponse, feature_distance, fpo, mean_loss};
 use fpo_ops::Encoder;
-use fpo_sae::{JumpReluSae, Provenance, SaeTrainer, SaeTraining};
+use fpo_sae::{Provenance, Sae, SaeTrainer, SaeTraining};
 use fpo_trainer::{
     device::check_precision,
     forward::{DeviceBatch, FeatureReader, Forward},
     optim::{GradientMap, Optimizer},
     settings::{OptimizerKind, OptimizerSettings, Schedule},
 };
-use fpo_transformer::{Gemma2, Gemma2Config, Placement, Precision, Site, weights};
+use fpo_transformer::{LanguageModel, ModelConfig, Placement, Precision, Site, weights};
 
 use crate::support::{close, devices, random, tolerance, values};
 
 const D_MODEL: usize = 16;
 const D_SAE: usize = 48;
 
-fn model(placement: impl Into<Placement>) -> Gemma2 {
-    let config = Gemma2Config::from_json(
+fn model(placement: impl Into<Placement>) -> LanguageModel {
+    let config = ModelConfig::from_json(
         r#"{"model_type": "gemma2", "vocab_size": 90, "hidden_size": 16, "intermediate_size": 40,
             "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
             "query_pre_attn_scalar": 6, "sliding_window": 4, "initializer_range": 0.25}"#,
@@ -32,9 +32,9 @@ fn model(placement: impl Into<Placement>) -> Gemma2 {
     weights::random(&config.unwrap(), 1, placement).unwrap()
 }
 
-fn sae(device: &Device) -> JumpReluSae {
+fn sae(device: &Device) -> Sae {
     let vector = |seed, scale| random(seed, [1, D_SAE], scale, device).squeeze_dim::<1>(0);
-    JumpReluSae {
+    Sae {
         encoder: Encoder {
             w_enc: random(31, [D_MODEL, D_SAE], 1.0, device),
             b_enc: vector(32, 0.1),
@@ -253,7 +253,7 @@ fn an_autoencoder_and_its_training() {
     }
 }
 
-fn parameters(model: &Gemma2) -> BTreeMap<String, Vec<f64>> {
+fn parameters(model: &LanguageModel) -> BTreeMap<String, Vec<f64>> {
     #[derive(Default)]
     struct Collect(Vec<String>, BTreeMap<String, Vec<f64>>);
     impl ModuleVisitor for Collect {

@@ -10,7 +10,7 @@ use burn::{
     module::{Module, ModuleVisitor, Param},
     tensor::{Device, Tensor},
 };
-use fpo_transformer::{Error, Gemma2, Gemma2Config, weights};
+use fpo_transformer::{Error, LanguageModel, ModelConfig, weights};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -246,7 +246,7 @@ impl Checkpoint {
             "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
             "head_dim": 2, "query_pre_attn_scalar": 2, "max_position_embeddings": 16,
         });
-        let model = model(&Gemma2Config::from_json(&config.to_string()).unwrap());
+        let model = model(&ModelConfig::from_json(&config.to_string()).unwrap());
         let folder = tempfile::tempdir().unwrap();
         weights::save(&model, folder.path()).unwrap();
         let bytes = fs::read(folder.path().join("model.safetensors")).unwrap();
@@ -273,13 +273,13 @@ impl Checkpoint {
         folder
     }
 
-    fn load(&self) -> Result<Gemma2, Error> {
+    fn load(&self) -> Result<LanguageModel, Error> {
         weights::load(self.write().path(), &Device::flex())
     }
 }
 
 /// Every parameter's values by name.
-fn parameters(model: &Gemma2) -> BTreeMap<String, Vec<f32>> {
+fn parameters(model: &LanguageModel) -> BTreeMap<String, Vec<f32>> {
     #[derive(Default)]
     struct Named(Vec<String>, BTreeMap<String, Vec<f32>>);
     impl ModuleVisitor for Named {

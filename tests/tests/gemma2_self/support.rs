@@ -1,25 +1,25 @@
 //! A small model with random weights, and texts for it.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use fpo_transformer::{Gemma2, Gemma2Config, Piece};
+use fpo_transformer::{LanguageModel, ModelConfig, Piece};
 use serde_json::json;
 
 /// Three layers, a window of four tokens, soft-caps that bend.
-pub fn config() -> Gemma2Config {
+pub fn config() -> ModelConfig {
     let config = json!({
         "model_type": "gemma2", "vocab_size": 61, "hidden_size": 16, "intermediate_size": 32,
         "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
         "query_pre_attn_scalar": 6, "sliding_window": 4, "max_position_embeddings": 64,
         "attn_logit_softcapping": 4.0, "final_logit_softcapping": 8.0,
     });
-    Gemma2Config::from_json(&config.to_string()).unwrap()
+    ModelConfig::from_json(&config.to_string()).unwrap()
 }
 
 /// A random model whose norms have random gains too, and whose blocks outweigh the embedding: else a
 /// tied head only repeats the last token.
-pub fn model(config: &Gemma2Config) -> Gemma2 {
+pub fn model(config: &ModelConfig) -> LanguageModel {
     let mut random = Random(42);
-    Gemma2::build(config, &Device::flex(), &mut |Piece { name, shape, .. }| {
+    LanguageModel::build(config, &Device::flex(), &mut |Piece { name, shape, .. }| {
         let (offset, scale) = match shape.len() {
             1 if *name == "model.norm.weight" => (4.0, 1.0),
             1 => (0.0, 0.5),

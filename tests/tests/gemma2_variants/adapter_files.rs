@@ -8,7 +8,7 @@ use std::{
 };
 
 use burn::tensor::Device;
-use fpo_transformer::{Error, Gemma2, adapter};
+use fpo_transformer::{Error, LanguageModel, adapter};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -175,11 +175,11 @@ impl Adapter {
         folder
     }
 
-    fn load(&self) -> Result<Gemma2, Error> {
+    fn load(&self) -> Result<LanguageModel, Error> {
         self.load_from(self.write().path())
     }
 
-    fn load_from(&self, folder: &Path) -> Result<Gemma2, Error> {
+    fn load_from(&self, folder: &Path) -> Result<LanguageModel, Error> {
         let device = Device::flex();
         adapter::load(&load("one_kv_head", &device), folder, &device)
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use fpo_transformer::{ForwardOutput, Gemma2, Site, SiteKind};
+use fpo_transformer::{ForwardOutput, LanguageModel, Site, SiteKind};
 
 use crate::common::{
     CASES, Named, all_sites, assert_equal_gradients, load, noise, padded, text, values,
@@ -51,7 +51,7 @@ fn only_what_the_loss_depends_on_has_gradients() {
 
 fn check(
     what: &str,
-    model: &Gemma2,
+    model: &LanguageModel,
     rows: &[Vec<u32>],
     sites: &[Site],
     loss: Loss,
@@ -75,7 +75,12 @@ fn check(
 }
 
 /// Log-probabilities through the tied head, and sites in random proportions, at real positions.
-fn loss_of(model: &Gemma2, output: &ForwardOutput, rows: &[Vec<u32>], loss: Loss) -> Tensor<1> {
+fn loss_of(
+    model: &LanguageModel,
+    output: &ForwardOutput,
+    rows: &[Vec<u32>],
+    loss: Loss,
+) -> Tensor<1> {
     let device = model.device();
     let [_, width, d_model] = output.hidden_states.dims();
     let real =

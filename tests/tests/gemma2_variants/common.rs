@@ -9,7 +9,7 @@ use burn::{
     module::{Module, ModuleVisitor, Param},
     tensor::{Device, Gradients, Int, Tensor, TensorData},
 };
-use fpo_transformer::{Gemma2, Site, SiteKind, weights};
+use fpo_transformer::{LanguageModel, Site, SiteKind, weights};
 
 /// Grouped, full and single key-value heads, one to six layers, with and without soft-caps, windows of
 /// three to seven tokens.
@@ -20,12 +20,12 @@ pub fn fixture(folder: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(folder)
 }
 
-pub fn load(case: &str, device: &Device) -> Gemma2 {
+pub fn load(case: &str, device: &Device) -> LanguageModel {
     weights::load(&fixture("gemma2").join(case), device).unwrap()
 }
 
 /// Every kind of site in every layer.
-pub fn all_sites(model: &Gemma2) -> Vec<Site> {
+pub fn all_sites(model: &LanguageModel) -> Vec<Site> {
     let kinds = [SiteKind::ResidPost, SiteKind::MlpOut, SiteKind::AttnZ];
     let layers = 0..model.config().num_hidden_layers;
     layers.flat_map(|layer| kinds.map(|kind| Site { kind, layer })).collect()
@@ -65,7 +65,11 @@ pub struct Named<'a> {
 
 impl Named<'_> {
     /// Adds the gradients to those found before.
-    pub fn add(model: &Gemma2, gradients: &Gradients, found: &mut BTreeMap<String, Vec<f32>>) {
+    pub fn add(
+        model: &LanguageModel,
+        gradients: &Gradients,
+        found: &mut BTreeMap<String, Vec<f32>>,
+    ) {
         model.visit(&mut Named { path: Vec::new(), gradients, found });
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use fpo_transformer::{
-    Error, Gemma2, LoraConfig, Placement, Precision, Projection, adapter, weights,
+    Error, LanguageModel, LoraConfig, Placement, Precision, Projection, adapter, weights,
 };
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::Value;
@@ -135,12 +135,13 @@ fn new_adapters_change_nothing_yet() {
         let config = LoraConfig { rank: 5, ..LoraConfig::default() };
         let model = base.with_new_lora(&config, 3, &device).unwrap();
         let tokens = padded(&[text(1, 11), text(2, 6)], &device);
-        let hidden = |model: &Gemma2| values(model.forward(tokens.clone(), &[]).hidden_states);
+        let hidden =
+            |model: &LanguageModel| values(model.forward(tokens.clone(), &[]).hidden_states);
         assert_eq!(hidden(&model), hidden(&base), "{case}");
 
         let again = base.with_new_lora(&config, 3, &device).unwrap();
         let other = base.with_new_lora(&config, 4, &device).unwrap();
-        let a = |model: &Gemma2| {
+        let a = |model: &LanguageModel| {
             let lora = model.model.layers[0].mlp.down_proj.lora.as_ref().unwrap();
             assert_eq!(values(lora.b.val()).iter().filter(|x| **x != 0.0).count(), 0);
             (lora.a.dims(), values(lora.a.val()))
@@ -223,7 +224,7 @@ impl Expected {
     }
 
     /// Of all real tokens but the first of each row.
-    fn mean_log_prob(&self, model: &Gemma2, hidden: Tensor<3>) -> Tensor<1> {
+    fn mean_log_prob(&self, model: &LanguageModel, hidden: Tensor<3>) -> Tensor<1> {
         let [_, width, _] = hidden.dims();
         let lengths = self.lengths.iter().enumerate();
         let predicting: Vec<i32> = lengths

@@ -7,7 +7,7 @@ use burn::{
     tensor::{DType, Device, Tensor},
 };
 use fpo_transformer::{
-    Gemma2, GenerationOptions, Placement, Precision, Projection, generate, weights,
+    GenerationOptions, LanguageModel, Placement, Precision, Projection, generate, weights,
 };
 
 use crate::common::{
@@ -18,12 +18,12 @@ fn mixed(device: Device) -> Placement {
     Placement::new(device, Precision::Bf16Mixed)
 }
 
-fn load_mixed(case: &str, placement: &Placement) -> Gemma2 {
+fn load_mixed(case: &str, placement: &Placement) -> LanguageModel {
     weights::load(&fixture("gemma2").join(case), placement).unwrap()
 }
 
 /// Hidden states and activations on a few texts.
-fn outputs(model: &Gemma2) -> Vec<Vec<f32>> {
+fn outputs(model: &LanguageModel) -> Vec<Vec<f32>> {
     let tokens = padded(&[text(1, 17), text(2, 9)], &model.device());
     let output = model.forward(tokens, &all_sites(model));
     assert!(output.sites.iter().all(|site| site.dtype() == DType::F32));
@@ -37,7 +37,7 @@ fn frozen_and_trained_models_compute_the_same() {
     for case in CASES {
         let frozen = load_mixed(case, &mixed(Device::flex()));
         let trained = load_mixed(case, &mixed(Device::flex().autodiff()));
-        let held = |model: &Gemma2| {
+        let held = |model: &LanguageModel| {
             let block = &model.model.layers[0];
             [model.unembedding().dtype(), block.mlp.up_proj.weight.val().dtype()]
         };
@@ -118,7 +118,7 @@ fn small_steps_add_up() {
     for _ in 0..256 {
         often = often.map(&mut Grow(step));
     }
-    let far = |model: &Gemma2| -> f32 {
+    let far = |model: &LanguageModel| -> f32 {
         let differences = outputs(model).concat().into_iter().zip(before.concat());
         differences.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
     };

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, ops::Range};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use fpo_transformer::{ForwardOutput, Gemma2, TextStarts};
+use fpo_transformer::{ForwardOutput, LanguageModel, TextStarts};
 
 use crate::common::{
     CASES, Named, all_sites, assert_equal_gradients, difference, load, noise, padded, text, values,
@@ -71,7 +71,7 @@ fn check(
     what: &str,
     texts: &[Vec<u32>],
     at: &[(usize, Range<usize>)],
-    forward: impl Fn(&Gemma2) -> ForwardOutput,
+    forward: impl Fn(&LanguageModel) -> ForwardOutput,
 ) {
     let device = Device::flex().autodiff();
     for case in CASES {

@@ -11,8 +11,8 @@ use fpo_trainer::{
     settings::{OptimizerKind, OptimizerSettings, Schedule},
 };
 use fpo_transformer::{
-    Error, Gemma2, Gemma2Config, GenerationOptions, LoraConfig, Placement, Precision, generate,
-    weights,
+    Error, GenerationOptions, LanguageModel, LoraConfig, ModelConfig, Placement, Precision,
+    generate, weights,
 };
 
 use crate::common::{difference, padded, text, values};
@@ -23,14 +23,14 @@ const D_MODEL: usize = 13;
 const LIMITS: [(usize, usize); 4] =
     [(20_956, 1), (20_955, 2), (135 * 4 * D_MODEL, 3), (101 * 4 * D_MODEL + 3, 4)];
 
-fn config() -> Gemma2Config {
+fn config() -> ModelConfig {
     let config = format!(
         r#"{{"model_type": "gemma2", "vocab_size": {VOCABULARY}, "hidden_size": {D_MODEL},
             "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
             "num_key_value_heads": 2, "head_dim": 6, "query_pre_attn_scalar": 6, "sliding_window": 4,
             "initializer_range": 0.3, "max_position_embeddings": 64}}"#
     );
-    Gemma2Config::from_json(&config).unwrap()
+    ModelConfig::from_json(&config).unwrap()
 }
 
 fn placement(largest_tensor: Option<usize>, device: Device) -> Placement {
@@ -38,12 +38,14 @@ fn placement(largest_tensor: Option<usize>, device: Device) -> Placement {
 }
 
 /// The same weights, whole or in parts.
-fn model(largest_tensor: Option<usize>, device: Device) -> Gemma2 {
+fn model(largest_tensor: Option<usize>, device: Device) -> LanguageModel {
     weights::random(&config(), 3, placement(largest_tensor, device)).unwrap()
 }
 
 /// The model whole, and in each number of parts.
-fn models(device: &Device) -> (Gemma2, impl Iterator<Item = (usize, Gemma2)> + use<>) {
+fn models(
+    device: &Device,
+) -> (LanguageModel, impl Iterator<Item = (usize, LanguageModel)> + use<>) {
     let device = device.clone();
     let whole = model(None, device.clone());
     (
@@ -113,7 +115,10 @@ fn hidden_states_logits_and_answers() {
 }
 
 /// The gradients of a loss by the names of a checkpoint: those of a table's parts one after the other.
-fn gradients(model: &Gemma2, checkpointed: bool) -> (GradientMap, BTreeMap<String, Vec<f32>>) {
+fn gradients(
+    model: &LanguageModel,
+    checkpointed: bool,
+) -> (GradientMap, BTreeMap<String, Vec<f32>>) {
     let rows =
         [text(5, 14), vec![402, 0, 401, 202, 201, 100, 101, 302, 303, 134, 135, 269, 270, 7]];
     let tokens = padded(&rows, &model.device());
@@ -168,7 +173,7 @@ fn optimizer() -> Optimizer {
     Optimizer::new(&settings, 10)
 }
 
-fn saved(model: &Gemma2) -> Vec<u8> {
+fn saved(model: &LanguageModel) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     weights::save(model, folder.path()).unwrap();
     fs::read(folder.path().join("model.safetensors")).unwrap()
@@ -210,20 +215,20 @@ fn a_step_its_files_and_the_way_on() {
     }
 }
 
-fn restored(path: &Path, model: &Gemma2) -> Optimizer {
+fn restored(path: &Path, model: &LanguageModel) -> Optimizer {
     let mut optimizer = optimizer();
     optimizer.restore(path, 1, model).unwrap();
     optimizer
 }
 
-fn stepped(model: Gemma2, mut optimizer: Optimizer) -> (Gemma2, Optimizer) {
+fn stepped(model: LanguageModel, mut optimizer: Optimizer) -> (LanguageModel, Optimizer) {
     let (gradients, _) = gradients(&model, false);
     let (moved, _) = optimizer.step(model, gradients);
     (moved, optimizer)
 }
 
 /// The weights of both side by side.
-fn named(a: &Gemma2, b: &Gemma2) -> impl Iterator<Item = (f32, f32)> {
+fn named(a: &LanguageModel, b: &LanguageModel) -> impl Iterator<Item = (f32, f32)> {
     #[derive(Default)]
     struct Values(Vec<f32>);
     impl ModuleVisitor for Values {
@@ -251,7 +256,7 @@ fn other_moments_are_refused() {
     for (vocabulary, what) in [(VOCABULARY - 1, "does not fit"), (VOCABULARY + 1, "has no numbers")]
     {
         for limit in [None, Some(101 * 4 * D_MODEL + 3)] {
-            let config = Gemma2Config { vocab_size: vocabulary, ..config() };
+            let config = ModelConfig { vocab_size: vocabulary, ..config() };
             let Ok(other) = weights::random(&config, 3, placement(limit, device.clone())) else {
                 continue;
             };
@@ -266,7 +271,7 @@ fn other_moments_are_refused() {
 fn adapters() {
     let device = Device::flex();
     let lora = LoraConfig { rank: 3, ..LoraConfig::default() };
-    let adapted = |model: &Gemma2| {
+    let adapted = |model: &LanguageModel| {
         let model = model.with_new_lora(&lora, 1, &device.clone().autodiff()).unwrap();
         // B begins at zero: a step makes it count.
         stepped(model, optimizer()).0
@@ -302,7 +307,7 @@ fn mixed_precision() {
         };
         let (whole, model) = (of(None), of(Some(limit)));
         assert_eq!(model.unembedding().parts().len(), parts);
-        let log_probs = |model: &Gemma2| {
+        let log_probs = |model: &LanguageModel| {
             let tokens = padded(&[text(1, 30)], &device);
             let targets = tokens.clone().flip([1]).flatten::<1>(0, 1);
             let hidden = model.forward(tokens, &[]).hidden_states.flatten::<2>(0, 1);
@@ -313,7 +318,7 @@ fn mixed_precision() {
         if device.is_autodiff() {
             // Every block's product is rounded to bfloat16, and the parts are other blocks: as near to float32 as the whole.
             let (_, exact) = gradients(&self::model(None, device.clone()), false);
-            let error = |model: &Gemma2| {
+            let error = |model: &LanguageModel| {
                 let (_, found) = gradients(model, true);
                 assert!(found.keys().eq(exact.keys()));
                 let pairs = found.values().flatten().zip(exact.values().flatten());

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use burn::tensor::{Device, Tensor, TensorData};
 use fpo_ops::Encoder;
 
-use crate::{Error, JumpReluSae, Provenance};
+use crate::{Error, Provenance, Sae};
 
 /// The names by which everything is known here, whatever the file calls it.
 pub(super) const NAMES: [&str; 5] = ["W_enc", "b_enc", "W_dec", "b_dec", "threshold"];
@@ -89,7 +89,7 @@ impl Arrays {
         path: &Path,
         provenance: Provenance,
         device: &Device,
-    ) -> Result<JumpReluSae, Error> {
+    ) -> Result<Sae, Error> {
         let mut take = |name: &str| self.take(path, name);
         let [w_enc, b_enc, w_dec, b_dec, threshold] =
             [take("W_enc")?, take("b_enc")?, take("W_dec")?, take("b_dec")?, take("threshold")?];
@@ -135,7 +135,7 @@ impl Arrays {
         fn tensor<const D: usize>(array: Array, device: &Device) -> Tensor<D> {
             Tensor::from_data(TensorData::new(array.values, array.shape), device)
         }
-        Ok(JumpReluSae {
+        Ok(Sae {
             encoder: Encoder {
                 w_enc: tensor(w_enc, device),
                 b_enc: tensor(b_enc, device),
@@ -149,7 +149,7 @@ impl Arrays {
 }
 
 /// The arrays of an autoencoder, in float32, in the order of [`NAMES`].
-pub(super) fn named(sae: &JumpReluSae) -> [(&'static str, TensorData); 5] {
+pub(super) fn named(sae: &Sae) -> [(&'static str, TensorData); 5] {
     let encoder = &sae.encoder;
     let data = [
         encoder.w_enc.to_data(),

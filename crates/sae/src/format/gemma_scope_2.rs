@@ -5,12 +5,12 @@ use std::path::Path;
 use burn::tensor::Device;
 
 use super::{read_config, tensors, text_of};
-use crate::{Error, JumpReluSae, Provenance};
+use crate::{Error, Provenance, Sae};
 
 pub(super) const CONFIG: &str = "config.json";
 pub(super) const WEIGHTS: &str = "params.safetensors";
 
-pub(super) fn load(folder: &Path, device: &Device) -> Result<JumpReluSae, Error> {
+pub(super) fn load(folder: &Path, device: &Device) -> Result<Sae, Error> {
     let path = folder.join(CONFIG);
     // Some of its folders have no configuration; the names of the tensors say enough.
     let provenance = match path.exists() {

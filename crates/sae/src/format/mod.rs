@@ -17,7 +17,7 @@ pub use npz::{Compression, save_npz};
 pub use sae_lens::save_sae_lens;
 use serde_json::Value;
 
-use crate::{Error, JumpReluSae, Provenance};
+use crate::{Error, Provenance, Sae};
 
 /// Files larger than this are refused before they are read: a 1M-feature autoencoder of a 27B model
 /// is 37 GB.
@@ -91,7 +91,7 @@ impl Format {
 /// # Errors
 /// Damage, an architecture or normalisation that cannot be folded, thresholds below zero, or values that
 /// are not finite.
-pub fn load(path: &Path, device: &Device) -> Result<JumpReluSae, Error> {
+pub fn load(path: &Path, device: &Device) -> Result<Sae, Error> {
     match Format::detect(path)? {
         (Format::SaeLens, folder) => sae_lens::load(&folder, device),
         (Format::GemmaScope, file) => npz::read(&file)?.assemble(&file, from_path(path), device),

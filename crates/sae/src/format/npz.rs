@@ -17,7 +17,7 @@ use super::{
     arrays::{Array, Arrays, named},
     bounded,
 };
-use crate::{Error, JumpReluSae};
+use crate::{Error, Sae};
 
 pub(super) const FILE: &str = "params.npz";
 /// Weights of float32 hardly compress: an archive that claims more than this many times its own size is
@@ -113,11 +113,7 @@ fn read_array(mut entry: impl Read, claimed: u64) -> io::Result<Array> {
 }
 
 /// Writes `params.npz` as Gemma Scope has it.
-pub fn save_npz(
-    sae: &JumpReluSae,
-    output: impl Write + Seek,
-    compression: Compression,
-) -> io::Result<()> {
+pub fn save_npz(sae: &Sae, output: impl Write + Seek, compression: Compression) -> io::Result<()> {
     let method = match compression {
         Compression::Stored => CompressionMethod::Stored,
         Compression::Deflated => CompressionMethod::Deflated,

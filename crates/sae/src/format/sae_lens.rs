@@ -10,7 +10,7 @@ use super::{
     arrays::{Array, Arrays, named},
     read_config, tensors, text_of,
 };
-use crate::{Error, JumpReluSae, Provenance};
+use crate::{Error, Provenance, Sae};
 
 pub(super) const CONFIG: &str = "cfg.json";
 pub(super) const WEIGHTS: &str = "sae_weights.safetensors";
@@ -28,7 +28,7 @@ enum Activation {
     Relu,
 }
 
-pub(super) fn load(folder: &Path, device: &Device) -> Result<JumpReluSae, Error> {
+pub(super) fn load(folder: &Path, device: &Device) -> Result<Sae, Error> {
     let path = folder.join(CONFIG);
     let config = read_config(&path)?;
     let activation = activation(&config, &path)?;
@@ -136,7 +136,7 @@ fn drop_unit_scaling(arrays: &mut Arrays, path: &Path) -> Result<(), Error> {
 }
 
 /// Writes a folder that `sae_lens.SAE.load_from_disk` opens. The folder must exist.
-pub fn save_sae_lens(sae: &JumpReluSae, folder: &Path) -> Result<(), Error> {
+pub fn save_sae_lens(sae: &Sae, folder: &Path) -> Result<(), Error> {
     let hook_name = &sae.provenance.hook_name;
     let by_head = hook_name.as_deref().is_some_and(|name| name.ends_with("hook_z"));
     let config = json!({

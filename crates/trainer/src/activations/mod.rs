@@ -7,7 +7,7 @@ mod store;
 use anyhow::{Context, Result, bail};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use fpo_data::{SequenceBatch, SequenceStore, TokenBatch};
-use fpo_transformer::{Gemma2, Site};
+use fpo_transformer::{LanguageModel, Site};
 pub use shards::Precision;
 pub use store::{ActivationStore, Cursor, StoreSettings};
 
@@ -44,7 +44,7 @@ impl Block {
 /// What activations are read from.
 pub struct Source<'a> {
     /// The model, without autodiff.
-    pub model: &'a Gemma2,
+    pub model: &'a LanguageModel,
     /// Rows of tokens.
     pub data: &'a SequenceStore,
     /// Fills the cells behind a row's end.

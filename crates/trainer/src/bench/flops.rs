@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use burn::tensor::{DType, Device, Distribution, Tensor};
-use fpo_transformer::{Gemma2Config, LoraConfig, Precision, Projection};
+use fpo_transformer::{LoraConfig, ModelConfig, Precision, Projection};
 
 use super::median;
 use crate::{device::sync, plan};
@@ -13,7 +13,7 @@ use crate::{device::sync, plan};
 #[derive(Clone, Debug)]
 pub struct Products<'a> {
     /// The model.
-    pub config: &'a Gemma2Config,
+    pub config: &'a ModelConfig,
     /// Texts of the step, all of the same length.
     pub texts: usize,
     /// Tokens of each.
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
     use crate::gemma::{Gemma2Size, Shape};
 
-    fn config(sliding_window: usize) -> Gemma2Config {
+    fn config(sliding_window: usize) -> ModelConfig {
         let shape = Shape {
             vocab_size: 50,
             hidden_size: 12,
@@ -136,7 +136,7 @@ mod tests {
             num_key_value_heads: 2,
             head_dim: 6,
         };
-        Gemma2Config { sliding_window, ..shape.config().unwrap() }
+        ModelConfig { sliding_window, ..shape.config().unwrap() }
     }
 
     /// One product after the other, position by position: `[rows, inner]` times `[inner, columns]`.

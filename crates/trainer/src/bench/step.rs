@@ -11,8 +11,10 @@ use fpo_data::{
 };
 use fpo_losses::{Method, Objective};
 use fpo_ops::Encoder;
-use fpo_sae::{JumpReluSae, Provenance};
-use fpo_transformer::{Gemma2, Gemma2Config, LoraConfig, Placement, Precision, Site, weights};
+use fpo_sae::{Provenance, Sae};
+use fpo_transformer::{
+    LanguageModel, LoraConfig, ModelConfig, Placement, Precision, Site, weights,
+};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
@@ -138,7 +140,7 @@ impl StepSizes {
         self.prompt_tokens.unwrap_or(self.tokens / 4).max(1)
     }
 
-    fn config(&self) -> Result<Gemma2Config> {
+    fn config(&self) -> Result<ModelConfig> {
         let shape = Shape {
             vocab_size: self.vocab,
             hidden_size: self.d_model,
@@ -169,7 +171,7 @@ impl StepSizes {
     }
 
     /// Operations of a step.
-    fn flops(&self, config: &Gemma2Config) -> f64 {
+    fn flops(&self, config: &ModelConfig) -> f64 {
         let planned = self.planned(config);
         let products = Products {
             config,
@@ -200,7 +202,7 @@ impl StepSizes {
             .collect()
     }
 
-    fn planned(&self, config: &Gemma2Config) -> plan::Step {
+    fn planned(&self, config: &ModelConfig) -> plan::Step {
         let needs = Objective::paper(self.method).needs();
         plan::Step {
             config: config.clone(),
@@ -216,7 +218,7 @@ impl StepSizes {
         }
     }
 
-    fn planned_on(&self, config: &Gemma2Config, device: &Device) -> plan::Step {
+    fn planned_on(&self, config: &ModelConfig, device: &Device) -> plan::Step {
         plan::Step { gpu: facts(device).is_some(), ..self.planned(config) }
     }
 
@@ -241,7 +243,7 @@ pub fn measure(sizes: &StepSizes, device: &Device) -> Result<StepReport> {
         .map_err(|error| advice::of_step(error, &planned, device))
 }
 
-fn measured(sizes: &StepSizes, config: &Gemma2Config, device: &Device) -> Result<StepReport> {
+fn measured(sizes: &StepSizes, config: &ModelConfig, device: &Device) -> Result<StepReport> {
     ensure!(sizes.pairs > 0, "--pairs must be at least 1");
     ensure!(
         sizes.prompt() < sizes.tokens,
@@ -325,7 +327,7 @@ fn measured(sizes: &StepSizes, config: &Gemma2Config, device: &Device) -> Result
 }
 
 /// The method with what it needs; the reference's numbers come from a cache on disk, as in a run.
-fn aligner(sizes: &StepSizes, reference: Gemma2, pairs: &[PairView]) -> Result<Aligner> {
+fn aligner(sizes: &StepSizes, reference: LanguageModel, pairs: &[PairView]) -> Result<Aligner> {
     let site =
         Site::resid_post(sizes.layers.checked_sub(1).context("--layers must be at least 1")?);
     let sae = random_sae(sizes, &reference, site, pairs[0].chosen);
@@ -361,7 +363,7 @@ fn aligner(sizes: &StepSizes, reference: Gemma2, pairs: &[PairView]) -> Result<A
 
 /// An autoencoder of which about one feature in 44 is active at a position: its pre-activations are
 /// normal, and the threshold is two standard deviations.
-fn random_sae(sizes: &StepSizes, model: &Gemma2, site: Site, sample: ResponseView) -> JumpReluSae {
+fn random_sae(sizes: &StepSizes, model: &LanguageModel, site: Site, sample: ResponseView) -> Sae {
     let device = model.device();
     let tokens: Vec<i32> = sample.tokens.iter().map(|&t| t as i32).collect();
     let shape = [1, tokens.len()];
@@ -371,7 +373,7 @@ fn random_sae(sizes: &StepSizes, model: &Gemma2, site: Site, sample: ResponseVie
     let scale = (sizes.d_model as f64).sqrt().recip();
     let random =
         |shape: [usize; 2]| Tensor::<2>::random(shape, Distribution::Normal(0.0, scale), &device);
-    JumpReluSae {
+    Sae {
         encoder: Encoder {
             w_enc: random([sizes.d_model, sizes.d_sae]),
             b_enc: Tensor::zeros([sizes.d_sae], &device),

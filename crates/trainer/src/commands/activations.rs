@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use burn::tensor::{Int, Tensor, TensorData};
 use clap::Args;
 use fpo_data::atomic;
-use fpo_transformer::{Gemma2, Site};
+use fpo_transformer::{LanguageModel, Site};
 use serde_json::json;
 
 use super::{
@@ -97,7 +97,7 @@ impl Activations {
 }
 
 /// The activations of a batch without its padding, `[tokens of all sequences, width]`.
-fn read(model: &Gemma2, site: Site, sequences: &[Sequence], pad: u32) -> Result<Vec<f32>> {
+fn read(model: &LanguageModel, site: Site, sequences: &[Sequence], pad: u32) -> Result<Vec<f32>> {
     let longest = sequences.iter().map(|s| s.tokens.len()).max().unwrap_or(0);
     let mut ids = Vec::with_capacity(sequences.len() * longest);
     let mut kept = Vec::new();

@@ -8,8 +8,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
 use fpo_data::{Fingerprint, Pair, Pooling, Prompt, Rendering, hash};
-use fpo_sae::JumpReluSae;
-use fpo_transformer::{Gemma2Config, Site};
+use fpo_sae::Sae;
+use fpo_transformer::{ModelConfig, Site};
 
 use super::{loaded::ModelFolder, tokens::TokenArgs};
 use crate::forward::FeatureReader;
@@ -72,7 +72,7 @@ pub fn hash_model(folder: &Path) -> Result<String> {
         }
     }
     files.sort();
-    let mut text = Gemma2Config::load(folder)?.to_json("").to_string();
+    let mut text = ModelConfig::load(folder)?.to_json("").to_string();
     for file in files {
         text += &hash::hash_file(&file).with_context(context)?;
     }
@@ -116,7 +116,7 @@ impl Reader {
     }
 }
 
-fn hash_encoder(sae: &JumpReluSae) -> String {
+fn hash_encoder(sae: &Sae) -> String {
     let encoder = &sae.encoder;
     let hash = |data: burn::tensor::TensorData| hash::hash_bytes(data.as_bytes());
     let hashes = [

@@ -9,7 +9,7 @@ use fpo_data::{
     Fingerprint, Pair, PairBatch, Pooling, ReferenceCache, TokenizedPair, reference::StoredFeatures,
 };
 use fpo_losses::{Method, Objective, Quantities};
-use fpo_transformer::{Gemma2, Gemma2Config, Placement, Site, weights};
+use fpo_transformer::{LanguageModel, ModelConfig, Placement, Site, weights};
 
 use super::{
     binding::{self, NONE, Reader},
@@ -148,7 +148,7 @@ impl Evaluate {
         let reference_model = match &self.kl {
             None => None,
             Some(path) => {
-                check_comparable(&folder.config, &Gemma2Config::load(path)?)?;
+                check_comparable(&folder.config, &ModelConfig::load(path)?)?;
                 Some(weights::load(path, placement)?)
             }
         };
@@ -240,7 +240,7 @@ impl Evaluate {
     fn compare(
         &self,
         aligner: &Aligner,
-        policy: &Gemma2,
+        policy: &LanguageModel,
         pad: u32,
         pairs: &[TokenizedPair],
     ) -> Result<Vec<Line>> {
@@ -287,7 +287,7 @@ fn check_counts(cache: &ReferenceCache, pairs: &[TokenizedPair]) -> Result<()> {
 }
 
 /// Fails where two models' distributions cannot be compared position by position.
-fn check_comparable(policy: &Gemma2Config, reference: &Gemma2Config) -> Result<()> {
+fn check_comparable(policy: &ModelConfig, reference: &ModelConfig) -> Result<()> {
     let (ours, theirs) = (policy.vocab_size, reference.vocab_size);
     ensure!(
         ours == theirs,

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use fpo_data::{Message, Prompt, Rendering, Tokenizer, read_prompts};
 use fpo_transformer::{
-    Gemma2, Generated, GenerationOptions, generate,
+    Generated, GenerationOptions, LanguageModel, generate,
     generate::{check_prompts, generate_with},
 };
 use serde::Serialize;
@@ -141,7 +141,7 @@ impl Generate {
 
     fn answer_all(
         &self,
-        model: &Gemma2,
+        model: &LanguageModel,
         tokenizer: &Tokenizer,
         prompts: &[Prompt],
         tokens: &[Vec<u32>],
@@ -208,7 +208,7 @@ impl Sampling {
 
 /// Prints the answer to one prompt while it comes.
 fn stream(
-    model: &Gemma2,
+    model: &LanguageModel,
     tokenizer: &Tokenizer,
     tokens: &[Vec<u32>],
     options: &GenerationOptions,

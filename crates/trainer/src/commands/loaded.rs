@@ -6,7 +6,7 @@ use anyhow::Result;
 use burn::tensor::Device;
 use clap::Args;
 use fpo_data::{Preparer, Rendering, TemplateChoice, Tokenizer, Truncation};
-use fpo_transformer::{Gemma2, Gemma2Config, Placement, Precision, weights};
+use fpo_transformer::{LanguageModel, ModelConfig, Placement, Precision, weights};
 
 use crate::settings::Settings;
 
@@ -67,21 +67,21 @@ impl PlacementArgs {
 /// are loaded.
 pub struct ModelFolder {
     path: PathBuf,
-    pub config: Gemma2Config,
+    pub config: ModelConfig,
     pub tokenizer: Tokenizer,
     pub template: TemplateChoice,
 }
 
 impl ModelFolder {
     pub fn open(path: &Path) -> Result<Self> {
-        let config = Gemma2Config::load(path)?;
+        let config = ModelConfig::load(path)?;
         let tokenizer = Tokenizer::load(path)?;
         let template = TemplateChoice::from(tokenizer.chat_template()?);
         Ok(Self { path: path.to_owned(), config, tokenizer, template })
     }
 
     /// The weights.
-    pub fn load(&self, placement: impl Into<Placement>) -> Result<Gemma2> {
+    pub fn load(&self, placement: impl Into<Placement>) -> Result<LanguageModel> {
         Ok(weights::load(&self.path, placement)?)
     }
 
@@ -105,7 +105,7 @@ impl ModelFolder {
 
 /// A model's folder with its weights.
 pub struct Loaded {
-    pub model: Gemma2,
+    pub model: LanguageModel,
     pub tokenizer: Tokenizer,
     pub template: TemplateChoice,
 }

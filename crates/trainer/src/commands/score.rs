@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Result, ensure};
 use clap::Args;
 use fpo_data::{Batches, PairBatch, PairView, TokenizedPair, atomic};
-use fpo_transformer::Gemma2;
+use fpo_transformer::LanguageModel;
 use serde::Serialize;
 
 use super::{
@@ -81,7 +81,7 @@ impl Score {
 }
 
 fn score(
-    model: &Gemma2,
+    model: &LanguageModel,
     pad: u32,
     pairs: &[TokenizedPair],
     size: NonZeroUsize,
@@ -102,7 +102,7 @@ fn score(
     Ok(lines.into_iter().flatten().collect())
 }
 
-fn score_batch(model: &Gemma2, PairBatch { ids, batch }: &PairBatch) -> Result<Vec<Line>> {
+fn score_batch(model: &LanguageModel, PairBatch { ids, batch }: &PairBatch) -> Result<Vec<Line>> {
     let device_batch = DeviceBatch::new(batch, &model.device());
     let forward = Forward::new(model, batch, &device_batch, None);
     let tokens = forward.token_log_probs(model, &device_batch).into_data();

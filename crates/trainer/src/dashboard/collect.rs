@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, num::NonZeroUsize, ops::Range};
 use anyhow::{Context, Result, bail};
 use burn::tensor::Tensor;
 use fpo_data::Batches;
-use fpo_sae::JumpReluSae;
+use fpo_sae::Sae;
 
 use super::{Example, Feature, Histogram, logits};
 use crate::{
@@ -72,11 +72,7 @@ impl Statistics {
 
 /// What the features of an autoencoder, for the source's only site, do on its data. Returns the number of
 /// tokens read, too.
-pub fn collect(
-    sae: &JumpReluSae,
-    source: &Source<'_>,
-    options: &Options,
-) -> Result<(Vec<Feature>, usize)> {
+pub fn collect(sae: &Sae, source: &Source<'_>, options: &Options) -> Result<(Vec<Feature>, usize)> {
     let &[site] = source.sites.as_slice() else { bail!("an autoencoder has one site") };
     let features = match &options.features {
         Some(features) => features.clone(),
@@ -105,7 +101,7 @@ pub fn collect(
 }
 
 struct Reader<'a> {
-    sae: &'a JumpReluSae,
+    sae: &'a Sae,
     source: &'a Source<'a>,
     features: &'a [usize],
 }

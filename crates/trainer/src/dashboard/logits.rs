@@ -1,8 +1,8 @@
 //! Which tokens a feature promotes: its decoder direction through the unembedding.
 
 use burn::tensor::Tensor;
-use fpo_sae::JumpReluSae;
-use fpo_transformer::{Gemma2, Site, SiteKind};
+use fpo_sae::Sae;
+use fpo_transformer::{LanguageModel, Site, SiteKind};
 
 use super::{Bar, TokenLogit, histogram};
 use crate::activations::indices;
@@ -22,8 +22,8 @@ pub struct Effect {
 /// The effect of each feature along its direct path: the direction, times the gains of the norms on its way
 /// (1 + w), times the unembedding. The norms' division and the soft-cap depend on the token, and are left out.
 pub fn effects(
-    sae: &JumpReluSae,
-    model: &Gemma2,
+    sae: &Sae,
+    model: &LanguageModel,
     site: Site,
     features: &[usize],
     count: usize,

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use burn::tensor::{Int, Tensor, TensorData};
 use fpo_ops::{Encoder, pooled_features};
-use fpo_transformer::{Gemma2, Site};
+use fpo_transformer::{LanguageModel, Site};
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
@@ -12,7 +12,7 @@ use crate::progress::Progress;
 /// Reads the features of texts: their mean over tokens.
 pub struct TextFeatures<'a> {
     /// The model.
-    pub model: &'a Gemma2,
+    pub model: &'a LanguageModel,
     /// Of the autoencoder.
     pub encoder: &'a Encoder,
     /// Where it reads.

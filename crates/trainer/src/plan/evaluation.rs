@@ -1,7 +1,7 @@
 //! What measuring two models needs, and answering with them.
 
 use anyhow::Result;
-use fpo_transformer::{Gemma2Config, LoraConfig, Precision};
+use fpo_transformer::{LoraConfig, ModelConfig, Precision};
 
 use super::{BLOCKS, BYTES, Memory, adapters, config, d_sae, kept_by_block, parameters};
 use crate::settings::Settings;
@@ -10,7 +10,7 @@ use crate::settings::Settings;
 #[derive(Clone, Debug)]
 pub struct Evaluation {
     /// The models.
-    pub config: Gemma2Config,
+    pub config: ModelConfig,
     /// Their types.
     pub precision: Precision,
     /// The measured model is the reference with these adapters.

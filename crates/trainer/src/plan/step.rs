@@ -1,7 +1,7 @@
 //! What a training step needs.
 
 use anyhow::Result;
-use fpo_transformer::{Gemma2Config, LoraConfig, Precision};
+use fpo_transformer::{LoraConfig, ModelConfig, Precision};
 
 use super::{
     BLOCKS, BYTES, Memory, adapters, block_parameters, config, d_sae, kept_by_block, parameters,
@@ -12,7 +12,7 @@ use crate::settings::{OptimizerKind, Settings};
 #[derive(Clone, Debug)]
 pub struct Step {
     /// The model.
-    pub config: Gemma2Config,
+    pub config: ModelConfig,
     /// Its types.
     pub precision: Precision,
     /// Tokens of one forward pass, padding included.

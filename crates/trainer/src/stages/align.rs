@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use fpo_data::{Batches, PairBatch};
 use fpo_losses::Needs;
-use fpo_transformer::{Gemma2, Placement, weights};
+use fpo_transformer::{LanguageModel, Placement, weights};
 use serde_json::json;
 
 use super::{
@@ -79,7 +79,7 @@ pub fn align(run: &Run, base: &Base) -> Result<Stage> {
 
 /// What training needs and nothing else: a second model only for methods that ask for one, and not even
 /// then where the first one is frozen beside its adapters.
-pub fn training_aligner(run: &Run, base: &Base, frozen: Option<&Gemma2>) -> Result<Aligner> {
+pub fn training_aligner(run: &Run, base: &Base, frozen: Option<&LanguageModel>) -> Result<Aligner> {
     let s = &run.settings.align;
     let activations = Activations::checkpointed(s.checkpoint_activations);
     let needs = s.objective().needs();
@@ -98,7 +98,7 @@ fn aligner_with(
     base: &Base,
     split: Split,
     needs: Needs,
-    frozen: Option<&Gemma2>,
+    frozen: Option<&LanguageModel>,
 ) -> Result<Aligner> {
     let prepared = &base.prepared;
     let stages = (&base.sft, &base.sae, &base.reference);

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use burn::tensor::{Int, Tensor, TensorData};
 use fpo_data::{Batches, PairBatch};
 use fpo_datasets::check;
-use fpo_transformer::{Gemma2, GenerationOptions, Site, generate};
+use fpo_transformer::{GenerationOptions, LanguageModel, Site, generate};
 use serde::{Deserialize, Serialize};
 
 use super::{Base, align::measuring_aligner, prepare::EvalPrompt, reference::Split};
@@ -140,7 +140,7 @@ fn measure(
     run: &Run,
     base: &Base,
     aligner: &Aligner,
-    model: &Gemma2,
+    model: &LanguageModel,
     prompts: &[&EvalPrompt],
     progress: &mut Progress,
 ) -> Result<(Measured, Vec<Answer>, Vec<f64>)> {
@@ -213,7 +213,7 @@ fn measure(
 fn moved_features(
     run: &Run,
     base: &Base,
-    model: &Gemma2,
+    model: &LanguageModel,
     before: &[f64],
     after: &[f64],
 ) -> Result<Vec<FeatureMove>> {

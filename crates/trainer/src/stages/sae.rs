@@ -3,8 +3,8 @@
 use std::fs;
 
 use anyhow::{Context, Result};
-use fpo_sae::{JumpReluSae, save_sae_lens};
-use fpo_transformer::{Gemma2, Site, weights};
+use fpo_sae::{Sae, save_sae_lens};
+use fpo_transformer::{LanguageModel, Site, weights};
 
 use super::prepare::Prepared;
 use crate::{
@@ -60,7 +60,7 @@ pub fn sae(run: &Run, prepared: &Prepared, sft: &Stage) -> Result<Stage> {
 fn store<'a>(
     run: &Run,
     prepared: &'a Prepared,
-    model: &'a Gemma2,
+    model: &'a LanguageModel,
     site: Site,
 ) -> Result<ActivationStore<'a>> {
     let s = &run.settings;
@@ -90,7 +90,7 @@ fn train(
     store: &mut ActivationStore<'_>,
     site: Site,
     workspace: &Workspace,
-) -> Result<JumpReluSae> {
+) -> Result<Sae> {
     let training = SaeTrainingRun {
         stage: "sae",
         settings: &run.settings.sae.training,

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use fpo_data::{Batches, SequenceBatch};
-use fpo_transformer::{Gemma2, Gemma2Config, Placement, alternating_layer_types, weights};
+use fpo_transformer::{LanguageModel, ModelConfig, Placement, alternating_layer_types, weights};
 use serde_json::Map;
 
 use super::prepare::Prepared;
@@ -22,7 +22,7 @@ pub fn sft(run: &Run, prepared: &Prepared) -> Result<Stage> {
         .with("model", super::section(&s.model)?)
         .with("sft", super::section(&s.sft)?);
     if let Some(path) = &s.model.path {
-        let rows = Gemma2Config::load(path)?.vocab_size;
+        let rows = ModelConfig::load(path)?.vocab_size;
         let ids = prepared.tokenizer.vocab_size();
         if ids > rows {
             bail!("the tokenizer has {ids} tokens, the model of {} only {rows}", path.display());
@@ -87,13 +87,13 @@ pub fn sft(run: &Run, prepared: &Prepared) -> Result<Stage> {
 }
 
 /// The checkpoint that the settings name, or random weights.
-fn initial_model(run: &Run, prepared: &Prepared, placement: &Placement) -> Result<Gemma2> {
+fn initial_model(run: &Run, prepared: &Prepared, placement: &Placement) -> Result<LanguageModel> {
     let s = &run.settings.model;
     let tokenizer = &prepared.tokenizer;
     if let Some(path) = &s.path {
         return Ok(weights::load(path, placement)?);
     }
-    let config = Gemma2Config {
+    let config = ModelConfig {
         vocab_size: tokenizer.vocab_size(),
         hidden_size: s.hidden_size,
         intermediate_size: s.intermediate_size,

@@ -78,7 +78,7 @@ impl Encode {
 
     fn encode(
         &self,
-        sae: &fpo_sae::JumpReluSae,
+        sae: &fpo_sae::Sae,
         name: &str,
         view: &TensorView<'_>,
         device: &Device,
