@@ -24,6 +24,7 @@
 
 pub mod atomic;
 pub mod batch;
+pub mod checkpoints;
 pub mod fingerprint;
 pub mod hash;
 mod parquet_file;

@@ -41,6 +41,7 @@ mod pointwise;
 mod preference;
 mod quantities;
 mod reference_free;
+mod selection;
 mod sft;
 mod simpo;
 mod tdpo;
@@ -59,6 +60,7 @@ pub use pointwise::{apo_down, apo_zero, bco_pair, mean_reward, nca_pair, sppo_ha
 pub use preference::{PairLosses, Preference};
 pub use quantities::{Quantities, QuantityError};
 pub use reference_free::{asft, cpo, cpo_hinge, orpo};
+pub use selection::FeatureSelection;
 pub use sft::sft;
 pub use simpo::{simpo, simpo_kl};
 pub use tdpo::{tdpo1, tdpo2};

@@ -6,10 +6,8 @@ use fpo_data::{PairBatch, ReferenceCache};
 use fpo_losses::{Needs, Objective, PairLosses, PerResponse, Quantities, feature_distance};
 use fpo_transformer::{LanguageModel, Tape};
 
-use crate::{
-    cached::{cached_features, cached_log_probs, cached_shared_log_probs},
-    forward::{Activations, DeviceBatch, FeatureReader, Forward},
-};
+use crate::cached::{cached_features, cached_log_probs, cached_shared_log_probs};
+use crate::forward::{Activations, DeviceBatch, FeatureReader, Forward};
 
 /// What a policy is compared with, and by which objective.
 pub struct Aligner {

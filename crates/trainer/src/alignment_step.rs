@@ -6,7 +6,9 @@ use fpo_data::PairBatch;
 use fpo_losses::{PerResponse, mean_loss};
 use fpo_transformer::LanguageModel;
 
-use crate::{aligner::Aligner, optim::GradientMap, pair_log::Log};
+use crate::aligner::Aligner;
+use crate::optim::GradientMap;
+use crate::pair_log::Log;
 
 /// The gradients of the mean loss over all pairs of `parts`, and what was measured on the way.
 ///

@@ -3,12 +3,10 @@
 use anyhow::{Context, Result};
 use fpo_losses::Method;
 
-use crate::{
-    report::{Better, Cell, Column, ComparisonTable, Report, Unit, render},
-    run::Run,
-    settings::Settings,
-    stages::{self, Base, StageName, evaluate::Measured, report::write_page},
-};
+use fpo_report::{Better, Cell, Column, ComparisonTable, Report, Unit, render};
+use crate::run::Run;
+use fpo_config::Settings;
+use crate::stages::{self, Base, StageName, evaluate::Measured, report::write_page};
 
 /// Runs the methods and prints one table (the paper's table 2, small).
 pub fn compare(run: &Run, methods: &[Method]) -> Result<()> {

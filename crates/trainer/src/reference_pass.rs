@@ -10,10 +10,8 @@ use fpo_data::{
 };
 use fpo_transformer::LanguageModel;
 
-use crate::{
-    forward::{DeviceBatch, FeatureReader, Forward},
-    progress::Progress,
-};
+use crate::forward::{DeviceBatch, FeatureReader, Forward};
+use fpo_device::progress::Progress;
 
 /// Pairs of similar length that stay together, however a pass is divided.
 pub const BLOCK: NonZeroUsize = NonZeroUsize::new(64).unwrap();

@@ -14,10 +14,9 @@ use fpo_transformer::Placement;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{
-    device::{advice, guard, sync},
-    settings::Settings,
-};
+use fpo_plan::advice;
+use fpo_device::{guard, sync};
+use fpo_config::Settings;
 
 const STAGE_FILE: &str = "stage.json";
 
@@ -62,7 +61,7 @@ pub struct Workspace {
 impl Run {
     /// Opens or creates a run's folder and notes its resolved settings there.
     pub fn open(folder: &Path, settings: Settings, device: Device, resume: bool) -> Result<Self> {
-        crate::device::check_precision(&device, settings.model.precision).context("model")?;
+        fpo_device::check_precision(&device, settings.model.precision).context("model")?;
         fs::create_dir_all(folder)
             .with_context(|| format!("creating the run's folder {}", folder.display()))?;
         let lock_path = folder.join(".lock");

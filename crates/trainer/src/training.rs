@@ -13,14 +13,12 @@ use fpo_transformer::{LanguageModel, Placement};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::{
-    device::guard,
-    optim::{GradientMap, Optimizer},
-    progress::Progress,
-    run::Workspace,
-    settings::OptimizerSettings,
-    trained::Trained,
-};
+use fpo_device::guard;
+use crate::optim::{GradientMap, Optimizer};
+use fpo_device::progress::Progress;
+use crate::run::Workspace;
+use fpo_config::OptimizerSettings;
+use crate::trained::Trained;
 
 /// One line for each step, in every training stage's folder.
 pub const METRICS_FILE: &str = "metrics.jsonl";

@@ -12,15 +12,13 @@ use super::{
     Base,
     reference::{Split, feature_reader, open_cache},
 };
-use crate::{
-    aligner::Aligner,
-    alignment_step::step_gradients,
-    features::FeatureFile,
-    forward::{Activations, FeatureReader},
-    run::{Run, Stage},
-    trained::Trained,
-    training::{StepResult, Training},
-};
+use crate::aligner::Aligner;
+use crate::alignment_step::step_gradients;
+use fpo_interp::features::FeatureFile;
+use crate::forward::{Activations, FeatureReader};
+use crate::run::{Run, Stage};
+use crate::trained::Trained;
+use crate::training::{StepResult, Training};
 
 /// The stage.
 pub fn align(run: &Run, base: &Base) -> Result<Stage> {

@@ -10,14 +10,12 @@ use fpo_transformer::{GenerationOptions, LanguageModel, Site, generate};
 use serde::{Deserialize, Serialize};
 
 use super::{Base, align::measuring_aligner, prepare::EvalPrompt, reference::Split};
-use crate::{
-    aligner::Aligner,
-    pair_log::Log,
-    progress::Progress,
-    report::{FeatureMove, TokenContext},
-    run::{Run, Stage},
-    trained::load_result,
-};
+use crate::aligner::Aligner;
+use crate::pair_log::Log;
+use fpo_device::progress::Progress;
+use fpo_report::{FeatureMove, TokenContext};
+use crate::run::{Run, Stage};
+use crate::trained::load_result;
 
 /// Features shown, those whose mean pooled activation moved most.
 const FEATURES_SHOWN: usize = 12;

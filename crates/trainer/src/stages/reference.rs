@@ -11,13 +11,11 @@ use fpo_data::{
 use fpo_transformer::{Site, weights};
 
 use super::prepare::Prepared;
-use crate::{
-    forward::FeatureReader,
-    progress::Progress,
-    reference_pass::{Pass, ROWS_PER_SHARD, reference_rows},
-    run::{Run, Stage},
-    settings::MoreSite,
-};
+use crate::forward::FeatureReader;
+use fpo_device::progress::Progress;
+use crate::reference_pass::{Pass, ROWS_PER_SHARD, reference_rows};
+use crate::run::{Run, Stage};
+use fpo_config::MoreSite;
 
 /// Which half of the data a cache is about.
 #[derive(Clone, Copy, Debug)]

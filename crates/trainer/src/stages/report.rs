@@ -14,13 +14,11 @@ use super::{
     Base,
     evaluate::{Answer, Evaluation},
 };
-use crate::{
-    report::{
+use fpo_report::{
         Better, Chart, Report, Sample, Series, StageCurves, TableRow, Unit, render, terminal_table,
-    },
-    run::{Run, Stage},
-    training::METRICS_FILE,
-};
+    };
+use crate::run::{Run, Stage};
+use crate::training::METRICS_FILE;
 
 /// Answers shown on the page.
 const SAMPLES_SHOWN: usize = 24;

@@ -7,13 +7,11 @@ use fpo_sae::{Sae, save_sae_lens};
 use fpo_transformer::{LanguageModel, Site, weights};
 
 use super::prepare::Prepared;
-use crate::{
-    activations::{ActivationStore, Source, StoreSettings},
-    autoencoder,
-    run::{Run, Stage, Workspace},
-    sae_training::{SaeTrainingRun, quality},
-    training::METRICS_FILE,
-};
+use fpo_interp::activations::{ActivationStore, Source, StoreSettings};
+use fpo_interp::autoencoder;
+use crate::run::{Run, Stage, Workspace};
+use fpo_interp::training::{SaeTrainingRun, quality};
+use crate::training::METRICS_FILE;
 
 /// Tokens kept for measuring, at most.
 const HELD_OUT: usize = 100_000;

@@ -6,13 +6,11 @@ use fpo_transformer::{LanguageModel, ModelConfig, Placement, alternating_layer_t
 use serde_json::Map;
 
 use super::prepare::Prepared;
-use crate::{
-    forward::{Activations, DeviceBatch, Forward},
-    optim::GradientMap,
-    run::{Run, Stage},
-    trained::Trained,
-    training::{StepResult, Training},
-};
+use crate::forward::{Activations, DeviceBatch, Forward};
+use crate::optim::GradientMap;
+use crate::run::{Run, Stage};
+use crate::trained::Trained;
+use crate::training::{StepResult, Training};
 
 /// The stage. A model that is taken as it is (no epochs) is used where it lies.
 pub fn sft(run: &Run, prepared: &Prepared) -> Result<Stage> {
