@@ -22,7 +22,7 @@ const MANIFEST: &str = "activations.json";
 /// Rows of a record batch.
 const ROWS: usize = 65_536;
 
-/// How a number is kept.
+/// The type that activations are stored in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stored {
@@ -37,6 +37,7 @@ pub enum Stored {
 #[derive(Serialize, Deserialize)]
 struct Manifest {
     made_from: Fingerprint,
+    #[serde(rename = "precision")]
     stored: Stored,
     sites: Vec<String>,
 }
@@ -67,7 +68,7 @@ impl Shards {
         let manifest = match path.exists() {
             true => read_manifest(&path, &made_from, &sites)?,
             false => {
-                let manifest = Manifest { made_from, precision, sites: sites.clone() };
+                let manifest = Manifest { made_from, stored, sites: sites.clone() };
                 let text = serde_json::to_string_pretty(&manifest)? + "\n";
                 atomic::write_file(&path, |file| -> Result<()> {
                     Ok(std::io::Write::write_all(file, text.as_bytes())?)
@@ -76,7 +77,7 @@ impl Shards {
             }
         };
         let more = manifest.sites != sites;
-        Ok(Self { folder: folder.to_owned(), precision: manifest.stored, columns, more })
+        Ok(Self { folder: folder.to_owned(), stored: manifest.stored, columns, more })
     }
 
     fn path(&self, part: usize) -> PathBuf {

@@ -115,7 +115,7 @@ impl<'a> ActivationStore<'a> {
     }
 
     /// Keeps activations in `folder`, and takes them from there if they were made from the same things. What is
-    /// there keeps its precision, and may have more sites.
+    /// there keeps its type, and may have more sites.
     pub fn with_shards(
         mut self,
         folder: &Path,
@@ -131,7 +131,7 @@ impl<'a> ActivationStore<'a> {
             .with("batch_size", s.batch_size)
             .with("seed", s.seed)
             .with("excluded", format!("{:?}", self.source.excluded));
-        self.shards = Some(Shards::open(folder, &self.source, precision, made_from)?);
+        self.shards = Some(Shards::open(folder, &self.source, stored, made_from)?);
         Ok(self)
     }
 
