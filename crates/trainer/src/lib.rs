@@ -30,7 +30,6 @@ pub mod dashboard;
 pub mod device;
 pub mod features;
 pub mod forward;
-pub mod gemma;
 pub mod optim;
 pub mod pair_log;
 pub mod plan;

@@ -9,8 +9,8 @@ mod step;
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
-use fpo_transformer::{LoraConfig, ModelConfig, Precision, Projection};
+use anyhow::{Result, anyhow, bail};
+use fpo_transformer::{Family, LoraConfig, ModelConfig, Precision, Projection, PublishedModel};
 
 pub use bytes::parse_bytes;
 pub use cache::Cache;
@@ -18,10 +18,7 @@ pub use evaluation::Evaluation;
 pub use fit::{Change, Goal, Reach, fit};
 pub use step::{Step, alignment, fine_tuning};
 
-use crate::{
-    gemma::{Gemma2Size, Shape},
-    settings::{ModelSettings, Settings},
-};
+use crate::settings::{ModelSettings, Settings};
 
 /// float32
 const BYTES: u64 = 4;
@@ -150,26 +147,19 @@ fn width(path: &Path) -> usize {
     widths.next_back().map_or(16_384, |thousands| thousands * 1024)
 }
 
-/// The sizes of the model: of its folder, of a Gemma-2 whose name it bears, or of the settings.
+/// The configuration of the model: of its folder, of the published model that the folder is named after, or by the settings.
 fn config(model: &ModelSettings) -> Result<ModelConfig> {
     let Some(path) = &model.path else {
-        let shape = Shape {
-            vocab_size: model.vocab_size,
-            hidden_size: model.hidden_size,
-            intermediate_size: model.intermediate_size,
-            num_hidden_layers: model.num_hidden_layers,
-            num_attention_heads: model.num_attention_heads,
-            num_key_value_heads: model.num_key_value_heads,
-            head_dim: model.head_dim,
-        };
-        return shape.config();
+        return Family::Gemma2
+            .config(&model.sizes())
+            .map_err(|message| anyhow!("the model's sizes: {message}"));
     };
     if path.join("config.json").exists() {
         return Ok(ModelConfig::load(path)?);
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    if let Some(size) = Gemma2Size::named(&name) {
-        return size.shape().config();
+    if let Some(model) = PublishedModel::of_folder(&name) {
+        return Ok(model.config());
     }
     bail!("model.path: {} has no config.json to read the model's sizes from", path.display())
 }

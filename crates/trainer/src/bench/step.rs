@@ -13,7 +13,8 @@ use fpo_losses::{Method, Objective};
 use fpo_ops::Encoder;
 use fpo_sae::{Provenance, Sae};
 use fpo_transformer::{
-    LanguageModel, LoraConfig, ModelConfig, Placement, Precision, Site, weights,
+    Family, LanguageModel, LoraConfig, ModelConfig, Placement, Precision, PublishedModel, Site,
+    Sizes, weights,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -28,7 +29,6 @@ use crate::{
     aligner::Aligner,
     device::{advice, facts::facts, guard, sync},
     forward::{Activations, FeatureReader},
-    gemma::{Gemma2Size, Shape},
     optim::{GradientMap, Optimizer},
     plan,
     reference_pass::reference_rows,
@@ -56,7 +56,7 @@ pub struct StepSizes {
     pub prompt_tokens: Option<usize>,
     /// A model's shape, in place of the sizes below, with random weights and an autoencoder of 16,384 features.
     #[arg(long, conflicts_with_all = SHAPE)]
-    pub model: Option<Gemma2Size>,
+    pub model: Option<PublishedModel>,
     /// Vocabulary.
     #[arg(long, default_value_t = 4096)]
     pub vocab: usize,
@@ -141,7 +141,7 @@ impl StepSizes {
     }
 
     fn config(&self) -> Result<ModelConfig> {
-        let shape = Shape {
+        let sizes = Sizes {
             vocab_size: self.vocab,
             hidden_size: self.d_model,
             intermediate_size: self.ffn,
@@ -150,21 +150,21 @@ impl StepSizes {
             num_key_value_heads: self.kv_heads,
             head_dim: self.head_dim,
         };
-        shape.config()
+        Family::Gemma2.config(&sizes).map_err(|message| anyhow!("the model's sizes: {message}"))
     }
 
     /// The sizes, with those of a model that was named.
     fn named(&self) -> Self {
         let Some(model) = self.model else { return self.clone() };
-        let shape = model.shape();
+        let config = model.config();
         Self {
-            vocab: shape.vocab_size,
-            d_model: shape.hidden_size,
-            layers: shape.num_hidden_layers,
-            heads: shape.num_attention_heads,
-            kv_heads: shape.num_key_value_heads,
-            head_dim: shape.head_dim,
-            ffn: shape.intermediate_size,
+            vocab: config.vocab_size,
+            d_model: config.hidden_size,
+            layers: config.num_hidden_layers,
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            ffn: config.intermediate_size,
             d_sae: 16_384,
             ..self.clone()
         }
