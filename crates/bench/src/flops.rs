@@ -125,10 +125,10 @@ pub fn matmul_rate(device: &Device, precision: Precision) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fpo_plan::gemma::{Gemma2Size, Shape};
+    use fpo_transformer::{Family, PublishedModel, Sizes};
 
     fn config(sliding_window: usize) -> ModelConfig {
-        let shape = Shape {
+        let sizes = Sizes {
             vocab_size: 50,
             hidden_size: 12,
             intermediate_size: 20,
@@ -137,7 +137,7 @@ mod tests {
             num_key_value_heads: 2,
             head_dim: 6,
         };
-        ModelConfig { sliding_window, ..shape.config().unwrap() }
+        ModelConfig { sliding_window, ..Family::Gemma2.config(&sizes).unwrap() }
     }
 
     /// One product after the other, position by position: `[rows, inner]` times `[inner, columns]`.
@@ -210,7 +210,7 @@ mod tests {
     /// The usual estimate, 6 × parameters × tokens, holds where texts are short and every token is a response's.
     #[test]
     fn about_six_times_parameters_times_tokens() {
-        let config = Gemma2Size::B2.shape().config().unwrap();
+        let config = "gemma-2-2b".parse::<PublishedModel>().unwrap().config();
         let products = Products {
             config: &config,
             texts: 4,

@@ -13,7 +13,8 @@ use fpo_losses::{Method, Objective};
 use fpo_ops::Encoder;
 use fpo_sae::{Provenance, Sae};
 use fpo_transformer::{
-    LanguageModel, LoraConfig, ModelConfig, Placement, Precision, Site, weights,
+    Family, LanguageModel, LoraConfig, ModelConfig, Placement, Precision, PublishedModel, Site,
+    Sizes, weights,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -28,7 +29,6 @@ use fpo_trainer::aligner::Aligner;
 use fpo_plan::advice;
 use fpo_device::{facts::facts, guard, sync};
 use fpo_trainer::forward::{Activations, FeatureReader};
-use fpo_plan::gemma::{Gemma2Size, Shape};
 use fpo_trainer::optim::{GradientMap, Optimizer};
 use fpo_plan as plan;
 use fpo_trainer::reference_pass::reference_rows;
@@ -55,7 +55,7 @@ pub struct StepSizes {
     pub prompt_tokens: Option<usize>,
     /// A model's shape, in place of the sizes below, with random weights and an autoencoder of 16,384 features.
     #[arg(long, conflicts_with_all = SHAPE)]
-    pub model: Option<Gemma2Size>,
+    pub model: Option<PublishedModel>,
     /// Vocabulary.
     #[arg(long, default_value_t = 4096)]
     pub vocab: usize,
@@ -140,7 +140,7 @@ impl StepSizes {
     }
 
     fn config(&self) -> Result<ModelConfig> {
-        let shape = Shape {
+        let sizes = Sizes {
             vocab_size: self.vocab,
             hidden_size: self.d_model,
             intermediate_size: self.ffn,
@@ -149,21 +149,21 @@ impl StepSizes {
             num_key_value_heads: self.kv_heads,
             head_dim: self.head_dim,
         };
-        shape.config()
+        Family::Gemma2.config(&sizes).map_err(|message| anyhow!("the model's sizes: {message}"))
     }
 
     /// The sizes, with those of a model that was named.
     fn named(&self) -> Self {
         let Some(model) = self.model else { return self.clone() };
-        let shape = model.shape();
+        let config = model.config();
         Self {
-            vocab: shape.vocab_size,
-            d_model: shape.hidden_size,
-            layers: shape.num_hidden_layers,
-            heads: shape.num_attention_heads,
-            kv_heads: shape.num_key_value_heads,
-            head_dim: shape.head_dim,
-            ffn: shape.intermediate_size,
+            vocab: config.vocab_size,
+            d_model: config.hidden_size,
+            layers: config.num_hidden_layers,
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            ffn: config.intermediate_size,
             d_sae: 16_384,
             ..self.clone()
         }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use fpo_data::{OnEmpty, Pooling};
 use fpo_losses::{FeatureSelection, Method, Objective, Options};
 use fpo_sae::SaeTraining;
-use fpo_transformer::{LoraConfig, Precision};
+use fpo_transformer::{LoraConfig, Precision, Sizes};
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
@@ -107,6 +107,21 @@ pub struct ModelSettings {
     pub sliding_window: usize,
     /// Standard deviation of random weights.
     pub initializer_range: f64,
+}
+
+impl ModelSettings {
+    /// The sizes for random weights.
+    pub fn sizes(&self) -> Sizes {
+        Sizes {
+            vocab_size: self.vocab_size,
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            num_hidden_layers: self.num_hidden_layers,
+            num_attention_heads: self.num_attention_heads,
+            num_key_value_heads: self.num_key_value_heads,
+            head_dim: self.head_dim,
+        }
+    }
 }
 
 /// How a learning rate moves after its warm-up.

@@ -10,14 +10,13 @@ mod bytes;
 mod cache;
 mod evaluation;
 mod fit;
-pub mod gemma;
 mod precision;
 mod step;
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
-use fpo_transformer::{LoraConfig, ModelConfig, Precision, Projection};
+use anyhow::{Result, anyhow, bail};
+use fpo_transformer::{Family, LoraConfig, ModelConfig, Precision, Projection, PublishedModel};
 
 pub use bytes::parse_bytes;
 pub use cache::Cache;
@@ -26,7 +25,6 @@ pub use fit::{Change, Goal, Reach, fit};
 pub use precision::check_precision;
 pub use step::{Step, alignment, fine_tuning};
 
-use crate::gemma::{Gemma2Size, Shape};
 use fpo_config::{ModelSettings, Settings};
 
 /// float32
@@ -156,26 +154,19 @@ fn width(path: &Path) -> usize {
     widths.next_back().map_or(16_384, |thousands| thousands * 1024)
 }
 
-/// The sizes of the model: of its folder, of a Gemma-2 whose name it bears, or of the settings.
+/// The configuration of the model: of its folder, of the published model that the folder is named after, or by the settings.
 fn config(model: &ModelSettings) -> Result<ModelConfig> {
     let Some(path) = &model.path else {
-        let shape = Shape {
-            vocab_size: model.vocab_size,
-            hidden_size: model.hidden_size,
-            intermediate_size: model.intermediate_size,
-            num_hidden_layers: model.num_hidden_layers,
-            num_attention_heads: model.num_attention_heads,
-            num_key_value_heads: model.num_key_value_heads,
-            head_dim: model.head_dim,
-        };
-        return shape.config();
+        return Family::Gemma2
+            .config(&model.sizes())
+            .map_err(|message| anyhow!("the model's sizes: {message}"));
     };
     if path.join("config.json").exists() {
         return Ok(ModelConfig::load(path)?);
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    if let Some(size) = Gemma2Size::named(&name) {
-        return size.shape().config();
+    if let Some(model) = PublishedModel::of_folder(&name) {
+        return Ok(model.config());
     }
     bail!("model.path: {} has no config.json to read the model's sizes from", path.display())
 }

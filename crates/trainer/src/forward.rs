@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use fpo_data::{Pooling, TokenBatch};
-use fpo_ops::{Encoder, linear_kl, linear_log_probs, linear_token_statistics, pooled_features};
+use fpo_ops::{Encoder, pooled_features};
 use fpo_sae::Sae;
 use fpo_transformer::{ForwardOutput, LanguageModel, ModelConfig, Site, Tape};
 
@@ -203,35 +203,25 @@ impl Forward {
 
     /// Log-probability of every response token, `[n]`.
     pub fn token_log_probs(&self, model: &LanguageModel, batch: &DeviceBatch) -> Tensor<1> {
-        let cap = model.config().final_logit_softcapping;
-        linear_log_probs(self.hidden.clone(), model.unembedding(), batch.targets.clone(), cap)
+        model.head().log_probs(self.hidden.clone(), batch.targets.clone())
     }
 
     /// log p(token) − log Σ_v p(v)² of every response token, `[n]`: how much the model would have written
     /// it itself. A constant.
     pub fn token_aligned_log_probs(&self, model: &LanguageModel, batch: &DeviceBatch) -> Tensor<1> {
-        // With logits z this is log softmax(2z) − log softmax(z) at the token, and doubling the hidden
-        // states doubles z where the cap is doubled too.
-        let cap = model.config().final_logit_softcapping;
-        let at = |scale: f64| {
-            let hidden = self.hidden.clone().without_autodiff() * scale;
-            let weight = model.unembedding().without_autodiff();
-            let targets = batch.targets.clone().without_autodiff();
-            linear_log_probs(hidden, weight, targets, cap.map(|cap| cap * scale))
-        };
-        at(2.0) - at(1.0)
+        // With logits z this is log softmax(2z) − log softmax(z) at the token.
+        let head = model.head().without_autodiff();
+        let hidden = self.hidden.clone().without_autodiff();
+        let targets = batch.targets.clone().without_autodiff();
+        head.scaled_log_probs(hidden.clone(), targets.clone(), 2.0)
+            - head.log_probs(hidden, targets)
     }
 
     /// Entropy of the model's distribution at every response token in nats, and whether its most
     /// probable token is the response's, `[n]` each; constants.
     pub fn token_statistics(&self, model: &LanguageModel, batch: &DeviceBatch) -> [Tensor<1>; 2] {
         let targets = batch.targets.clone().without_autodiff();
-        let statistics = linear_token_statistics(
-            self.hidden.clone().without_autodiff(),
-            model.unembedding().without_autodiff(),
-            targets.clone(),
-            model.config().final_logit_softcapping,
-        );
+        let statistics = model.head().token_statistics(self.hidden.clone(), targets.clone());
         let right = statistics.argmax.equal(targets).float();
         [statistics.entropy, right]
     }
@@ -244,13 +234,8 @@ impl Forward {
         reference_model: &LanguageModel,
         batch: &DeviceBatch,
     ) -> Tensor<1> {
-        let kl = linear_kl(
-            reference.hidden.clone(),
-            reference_model.unembedding(),
-            self.hidden.clone(),
-            model.unembedding(),
-            model.config().final_logit_softcapping,
-        );
+        let (hidden, reference_hidden) = (self.hidden.clone(), reference.hidden.clone());
+        let kl = model.head().kl(hidden, &reference_model.head(), reference_hidden);
         batch.sum_by_row(kl)
     }
 }

@@ -1,8 +1,8 @@
 //! Supervised fine-tuning: the model from which alignment starts, which is the reference too.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use fpo_data::{Batches, SequenceBatch};
-use fpo_transformer::{LanguageModel, ModelConfig, Placement, alternating_layer_types, weights};
+use fpo_transformer::{Family, LanguageModel, ModelConfig, Placement, Sizes, weights};
 use serde_json::Map;
 
 use super::prepare::Prepared;
@@ -91,26 +91,15 @@ fn initial_model(run: &Run, prepared: &Prepared, placement: &Placement) -> Resul
     if let Some(path) = &s.path {
         return Ok(weights::load(path, placement)?);
     }
+    let sizes = Sizes { vocab_size: tokenizer.vocab_size(), ..s.sizes() };
+    let config = Family::Gemma2.config(&sizes).map_err(|message| anyhow!("model: {message}"))?;
     let config = ModelConfig {
-        vocab_size: tokenizer.vocab_size(),
-        hidden_size: s.hidden_size,
-        intermediate_size: s.intermediate_size,
-        num_hidden_layers: s.num_hidden_layers,
-        num_attention_heads: s.num_attention_heads,
-        num_key_value_heads: s.num_key_value_heads,
-        head_dim: s.head_dim,
-        query_pre_attn_scalar: s.head_dim as f64,
-        attn_logit_softcapping: Some(50.0),
-        final_logit_softcapping: Some(30.0),
         sliding_window: s.sliding_window,
-        layer_types: alternating_layer_types(s.num_hidden_layers),
-        rope_theta: 10_000.0,
-        rms_norm_eps: 1e-6,
         initializer_range: s.initializer_range,
-        max_position_embeddings: 8192,
         pad_token_id: tokenizer.pad_id(),
         bos_token_id: tokenizer.bos_id().unwrap_or(2),
         eos_token_ids: tokenizer.stop_ids(),
+        ..config
     };
     if let Err(message) = config.check() {
         bail!("model: {message}");
