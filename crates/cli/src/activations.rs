@@ -17,7 +17,7 @@ use super::{
     loaded::{ModelFolder, PlacementArgs},
     tokens::{Sequence, TokenArgs},
 };
-use fpo_device::progress::Progress;
+use crate::terminal::reporter;
 
 /// What a model's layer holds at every token of a file.
 ///
@@ -76,7 +76,7 @@ impl Activations {
         let pad = folder.tokenizer.pad_id();
         let total = sequences.iter().map(|s| s.tokens.len()).sum::<usize>();
         let layout = Layout { tokens: total, width: self.site.width(&folder.config) };
-        let mut progress = Progress::new("activations", "tokens", total, 0);
+        let mut progress = reporter().begin("activations", "tokens", total, 0);
         atomic::write_file(&self.out, |file| -> Result<()> {
             file.write_all(&layout.header(self.site, &self.model)?)?;
             for batch in sequences.chunks(self.batch_size.get()) {

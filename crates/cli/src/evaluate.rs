@@ -19,7 +19,7 @@ use super::{
     score::{TOKENS_HELP, write_lines},
     tokens::TokenArgs,
 };
-use fpo_device::progress::Progress;
+use crate::terminal::reporter;
 use fpo_trainer::aligner::Aligner;
 use fpo_trainer::forward::Activations;
 use fpo_trainer::reference_pass::Pass;
@@ -250,7 +250,7 @@ impl Evaluate {
         let pass = Pass::new(pairs.iter().map(TokenizedPair::view).collect(), self.batch_size);
         let mut parts = Vec::new();
         let mut order: Vec<usize> = Vec::with_capacity(pairs.len());
-        let mut progress = Progress::new("evaluate", "pairs", pairs.len(), 0);
+        let mut progress = reporter().begin("evaluate", "pairs", pairs.len(), 0);
         // The reference's own batches: a policy that is the reference differs from it by nothing at all.
         for indices in pass.batches(0, 1) {
             let batch = PairBatch::new(&pass.views(indices), pad)?;

@@ -76,10 +76,11 @@ impl Find {
         if !(self.hold_out > 0.0 && self.hold_out < 1.0) {
             bail!("--hold-out {} is a share between 0 and 1", self.hold_out);
         }
+        let reporter = crate::terminal::reporter();
         let placement = self.placement.open()?;
         let loaded = Loaded::open(&self.model, &placement)?;
         let site = self.site;
-        let sae = autoencoder::open(&self.sae, site, &loaded.model, &self.model)?;
+        let sae = autoencoder::open(&self.sae, site, &loaded.model, &self.model, &reporter)?;
         let excluded: Vec<u32> = [
             loaded.tokenizer.bos_id(),
             loaded.tokenizer.eos_id(),
@@ -95,6 +96,7 @@ impl Find {
             site,
             excluded: &excluded,
             texts_at_once: self.batch_size as usize,
+            reporter: &reporter,
         };
         let positive = self.texts(&loaded, &reader, &self.positive)?;
         let negative = self.texts(&loaded, &reader, &self.negative)?;

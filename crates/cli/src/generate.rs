@@ -19,7 +19,7 @@ use super::{
     loaded::{ModelFolder, PlacementArgs},
     score::write_lines,
 };
-use fpo_device::progress::Progress;
+use crate::terminal::reporter;
 
 /// Answers a prompt, or a file of prompts.
 ///
@@ -147,7 +147,7 @@ impl Generate {
         tokens: &[Vec<u32>],
         options: &GenerationOptions,
     ) -> Result<()> {
-        let mut progress = Progress::new("generate", "prompts", prompts.len(), 0);
+        let mut progress = reporter().begin("generate", "prompts", prompts.len(), 0);
         let mut lines = Vec::with_capacity(prompts.len());
         let size = self.batch_size.get();
         for (batch, (prompts, tokens)) in prompts.chunks(size).zip(tokens.chunks(size)).enumerate()

@@ -1,4 +1,9 @@
-//! The command line: a file for each command.
+//! The program `fpo`: parses its arguments, calls the libraries, prints.
+//!
+//! # Invariants
+//! * A command is one file, and its line in [`main`]'s list of commands.
+//! * Decides nothing that a library could: what two commands share is in a library, or in `loaded` and `tokens`.
+//! * The only crate that prints, and the only one that turns a backend on.
 
 mod activations;
 mod bench;
@@ -13,6 +18,7 @@ mod plan;
 mod reference;
 mod sae;
 mod score;
+mod terminal;
 mod tokens;
 mod train;
 
@@ -23,9 +29,8 @@ use clap::{Parser, Subcommand};
 use fpo_losses::Method;
 
 use fpo_config::recipes;
-use fpo_device;
+use fpo_device as device;
 use fpo_trainer::compare;
-use fpo_trainer::stages;
 
 /// Aligns language models with feature-level constrained preference optimization.
 #[derive(Parser)]
@@ -98,10 +103,12 @@ pub fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     match Cli::parse().command {
-        Command::Train(train) => stages::run(&train.run.open()?, train.until),
+        Command::Train(train) => train.run(),
         Command::Compare { run, methods } => {
             let methods = if methods.is_empty() { &Method::PAPER[..] } else { &methods };
-            compare::compare(&run.open()?, methods)
+            let (table, page) = compare::compare(&run.open()?, methods)?;
+            println!("{}\npage  {}", table.terminal(), page.display());
+            Ok(())
         }
         Command::Recipes { name: Some(name) } => {
             print!("{}", recipes::chain(&name)?.join("\n"));

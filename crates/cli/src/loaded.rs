@@ -58,7 +58,7 @@ impl PlacementArgs {
 
     pub fn open(&self) -> Result<Placement> {
         let device = self.device.open()?;
-        fpo_device::check_precision(&device, self.precision)?;
+        fpo_plan::check_precision(&device, self.precision)?;
         Ok(Placement::new(device, self.precision))
     }
 }

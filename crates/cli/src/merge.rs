@@ -28,7 +28,7 @@ impl Merge {
         if self.out.exists() {
             bail!("{} is there already; choose a new folder for --out", self.out.display());
         }
-        let device = Device::flex();
+        let device = fpo_device::host();
         // A frame for the adapters, the smallest there is: its weights are read from their files again.
         let frame = Placement::new(device.clone(), Precision::Bf16Mixed);
         let base = Loaded::open(&self.model, frame)?;

@@ -16,7 +16,7 @@ use super::{
     score::TOKENS_HELP,
     tokens::TokenArgs,
 };
-use fpo_device::progress::Progress;
+use crate::terminal::reporter;
 use fpo_trainer::forward::FeatureReader;
 use fpo_trainer::reference_pass::{BLOCK, Pass, ROWS_PER_SHARD, reference_rows};
 
@@ -136,7 +136,7 @@ impl Reference {
         let pass = Pass::new(views, self.batch_size);
         let count = |&shard: &usize| pass.pairs_of(shard, cache.shards());
         let total = missing.iter().map(count).sum();
-        let mut progress = Progress::new("reference", "pairs", total, 0);
+        let mut progress = reporter().begin("reference", "pairs", total, 0);
         for shard in missing {
             pass.write(&cache, shard, &rows, &mut progress)?;
         }

@@ -16,7 +16,7 @@ use super::{
     loaded::{ModelFolder, PlacementArgs},
     tokens::TokenArgs,
 };
-use fpo_device::progress::Progress;
+use crate::terminal::reporter;
 use fpo_trainer::forward::{DeviceBatch, Forward};
 
 /// How texts become tokens, said once for all commands that read pairs.
@@ -87,7 +87,7 @@ fn score(
     let views: Vec<PairView> = pairs.iter().map(TokenizedPair::view).collect();
     let lengths: Vec<usize> = views.iter().map(PairView::longest).collect();
     let mut lines: Vec<Option<Line>> = vec![None; pairs.len()];
-    let mut progress = Progress::new("score", "pairs", pairs.len(), 0);
+    let mut progress = reporter().begin("score", "pairs", pairs.len(), 0);
     for indices in Batches::by_length(&lengths, size).iter() {
         let batch: Vec<PairView> = indices.iter().map(|&i| views[i]).collect();
         for (&index, line) in indices.iter().zip(score_batch(model, &PairBatch::new(&batch, pad)?)?)

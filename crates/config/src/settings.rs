@@ -218,7 +218,10 @@ const fn thousand() -> NonZeroUsize {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReferenceSettings {
-    /// Pairs a forward pass.
+    /// The training pairs' cache, as `fpo reference` wrote it; computed by the run if absent.
+    #[serde(default)]
+    pub path: Option<PathBuf>,
+    /// Pairs per forward pass.
     pub batch_size: NonZeroUsize,
     /// Keeps the n largest pooled activations of a response; all that are not zero where absent.
     pub top_n: Option<NonZeroUsize>,

@@ -127,6 +127,16 @@ impl Watch {
         outcome.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
+    fn check(&self) -> Result<()> {
+        let stream = StreamId::current();
+        let mut state = self.state();
+        let Some(failure) = state.take_unheard(stream) else { return Ok(()) };
+        if let Some(innermost) = state.guards.iter_mut().rfind(|guard| guard.stream == stream) {
+            innermost.reported = true;
+        }
+        Err(failure.into())
+    }
+
     /// What a panic of a guarded thread is about, or follows from.
     fn failure_of(&self, text: &str, stream: StreamId) -> Option<DeviceFailure> {
         let first = self.state().take(stream);
@@ -182,6 +192,15 @@ fn with_unheard<T>(result: Result<T>, unheard: Option<DeviceFailure>) -> Result<
 /// Where `work` does, for any other reason.
 pub fn guard<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     WATCH.guard(work)
+}
+
+/// Fails where a device has failed in the work of this thread and only the device's own thread noticed. For use within a
+/// [`guard`], between the parts of long work: without it such a failure would be an error only when the guard ends.
+///
+/// # Errors
+/// The device's failure.
+pub fn check() -> Result<()> {
+    WATCH.check()
 }
 
 /// Waits until a device has done what it was given.

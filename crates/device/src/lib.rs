@@ -23,7 +23,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use burn::tensor::Device;
 
 pub use failure::{DeviceFailure, size};
-pub use guard::{guard, silence, sync};
+pub use guard::{check, guard, silence, sync};
 pub use list::{Listed, list, list_named};
 
 /// What a `--device` begins with.

@@ -11,4 +11,6 @@ pub mod autoencoder;
 pub mod dashboard;
 pub mod evaluation;
 pub mod features;
+pub mod movement;
+pub mod reader;
 pub mod training;

@@ -35,7 +35,7 @@ impl Convert {
         if self.compress && !archive {
             bail!("--compress is for archives, whose name ends in .npz");
         }
-        let mut sae = fpo_sae::load(&self.input, &Device::flex())?;
+        let mut sae = fpo_sae::load(&self.input, &fpo_device::host())?;
         if self.fold_decoder_norms {
             sae = sae.fold_decoder_norms();
         }

@@ -7,9 +7,10 @@ use clap::Args;
 use fpo_data::atomic;
 
 use super::{
-    super::loaded::{Loaded, PlacementArgs},
+    crate::loaded::{Loaded, PlacementArgs},
     rows::Rows,
 };
+use crate::terminal::reporter;
 use fpo_interp::autoencoder;
 use fpo_interp::dashboard::{Export, Feature, Options, Page, batches, collect, render};
 use fpo_trainer::stages::report::write_page;
@@ -71,7 +72,7 @@ impl Dashboard {
             logits: 10,
         };
         let loaded = Loaded::open(&self.model, &self.placement.open()?)?;
-        let sae = autoencoder::open(&self.sae, site, &loaded.model, &self.model)?;
+        let sae = autoencoder::open(&self.sae, site, &loaded.model, &self.model, &reporter())?;
         let rows = Rows::open(&self.data, &loaded, self.max_length)?;
         let source = rows.source(&loaded, vec![site]);
         let (features, tokens) = collect(&sae, &source, &options)?;

@@ -11,7 +11,7 @@ use clap::Args;
 use fpo_data::atomic;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
-use super::super::loaded::DeviceArg;
+use crate::loaded::DeviceArg;
 
 /// Rows at once.
 const ROWS: usize = 4096;

@@ -6,9 +6,10 @@ use anyhow::Result;
 use clap::Args;
 
 use super::{
-    super::loaded::{Loaded, PlacementArgs},
+    crate::loaded::{Loaded, PlacementArgs},
     rows::Rows,
 };
+use crate::terminal::reporter;
 use fpo_interp::autoencoder;
 use fpo_interp::evaluation::{SaeEvaluation, evaluate};
 
@@ -46,7 +47,7 @@ impl Evaluate {
     pub fn run(self) -> Result<()> {
         let site = autoencoder::site(self.site.as_deref(), &self.sae)?;
         let loaded = Loaded::open(&self.model, &self.placement.open()?)?;
-        let sae = autoencoder::open(&self.sae, site, &loaded.model, &self.model)?;
+        let sae = autoencoder::open(&self.sae, site, &loaded.model, &self.model, &reporter())?;
         let rows = Rows::open(&self.data, &loaded, self.max_length)?;
         let source = rows.source(&loaded, vec![site]);
         let found = evaluate(&sae, &source, self.tokens, self.batch_size)?;

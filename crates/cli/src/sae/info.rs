@@ -20,7 +20,7 @@ pub struct Info {
 impl Info {
     pub fn run(self) -> Result<()> {
         let (format, _) = Format::detect(&self.path)?;
-        let description = Description::of(&fpo_sae::load(&self.path, &Device::flex())?);
+        let description = Description::of(&fpo_sae::load(&self.path, &fpo_device::host())?);
         if self.json {
             let mut value = serde_json::to_value(&description)?;
             value["format"] = json!(format);

@@ -7,7 +7,7 @@ use fpo_data::{Fingerprint, OnEmpty, Preparer, SequenceStore, Truncation, read_s
 use fpo_transformer::Site;
 use tempfile::TempDir;
 
-use super::super::loaded::Loaded;
+use crate::loaded::Loaded;
 use fpo_interp::activations::Source;
 
 /// Tokenised rows, in a memory-mapped file.
@@ -56,6 +56,7 @@ impl Rows {
             pad: tokenizer.pad_id(),
             excluded: [tokenizer.bos_id(), tokenizer.eos_id()].into_iter().flatten().collect(),
             sites,
+            reporter: crate::terminal::reporter(),
         }
     }
 }

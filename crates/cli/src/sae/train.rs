@@ -10,14 +10,14 @@ use fpo_transformer::Site;
 use serde_json::json;
 
 use super::{
-    super::loaded::{Loaded, PlacementArgs, SettingsArgs},
+    crate::loaded::{Loaded, PlacementArgs, SettingsArgs},
     rows::Rows,
 };
 use fpo_config::SaeSettings;
-use fpo_interp::activations::{ActivationStore, Precision, StoreSettings};
+use fpo_interp::activations::{ActivationStore, StoreSettings, Stored};
 use fpo_interp::training::{SaeTrainingRun, quality};
 use fpo_trainer::stages::content;
-use fpo_trainer::training::METRICS_FILE;
+use fpo_data::checkpoints::{Checkpoints, METRICS_FILE};
 
 /// Tokens kept for measuring, at most.
 const HELD_OUT: usize = 100_000;
@@ -47,8 +47,8 @@ pub struct Train {
     #[arg(long)]
     shards: Option<PathBuf>,
     /// How activations are kept there.
-    #[arg(long, value_enum, default_value = "float32")]
-    shards_precision: Precision,
+    #[arg(long, default_value_t)]
+    shards_precision: Stored,
     /// Goes on from the last checkpoint of an interrupted training.
     #[arg(long)]
     resume: bool,
@@ -106,7 +106,8 @@ impl Train {
             .with("seed", settings.seed)
             .with("batch_size", settings.reference.batch_size)
             .with("sites", format!("{sites:?}"));
-        let checkpoints = self.checkpoints(&made_from)?;
+        let folder = self.checkpoints(&made_from)?;
+        let checkpoints = Checkpoints::new(&folder);
         let training = SaeTrainingRun {
             stage: "sae",
             settings: &settings.sae.training,
@@ -142,12 +143,11 @@ impl Train {
                     quality.tokens
                 );
             }
-            fs::copy(checkpoints.join(METRICS_FILE), output.join(METRICS_FILE))
+            fs::copy(checkpoints.metrics(), output.join(METRICS_FILE))
                 .context("copying the metrics")?;
             Ok(())
         })?;
-        fs::remove_dir_all(&checkpoints)
-            .with_context(|| format!("removing {}", checkpoints.display()))
+        fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))
     }
 
     /// The folder of the checkpoints, beside the output: kept if `--resume` asks for it, else empty.

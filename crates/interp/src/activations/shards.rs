@@ -2,8 +2,10 @@
 //! autoencoders train from one pass of the model.
 
 use std::{
+    fmt,
     fs::{self, File},
     path::{Path, PathBuf},
+    str::FromStr,
     sync::Arc,
 };
 
@@ -31,6 +33,32 @@ pub enum Stored {
     /// 4 bytes.
     #[default]
     Float32,
+}
+
+impl Stored {
+    const ALL: [Self; 2] = [Self::Float16, Self::Float32];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Float16 => "float16",
+            Self::Float32 => "float32",
+        }
+    }
+}
+
+impl fmt::Display for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Stored {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|stored| stored.name() == text);
+        found.ok_or_else(|| format!("no type `{text}`: activations are stored in float16 or float32"))
+    }
 }
 
 /// What shards are.
