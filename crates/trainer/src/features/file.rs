@@ -19,8 +19,9 @@
 use std::{collections::BTreeSet, fs, io::Write, path::Path};
 
 use anyhow::{Context, Result, bail};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use fpo_data::{atomic, hash::hash_bytes};
+use fpo_losses::FeatureSelection;
 use fpo_ops::Encoder;
 use fpo_transformer::Site;
 use serde::{Deserialize, Serialize};
@@ -29,17 +30,6 @@ use super::Found;
 
 /// A file larger than this is none of ours: a million features with their numbers take 200 MB.
 const LARGEST: u64 = 256 << 20;
-
-/// What alignment does with a set of features.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum FeatureSelection {
-    /// The features of the set have their weights, all others 0: only the set is held in place.
-    #[default]
-    Only,
-    /// The features of the set have weight 0, all others 1: only the set may move freely.
-    Except,
-}
 
 /// One feature of a set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -165,17 +155,8 @@ impl FeatureFile {
                 "it is about the autoencoder {found}, that of the run is {expected}; find the features again"
             );
         }
-        let mut weights = match selection {
-            FeatureSelection::Only => vec![0f32; d_sae],
-            FeatureSelection::Except => vec![1f32; d_sae],
-        };
-        for feature in &self.features {
-            weights[feature.index] = match selection {
-                FeatureSelection::Only => feature.weight as f32,
-                FeatureSelection::Except => 0.0,
-            };
-        }
-        Ok(Tensor::from_data(TensorData::new(weights, [d_sae]), device))
+        let features = self.features.iter().map(|f| (f.index, f.weight));
+        Ok(selection.weights(features, d_sae, device))
     }
 }
 

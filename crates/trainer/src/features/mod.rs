@@ -4,5 +4,6 @@
 mod file;
 mod search;
 
-pub use file::{Feature, FeatureFile, FeatureSelection};
+pub use file::{Feature, FeatureFile};
+pub use fpo_losses::FeatureSelection;
 pub use search::{FindOptions, Found, TextFeatures, find};
