@@ -241,7 +241,7 @@ pub struct MoreSite {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AlignSettings {
-    /// One of [`Method::ALL`].
+    /// One of [`Method::all`].
     pub method: Method,
     /// β; the paper's for the method where absent.
     pub beta: Option<f64>,
@@ -251,22 +251,9 @@ pub struct AlignSettings {
     pub gamma: f64,
     /// FPO's stop-gradient on the chosen side.
     pub stop_gradient: bool,
-    /// ε, the share of labels taken to be wrong: cdpo, robust, exo-pair, aot, aot-unpaired, cpo.
-    pub label_smoothing: Option<f64>,
-    /// τ of discopop.
-    pub discopop_tau: Option<f64>,
-    /// Weight of the chosen response's negative log-likelihood: cpo, cpo-hinge, simpo.
-    pub nll_weight: Option<f64>,
-    /// δ of bco-pair: the mean reward of the step, or 0.
-    pub reward_shift: Option<bool>,
-    /// ρ₀ of ada-dpo.
-    pub ada_rho: Option<f64>,
-    /// Bounds of ada-dpo's scale.
-    pub ada_tau: Option<[f64; 2]>,
-    /// Weight of the tokens by which a response is the longer one of its pair.
-    pub ld_alpha: Option<f64>,
-    /// Weighs pairs by how probable both responses are to the policy.
-    pub use_weighting: Option<bool>,
+    /// The options that only some methods have, as keys of this table.
+    #[serde(flatten)]
+    pub options: Options,
     /// Logs entropy and token accuracy of the policy: one more pass over the logits.
     pub token_statistics: bool,
     /// k: features compared are the k strongest of policy and reference.
@@ -306,37 +293,16 @@ impl AlignSettings {
             alpha: self.alpha,
             gamma: self.gamma,
             stop_gradient: self.stop_gradient,
-            options: self.options(),
-        }
-    }
-
-    fn options(&self) -> Options {
-        Options {
-            label_smoothing: self.label_smoothing,
-            discopop_tau: self.discopop_tau,
-            nll_weight: self.nll_weight,
-            reward_shift: self.reward_shift,
-            ada_rho: self.ada_rho,
-            ada_tau: self.ada_tau,
-            ld_alpha: self.ld_alpha,
-            use_weighting: self.use_weighting,
+            options: self.options,
         }
     }
 
     /// The same settings for another method, without the options that it lacks.
     pub fn for_method(&self, method: Method) -> Self {
-        let o = self.options().for_method(method);
         Self {
             method,
-            label_smoothing: o.label_smoothing,
-            discopop_tau: o.discopop_tau,
-            nll_weight: o.nll_weight,
-            reward_shift: o.reward_shift,
-            ada_rho: o.ada_rho,
-            ada_tau: o.ada_tau,
-            ld_alpha: o.ld_alpha,
-            use_weighting: o.use_weighting,
-            feature_weights: self.feature_weights.clone().filter(|_| method == Method::Fpo),
+            options: self.options.for_method(method),
+            feature_weights: self.feature_weights.clone().filter(|_| method == Method::FPO),
             ..self.clone()
         }
     }
@@ -403,7 +369,7 @@ mod tests {
         let set = ["align.alpha=2".to_owned(), "data.train=x y.jsonl".to_owned()];
         let settings = Settings::resolve("tiny", Some(&config), &set).unwrap();
         assert_eq!(settings.seed, 7);
-        assert_eq!(settings.align.method, Method::Dpo);
+        assert_eq!(settings.align.method, Method::DPO);
         assert_eq!(settings.align.alpha, 2.0);
         assert_eq!(settings.data.train.as_deref(), Some(Path::new("x y.jsonl")));
         let again: Settings = toml::from_str(&settings.to_toml().unwrap()).unwrap();
@@ -427,13 +393,46 @@ mod tests {
     #[test]
     fn methods_may_be_named_as_in_trl() {
         let settings = resolve(&["align.method=sigmoid_norm"]).unwrap();
-        assert_eq!(settings.align.method, Method::SigmoidNorm);
+        assert_eq!(settings.align.method.name(), "sigmoid-norm");
         let cdpo = resolve(&["align.method=cdpo", "align.label_smoothing=0.2"]).unwrap().align;
-        assert_eq!(cdpo.for_method(Method::Robust).label_smoothing, Some(0.2));
-        assert_eq!(cdpo.for_method(Method::Dpo).label_smoothing, None);
-        for method in Method::ALL {
+        let robust = cdpo.for_method("robust".parse().unwrap());
+        assert_eq!(robust.options.label_smoothing, Some(0.2));
+        assert_eq!(cdpo.for_method(Method::DPO).options.label_smoothing, None);
+        for method in Method::all() {
             cdpo.for_method(method).objective().check().unwrap();
         }
+    }
+
+    /// Fingerprints of runs hash these keys in this order, null for an option that isn't set.
+    #[test]
+    fn options_are_keys_of_the_alignment() {
+        let align = serde_json::to_value(resolve(&[]).unwrap().align).unwrap();
+        let keys: Vec<&str> = align.as_object().unwrap().keys().map(String::as_str).collect();
+        let options = [
+            "label_smoothing",
+            "discopop_tau",
+            "nll_weight",
+            "reward_shift",
+            "ada_rho",
+            "ada_tau",
+            "ld_alpha",
+            "use_weighting",
+        ];
+        assert_eq!(keys[..5], ["method", "beta", "alpha", "gamma", "stop_gradient"]);
+        assert_eq!(keys[5..13], options);
+        assert_eq!(keys[13..15], ["token_statistics", "k"]);
+        assert!(options.iter().all(|key| align[key].is_null()));
+    }
+
+    /// A saved `run.toml` is read without layers.
+    #[test]
+    fn an_unknown_key_of_a_whole_file_is_refused() {
+        let text = resolve(&["align.method=cdpo", "align.label_smoothing=0.2"]).unwrap();
+        let text = text.to_toml().unwrap();
+        assert!(toml::from_str::<Settings>(&text).is_ok());
+        let text = text.replace("label_smoothing", "label_smothing");
+        let error = toml::from_str::<Settings>(&text).unwrap_err();
+        assert!(error.to_string().contains("label_smothing"), "{error}");
     }
 
     #[test]
@@ -470,6 +469,7 @@ mod tests {
             ("align.beta=-1", "beta = -1"),
             ("align.beta=nan", "beta = NaN"),
             ("align.label_smoothing=0.1", "fpo has no label_smoothing"),
+            ("align.label_smoothing=much", "label_smoothing: invalid type"),
             ("align.ld_alpha=0.5", "choose one of dpo, cdpo"),
             ("align.discopop_tau=0.05", "choose one of discopop"),
             ("align.feature_selection=none", "except"),

@@ -117,7 +117,7 @@ fn shorter_texts(s: &mut Settings) -> Option<String> {
 fn without_second_model(s: &mut Settings) -> Option<String> {
     let needs_second = s.align.objective().needs().token_kl && s.align.lora.is_none();
     needs_second.then(|| {
-        s.align = s.align.for_method(Method::Fpo);
+        s.align = s.align.for_method(Method::FPO);
         format!("--set align.method={}", s.align.method)
     })
 }

@@ -10,7 +10,7 @@ use fpo_data::reference::BLOCK;
 impl Settings {
     pub(super) fn check(&self) -> Result<()> {
         self.align.objective().check().map_err(|m| anyhow!("align: {m}"))?;
-        if self.align.feature_weights.is_some() && self.align.method != Method::Fpo {
+        if self.align.feature_weights.is_some() && self.align.method != Method::FPO {
             bail!(
                 "align.feature_weights weighs the features of fpo, {} has none",
                 self.align.method

@@ -19,7 +19,7 @@
 use std::{collections::BTreeSet, fs, io::Write, path::Path};
 
 use anyhow::{Context, Result, bail};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use fpo_data::{atomic, hash::hash_bytes};
 use fpo_losses::FeatureSelection;
 use fpo_ops::Encoder;
@@ -155,17 +155,8 @@ impl FeatureFile {
                 "it is about the autoencoder {found}, that of the run is {expected}; find the features again"
             );
         }
-        let mut weights = match selection {
-            FeatureSelection::Only => vec![0f32; d_sae],
-            FeatureSelection::Except => vec![1f32; d_sae],
-        };
-        for feature in &self.features {
-            weights[feature.index] = match selection {
-                FeatureSelection::Only => feature.weight as f32,
-                FeatureSelection::Except => 0.0,
-            };
-        }
-        Ok(Tensor::from_data(TensorData::new(weights, [d_sae]), device))
+        let features = self.features.iter().map(|f| (f.index, f.weight));
+        Ok(selection.weights(features, d_sae, device))
     }
 }
 
