@@ -61,8 +61,8 @@ Data, by its name and columns:
   * JSON lines (plain or gzip) or Parquet with `text`: the same, a row each;
   * with `prompt` and `response` (or `completion`), or `messages`: prompt and response as one sequence;
   * with `prompt`, `chosen`, `rejected`: two sequences a row, the chosen one first.
-Responses are tokenised as `fpo score` does it: plain texts are ended by the end-of-sequence token,
-lists of messages are written out by the model's chat template.
+Prompts and responses are tokenised as `fpo score` does it (see --rendering); rows of `text` and lines
+of a .txt file never go through the chat template.
 In transformers, resid_post:L is output_hidden_states[L + 1] for every layer but the last, where it is
 the output of model.layers[L] (hidden_states[-1] is after the final norm).";
 

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
-use fpo_data::{Fingerprint, Pair, Pooling, Prompt, Rendering, hash};
+use fpo_data::{Fingerprint, Pair, Pooling, Prompt, hash};
 use fpo_sae::Sae;
 use fpo_transformer::{ModelConfig, Site};
 
@@ -32,7 +32,7 @@ pub fn tokens(folder: &ModelFolder, args: &TokenArgs, pairs: &[Pair]) -> Fingerp
         .with("data", hash_pairs(pairs))
         .with("tokenizer", folder.tokenizer.hash())
         .with("chat template", folder.template.hash())
-        .with("rendering", Rendering::AsGiven.name())
+        .with("rendering", args.rendering)
         .with("max_length", limit(args.max_length))
         .with("max_prompt_length", limit(args.max_prompt_length))
 }

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use comfy_table::{CellAlignment, Table, presets};
-use fpo_data::{Preparer, Prompt, TemplateChoice, Truncation};
+use fpo_data::{Preparer, Rendering, TemplateChoice, Truncation};
 use fpo_transformer::Site;
 
 use super::loaded::{Loaded, PlacementArgs};
@@ -81,15 +81,7 @@ impl Find {
         let loaded = Loaded::open(&self.model, &placement)?;
         let site = self.site;
         let sae = autoencoder::open(&self.sae, site, &loaded.model, &self.model, &reporter)?;
-        let excluded: Vec<u32> = [
-            loaded.tokenizer.bos_id(),
-            loaded.tokenizer.eos_id(),
-            loaded.tokenizer.end_of_turn_id(),
-            Some(loaded.tokenizer.pad_id()),
-        ]
-        .into_iter()
-        .flatten()
-        .collect();
+        let excluded = loaded.tokenizer.special_ids();
         let reader = TextFeatures {
             model: &loaded.model,
             encoder: &sae.encoder,
@@ -122,11 +114,12 @@ impl Find {
         let most = self.max_length.min(loaded.model.config().max_position_embeddings);
         // Texts as they are: a chat template would put the same turns around all of them.
         let truncation = Truncation { max_length: most.max(2), max_prompt_length: None };
-        let preparer = Preparer::new(&loaded.tokenizer, &TemplateChoice::None, truncation)?;
+        let template = TemplateChoice::None;
+        let preparer = Preparer::new(&loaded.tokenizer, &template, Rendering::None, truncation)?;
         let mut texts = Vec::new();
         let mut empty = 0;
         for line in text.lines() {
-            let mut tokens = preparer.tokenize_prompt(&Prompt::Text(line.to_owned()))?;
+            let mut tokens = preparer.tokenize_text(line)?;
             tokens.truncate(most);
             match reader.can_read(&tokens) {
                 true => texts.push(tokens),

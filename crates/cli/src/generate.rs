@@ -41,8 +41,12 @@ pub struct Generate {
     /// Prompts answered at once.
     #[arg(long, default_value = "16", value_name = "PROMPTS")]
     batch_size: NonZeroUsize,
-    /// Takes text prompts as they are, without the model's chat template.
-    #[arg(long)]
+    /// What goes through the chat template: auto (text prompts, if the tokenizer has one and they haven't
+    /// been through it), template (all text prompts) or none. Lists of messages always do.
+    #[arg(long, default_value_t, value_name = "auto|template|none", conflicts_with = "raw")]
+    rendering: Rendering,
+    /// The old name of --rendering none.
+    #[arg(long, hide = true)]
     raw: bool,
     #[command(flatten)]
     sampling: Sampling,
@@ -129,8 +133,8 @@ impl Generate {
 
     fn tokenize(&self, folder: &ModelFolder, prompts: &[Prompt]) -> Result<Vec<Vec<u32>>> {
         let rendering = match self.raw {
-            true => Rendering::AsGiven,
-            false => Rendering::Conversations,
+            true => Rendering::None,
+            false => self.rendering,
         };
         let preparer = folder.preparer(rendering)?;
         let tokens = prompts.iter().enumerate().map(|(index, prompt)| {

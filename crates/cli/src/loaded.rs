@@ -87,19 +87,13 @@ impl ModelFolder {
 
     /// Tokens that no sparse autoencoder is trained on: BOS, EOS, padding.
     pub fn special_tokens(&self) -> Vec<u32> {
-        let tokenizer = &self.tokenizer;
-        let named = [tokenizer.bos_id(), tokenizer.eos_id()].into_iter().flatten();
-        named.chain([tokenizer.pad_id()]).collect()
+        self.tokenizer.special_ids()
     }
 
     /// Texts to tokens, none of them cut.
     pub fn preparer(&self, rendering: Rendering) -> Result<Preparer<'_>> {
         let truncation = Truncation { max_length: usize::MAX, max_prompt_length: None };
-        let preparer = Preparer::new(&self.tokenizer, &self.template, truncation)?;
-        Ok(match rendering {
-            Rendering::Conversations => preparer,
-            Rendering::AsGiven => preparer.as_given()?,
-        })
+        Ok(Preparer::new(&self.tokenizer, &self.template, rendering, truncation)?)
     }
 }
 

@@ -21,11 +21,14 @@ use fpo_trainer::forward::{DeviceBatch, Forward};
 
 /// How texts become tokens, said once for all commands that read pairs.
 pub const TOKENS_HELP: &str = "\
-How a pair becomes tokens, as in transformers and TRL:
-  * A text prompt and its response are joined as they are and ended by the end-of-sequence token; no
-    chat template touches them. Lists of messages are written out by the model's chat template (whole
-    dialogues, as in HH-RLHF, count as messages; without a template they stay \\n\\nHuman: …
-    \\n\\nAssistant: …).
+How a pair becomes tokens (`fpo train` has the same rules, in data.rendering):
+  * With --rendering auto, a text prompt becomes a user turn and its response the assistant's, written by
+    the model's chat template; a prompt that already holds the template's turn markers, or begins with
+    BOS, is left as it is. Without a chat template, and with --rendering none, prompt and response are
+    joined as they are and ended by the end-of-sequence token, as in TRL.
+  * Lists of messages are written out by the chat template (whole dialogues, as in HH-RLHF, count as
+    messages; without a template they stay \\n\\nHuman: … \\n\\nAssistant: …). With --rendering none they
+    stand exactly as transformers writes them; otherwise white space behind the last turn is left out.
   * Prompt and response are tokenised together. A token that reaches across their boundary belongs to
     the response. BOS stands in front once, also where the template writes it.
   * Every pair of the file counts: one that cannot be read is an error that names its row.

@@ -5,14 +5,19 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use fpo_data::{
-    Item, OnEmpty, Pair, PrepareSummary, Preparer, TokenizedPair, Truncation, read_items,
-    read_pairs,
+    Item, OnEmpty, Pair, PrepareSummary, Preparer, Rendering, TokenizedPair, Truncation,
+    read_items, read_pairs,
 };
 
 use super::loaded::ModelFolder;
 
 #[derive(Args)]
 pub struct TokenArgs {
+    /// What goes through the model's chat template: auto (text prompts and their responses, if the
+    /// tokenizer has a template and they haven't been through it), template (all of them) or none (they are
+    /// joined as they are and ended by EOS, as in TRL). Lists of messages always do.
+    #[arg(long, default_value_t, value_name = "auto|template|none")]
+    pub rendering: Rendering,
     /// Cuts prompt and response together to so many tokens, from the response's end. Without it
     /// nothing is cut, and a row longer than the model's positions is an error.
     #[arg(long, value_name = "TOKENS")]
@@ -31,11 +36,12 @@ pub struct Sequence {
 }
 
 impl TokenArgs {
-    /// Texts to tokens as transformers and TRL make them.
+    /// Texts to tokens, as the arguments say.
     pub fn preparer<'a>(&self, folder: &'a ModelFolder) -> Result<Preparer<'a>> {
         let max_length = self.max_length.unwrap_or(usize::MAX);
         let truncation = Truncation { max_length, max_prompt_length: self.max_prompt_length };
-        Ok(Preparer::new(&folder.tokenizer, &folder.template, truncation)?.as_given()?)
+        let ModelFolder { tokenizer, template, .. } = folder;
+        Ok(Preparer::new(tokenizer, template, self.rendering, truncation)?)
     }
 
     /// Tokenises all pairs of a file, in its order; none is left out.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use fpo_data::{OnEmpty, Pooling};
+use fpo_data::{OnEmpty, Pooling, Rendering};
 use fpo_losses::{FeatureSelection, Method, Objective, Options};
 use fpo_sae::SaeTraining;
 use fpo_transformer::{LoraConfig, Precision, Sizes};
@@ -57,6 +57,9 @@ pub struct DataSettings {
     pub limit: Option<usize>,
     /// What to do with a row whose response is empty.
     pub on_empty: OnEmpty,
+    /// What goes through the chat template.
+    #[serde(default)]
+    pub rendering: Rendering,
     /// Tokens of prompt and response together, at most.
     pub max_length: usize,
     /// Tokens of the prompt, at most.

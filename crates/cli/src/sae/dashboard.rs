@@ -4,12 +4,10 @@ use std::{fs, num::NonZeroUsize, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use fpo_data::atomic;
+use fpo_data::{Rendering, atomic};
 
-use super::{
-    crate::loaded::{Loaded, PlacementArgs},
-    rows::Rows,
-};
+use super::rows::Rows;
+use crate::loaded::{Loaded, PlacementArgs};
 use crate::terminal::reporter;
 use fpo_interp::autoencoder;
 use fpo_interp::dashboard::{Export, Feature, Options, Page, batches, collect, render};
@@ -56,6 +54,10 @@ pub struct Dashboard {
     /// Tokens of a row, at most [default: the model's positions].
     #[arg(long)]
     max_length: Option<usize>,
+    /// What goes through the model's chat template: auto, template or none, as in `fpo score`. Prepared data
+    /// is past that.
+    #[arg(long, default_value_t, value_name = "auto|template|none")]
+    rendering: Rendering,
     #[command(flatten)]
     placement: PlacementArgs,
 }
@@ -73,7 +75,7 @@ impl Dashboard {
         };
         let loaded = Loaded::open(&self.model, &self.placement.open()?)?;
         let sae = autoencoder::open(&self.sae, site, &loaded.model, &self.model, &reporter())?;
-        let rows = Rows::open(&self.data, &loaded, self.max_length)?;
+        let rows = Rows::open(&self.data, &loaded, self.rendering, self.max_length)?;
         let source = rows.source(&loaded, vec![site]);
         let (features, tokens) = collect(&sae, &source, &options)?;
         // A token that is part of a character alone decodes to a replacement sign.

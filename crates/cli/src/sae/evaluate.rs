@@ -4,11 +4,10 @@ use std::{num::NonZeroUsize, path::PathBuf};
 
 use anyhow::Result;
 use clap::Args;
+use fpo_data::Rendering;
 
-use super::{
-    crate::loaded::{Loaded, PlacementArgs},
-    rows::Rows,
-};
+use super::rows::Rows;
+use crate::loaded::{Loaded, PlacementArgs};
 use crate::terminal::reporter;
 use fpo_interp::autoencoder;
 use fpo_interp::evaluation::{SaeEvaluation, evaluate};
@@ -36,6 +35,10 @@ pub struct Evaluate {
     /// Tokens of a row, at most [default: the model's positions].
     #[arg(long)]
     max_length: Option<usize>,
+    /// What goes through the model's chat template: auto, template or none, as in `fpo score`. Prepared data
+    /// is past that.
+    #[arg(long, default_value_t, value_name = "auto|template|none")]
+    rendering: Rendering,
     /// Prints JSON.
     #[arg(long)]
     json: bool,
@@ -48,7 +51,7 @@ impl Evaluate {
         let site = autoencoder::site(self.site.as_deref(), &self.sae)?;
         let loaded = Loaded::open(&self.model, &self.placement.open()?)?;
         let sae = autoencoder::open(&self.sae, site, &loaded.model, &self.model, &reporter())?;
-        let rows = Rows::open(&self.data, &loaded, self.max_length)?;
+        let rows = Rows::open(&self.data, &loaded, self.rendering, self.max_length)?;
         let source = rows.source(&loaded, vec![site]);
         let found = evaluate(&sae, &source, self.tokens, self.batch_size)?;
         match self.json {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use fpo_data::{Fingerprint, OnEmpty, Preparer, SequenceStore, Truncation, read_sft};
+use fpo_data::{Fingerprint, OnEmpty, Preparer, Rendering, SequenceStore, Truncation, read_sft};
 use fpo_transformer::Site;
 use tempfile::TempDir;
 
@@ -20,7 +20,12 @@ pub struct Rows {
 impl Rows {
     /// Prepared examples (`sft.arrow` of a run), or a file of examples or pairs, whose chosen responses are
     /// read, tokenised to at most `max_length` tokens a row.
-    pub fn open(data: &Path, loaded: &Loaded, max_length: Option<usize>) -> Result<Self> {
+    pub fn open(
+        data: &Path,
+        loaded: &Loaded,
+        rendering: Rendering,
+        max_length: Option<usize>,
+    ) -> Result<Self> {
         if data.extension().is_some_and(|e| e == "arrow") {
             let store = SequenceStore::open(data)?;
             let vocabulary = loaded.model.config().vocab_size;
@@ -39,7 +44,7 @@ impl Rows {
             max_length: max_length.unwrap_or(positions).min(positions),
             max_prompt_length: None,
         };
-        let preparer = Preparer::new(&loaded.tokenizer, &loaded.template, truncation)?;
+        let preparer = Preparer::new(&loaded.tokenizer, &loaded.template, rendering, truncation)?;
         let (rows, _) = preparer.prepare_examples(&examples)?;
         let folder = TempDir::new().context("creating a temporary folder")?;
         let path = folder.path().join("rows.arrow");
@@ -49,12 +54,11 @@ impl Rows {
 
     /// What activations of these sites are read from.
     pub fn source<'a>(&'a self, loaded: &'a Loaded, sites: Vec<Site>) -> Source<'a> {
-        let tokenizer = &loaded.tokenizer;
         Source {
             model: &loaded.model,
             data: &self.store,
-            pad: tokenizer.pad_id(),
-            excluded: [tokenizer.bos_id(), tokenizer.eos_id()].into_iter().flatten().collect(),
+            pad: loaded.tokenizer.pad_id(),
+            excluded: loaded.tokenizer.special_ids(),
             sites,
             reporter: crate::terminal::reporter(),
         }

@@ -4,15 +4,13 @@ use std::{fs, num::NonZeroUsize, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use fpo_data::{Fingerprint, atomic};
+use fpo_data::{Fingerprint, Rendering, atomic};
 use fpo_sae::save_sae_lens;
 use fpo_transformer::Site;
 use serde_json::json;
 
-use super::{
-    crate::loaded::{Loaded, PlacementArgs, SettingsArgs},
-    rows::Rows,
-};
+use super::rows::Rows;
+use crate::loaded::{Loaded, PlacementArgs, SettingsArgs};
 use fpo_config::SaeSettings;
 use fpo_interp::activations::{ActivationStore, StoreSettings, Stored};
 use fpo_interp::training::{SaeTrainingRun, quality};
@@ -43,6 +41,10 @@ pub struct Train {
     /// Tokens of a row, at most [default: the model's positions].
     #[arg(long)]
     max_length: Option<usize>,
+    /// What goes through the model's chat template: auto, template or none, as in `fpo score`. Prepared data
+    /// is past that.
+    #[arg(long, default_value_t, value_name = "auto|template|none")]
+    rendering: Rendering,
     /// Keeps activations in this folder, for other trainings on the same ones.
     #[arg(long)]
     shards: Option<PathBuf>,
@@ -70,12 +72,17 @@ impl Train {
         if distinct.len() < sites.len() {
             bail!("a --site is named twice");
         }
-        let rows = Rows::open(&self.data, &loaded, self.max_length)?;
+        let rows = Rows::open(&self.data, &loaded, self.rendering, self.max_length)?;
         let made_from = Fingerprint::default()
             .with("model", content(&self.model)?)
             .with("precision", self.placement.precision())
             .with("data", content(&self.data)?)
             .with("max_length", format!("{:?}", self.max_length));
+        // A training begun before there was this flag had its default.
+        let made_from = match self.rendering {
+            Rendering::Auto => made_from,
+            other => made_from.with("rendering", other),
+        };
         let mut store = ActivationStore::new(
             rows.source(&loaded, sites.clone()),
             StoreSettings {

@@ -141,6 +141,10 @@ fn section(settings: &impl Serialize) -> Result<String> {
     let mut section = serde_json::to_value(settings)?;
     if let Some(fields) = section.as_object_mut() {
         fields.retain(|key, _| !MAY_CHANGE.contains(&key.as_str()));
+        // Runs made before there was this setting had its default.
+        if fields.get("rendering").is_some_and(|rendering| rendering == "auto") {
+            fields.remove("rendering");
+        }
     }
     Ok(section.to_string())
 }
