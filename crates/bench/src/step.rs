@@ -9,7 +9,7 @@ use fpo_data::{
     TokenizedPair, TokenizedResponse,
     reference::{CacheShape, StoredFeatures},
 };
-use fpo_losses::{Method, Objective};
+use fpo_losses::{Method, Objective, mean_loss};
 use fpo_ops::Encoder;
 use fpo_sae::{Provenance, Sae};
 use fpo_transformer::{
@@ -20,19 +20,20 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
-use super::{
+use crate::{
     device_memory::DeviceMemory,
     flops::{Products, matmul_rate},
-    median, peak_rss_mib,
+    median,
 };
-use fpo_trainer::aligner::Aligner;
-use fpo_plan::advice;
-use fpo_device::{facts::facts, guard, sync};
-use fpo_trainer::forward::{Activations, FeatureReader};
-use fpo_trainer::optim::{GradientMap, Optimizer};
-use fpo_plan as plan;
-use fpo_trainer::reference_pass::reference_rows;
 use fpo_config::{OptimizerKind, OptimizerSettings, Schedule};
+use fpo_device::{facts::facts, guard, host::peak_rss_mib, sync};
+use fpo_interp::reader::FeatureReader;
+use fpo_plan as plan;
+use fpo_plan::advice;
+use fpo_trainer::aligner::{Aligner, FeatureConstraint};
+use fpo_trainer::forward::Keep;
+use fpo_trainer::optim::{GradientMap, Optimizer};
+use fpo_trainer::reference::Reference;
 
 /// The sizes that a model's name stands for.
 const SHAPE: [&str; 8] =
@@ -253,7 +254,7 @@ fn measured(sizes: &StepSizes, config: &ModelConfig, device: &Device) -> Result<
     if Objective::paper(sizes.method).needs().features && !(1..=sizes.d_sae).contains(&sizes.k) {
         bail!("--k {} must be between 1 and --d-sae {}", sizes.k, sizes.d_sae);
     }
-    fpo_device::check_precision(device, sizes.precision)?;
+    plan::check_precision(device, sizes.precision)?;
     device.seed(0);
     let pairs = sizes.random_pairs(&mut ChaCha8Rng::seed_from_u64(0));
     let views: Vec<_> = pairs.iter().map(TokenizedPair::view).collect();
@@ -277,13 +278,13 @@ fn measured(sizes: &StepSizes, config: &ModelConfig, device: &Device) -> Result<
     let mut device_memory = DeviceMemory::new(device);
     for step in 0..=sizes.steps {
         let begun = Instant::now();
-        let (measured, losses) = aligner.evaluate(&policy, &batch)?;
-        let loss = losses.losses.mean();
+        let comparison = aligner.compare(&policy, &batch)?;
+        let loss = mean_loss(aligner.objective.losses(comparison.quantities));
         // Reading the number waits for the device.
         last_loss = loss.clone().into_scalar::<f32>().into();
         let forward = begun.elapsed().as_secs_f64();
         device_memory.ask();
-        let gradients = GradientMap::of(&loss, &policy, measured.tape);
+        let gradients = GradientMap::of(&loss, &policy, comparison.tape);
         let norm = gradients.norm();
         ensure!(norm.is_finite(), "the gradient's norm is {norm}");
         let backward = begun.elapsed().as_secs_f64();
@@ -330,7 +331,7 @@ fn aligner(sizes: &StepSizes, reference: LanguageModel, pairs: &[PairView]) -> R
     let site =
         Site::resid_post(sizes.layers.checked_sub(1).context("--layers must be at least 1")?);
     let sae = random_sae(sizes, &reference, site, pairs[0].chosen);
-    let reader = FeatureReader::new(&sae, site, Pooling::Predicting, Vec::new());
+    let reader = FeatureReader::new(Pooling::Predicting, Vec::new()).with(&sae, site);
     let folder = tempfile::tempdir()?;
     let fingerprint = Fingerprint::default().with("bench", "random weights");
     let shape = CacheShape {
@@ -341,7 +342,7 @@ fn aligner(sizes: &StepSizes, reference: LanguageModel, pairs: &[PairView]) -> R
     };
     let mut writer = ReferenceWriter::create(folder.path(), &fingerprint, shape)?;
     let batch = PairBatch::new(pairs, 0)?;
-    for row in reference_rows(&reference, Some(&reader), &batch)? {
+    for row in (Reference { model: &reference, reader: Some(&reader), pad: 0 }).rows(&batch) {
         writer.push(row)?;
     }
     writer.finish()?;
@@ -350,13 +351,11 @@ fn aligner(sizes: &StepSizes, reference: LanguageModel, pairs: &[PairView]) -> R
     Ok(Aligner {
         objective,
         needs,
-        k: sizes.k,
-        feature_weights: None,
         token_statistics: false,
-        reader: needs.features.then_some(reader),
+        features: needs.features.then_some(FeatureConstraint { reader, k: sizes.k, weights: None }),
         cache: ReferenceCache::open(folder.path(), &fingerprint)?,
         reference_model: needs.token_kl.then_some(reference),
-        activations: Activations::checkpointed(sizes.checkpoint_activations),
+        keep: Keep::checkpointed(sizes.checkpoint_activations),
     })
 }
 

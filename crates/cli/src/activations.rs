@@ -171,7 +171,7 @@ fn write_columns(
     folder: &ModelFolder,
     sequences: &[Sequence],
 ) -> Result<()> {
-    let special = folder.special_tokens();
+    let special = folder.tokenizer.special_ids();
     let tokens = || sequences.iter().flat_map(|s| s.tokens.iter().copied());
     let mut integers = |values: &mut dyn Iterator<Item = usize>| -> Result<()> {
         for value in values {

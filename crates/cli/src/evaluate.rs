@@ -5,24 +5,28 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::tensor::Device;
 use clap::Args;
+use comfy_table::{CellAlignment, Table, presets};
 use fpo_data::{
-    Fingerprint, Pair, PairBatch, Pooling, ReferenceCache, TokenizedPair, reference::StoredFeatures,
+    Fingerprint, PairBatch, PairView, Pooling, ReferenceCache,
+    reference::{Pass, StoredFeatures},
 };
-use fpo_losses::{Method, Objective, Quantities};
+use fpo_interp::reader::FeatureReader;
+use fpo_losses::{Method, Objective};
+use fpo_metrics::{PairValues, means};
+use fpo_trainer::{
+    aligner::{Aligner, FeatureConstraint},
+    forward::Keep,
+    reference::{NONE, hash_model, item},
+};
 use fpo_transformer::{LanguageModel, ModelConfig, Placement, Site, weights};
 
-use super::{
-    binding::{self, NONE, Reader},
+use crate::{
     loaded::{ModelFolder, PlacementArgs},
-    per_pair::{Line, lines, summary},
     reference::batch_size,
     score::{TOKENS_HELP, write_lines},
-    tokens::TokenArgs,
+    terminal::reporter,
+    tokens::{Pairs, TokenArgs},
 };
-use crate::terminal::reporter;
-use fpo_trainer::aligner::Aligner;
-use fpo_trainer::forward::Activations;
-use fpo_trainer::reference_pass::Pass;
 
 /// Compares a policy with its reference, pair by pair, under a preference objective.
 ///
@@ -100,18 +104,25 @@ pub struct Evaluate {
     placement: PlacementArgs,
 }
 
+/// The autoencoder of the cache at its site, and its hash.
+struct Reader {
+    reader: FeatureReader,
+    hash: String,
+}
+
 impl Evaluate {
     pub fn run(self) -> Result<()> {
         let objective = self.objective()?;
         let placement = self.placement.open()?;
         let folder = ModelFolder::open(&self.policy)?;
-        let (pairs, tokenised) = self.tokens.read_pairs(&folder, &self.data)?;
+        let pairs = self.tokens.read_pairs(&folder, &self.data)?;
+        let views = pairs.views();
         let aligner = self.aligner(objective, &folder, &pairs, &placement)?;
-        check_counts(&aligner.cache, &tokenised)?;
+        check_counts(&aligner.cache, &views)?;
         let policy = folder.load(&placement)?;
-        let lines = self.compare(&aligner, &policy, folder.tokenizer.pad_id(), &tokenised)?;
-        write_lines(&self.per_pair, &lines)?;
-        println!("{}", summary(&objective, &lines));
+        let values = self.compare(&aligner, &policy, folder.tokenizer.pad_id(), &views)?;
+        write_lines(&self.per_pair, &values)?;
+        println!("{}", summary(&objective, &values));
         Ok(())
     }
 
@@ -136,18 +147,21 @@ impl Evaluate {
         &self,
         objective: Objective,
         folder: &ModelFolder,
-        pairs: &[Pair],
+        pairs: &Pairs,
         placement: &Placement,
     ) -> Result<Aligner> {
         let made_from = ReferenceCache::made_from(&self.reference)?;
         let reader = self.reader(folder, &made_from, &placement.device)?;
-        let expected = self.expected(folder, pairs, &made_from, reader.as_ref())?;
+        let expected = self.expected(pairs, &made_from, reader.as_ref())?;
         let cache = ReferenceCache::open(&self.reference, &expected)?;
-        cache.require(pairs.iter().map(|pair| pair.id))?;
-        let reader = reader.map(|r| r.reader);
-        if let Some(reader) = &reader {
-            self.check_k(reader.d_sae(), cache.stored())?;
-        }
+        cache.require(pairs.views().iter().map(|pair| pair.id))?;
+        let features = match reader {
+            None => None,
+            Some(Reader { reader, .. }) => {
+                self.check_k(reader.d_sae(), cache.stored())?;
+                Some(FeatureConstraint { reader, k: self.k, weights: None })
+            }
+        };
         let reference_model = match &self.kl {
             None => None,
             Some(path) => {
@@ -155,45 +169,43 @@ impl Evaluate {
                 Some(weights::load(path, placement)?)
             }
         };
+        // What is at hand is shown, whether the method needs it or not.
+        let mut needs = objective.needs();
+        needs.features = features.is_some();
+        needs.token_kl = reference_model.is_some();
         Ok(Aligner {
-            needs: objective.needs(),
             objective,
-            k: self.k,
-            feature_weights: None,
-            reader,
-            cache,
-            reference_model,
-            activations: Activations::Kept,
+            needs,
             token_statistics: false,
+            cache,
+            features,
+            reference_model,
+            keep: Keep::All,
         })
     }
 
     /// What the cache must have been made from, as far as that can be known here.
     fn expected(
         &self,
-        folder: &ModelFolder,
-        pairs: &[Pair],
+        pairs: &Pairs,
         made_from: &Fingerprint,
         reader: Option<&Reader>,
     ) -> Result<Fingerprint> {
-        let mut expected = binding::tokens(folder, &self.tokens, pairs)
-            .with(binding::PRECISION, self.placement.precision());
+        let mut expected = pairs.binding.clone().with(item::PRECISION, self.placement.precision());
         if let Some(folder) = &self.kl {
-            expected = expected.with(binding::WEIGHTS, binding::hash_model(folder)?);
+            expected = expected.with(item::WEIGHTS, hash_model(folder)?);
         }
         if let Some(Reader { hash, .. }) = reader {
-            expected = expected.with(binding::SAE, hash);
+            expected = expected.with(item::SAE, hash);
         }
         if let Some(site) = self.site {
-            expected = expected.with(binding::SITE, site);
+            expected = expected.with(item::SITE, site);
         }
         if let Some(pooling) = self.pooling {
-            expected = expected.with(binding::POOLING, pooling.name());
+            expected = expected.with(item::POOLING, pooling.name());
         }
         // What nobody here can know better is the cache's.
-        for item in
-            [binding::WEIGHTS, binding::SAE, binding::SITE, binding::POOLING, binding::TOP_N]
-        {
+        for item in [item::WEIGHTS, item::SAE, item::SITE, item::POOLING, item::TOP_N] {
             if let (None, Some(found)) = (expected.0.get(item), made_from.0.get(item)) {
                 expected = expected.with(item, found);
             }
@@ -229,54 +241,71 @@ impl Evaluate {
         };
         let site = match self.site {
             Some(site) => site,
-            None => of_cache(binding::SITE)?.parse()?,
+            None => of_cache(item::SITE)?.parse()?,
         };
         let pooling = match self.pooling {
             Some(pooling) => pooling,
-            None => {
-                of_cache(binding::POOLING)?.parse().map_err(|message: String| anyhow!(message))?
-            }
+            None => of_cache(item::POOLING)?.parse().map_err(|message: String| anyhow!(message))?,
         };
-        Reader::open(path, site, pooling, folder, device).map(Some)
+        let sae = folder.open_sae(path, site, device)?;
+        let reader = FeatureReader::new(pooling, folder.tokenizer.special_ids()).with(&sae, site);
+        Ok(Some(Reader { reader, hash: sae.hash() }))
     }
 
+    /// The values of all pairs, in the file's order.
     fn compare(
         &self,
         aligner: &Aligner,
         policy: &LanguageModel,
         pad: u32,
-        pairs: &[TokenizedPair],
-    ) -> Result<Vec<Line>> {
-        let pass = Pass::new(pairs.iter().map(TokenizedPair::view).collect(), self.batch_size);
-        let mut parts = Vec::new();
+        pairs: &[PairView],
+    ) -> Result<Vec<PairValues>> {
+        let pass = Pass::new(pairs.to_vec(), self.batch_size);
+        let mut measured = fpo_metrics::Pairs::default();
         let mut order: Vec<usize> = Vec::with_capacity(pairs.len());
         let mut progress = reporter().begin("evaluate", "pairs", pairs.len(), 0);
         // The reference's own batches: a policy that is the reference differs from it by nothing at all.
         for indices in pass.batches(0, 1) {
             let batch = PairBatch::new(&pass.views(indices), pad)?;
-            parts.push(aligner.measure(policy, &batch)?.quantities);
+            aligner.compare(policy, &batch)?.add_to(&mut measured);
             progress.advance(indices.len(), "");
             order.extend(indices);
         }
         progress.finish(&format!("{} pairs", pairs.len()));
         // All pairs at once: some losses depend on all of a step's pairs, and this is one step.
-        let found: Vec<Line> = lines(&aligner.objective, Quantities::cat(&parts));
-        let mut in_order: Vec<Option<Line>> = vec![None; pairs.len()];
-        for (index, line) in order.into_iter().zip(found) {
-            line.check().with_context(|| format!("row {} (counted from 0)", pairs[index].id))?;
-            in_order[index] = Some(line);
+        measured.add_losses(&aligner.objective.losses(measured.quantities()));
+        measured.add_method_margins(&aligner.objective);
+        let mut in_order: Vec<Option<PairValues>> = vec![None; pairs.len()];
+        for (index, values) in order.into_iter().zip(measured.read()) {
+            values.check().with_context(|| format!("row {} (counted from 0)", pairs[index].id))?;
+            in_order[index] = Some(values);
         }
         Ok(in_order.into_iter().flatten().collect())
     }
 }
 
+/// Means over all pairs.
+fn summary(objective: &Objective, values: &[PairValues]) -> Table {
+    let mut table = Table::new();
+    let title = format!("{}, {} pairs", objective.method, values.len());
+    table.load_style(presets::UTF8_FULL_CONDENSED);
+    table.set_header([title.as_str(), "Mean"]);
+    for (title, mean) in means(values) {
+        table.add_row([title, &mean]);
+    }
+    if let Some(column) = table.column_mut(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
 /// Fails where the cache's responses have other lengths than ours.
-fn check_counts(cache: &ReferenceCache, pairs: &[TokenizedPair]) -> Result<()> {
+fn check_counts(cache: &ReferenceCache, pairs: &[PairView]) -> Result<()> {
     for pair in pairs {
         let Some(row) = cache.get(pair.id) else { continue };
         for (side, ours, cached) in [
-            ("chosen", &pair.chosen, row.chosen.tokens),
-            ("rejected", &pair.rejected, row.rejected.tokens),
+            ("chosen", pair.chosen, row.chosen.tokens),
+            ("rejected", pair.rejected, row.rejected.tokens),
         ] {
             let ours = ours.tokens.len() - ours.prompt_len;
             ensure!(

@@ -80,7 +80,7 @@ impl Find {
         let placement = self.placement.open()?;
         let loaded = Loaded::open(&self.model, &placement)?;
         let site = self.site;
-        let sae = autoencoder::open(&self.sae, site, &loaded.model, &self.model, &reporter)?;
+        let sae = loaded.open_sae(&self.sae, site)?;
         let excluded = loaded.tokenizer.special_ids();
         let reader = TextFeatures {
             model: &loaded.model,

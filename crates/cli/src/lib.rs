@@ -7,13 +7,11 @@
 
 mod activations;
 mod bench;
-mod binding;
 mod evaluate;
 mod features;
 mod generate;
 mod loaded;
 mod merge;
-mod per_pair;
 mod plan;
 mod reference;
 mod sae;

@@ -1,13 +1,19 @@
 //! What commands on a model have in common: where they compute, and a model's folder.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ops::Deref,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Result;
 use burn::tensor::Device;
 use clap::Args;
 use fpo_data::{Preparer, Rendering, TemplateChoice, Tokenizer, Truncation};
-use fpo_transformer::{LanguageModel, ModelConfig, Placement, Precision, weights};
+use fpo_interp::autoencoder;
+use fpo_sae::Sae;
+use fpo_transformer::{LanguageModel, ModelConfig, Placement, Precision, Site, weights};
 
+use crate::terminal::reporter;
 use fpo_config::Settings;
 
 #[derive(Args)]
@@ -85,9 +91,9 @@ impl ModelFolder {
         Ok(weights::load(&self.path, placement)?)
     }
 
-    /// Tokens that no sparse autoencoder is trained on: BOS, EOS, padding.
-    pub fn special_tokens(&self) -> Vec<u32> {
-        self.tokenizer.special_ids()
+    /// Reads an autoencoder that fits at a site of the model; one whose file names another place is read with a warning.
+    pub fn open_sae(&self, path: &Path, site: Site, device: &Device) -> Result<Sae> {
+        autoencoder::open(path, site, &self.config, &self.path, device, &reporter())
     }
 
     /// Texts to tokens, none of them cut.
@@ -100,14 +106,26 @@ impl ModelFolder {
 /// A model's folder with its weights.
 pub struct Loaded {
     pub model: LanguageModel,
-    pub tokenizer: Tokenizer,
-    pub template: TemplateChoice,
+    folder: ModelFolder,
+}
+
+impl Deref for Loaded {
+    type Target = ModelFolder;
+
+    fn deref(&self) -> &ModelFolder {
+        &self.folder
+    }
 }
 
 impl Loaded {
     pub fn open(path: &Path, placement: impl Into<Placement>) -> Result<Self> {
         let folder = ModelFolder::open(path)?;
         let model = folder.load(placement)?;
-        Ok(Self { model, tokenizer: folder.tokenizer, template: folder.template })
+        Ok(Self { model, folder })
+    }
+
+    /// [`ModelFolder::open_sae`] on the model's device.
+    pub fn open_sae(&self, path: &Path, site: Site) -> Result<Sae> {
+        self.folder.open_sae(path, site, &self.model.device())
     }
 }

@@ -6,7 +6,7 @@ use clap::Args;
 use super::loaded::SettingsArgs;
 use fpo_config::Settings;
 use fpo_device::size;
-use fpo_plan::{self, Cache, Goal, Memory, Stage, parse_bytes};
+use fpo_plan::{self as plan, Cache, Goal, Memory, Stage, parse_bytes};
 
 /// Says how much memory a run needs, and which settings would make it fit.
 ///

@@ -5,20 +5,19 @@ use std::{num::NonZeroUsize, path::PathBuf, str::FromStr};
 use anyhow::Result;
 use clap::{Args, builder::RangedU64ValueParser};
 use fpo_data::{
-    Fingerprint, PairBatch, PairView, Pooling, TokenizedPair,
-    reference::{CacheShape, SharedCache, StoredFeatures},
+    Pooling,
+    reference::{BLOCK, CacheShape, Pass, ROWS_PER_SHARD, SharedCache, StoredFeatures},
 };
+use fpo_interp::reader::FeatureReader;
+use fpo_trainer::reference::{self as reference, FeatureBinding, fingerprint, hash_model};
 use fpo_transformer::Site;
 
-use super::{
-    binding::{self, NONE, Reader},
+use crate::{
     loaded::{ModelFolder, PlacementArgs},
     score::TOKENS_HELP,
+    terminal::reporter,
     tokens::TokenArgs,
 };
-use crate::terminal::reporter;
-use fpo_trainer::forward::FeatureReader;
-use fpo_trainer::reference_pass::{BLOCK, Pass, ROWS_PER_SHARD, reference_rows};
 
 /// Notes what a reference model says of every pair, so that nobody needs the model again.
 ///
@@ -105,21 +104,29 @@ impl Reference {
     pub fn run(self) -> Result<()> {
         let placement = self.placement.open()?;
         let folder = ModelFolder::open(&self.model)?;
-        let reader = match (&self.sae, self.site) {
+        let features = match (&self.sae, self.site) {
             (Some(path), Some(site)) => {
-                Some(Reader::open(path, site, self.pooling, &folder, &placement.device)?)
+                let sae = folder.open_sae(path, site, &placement.device)?;
+                let reader = FeatureReader::new(self.pooling, folder.tokenizer.special_ids());
+                let mut bound = FeatureBinding {
+                    encoders: Vec::new(),
+                    pooling: self.pooling,
+                    top_n: self.top_n,
+                };
+                bound.push(&sae, site);
+                Some((reader.with(&sae, site), bound))
             }
             _ => None,
         };
-        let (pairs, tokenised) = self.tokens.read_pairs(&folder, &self.data)?;
-        let bound = binding::tokens(&folder, &self.tokens, &pairs);
-        let bound = self.bind(bound, reader.as_ref())?;
-        drop(pairs);
-
-        let reader = reader.as_ref().map(|r| &r.reader);
+        let (reader, bound) = features.unzip();
+        let pairs = self.tokens.read_pairs(&folder, &self.data)?;
+        let weights = hash_model(&self.model)?;
+        let precision = self.placement.precision();
+        let bound = fingerprint(pairs.binding.clone(), weights, precision, bound.as_ref());
+        let views = pairs.views();
         let shape = CacheShape {
-            pairs: tokenised.len(),
-            d_sae: reader.map_or(0, FeatureReader::d_sae),
+            pairs: views.len(),
+            d_sae: reader.as_ref().map_or(0, FeatureReader::d_sae),
             stored: self.top_n.map_or(StoredFeatures::All, StoredFeatures::Top),
             rows_per_shard: ROWS_PER_SHARD,
         };
@@ -130,32 +137,17 @@ impl Reference {
         }
         let model = folder.load(&placement)?;
         let pad = folder.tokenizer.pad_id();
-        let rows =
-            |batch: &[PairView]| reference_rows(&model, reader, &PairBatch::new(batch, pad)?);
-        let views = tokenised.iter().map(TokenizedPair::view).collect();
+        let reference = reference::Reference { model: &model, reader: reader.as_ref(), pad };
+        let of = views.len();
         let pass = Pass::new(views, self.batch_size);
         let count = |&shard: &usize| pass.pairs_of(shard, cache.shards());
         let total = missing.iter().map(count).sum();
         let mut progress = reporter().begin("reference", "pairs", total, 0);
         for shard in missing {
-            pass.write(&cache, shard, &rows, &mut progress)?;
+            reference.write(&pass, &cache, shard, &mut progress)?;
         }
-        progress.finish(&format!("{total} pairs of {}", tokenised.len()));
+        progress.finish(&format!("{total} pairs of {of}"));
         Ok(())
-    }
-
-    fn bind(&self, bound: Fingerprint, reader: Option<&Reader>) -> Result<Fingerprint> {
-        let of_reader = |item: Option<String>| match reader {
-            Some(_) => item.unwrap_or(NONE.into()),
-            None => NONE.into(),
-        };
-        Ok(bound
-            .with(binding::WEIGHTS, binding::hash_model(&self.model)?)
-            .with(binding::PRECISION, self.placement.precision())
-            .with(binding::SAE, of_reader(reader.map(|r| r.hash.clone())))
-            .with(binding::SITE, of_reader(self.site.map(|site| site.to_string())))
-            .with(binding::POOLING, of_reader(Some(self.pooling.name().into())))
-            .with(binding::TOP_N, of_reader(self.top_n.map(|n| n.to_string()))))
     }
 
     /// The parts that are wanted and not there.

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use clap::Args;
-use fpo_data::{Batches, PairBatch, PairView, TokenizedPair, atomic};
+use fpo_data::{Batches, PairBatch, PairView, atomic};
 use fpo_transformer::LanguageModel;
 use serde::Serialize;
 
@@ -74,9 +74,9 @@ impl Score {
     pub fn run(self) -> Result<()> {
         let placement = self.placement.open()?;
         let folder = ModelFolder::open(&self.model)?;
-        let (_, pairs) = self.tokens.read_pairs(&folder, &self.data)?;
+        let pairs = self.tokens.read_pairs(&folder, &self.data)?;
         let model = folder.load(&placement)?;
-        let lines = score(&model, folder.tokenizer.pad_id(), &pairs, self.batch_size)?;
+        let lines = score(&model, folder.tokenizer.pad_id(), &pairs.views(), self.batch_size)?;
         write_lines(&self.out, &lines)
     }
 }
@@ -84,15 +84,14 @@ impl Score {
 fn score(
     model: &LanguageModel,
     pad: u32,
-    pairs: &[TokenizedPair],
+    pairs: &[PairView],
     size: NonZeroUsize,
 ) -> Result<Vec<Line>> {
-    let views: Vec<PairView> = pairs.iter().map(TokenizedPair::view).collect();
-    let lengths: Vec<usize> = views.iter().map(PairView::longest).collect();
+    let lengths: Vec<usize> = pairs.iter().map(PairView::longest).collect();
     let mut lines: Vec<Option<Line>> = vec![None; pairs.len()];
     let mut progress = reporter().begin("score", "pairs", pairs.len(), 0);
     for indices in Batches::by_length(&lengths, size).iter() {
-        let batch: Vec<PairView> = indices.iter().map(|&i| views[i]).collect();
+        let batch: Vec<PairView> = indices.iter().map(|&i| pairs[i]).collect();
         for (&index, line) in indices.iter().zip(score_batch(model, &PairBatch::new(&batch, pad)?)?)
         {
             lines[index] = Some(line);
@@ -106,7 +105,7 @@ fn score(
 fn score_batch(model: &LanguageModel, PairBatch { ids, batch }: &PairBatch) -> Result<Vec<Line>> {
     let device_batch = DeviceBatch::new(batch, &model.device());
     let forward = Forward::new(model, batch, &device_batch, None);
-    let tokens = forward.token_log_probs(model, &device_batch).into_data();
+    let tokens = forward.token_log_probs().into_data();
     let mut tokens = tokens.iter::<f64>();
     let counts = &device_batch.counts;
     // Summed in float64: the sum over a long response keeps the digits that its tokens have.

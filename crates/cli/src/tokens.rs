@@ -5,8 +5,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use fpo_data::{
-    Item, OnEmpty, Pair, PrepareSummary, Preparer, Rendering, TokenizedPair, Truncation,
-    read_items, read_pairs,
+    Fingerprint, Item, OnEmpty, Pair, PairStore, PairView, PrepareSummary, Preparer, Rendering,
+    TokenizedPair, Truncation, read_items, read_pairs,
 };
 
 use super::loaded::ModelFolder;
@@ -27,6 +27,28 @@ pub struct TokenArgs {
     pub max_prompt_length: Option<usize>,
 }
 
+/// Pairs of tokens, and what other files are bound to them by.
+pub struct Pairs {
+    /// See [`fpo_data::binding`].
+    pub binding: Fingerprint,
+    rows: PairRows,
+}
+
+enum PairRows {
+    Prepared(PairStore),
+    Tokenized(Vec<TokenizedPair>),
+}
+
+impl Pairs {
+    /// The pairs, in the file's order.
+    pub fn views(&self) -> Vec<PairView<'_>> {
+        match &self.rows {
+            PairRows::Prepared(store) => store.iter().collect(),
+            PairRows::Tokenized(pairs) => pairs.iter().map(TokenizedPair::view).collect(),
+        }
+    }
+}
+
 /// A run of tokens that a model reads.
 pub struct Sequence {
     /// BOS first, where the model has one.
@@ -44,36 +66,39 @@ impl TokenArgs {
         Ok(Preparer::new(tokenizer, template, self.rendering, truncation)?)
     }
 
-    /// Tokenises all pairs of a file, in its order; none is left out.
-    pub fn read_pairs(
-        &self,
-        folder: &ModelFolder,
-        data: &Path,
-    ) -> Result<(Vec<Pair>, Vec<TokenizedPair>)> {
-        let (pairs, _) = read_pairs(data, OnEmpty::Keep)?;
-        let tokenised = self.tokenize_pairs(folder, &pairs);
-        let tokenised = tokenised.with_context(|| data.display().to_string())?;
-        Ok((pairs, tokenised))
-    }
-
-    fn tokenize_pairs(&self, folder: &ModelFolder, pairs: &[Pair]) -> Result<Vec<TokenizedPair>> {
-        let (tokenised, summary) = self.preparer(folder)?.prepare_pairs(pairs)?;
-        if let Some(lost) = pairs.iter().zip(&tokenised).find(|(pair, kept)| pair.id != kept.id) {
-            bail!(no_room(lost.0.id));
-        }
-        if let Some(lost) = pairs.get(tokenised.len()) {
-            bail!(no_room(lost.id));
-        }
-        for pair in &tokenised {
-            for (side, response) in [("chosen", &pair.chosen), ("rejected", &pair.rejected)] {
-                check(folder, &response.tokens)
-                    .with_context(|| format!("{}, {side}", row(pair.id)))?;
+    /// Reads all pairs of a file in its order, none left out: prepared ones (`train.arrow` of a run) as they are, others tokenised.
+    pub fn read_pairs(&self, folder: &ModelFolder, data: &Path) -> Result<Pairs> {
+        let pairs = match data.extension().is_some_and(|extension| extension == "arrow") {
+            true => self.prepared_pairs(data),
+            false => self.tokenized_pairs(folder, data),
+        };
+        let pairs = pairs.with_context(|| data.display().to_string())?;
+        for pair in pairs.views() {
+            for (side, response) in [("chosen", pair.chosen), ("rejected", pair.rejected)] {
+                check(folder, response.tokens)
+                    .with_context(|| format!("{}: {}, {side}", data.display(), row(pair.id)))?;
             }
         }
-        report_cuts(&summary);
-        Ok(tokenised)
+        Ok(pairs)
     }
 
+    fn prepared_pairs(&self, data: &Path) -> Result<Pairs> {
+        let given = [self.max_length.is_some(), self.max_prompt_length.is_some()];
+        ensure!(
+            !given.contains(&true) && self.rendering == Rendering::default(),
+            "its pairs are tokens already: leave out --rendering, --max-length and --max-prompt-length"
+        );
+        let store = PairStore::open(data)?;
+        Ok(Pairs { binding: store.binding(), rows: PairRows::Prepared(store) })
+    }
+
+    fn tokenized_pairs(&self, folder: &ModelFolder, data: &Path) -> Result<Pairs> {
+        let (pairs, _) = read_pairs(data, OnEmpty::Keep)?;
+        let preparer = self.preparer(folder)?;
+        let tokenised = tokenize(&preparer, &pairs)?;
+        let binding = preparer.fingerprint(&pairs, &tokenised);
+        Ok(Pairs { binding, rows: PairRows::Tokenized(tokenised) })
+    }
     /// Tokenises whatever a file holds, in its order: a sequence for each text and each example, two
     /// for each pair, the chosen one first.
     pub fn read_sequences(&self, folder: &ModelFolder, data: &Path) -> Result<Vec<Sequence>> {
@@ -120,6 +145,18 @@ impl TokenArgs {
             }
         })
     }
+}
+
+fn tokenize(preparer: &Preparer, pairs: &[Pair]) -> Result<Vec<TokenizedPair>> {
+    let (tokenised, summary) = preparer.prepare_pairs(pairs)?;
+    if let Some(lost) = pairs.iter().zip(&tokenised).find(|(pair, kept)| pair.id != kept.id) {
+        bail!(no_room(lost.0.id));
+    }
+    if let Some(lost) = pairs.get(tokenised.len()) {
+        bail!(no_room(lost.id));
+    }
+    report_cuts(&summary);
+    Ok(tokenised)
 }
 
 /// A file and its rows' numbers are how people find a row.

@@ -2,31 +2,30 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use burn::tensor::Device;
 use fpo_device::progress::Reporter;
 use fpo_sae::{Provenance, Sae};
-use fpo_transformer::{LanguageModel, Site};
+use fpo_transformer::{ModelConfig, Site};
 
-/// Reads an autoencoder onto the model's device for activations of `site`. One of another width is refused;
-/// one whose file names another model or another site is read with a warning.
+use crate::reader::check_fit;
+
+/// Reads an autoencoder onto a device for activations of `site`. One that doesn't fit there is refused; one whose file names
+/// another model or another site is read with a warning. `model` is the model's folder, whose name is compared.
+///
+/// # Errors
+/// A file that can't be read, a site that the model lacks, or another width.
 pub fn open(
     path: &Path,
     site: Site,
-    model: &LanguageModel,
-    model_path: &Path,
+    config: &ModelConfig,
+    model: &Path,
+    device: &Device,
     reporter: &Reporter,
 ) -> Result<Sae> {
-    site.check(model.config().num_hidden_layers)?;
-    let sae = fpo_sae::load(path, &model.device())?;
-    let width = site.width(model.config());
-    if sae.d_in() != width {
-        bail!(
-            "{}: the autoencoder takes activations of width {}, {site} of the model has {width}",
-            path.display(),
-            sae.d_in()
-        );
-    }
-    for warning in warnings(&sae.provenance, site, model_path) {
+    let sae = fpo_sae::load(path, device)?;
+    check_fit(sae.d_in(), site, config).with_context(|| path.display().to_string())?;
+    for warning in warnings(&sae.provenance, site, model) {
         reporter.warn(format!("{}: {warning}", path.display()));
     }
     Ok(sae)

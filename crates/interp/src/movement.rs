@@ -86,17 +86,20 @@ impl Texts<'_> {
     /// Adds a text with a feature's activation on each of its tokens.
     fn add(&self, found: &mut Found, tokens: &[u32], values: Vec<f32>) -> Result<()> {
         found.active += values.iter().filter(|value| **value > 0.0).count();
-        let strongest = values.iter().enumerate().fold((0, 0.0), |best, (t, &value)| {
-            if value > best.1 { (t, value) } else { best }
-        });
+        let strongest = values
+            .iter()
+            .enumerate()
+            .fold((0, 0.0), |best, (t, &value)| if value > best.1 { (t, value) } else { best });
         if strongest.1 <= 0.0 {
             return Ok(());
         }
         let end = (strongest.0 + CONTEXT + 1).min(tokens.len());
         let range = strongest.0.saturating_sub(CONTEXT)..end;
         let texts = tokens[range.clone()].iter().map(|&token| (self.decode)(token));
-        let context =
-            TokenContext { tokens: texts.collect::<Result<_>>()?, activations: values[range].to_vec() };
+        let context = TokenContext {
+            tokens: texts.collect::<Result<_>>()?,
+            activations: values[range].to_vec(),
+        };
         found.examples.push((strongest.1, context));
         found.examples.sort_by(|a, b| b.0.total_cmp(&a.0));
         found.examples.dedup_by(|a, b| a.1.tokens == b.1.tokens);

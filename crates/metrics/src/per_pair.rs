@@ -16,7 +16,9 @@ impl Serialize for PairValues {
         for metric in ranked(|places| places.line) {
             match (metric.of_pair(self), metric.unit) {
                 (None, _) => {}
-                (Some(tokens), Unit::Tokens) => map.serialize_entry(metric.name, &(tokens as u64))?,
+                (Some(tokens), Unit::Tokens) => {
+                    map.serialize_entry(metric.name, &(tokens as u64))?
+                }
                 // Values are computed in float32; more digits would be noise.
                 (Some(value), _) => map.serialize_entry(metric.name, &(value as f32))?,
             }

@@ -20,9 +20,8 @@ pub fn log(pairs: &[PairValues]) -> (f64, Map<String, Value>) {
 
 /// The charts of metrics over the steps of an alignment, from the lines of its log. Charts without points are left out.
 pub fn charts(lines: &[Map<String, Value>]) -> Vec<Chart> {
-    let curves = || {
-        METRICS.iter().filter_map(|metric| Some((metric.places.curve?, metric.places.log?)))
-    };
+    let curves =
+        || METRICS.iter().filter_map(|metric| Some((metric.places.curve?, metric.places.log?)));
     let mut plots: Vec<Plot> = Vec::new();
     for (curve, _) in curves() {
         if !plots.contains(&curve.plot) {

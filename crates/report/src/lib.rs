@@ -22,8 +22,8 @@ mod tests;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-pub use page::STYLE;
 pub use format::{Better, Unit, Verdict};
+pub use page::STYLE;
 pub use tables::{Cell, Column, ComparisonTable, TableRow, terminal_table};
 
 /// Everything that a run's page shows. A part without content is left out of the page.

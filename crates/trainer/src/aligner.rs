@@ -95,8 +95,7 @@ impl Aligner {
         };
         let on_device = DeviceBatch::new(&batch.batch, &device);
         let reader = features.map(|features| &features.reader);
-        let forward =
-            Forward::for_training(policy, &batch.batch, &on_device, reader, self.keep);
+        let forward = Forward::for_training(policy, &batch.batch, &on_device, reader, self.keep);
         let by_response = |tokens: Tensor<1>| PerResponse::split(on_device.sum_by_row(tokens));
 
         let LogProbs { full, shared } = self.read_log_probs(&forward, &on_device);
@@ -149,11 +148,7 @@ impl Aligner {
     }
 
     /// The policy's log-probabilities alone, and the tape of the backward pass from them.
-    pub fn log_probs(
-        &self,
-        policy: &LanguageModel,
-        batch: &PairBatch,
-    ) -> (LogProbs, Option<Tape>) {
+    pub fn log_probs(&self, policy: &LanguageModel, batch: &PairBatch) -> (LogProbs, Option<Tape>) {
         let on_device = DeviceBatch::new(&batch.batch, &policy.device());
         let forward = Forward::for_training(policy, &batch.batch, &on_device, None, self.keep);
         (self.read_log_probs(&forward, &on_device), forward.tape)

@@ -17,7 +17,9 @@ impl<'a> Cached<'a> {
     /// A pair that the cache lacks.
     pub fn new(cache: &'a ReferenceCache, ids: &[u64]) -> Result<Self> {
         let find = |&id: &u64| {
-            cache.get(id).with_context(|| format!("the reference cache has no pair {id}; make it again"))
+            cache
+                .get(id)
+                .with_context(|| format!("the reference cache has no pair {id}; make it again"))
         };
         let rows = ids.iter().map(find).collect::<Result<Vec<_>>>()?;
         let chosen = rows.iter().map(|row| row.chosen);

@@ -53,7 +53,7 @@ pub struct FeatureBinding {
 impl FeatureBinding {
     /// Another autoencoder's features at a site.
     pub fn push(&mut self, sae: &Sae, site: Site) {
-        self.encoders.push((sae.hash(), site));
+        self.encoders.push((stub_hash(sae), site));
     }
 }
 
@@ -153,11 +153,18 @@ impl Reference<'_> {
             }
         };
         let pairs = batch.ids.len();
-        let row = |(i, &id)| ReferenceRow { id, chosen: response(i), rejected: response(pairs + i) };
+        let row =
+            |(i, &id)| ReferenceRow { id, chosen: response(i), rejected: response(pairs + i) };
         batch.ids.iter().enumerate().map(row).collect()
     }
 }
 
 fn read<const D: usize>(x: Tensor<D>) -> Vec<f32> {
     x.into_data().iter::<f32>().collect()
+}
+pub fn stub_hash(_: &Sae) -> String {
+    String::new()
+}
+pub fn stub_binding(_: &fpo_data::PairStore) -> Fingerprint {
+    Fingerprint::default()
 }

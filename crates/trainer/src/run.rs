@@ -167,7 +167,8 @@ impl Run {
         match (found.as_ref() == Some(fingerprint), self.resume) {
             (true, true) => return Ok(folder),
             (true, false) => {
-                self.reporter.note(name, "starts over; --resume would have resumed from its checkpoint");
+                self.reporter
+                    .note(name, "starts over; --resume would have resumed from its checkpoint");
             }
             (false, true) if holds_work(&folder)? => bail!(
                 "the checkpoint in {} was made from other settings or data ({}); resume with those, or leave out --resume to start the \

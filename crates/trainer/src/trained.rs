@@ -1,6 +1,9 @@
 //! What of a model is trained: all of it, or adapters beside it. This decides what a checkpoint holds.
 
-use std::{fs, path::{Path, PathBuf}};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use fpo_transformer::{LanguageModel, LoraConfig, ModelConfig, Placement, adapter, weights};
@@ -124,7 +127,11 @@ impl Trained {
 ///
 /// # Errors
 /// A result that can't be read.
-pub fn load_result(folder: &Path, base: &LanguageModel, placement: &Placement) -> Result<LanguageModel> {
+pub fn load_result(
+    folder: &Path,
+    base: &LanguageModel,
+    placement: &Placement,
+) -> Result<LanguageModel> {
     let adapter = folder.join(ADAPTER_FOLDER);
     match adapter.is_dir() {
         true => Ok(adapter::load(base, &adapter, &placement.device)?),

@@ -18,7 +18,10 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use fpo_config::OptimizerSettings;
-use fpo_data::{Batches, checkpoints::{Checkpoints, METRICS_FILE}};
+use fpo_data::{
+    Batches,
+    checkpoints::{Checkpoints, METRICS_FILE},
+};
 use fpo_device::progress::Progress;
 use fpo_transformer::{LanguageModel, Placement};
 use serde::{Deserialize, Serialize};
@@ -145,7 +148,8 @@ impl<'a> Training<'a> {
         let path = checkpoints.metrics();
         let metrics = OpenOptions::new().append(true).open(&path);
         let metrics = metrics.with_context(|| format!("opening {}", path.display()))?;
-        let progress = workspace.reporter.begin(frame.stage, "steps", frame.total_steps, state.step);
+        let progress =
+            workspace.reporter.begin(frame.stage, "steps", frame.total_steps, state.step);
         let (model, last_loss) = (Some(model), f64::NAN);
         Ok(Self {
             frame,

@@ -74,7 +74,7 @@ impl Dashboard {
             logits: 10,
         };
         let loaded = Loaded::open(&self.model, &self.placement.open()?)?;
-        let sae = autoencoder::open(&self.sae, site, &loaded.model, &self.model, &reporter())?;
+        let sae = loaded.open_sae(&self.sae, site)?;
         let rows = Rows::open(&self.data, &loaded, self.rendering, self.max_length)?;
         let source = rows.source(&loaded, vec![site]);
         let (features, tokens) = collect(&sae, &source, &options)?;

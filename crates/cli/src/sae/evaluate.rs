@@ -50,7 +50,7 @@ impl Evaluate {
     pub fn run(self) -> Result<()> {
         let site = autoencoder::site(self.site.as_deref(), &self.sae)?;
         let loaded = Loaded::open(&self.model, &self.placement.open()?)?;
-        let sae = autoencoder::open(&self.sae, site, &loaded.model, &self.model, &reporter())?;
+        let sae = loaded.open_sae(&self.sae, site)?;
         let rows = Rows::open(&self.data, &loaded, self.rendering, self.max_length)?;
         let source = rows.source(&loaded, vec![site]);
         let found = evaluate(&sae, &source, self.tokens, self.batch_size)?;

@@ -12,10 +12,10 @@ use serde_json::json;
 use super::rows::Rows;
 use crate::loaded::{Loaded, PlacementArgs, SettingsArgs};
 use fpo_config::SaeSettings;
+use fpo_data::checkpoints::{Checkpoints, METRICS_FILE};
 use fpo_interp::activations::{ActivationStore, StoreSettings, Stored};
 use fpo_interp::training::{SaeTrainingRun, quality};
 use fpo_trainer::stages::content;
-use fpo_data::checkpoints::{Checkpoints, METRICS_FILE};
 
 /// Tokens kept for measuring, at most.
 const HELD_OUT: usize = 100_000;

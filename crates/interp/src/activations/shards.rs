@@ -57,7 +57,9 @@ impl FromStr for Stored {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let found = Self::ALL.into_iter().find(|stored| stored.name() == text);
-        found.ok_or_else(|| format!("no type `{text}`: activations are stored in float16 or float32"))
+        found.ok_or_else(|| {
+            format!("no type `{text}`: activations are stored in float16 or float32")
+        })
     }
 }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Block, Source, median_norm,
-    shards::{Stored, Shards},
+    shards::{Shards, Stored},
 };
 
 /// How a store is made.

@@ -13,10 +13,7 @@ pub const ENTROPY: Metric = Metric {
     better: Better::Neither,
     of: Of::PairTokens(|pair| {
         let (entropy, tokens) = (pair.entropy?, pair.tokens);
-        Some(Sum {
-            sum: entropy.chosen + entropy.rejected,
-            terms: tokens.chosen + tokens.rejected,
-        })
+        Some(Sum { sum: entropy.chosen + entropy.rejected, terms: tokens.chosen + tokens.rejected })
     }),
     places: Places { log: Some("entropy"), ..Places::NONE },
 };

@@ -41,8 +41,7 @@ fn train(run: &Run, base: &Base, workspace: &Workspace) -> Result<()> {
     let initial = Initial::Folder(base.sft.folder.clone());
     let trained = Trained::new(initial, s.lora.as_ref(), &run.placement())?;
     let aligner = training_aligner(run, base, trained.base())?;
-    let epochs =
-        Epochs::new(&prepared.train.lengths(), s.batch_size, s.epochs, run.settings.seed);
+    let epochs = Epochs::new(&prepared.train.lengths(), s.batch_size, s.epochs, run.settings.seed);
     let mut training = Training::start(Frame {
         stage: "align",
         workspace,

@@ -7,7 +7,7 @@ use fpo_device::progress::Progress;
 use fpo_interp::movement::Texts;
 use fpo_metrics::{AnswerValues, METRICS, Measured, Pairs, measure};
 use fpo_report::FeatureMove;
-use fpo_transformer::{LanguageModel, GenerationOptions, Site, generate};
+use fpo_transformer::{GenerationOptions, LanguageModel, Site, generate};
 use serde::{Deserialize, Serialize};
 
 use super::{Base, align::measuring_aligner, prepare::EvalPrompt, reference::Split};

@@ -35,12 +35,7 @@ pub struct Finished {
 ///
 /// # Errors
 /// A metrics file that can't be read, or the disk's.
-pub fn report(
-    run: &Run,
-    base: &Base,
-    align: &Stage,
-    evaluation: &Evaluation,
-) -> Result<Finished> {
+pub fn report(run: &Run, base: &Base, align: &Stage, evaluation: &Evaluation) -> Result<Finished> {
     let table = table(&evaluation.before, &evaluation.after);
     let path = run.folder.join("report.html");
     write_page(&path, &render(&page(run, base, align, evaluation, table.clone())?))?;
@@ -110,9 +105,9 @@ fn curves(sft: &Path, sae: &Path, align: &Path) -> Result<Vec<StageCurves>> {
     let loss = |lines: Lines| chart("Loss", "nats", &[("Loss", "loss")], lines);
     let rate =
         |lines: Lines| chart("Learning rate", "", &[("Learning rate", "learning_rate")], lines);
-    let norm =
-        |lines: Lines| chart("Gradient norm", "", &[("Gradient norm", "grad_norm")], lines);
-    let of_sft = |lines: Lines| [loss(lines), rate(lines), norm(lines)].into_iter().flatten().collect();
+    let norm = |lines: Lines| chart("Gradient norm", "", &[("Gradient norm", "grad_norm")], lines);
+    let of_sft =
+        |lines: Lines| [loss(lines), rate(lines), norm(lines)].into_iter().flatten().collect();
     let of_sae = |lines: Lines| {
         let error = [("Reconstruction error", "mse")];
         let error = chart("Reconstruction error", "share of E‖x‖²", &error, lines);
@@ -126,7 +121,12 @@ fn curves(sft: &Path, sae: &Path, align: &Path) -> Result<Vec<StageCurves>> {
     let stages: [(&str, &str, &Path, Of); 3] = [
         ("SFT", "Supervised fine-tuning: the model that alignment starts from.", sft, &of_sft),
         ("SAE", "The sparse autoencoder on that model's activations.", sae, &of_sae),
-        ("Align", "Preference alignment; each point is a batch of training pairs.", align, &of_align),
+        (
+            "Align",
+            "Preference alignment; each point is a batch of training pairs.",
+            align,
+            &of_align,
+        ),
     ];
     let mut found = Vec::new();
     for (stage, caption, folder, of) in stages {

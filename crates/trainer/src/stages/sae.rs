@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use fpo_data::checkpoints::{Checkpoints, METRICS_FILE};
 use fpo_interp::{
     activations::{ActivationStore, Source, StoreSettings},
-    autoencoder,
+    autoencoder::open,
     training::{SaeTrainingRun, quality},
 };
 use fpo_sae::{Sae, save_sae_lens};
@@ -40,7 +40,9 @@ fn fill(run: &Run, prepared: &Prepared, sft: &Stage, workspace: &Workspace) -> R
     let site: Site = s.site.parse()?;
     site.check(model.config().num_hidden_layers)?;
     let given = match &s.path {
-        Some(path) => Some(autoencoder::open(path, site, &model, &sft.folder, &run.reporter)?),
+        Some(path) => {
+            Some(open(path, site, model.config(), &sft.folder, &run.device, &run.reporter)?)
+        }
         None => None,
     };
     let mut store = store(run, prepared, &model, site)?;

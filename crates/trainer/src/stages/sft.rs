@@ -43,8 +43,7 @@ fn train(run: &Run, prepared: &Prepared, workspace: &Workspace) -> Result<()> {
     let s = &run.settings.sft;
     let placement = run.placement().autodiff();
     let trained = Trained::new(initial(run, prepared)?, s.lora.as_ref(), &run.placement())?;
-    let epochs =
-        Epochs::new(&prepared.sft.lengths(), s.batch_size, s.epochs, run.settings.seed);
+    let epochs = Epochs::new(&prepared.sft.lengths(), s.batch_size, s.epochs, run.settings.seed);
     let keep = Keep::checkpointed(s.checkpoint_activations);
     let mut training = Training::start(Frame {
         stage: "sft",
