@@ -165,7 +165,7 @@ fn gemma_scope_params_npz() {
     let (d_in, d_sae) = (3, 5);
     let (_, plain) = random_sae(6, d_in, d_sae);
     let write = |skip: Option<&str>| {
-        let mut archive = npyz::npz::NpzWriter::create(&path).unwrap();
+        let mut archive = zip::ZipWriter::new(fs::File::create(&path).unwrap());
         let arrays: [(&str, &[f32], &[u64]); 5] = [
             ("W_enc", &plain.w_enc, &[d_in as u64, d_sae as u64]),
             ("b_enc", &plain.b_enc, &[d_sae as u64]),
@@ -175,11 +175,13 @@ fn gemma_scope_params_npz() {
         ];
         for (name, values, shape) in arrays.into_iter().filter(|(name, ..)| Some(*name) != skip) {
             use npyz::WriterBuilder;
-            let writer = archive.array(name, Default::default()).unwrap();
-            let mut writer = writer.default_dtype().shape(shape).begin_nd().unwrap();
+            archive.start_file(format!("{name}.npy"), Default::default()).unwrap();
+            let array = npyz::WriteOptions::new().default_dtype().shape(shape);
+            let mut writer = array.writer(&mut archive).begin_nd().unwrap();
             writer.extend(values.iter().copied()).unwrap();
             writer.finish().unwrap();
         }
+        archive.finish().unwrap();
     };
     write(None);
     for named in [path.as_path(), folder.path()] {

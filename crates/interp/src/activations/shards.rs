@@ -10,11 +10,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use arrow::{
-    array::{Array, ArrayRef, FixedSizeListArray, Float16Array, Float32Array, RecordBatch},
-    datatypes::{DataType, Field, Schema},
-    ipc::{reader::FileReader, writer::FileWriter},
-};
+use arrow_array::{Array, ArrayRef, FixedSizeListArray, Float16Array, Float32Array, RecordBatch};
+use arrow_ipc::{reader::FileReader, writer::FileWriter};
+use arrow_schema::{DataType, Field, Schema};
 use fpo_data::{Fingerprint, atomic, hash};
 use serde::{Deserialize, Serialize};
 

@@ -7,10 +7,10 @@ use std::{
 };
 
 use npyz::{
-    NpyHeader, Order, WriterBuilder,
-    npz::{NpzWriter, array_name_from_file_name},
+    NpyHeader, Order, WriteOptions, WriterBuilder,
+    npz::{array_name_from_file_name, file_name_from_array_name},
 };
-use zip::{CompressionMethod, ZipArchive, write::FileOptions};
+use zip::{CompressionMethod, ZipArchive, ZipWriter, write::FileOptions};
 
 use super::{
     LARGEST,
@@ -118,7 +118,7 @@ pub fn save_npz(sae: &Sae, output: impl Write + Seek, compression: Compression) 
         Compression::Stored => CompressionMethod::Stored,
         Compression::Deflated => CompressionMethod::Deflated,
     };
-    let mut archive = NpzWriter::new(output);
+    let mut archive = ZipWriter::new(output);
     for (name, data) in named(sae) {
         let large = data.num_elements() as u64 * 4 >= u64::from(u32::MAX);
         // A fixed date, so that the same weights are the same bytes.
@@ -127,10 +127,11 @@ pub fn save_npz(sae: &Sae, output: impl Write + Seek, compression: Compression) 
             .last_modified_time(zip::DateTime::default())
             .large_file(large);
         let shape: Vec<u64> = data.shape().iter().map(|&n| n as u64).collect();
-        let writer = archive.array(name, options)?.default_dtype().shape(&shape);
-        let mut writer = writer.begin_nd()?;
+        archive.start_file(file_name_from_array_name(name), options).map_err(io::Error::other)?;
+        let array = WriteOptions::new().default_dtype().shape(&shape).writer(&mut archive);
+        let mut writer = array.begin_nd()?;
         writer.extend(data.iter::<f32>())?;
         writer.finish()?;
     }
-    archive.zip_writer().finish().map_err(io::Error::other)?.flush()
+    archive.finish().map_err(io::Error::other)?.flush()
 }
