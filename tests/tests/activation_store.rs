@@ -14,7 +14,7 @@ use std::{
 
 use burn::tensor::Device;
 use fpo_data::{Fingerprint, SequenceStore, TokenizedExample, TokenizedResponse};
-use fpo_trainer::activations::{ActivationStore, Precision, Source, StoreSettings};
+use fpo_interp::activations::{ActivationStore, Precision, Source, StoreSettings};
 use fpo_transformer::{LanguageModel, ModelConfig, Site, weights};
 
 /// Counts what is allocated, and the most of it at once.

@@ -8,11 +8,9 @@ use std::{collections::BTreeSet, fs, num::NonZeroUsize, path::Path};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use fpo_data::{Fingerprint, SequenceStore, TokenizedExample, TokenizedResponse};
+use fpo_interp::activations::Source;
+use fpo_interp::dashboard::{Export, Feature, Options, Page, batches, collect, render};
 use fpo_sae::Sae;
-use fpo_trainer::{
-    activations::Source,
-    dashboard::{Export, Feature, Options, Page, batches, collect, render},
-};
 use fpo_transformer::{LanguageModel, Site, weights};
 use serde_json::Value;
 

@@ -11,10 +11,8 @@ use std::{
 
 use burn::tensor::Device;
 use fpo_data::{Fingerprint, SequenceStore, TokenizedExample, TokenizedResponse};
-use fpo_trainer::{
-    activations::Source,
-    sae_evaluation::{SaeEvaluation, evaluate},
-};
+use fpo_interp::activations::Source;
+use fpo_interp::evaluation::{SaeEvaluation, evaluate};
 use fpo_transformer::{LanguageModel, Site, weights};
 use serde_json::Value;
 

@@ -37,16 +37,17 @@ pub struct FeatureConstraint {
     pub reader: FeatureReader,
     /// Features compared: the k strongest of policy and of reference, at each site.
     pub k: usize,
-    /// The weight of each feature's square, `[d_sae]` of the only site; all 1 if absent.
-    pub weights: Option<Tensor<1>>,
+    /// The weight of each feature's square, `[d_sae]` per site; all 1 if absent.
+    pub weights: Option<Vec<Tensor<1>>>,
 }
 
 impl FeatureConstraint {
     /// D, summed over the sites (appendix D.2). `policy` and `reference` are pooled features, `[rows, d_sae]` per site. → `[rows]`
     fn distance(&self, policy: &[Tensor<2>], reference: Vec<Tensor<2>>) -> Result<Tensor<1>> {
-        let distances = policy.iter().zip(reference).map(|(policy, reference)| {
+        let distances = policy.iter().zip(reference).enumerate().map(|(site, (policy, reference))| {
             let reference = reference.cast(policy.dtype());
-            feature_distance(policy.clone(), reference, self.k, self.weights.clone())
+            let weights = self.weights.as_ref().map(|weights| weights[site].clone());
+            feature_distance(policy.clone(), reference, self.k, weights)
         });
         distances.reduce(|sum, distance| sum + distance).context("a reader without a site")
     }

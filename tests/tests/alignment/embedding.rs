@@ -7,15 +7,15 @@ use burn::{
     module::{Param, ParamId},
     tensor::{DType, Device},
 };
+use fpo_config::{OptimizerKind, OptimizerSettings, Schedule};
 use fpo_data::PairBatch;
 use fpo_losses::{Method, Objective};
 use fpo_trainer::{
     aligner::Aligner,
     alignment_step::step_gradients,
-    forward::Activations,
+    forward::Keep,
     optim::GradientMap,
     run::Workspace,
-    settings::{OptimizerKind, OptimizerSettings, Schedule},
     trained::Trained,
     training::{StepResult, Training},
 };
@@ -75,14 +75,14 @@ fn a_step_with_tables_in_parts_is_the_step() {
             let aligner = Aligner { token_statistics: true, ..world.aligner(objective, dtype) };
             let batches = std::slice::from_ref(&batch);
             let (expected, log) = step_gradients(&aligner, &trained(&policy), batches).unwrap();
-            let losses = log.numbers(&objective).values("loss").to_vec();
-            for (sizes, reference, activations) in [
-                (&[30, 1][..], &[31][..], Activations::Kept),
-                (&[1, 9, 21], &[16, 15], Activations::Recomputed),
-                (&[7, 8, 15, 1], &[1, 1, 28, 1], Activations::Kept),
+            let losses = logged_losses(&log);
+            for (sizes, reference, keep) in [
+                (&[30, 1][..], &[31][..], Keep::All),
+                (&[1, 9, 21], &[16, 15], Keep::BlockInputs),
+                (&[7, 8, 15, 1], &[1, 1, 28, 1], Keep::All),
             ] {
                 let aligner = Aligner {
-                    activations,
+                    keep,
                     reference_model: aligner
                         .reference_model
                         .as_ref()
@@ -94,7 +94,7 @@ fn a_step_with_tables_in_parts_is_the_step() {
                 let (found, log) = step_gradients(&aligner, &policy, batches).unwrap();
                 let difference = differ(&found, &expected);
                 assert!(difference < tolerance, "{objective:?}, {sizes:?}: {difference}");
-                for (a, b) in log.numbers(&objective).values("loss").iter().zip(&losses) {
+                for (a, b) in logged_losses(&log).iter().zip(&losses) {
                     assert!((a - b).abs() < tolerance * (1.0 + b.abs()), "{objective:?}: {a}, {b}");
                 }
             }
@@ -155,7 +155,7 @@ impl Run {
             assert_eq!(model.unembedding().parts().len(), parts, "step {step}");
             let batch: PairBatch = self.world.batch(&[step, step + 1]);
             let (gradients, log) = step_gradients(&aligner, model, &[batch])?;
-            let loss = log.numbers(&aligner.objective).values("loss").iter().sum::<f64>() / 2.0;
+            let loss = logged_losses(&log).iter().sum::<f64>() / 2.0;
             Ok(StepResult { loss, gradients, tokens: 1, ids: vec![], metrics: Map::new() })
         });
         let model = match model {

@@ -20,7 +20,7 @@ fn slope(gradients: &GradientMap, seed: u64) -> f64 {
 
 /// The loss where the parameters are, but for what the method holds constant, which is taken from `fixed`.
 fn loss(aligner: &Aligner, policy: &LanguageModel, batch: &PairBatch, fixed: &Quantities) -> f64 {
-    let mut q = aligner.measure(policy, batch).unwrap().quantities;
+    let mut q = aligner.compare(policy, batch).unwrap().quantities;
     let Objective { method, stop_gradient, .. } = aligner.objective;
     let chosen_of = |x: Option<PerResponse>, fixed: &Option<PerResponse>| {
         x.zip(fixed.clone()).map(|(x, fixed)| PerResponse { chosen: fixed.chosen, ..x })

@@ -3,10 +3,10 @@
 use std::fs;
 
 use burn::tensor::Device;
+use fpo_config::Settings;
 use fpo_losses::{Method, Needs, Objective};
 use fpo_trainer::{
     run::Run,
-    settings::Settings,
     stages::{Base, StageName, align::training_aligner},
 };
 

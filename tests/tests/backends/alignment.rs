@@ -6,15 +6,15 @@ use burn::{
     module::{Module, ModuleVisitor, Param},
     tensor::{Device, Int, Tensor, TensorData},
 };
+use fpo_config::{OptimizerKind, OptimizerSettings, Schedule};
 use fpo_data::{PairBatch, Pooling, TokenizedPair, TokenizedResponse};
+use fpo_device::check_precision;
 use fpo_losses::{PerResponse, feature_distance, fpo, mean_loss};
 use fpo_ops::Encoder;
 use fpo_sae::{Provenance, Sae, SaeTrainer, SaeTraining};
 use fpo_trainer::{
-    device::check_precision,
     forward::{DeviceBatch, FeatureReader, Forward},
     optim::{GradientMap, Optimizer},
-    settings::{OptimizerKind, OptimizerSettings, Schedule},
 };
 use fpo_transformer::{LanguageModel, ModelConfig, Placement, Precision, Site, weights};
 

@@ -127,7 +127,7 @@ fn constraint(run: &Run, base: &Base) -> Result<FeatureConstraint> {
             let encoder = reader.encoders().next().context("a reader without an encoder")?;
             let (site, selection) = (&s.sae.site, s.align.feature_selection);
             let weights = FeatureFile::load(path)?.weights(encoder, site, selection, &run.device);
-            Some(weights.with_context(|| format!("feature file {}", path.display()))?)
+            Some(vec![weights.with_context(|| format!("feature file {}", path.display()))?])
         }
     };
     Ok(FeatureConstraint { reader, k: s.align.k, weights })
