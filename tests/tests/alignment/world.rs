@@ -10,7 +10,7 @@ use fpo_data::{
     reference::{CacheShape, StoredFeatures},
 };
 use fpo_losses::{Method, Objective, Options};
-use fpo_ops::Encoder;
+use fpo_ops::{Activation, Encoder};
 use fpo_sae::{Provenance, Sae};
 use fpo_trainer::{
     aligner::Aligner,
@@ -70,7 +70,7 @@ impl World {
         let encoder = Encoder {
             w_enc: random.tensor([D_MODEL, D_SAE], 0.5, 0.0),
             b_enc: random.tensor([D_SAE], 0.2, 0.0),
-            threshold: random.tensor([D_SAE], 0.1, 0.2),
+            activation: Activation::JumpRelu { threshold: random.tensor([D_SAE], 0.1, 0.2) },
         };
         let sae = Sae {
             encoder,
@@ -112,7 +112,7 @@ impl World {
         let encoder = Encoder {
             w_enc: e.w_enc.clone().cast(dtype),
             b_enc: e.b_enc.clone().cast(dtype),
-            threshold: e.threshold.clone().cast(dtype),
+            activation: e.activation.map(|x| x.cast(dtype)),
         };
         let sae = Sae { encoder, ..self.sae.clone() };
         FeatureReader::new(&sae, Site::resid_post(1), Pooling::Predicting, vec![])

@@ -8,7 +8,6 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
 use fpo_data::{Fingerprint, Pair, Pooling, Prompt, Rendering, hash};
-use fpo_sae::Sae;
 use fpo_transformer::{ModelConfig, Site};
 
 use super::{loaded::ModelFolder, tokens::TokenArgs};
@@ -110,19 +109,8 @@ impl Reader {
                 site.hook_name()
             );
         }
-        let hash = hash_encoder(&sae);
+        let hash = fpo_sae::hash_encoder(&sae.encoder);
         let reader = FeatureReader::new(&sae, site, pooling, folder.special_tokens());
         Ok(Self { reader, hash })
     }
-}
-
-fn hash_encoder(sae: &Sae) -> String {
-    let encoder = &sae.encoder;
-    let hash = |data: burn::tensor::TensorData| hash::hash_bytes(data.as_bytes());
-    let hashes = [
-        hash(encoder.w_enc.to_data()),
-        hash(encoder.b_enc.to_data()),
-        hash(encoder.threshold.to_data()),
-    ];
-    hash::hash_bytes(hashes.concat().as_bytes())
 }
