@@ -31,11 +31,11 @@ fn encode_and_decode_are_their_sums() {
         let decoded = to_vec(sae.decode(tensor(&features, [tokens, d_sae])));
         for t in 0..tokens {
             let (x, features) = (&x[t * d_in..][..d_in], &features[t * d_sae..][..d_sae]);
-            for j in 0..d_sae {
+            for (j, &feature) in features.iter().enumerate() {
                 let terms = (0..d_in).map(|i| x[i] * plain.w_enc[i * d_sae + j]);
                 let z = plain.b_enc[j] + terms.sum::<f32>();
                 let expected = if z > plain.threshold[j] { z } else { 0.0 };
-                assert_eq!(features[j], expected, "token {t}, feature {j}");
+                assert_eq!(feature, expected, "token {t}, feature {j}");
                 active.set(active.get() + usize::from(expected > 0.0));
             }
             for i in 0..d_in {
