@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use burn::tensor::{Device, Distribution, Int, Tensor};
-use fpo_ops::{AdamW, AttentionOptions, Encoder, definition};
+use fpo_ops::{Activation, AdamW, AttentionOptions, Encoder, definition};
 use serde::Serialize;
 
 use super::median;
@@ -237,7 +237,7 @@ impl Bench {
         let encoder = Encoder {
             w_enc: self.random([D_MODEL, D_SAE]).inner(),
             b_enc: vector(0.0),
-            threshold: vector(32.0),
+            activation: Activation::JumpRelu { threshold: vector(32.0) },
         };
         let segments = [TOKENS; TEXTS];
         self.compare(

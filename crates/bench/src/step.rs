@@ -10,7 +10,7 @@ use fpo_data::{
     reference::{CacheShape, StoredFeatures},
 };
 use fpo_losses::{Method, Objective, mean_loss};
-use fpo_ops::Encoder;
+use fpo_ops::{Activation, Encoder};
 use fpo_sae::{Provenance, Sae};
 use fpo_transformer::{
     Family, LanguageModel, LoraConfig, ModelConfig, Placement, Precision, PublishedModel, Site,
@@ -375,7 +375,9 @@ fn random_sae(sizes: &StepSizes, model: &LanguageModel, site: Site, sample: Resp
         encoder: Encoder {
             w_enc: random([sizes.d_model, sizes.d_sae]),
             b_enc: Tensor::zeros([sizes.d_sae], &device),
-            threshold: Tensor::full([sizes.d_sae], 2.0 * spread, &device),
+            activation: Activation::JumpRelu {
+                threshold: Tensor::full([sizes.d_sae], 2.0 * spread, &device),
+            },
         },
         w_dec: random([sizes.d_sae, sizes.d_model]),
         b_dec: Tensor::zeros([sizes.d_model], &device),

@@ -21,7 +21,7 @@ fn smaller(sae: &Sae) -> Sae {
         encoder: Encoder {
             w_enc: e.w_enc.clone().narrow(1, 3, D_SAE - 5),
             b_enc: e.b_enc.clone().narrow(0, 3, D_SAE - 5),
-            threshold: e.threshold.clone().narrow(0, 3, D_SAE - 5),
+            activation: e.activation.map(|x| x.narrow(0, 3, D_SAE - 5)),
         },
         ..sae.clone()
     }

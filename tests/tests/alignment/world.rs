@@ -12,7 +12,7 @@ use fpo_data::{
 use fpo_interp::reader::FeatureReader;
 use fpo_losses::{Method, Objective, Options, PairLosses};
 use fpo_metrics::Pairs;
-use fpo_ops::Encoder;
+use fpo_ops::{Activation, Encoder};
 use fpo_sae::{Provenance, Sae};
 use fpo_trainer::{
     aligner::{Aligner, Comparison, FeatureConstraint},
@@ -72,7 +72,7 @@ impl World {
         let encoder = Encoder {
             w_enc: random.tensor([D_MODEL, D_SAE], 0.5, 0.0),
             b_enc: random.tensor([D_SAE], 0.2, 0.0),
-            threshold: random.tensor([D_SAE], 0.1, 0.2),
+            activation: Activation::JumpRelu { threshold: random.tensor([D_SAE], 0.1, 0.2) },
         };
         let sae = Sae {
             encoder,
@@ -114,7 +114,7 @@ impl World {
         let encoder = Encoder {
             w_enc: e.w_enc.clone().cast(dtype),
             b_enc: e.b_enc.clone().cast(dtype),
-            threshold: e.threshold.clone().cast(dtype),
+            activation: e.activation.map(|x| x.cast(dtype)),
         };
         let sae = Sae { encoder, ..self.sae.clone() };
         FeatureReader::new(Pooling::Predicting, vec![]).with(&sae, Site::resid_post(1))

@@ -29,10 +29,13 @@ impl Info {
         }
         let d = description;
         let unknown = || "not said".to_owned();
-        println!("{format}: JumpReLU, {} features of activations of width {}", d.d_sae, d.d_in);
+        let Description { activation, d_sae, d_in, .. } = &d;
+        println!("{format}: {activation}, {d_sae} features of activations of width {d_in}");
         println!("model                   {}", d.model_name.unwrap_or_else(unknown));
         println!("site                    {}", d.hook_name.unwrap_or_else(unknown));
-        println!("threshold               {}", range(d.threshold));
+        for (name, values) in d.activation_parameters {
+            println!("{name:<24}{}", range(values));
+        }
         println!("encoder bias            {}", range(d.b_enc));
         println!("encoder norm            {}", range(d.encoder_norm));
         println!("decoder norm            {}", range(d.decoder_norm));

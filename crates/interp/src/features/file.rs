@@ -20,9 +20,10 @@ use std::{collections::BTreeSet, fs, io::Write, path::Path};
 
 use anyhow::{Context, Result, bail};
 use burn::tensor::{Device, Tensor};
-use fpo_data::{atomic, hash::hash_bytes};
+use fpo_data::atomic;
 use fpo_losses::FeatureSelection;
 use fpo_ops::Encoder;
+use fpo_sae::hash_encoder;
 use fpo_transformer::Site;
 use serde::{Deserialize, Serialize};
 
@@ -83,7 +84,7 @@ impl FeatureFile {
             accuracy: Some(f.accuracy),
         });
         Self {
-            sae: encoder_hash(encoder),
+            sae: hash_encoder(encoder),
             d_sae: encoder.b_enc.dims()[0],
             site: site.to_string(),
             features: features.collect(),
@@ -149,7 +150,7 @@ impl FeatureFile {
         if self.site != site {
             bail!("it is about {}, sae.site is {site}", self.site);
         }
-        let (expected, found) = (encoder_hash(encoder), &self.sae);
+        let (expected, found) = (hash_encoder(encoder), &self.sae);
         if *found != expected {
             bail!(
                 "it is about the autoencoder {found}, that of the run is {expected}; find the features again"
@@ -160,15 +161,10 @@ impl FeatureFile {
     }
 }
 
-/// Content hash of what numbers the features: W_enc, b_enc and θ, in whatever format they were stored.
-fn encoder_hash(encoder: &Encoder) -> String {
-    let parts = [encoder.w_enc.to_data(), encoder.b_enc.to_data(), encoder.threshold.to_data()];
-    let hashes: Vec<String> = parts.iter().map(|data| hash_bytes(data.as_bytes())).collect();
-    hash_bytes(hashes.join(" ").as_bytes())
-}
-
 #[cfg(test)]
 mod tests {
+    use fpo_ops::Activation;
+
     use super::*;
 
     fn encoder(scale: f32) -> Encoder {
@@ -176,7 +172,7 @@ mod tests {
         Encoder {
             w_enc: Tensor::from_floats([[scale, 0.0, 1.0, 2.0], [0.5, 1.0, 0.0, 1.0]], &device),
             b_enc: Tensor::zeros([4], &device),
-            threshold: Tensor::ones([4], &device),
+            activation: Activation::JumpRelu { threshold: Tensor::ones([4], &device) },
         }
     }
 
