@@ -44,11 +44,12 @@ pub struct FeatureConstraint {
 impl FeatureConstraint {
     /// D, summed over the sites (appendix D.2). `policy` and `reference` are pooled features, `[rows, d_sae]` per site. → `[rows]`
     fn distance(&self, policy: &[Tensor<2>], reference: Vec<Tensor<2>>) -> Result<Tensor<1>> {
-        let distances = policy.iter().zip(reference).enumerate().map(|(site, (policy, reference))| {
-            let reference = reference.cast(policy.dtype());
-            let weights = self.weights.as_ref().map(|weights| weights[site].clone());
-            feature_distance(policy.clone(), reference, self.k, weights)
-        });
+        let distances =
+            policy.iter().zip(reference).enumerate().map(|(site, (policy, reference))| {
+                let reference = reference.cast(policy.dtype());
+                let weights = self.weights.as_ref().map(|weights| weights[site].clone());
+                feature_distance(policy.clone(), reference, self.k, weights)
+            });
         distances.reduce(|sum, distance| sum + distance).context("a reader without a site")
     }
 }

@@ -162,8 +162,6 @@ impl Reference<'_> {
 fn read<const D: usize>(x: Tensor<D>) -> Vec<f32> {
     x.into_data().iter::<f32>().collect()
 }
-    String::new()
-}
 pub fn stub_binding(_: &fpo_data::PairStore) -> Fingerprint {
     Fingerprint::default()
 }

@@ -3,7 +3,10 @@
 use burn::tensor::{DType, Int, Tensor};
 use fpo_data::TokenizedResponse;
 use fpo_losses::{Method, Objective, Options, PerResponse};
-use fpo_metrics::{Pairs, log, metrics::{entropy::ENTROPY, token_accuracy::TOKEN_ACCURACY}};
+use fpo_metrics::{
+    Pairs, log,
+    metrics::{entropy::ENTROPY, token_accuracy::TOKEN_ACCURACY},
+};
 use fpo_transformer::LanguageModel;
 
 use crate::world::{World, evaluate, numbers};
