@@ -13,8 +13,7 @@ pub enum Error {
         /// What the operating system said.
         source: std::io::Error,
     },
-    /// `config.json` is not a Gemma-2 configuration, or `adapter_config.json` not an adapter's, that this
-    /// crate supports.
+    /// `config.json` describes a model, or `adapter_config.json` an adapter, that isn't supported.
     #[error("{path}: {message}")]
     Config {
         /// The configuration file.
@@ -60,6 +59,14 @@ pub enum Error {
         largest: usize,
         /// How many tensors of that size it may be in.
         parts: usize,
+    },
+    /// No published model has this name.
+    #[error("model `{name}` is not known: the known ones are {known}")]
+    UnknownModel {
+        /// The name that was asked for.
+        name: String,
+        /// The names that are known, separated by commas.
+        known: String,
     },
     /// An activation site could not be understood, or the model lacks it.
     #[error("site `{0}`: {1}")]

@@ -90,7 +90,7 @@ pub fn generate_with(
         return Ok(vec![Generated::default(); prompts.len()]);
     }
     let config = model.config();
-    let device = model.device();
+    let (device, head) = (model.device(), model.head());
     let stop_tokens = match options.stop_tokens.as_slice() {
         [] => config.eos_token_ids.as_slice(),
         some => some,
@@ -121,7 +121,7 @@ pub fn generate_with(
         let hidden = model.forward_cached(input, &positions, &mut caches);
         let [rows, new, d_model] = hidden.dims();
         let last = hidden.slice([0..rows, new - 1..new, 0..d_model]).reshape([rows, d_model]);
-        let mut logits = to_f32(model.logits(last));
+        let mut logits = to_f32(head.logits(last));
 
         tokens.clear();
         positions.clear();

@@ -9,7 +9,7 @@ use burn::{
 use fpo_ops::{AttentionOptions, Rows, TextStarts, at_least_f32};
 
 use crate::{
-    Embedding, Error, Linear, LoraConfig, ModelConfig, Placement, Precision, Provider, Site,
+    Embedding, Error, Head, Linear, LoraConfig, ModelConfig, Placement, Precision, Provider, Site,
     SiteKind,
     builder::Builder,
     cache::LayerCache,
@@ -241,18 +241,17 @@ impl LanguageModel {
         self.unembedding().device()
     }
 
-    /// The tied embedding as the head uses it. `[vocab_size, d_model]`
+    /// The rows of the head, which are the tied embedding's. `[vocab_size, d_model]`
     pub fn unembedding(&self) -> Rows {
         self.model.embed_tokens.rows()
     }
 
-    /// Token embeddings, scaled by √d. `tokens` `[batch, tokens]` → `[batch, tokens, d_model]`
+    /// Token embeddings, scaled. `tokens` `[batch, tokens]` → `[batch, tokens, d_model]`
     pub(crate) fn embed(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
         let [batch, length] = tokens.dims();
-        let rows = self.unembedding().select(tokens.reshape([batch * length]));
+        let rows = self.model.embed_tokens.rows().select(tokens.reshape([batch * length]));
         // Rounded like every other use of a matrix.
-        let scaled =
-            at_least_f32(self.precision.factor(rows)) * (self.config.hidden_size as f64).sqrt();
+        let scaled = at_least_f32(self.precision.factor(rows)) * self.config.embedding_scale;
         scaled.reshape([batch as i32, length as i32, -1])
     }
 
@@ -370,15 +369,13 @@ impl LanguageModel {
         self.final_norm(x)
     }
 
-    /// Soft-capped logits of hidden states: `[n, d_model]` → `[n, vocab_size]`.
-    /// For losses use [`fpo_ops::linear_log_probs`], which never forms them.
+    /// What turns final hidden states into distributions over the vocabulary.
+    pub fn head(&self) -> Head {
+        Head::new(self.unembedding(), self.config.final_logit_softcapping, self.precision)
+    }
+
+    /// [`Head::logits`]: `[n, d_model]` → `[n, vocab_size]`
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        let logits = self
-            .unembedding()
-            .columns(|rows| at_least_f32(self.precision.linear(hidden.clone(), rows)));
-        match self.config.final_logit_softcapping {
-            Some(cap) => fpo_ops::softcap(logits, cap),
-            None => logits,
-        }
+        self.head().logits(hidden)
     }
 }

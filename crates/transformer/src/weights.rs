@@ -9,8 +9,6 @@ use burn::{
     module::{Module, ModuleVisitor, Param},
     tensor::{Tensor, TensorData},
 };
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
@@ -18,6 +16,7 @@ pub use crate::embedding::stored_name;
 use crate::{
     Error, LanguageModel, Lora, ModelConfig, Placement,
     embedding::TABLE,
+    normal::Normal,
     tensor_file::{self, Files, Stored},
 };
 
@@ -26,50 +25,31 @@ const INDEX: &str = "model.safetensors.index.json";
 /// A file of weights is cut before this many bytes.
 const SHARD_BYTES: usize = 5_000_000_000;
 
-/// A model with normally distributed weights of the configuration's `initializer_range`; the same
-/// seed gives the same weights on every device.
+/// A model with normally distributed weights of the configuration's `initializer_range`; the same seed gives the same weights on
+/// every device, with any number of threads.
+///
+/// # Errors
+/// A parameter that the device can't hold.
 pub fn random(
     config: &ModelConfig,
     seed: u64,
     placement: impl Into<Placement>,
 ) -> Result<LanguageModel, Error> {
-    let mut normal = Normal { rng: ChaCha8Rng::seed_from_u64(seed), second: None };
+    let mut normal = Normal::new(seed, config.initializer_range);
     LanguageModel::build(config, placement, &mut |piece| {
-        if piece.is_first() {
-            normal.second = None;
-        }
-        let count = piece.places().len();
+        let places = piece.places();
         // A norm's weight is added to one: zero is where it starts.
         let values = match piece.name.ends_with("norm.weight") {
-            true => vec![0.0; count],
-            false => normal.values(count, config.initializer_range),
+            true => vec![0.0; places.len()],
+            false => {
+                if piece.is_first() {
+                    normal.next_parameter(piece.shape.iter().product());
+                }
+                normal.values(places)
+            }
         };
         Ok(TensorData::new(values, piece.dims()))
     })
-}
-
-/// Normal numbers by the Box-Muller transform, which gives two at a time.
-struct Normal {
-    rng: ChaCha8Rng,
-    /// The second of the last two, where a piece of a tensor ended with the first.
-    second: Option<f32>,
-}
-
-impl Normal {
-    fn values(&mut self, count: usize, std: f64) -> Vec<f32> {
-        let mut values = Vec::with_capacity(count + 1);
-        values.extend(self.second.take());
-        while values.len() < count {
-            let radius = (-2.0 * (1.0 - self.rng.random::<f64>()).ln()).sqrt() * std;
-            let angle = std::f64::consts::TAU * self.rng.random::<f64>();
-            values.push((radius * angle.cos()) as f32);
-            values.push((radius * angle.sin()) as f32);
-        }
-        if values.len() > count {
-            self.second = values.pop();
-        }
-        values
-    }
 }
 
 /// Reads `config.json` and the weights of a checkpoint's folder, one file or sharded, in float32,
@@ -102,7 +82,7 @@ pub fn load(folder: &Path, placement: impl Into<Placement>) -> Result<LanguageMo
         let tied = name == "lm_head.weight"
             && views.get(TABLE).is_some_and(|table| table.data() == view.data());
         if !used.contains(name) && !tied {
-            problems.push(format!("`{name}` {:?} is not part of Gemma-2", view.shape()));
+            problems.push(format!("`{name}` {:?} is not part of the model", view.shape()));
         }
     }
     match problems.is_empty() {

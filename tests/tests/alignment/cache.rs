@@ -13,7 +13,7 @@ use fpo_trainer::{
 use crate::world::{D_SAE, K, World, numbers};
 
 fn distances(world: &World, stored: StoredFeatures, k: usize) -> Vec<f64> {
-    let aligner = world.aligner(Objective::paper(Method::Fpo), DType::F32);
+    let aligner = world.aligner(Objective::paper(Method::FPO), DType::F32);
     let aligner = Aligner { cache: world.cache(stored), k, ..aligner };
     let distance = aligner.measure(&world.policy, &world.all()).unwrap().quantities.distance;
     let PerResponse { chosen, rejected } = distance.unwrap();

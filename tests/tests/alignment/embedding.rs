@@ -139,7 +139,7 @@ impl Run {
             optimizer: &optimizer,
             trained: &Trained::Everything,
         };
-        let aligner = self.world.aligner(Objective::paper(Method::Fpo), DType::F32);
+        let aligner = self.world.aligner(Objective::paper(Method::FPO), DType::F32);
         let start = || {
             let policy = match largest_tensor {
                 None => self.world.policy.clone(),

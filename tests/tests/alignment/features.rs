@@ -96,7 +96,7 @@ fn a_planted_feature_comes_first() {
 #[test]
 fn weights_choose_what_is_held_in_place() {
     let world = World::new();
-    let objective = Objective { beta: 0.3, alpha: 2.0, ..Objective::paper(Method::Fpo) };
+    let objective = Objective { beta: 0.3, alpha: 2.0, ..Objective::paper(Method::FPO) };
     let with = |weights: Option<[f32; D_SAE]>| -> Aligner {
         let weights = weights.map(|w| Tensor::<1>::from_floats(w, &Device::flex()));
         Aligner { feature_weights: weights, ..world.aligner(objective, DType::F32) }

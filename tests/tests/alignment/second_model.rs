@@ -21,7 +21,7 @@ fn training_needs_no_reference_model() {
     let base = Base::make(&run, StageName::Reference).unwrap();
     let base = base.unwrap_or_else(|| panic!("the stages before alignment were asked for"));
     fs::remove_file(base.sft.folder.join("model.safetensors")).unwrap();
-    for method in Method::ALL {
+    for method in Method::all() {
         let settings = Settings { align: settings.align.for_method(method), ..settings.clone() };
         let run = run.nested(method.name(), settings).unwrap();
         let Needs { token_kl, features, .. } = Objective::paper(method).needs();

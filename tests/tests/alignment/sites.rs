@@ -36,7 +36,7 @@ fn distances_of_sites_add_up() {
     let both = alone[0].clone().and(&other, second);
     assert_eq!((both.widths(), both.d_sae()), (vec![D_SAE, D_SAE - 5], 2 * D_SAE - 5));
 
-    let objective = Objective { beta: 0.3, ..Objective::paper(Method::Fpo) };
+    let objective = Objective { beta: 0.3, ..Objective::paper(Method::FPO) };
     let aligner = |reader: &FeatureReader| Aligner {
         cache: world.cache_of(reader, StoredFeatures::All),
         reader: Some(reader.clone()),

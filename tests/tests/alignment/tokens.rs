@@ -42,7 +42,7 @@ fn quantities_are_those_of_the_distributions() {
     let world = World::new();
     let (policy, reference) = (&world.policy, &world.reference);
     let options = Options { use_weighting: Some(true), ld_alpha: Some(0.5), ..Options::default() };
-    let objective = Objective { options, ..Objective::paper(Method::Dpo) };
+    let objective = Objective { options, ..Objective::paper(Method::DPO) };
     let q = world.aligner(objective, DType::F32).measure(policy, &world.all()).unwrap().quantities;
     let log_prob = |model: &LanguageModel, response: &TokenizedResponse, first: usize| -> f64 {
         predictions(model, response).iter().take(first).map(|(log_p, token)| log_p[*token]).sum()
@@ -70,7 +70,7 @@ fn quantities_are_those_of_the_distributions() {
     same(&q.shared.unwrap(), &shared(policy));
     same(&q.reference_shared.unwrap(), &shared(reference));
 
-    let tdpo = world.aligner(Objective::paper(Method::Tdpo1), DType::F32);
+    let tdpo = world.aligner(Objective::paper(Method::TDPO1), DType::F32);
     let q = tdpo.measure(policy, &world.all()).unwrap().quantities;
     let kl = |response: &TokenizedResponse| -> f64 {
         let both = predictions(reference, response).into_iter().zip(predictions(policy, response));
@@ -87,7 +87,7 @@ fn quantities_are_those_of_the_distributions() {
 #[test]
 fn token_statistics_are_those_of_the_distributions() {
     let world = World::new();
-    let objective = Objective::paper(Method::Dpo);
+    let objective = Objective::paper(Method::DPO);
     let mut aligner = world.aligner(objective, DType::F32);
     let plain = aligner.measure(&world.policy, &world.all()).unwrap();
     assert!(plain.entropy.is_none() && plain.right.is_none());

@@ -177,7 +177,7 @@ pub fn objectives() -> Vec<Objective> {
         let all = options.into_iter().filter(move |o| o.check(method).is_ok());
         all.map(move |options| Objective { options, beta: 0.3, ..Objective::paper(method) })
     };
-    Method::ALL.into_iter().flat_map(with).collect()
+    Method::all().flat_map(with).collect()
 }
 
 fn model(random: &mut Random) -> LanguageModel {

@@ -33,7 +33,8 @@ fn scores_are_those_of_transformers() {
         for batch_size in ["1", "3", "100"] {
             let (data, out) = (model.join("pairs.jsonl"), folder.path().join("scores.jsonl"));
             let files = ["--model", arg(&model), "--data", arg(&data), "--out", arg(&out)];
-            succeed(&[&["score"], &files[..], &["--batch-size", batch_size]].concat());
+            let more = ["--rendering", "none", "--batch-size", batch_size];
+            succeed(&[&["score"], &files[..], &more].concat());
 
             let (ours, theirs) = (json_lines(&out), json_lines(&model.join("scores.jsonl")));
             assert_eq!(ours.len(), theirs.len(), "{case}");
@@ -67,7 +68,7 @@ fn activations_are_those_of_transformers() {
                 let data = model.join(data).with_extension("jsonl");
                 let site_name = site.replace('.', ":");
                 let files = ["--model", arg(&model), "--data", arg(&data), "--out", arg(&out)];
-                let more = ["--site", &site_name, "--batch-size", "3"];
+                let more = ["--rendering", "none", "--site", &site_name, "--batch-size", "3"];
                 succeed(&[&["activations"], &files[..], &more].concat());
                 let found = Tensors::read(&out);
                 for column in ["tokens", "sequence", "position", "response"] {

@@ -116,7 +116,7 @@ fn fill(run: &Run, given: Option<Tokenizer>, workspace: &Workspace) -> Result<()
     let template = TemplateChoice::from(tokenizer.chat_template()?);
     let truncation =
         Truncation { max_length: s.data.max_length, max_prompt_length: s.data.max_prompt_length };
-    let preparer = Preparer::new(&tokenizer, &template, truncation)?;
+    let preparer = Preparer::new(&tokenizer, &template, s.data.rendering, truncation)?;
 
     let (examples, sft) = preparer.prepare_examples(&raw.sft)?;
     let (train, train_summary) = preparer.prepare_pairs(&raw.train)?;
@@ -153,6 +153,13 @@ fn fill(run: &Run, given: Option<Tokenizer>, workspace: &Workspace) -> Result<()
         eprintln!(
             "{:>9}  {} of {} rows have an empty response and are left out",
             "prepared", source.dropped_empty, source.rows
+        );
+    }
+    let already = summary.train.already_templated + summary.held_out.already_templated;
+    if already > 0 {
+        eprintln!(
+            "{:>9}  {already} rows already carry the chat template's tokens and are left as they are (data.rendering = \"auto\")",
+            "prepared"
         );
     }
     let dropped = summary.train.dropped_empty + summary.held_out.dropped_empty;
@@ -274,6 +281,6 @@ impl Prepared {
 
     /// Tokens whose positions no autoencoder is trained on.
     pub fn excluded_tokens(&self) -> Vec<u32> {
-        [self.tokenizer.bos_id(), self.tokenizer.eos_id()].into_iter().flatten().collect()
+        self.tokenizer.special_ids()
     }
 }
