@@ -30,8 +30,8 @@ pub fn printed(programs: &[&str]) -> Vec<Printed> {
         let text = fs::read_to_string(&page).unwrap().replace("\\\n", " ");
         for code in code(&text).into_iter().filter(|code| !code.contains('…')) {
             let words = words(code);
-            let starts = |program: &&str| words.join(" ").starts_with(*program);
-            if programs.iter().any(|program| starts(&program)) {
+            let line = words.join(" ");
+            if programs.iter().any(|program| line.starts_with(program)) {
                 found.push(Printed { page: page.clone(), words });
             }
         }
