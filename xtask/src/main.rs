@@ -90,8 +90,23 @@ fn build(target: &Target) -> Result<ExitCode, launch::Error> {
 }
 
 #[cfg(test)]
+#[path = "../../tests/tests/documentation/commands.rs"]
+mod documented;
+
+#[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_documented_command_is_understood() {
+        let printed = documented::printed(&["cargo xtask "]);
+        for documented::Printed { page, words } in &printed {
+            let line = [&["cargo xtask".to_owned()], &words[2..]].concat();
+            let outcome = Cli::try_parse_from(&line).map(|_| ()).map_err(|e| e.to_string());
+            assert_eq!(outcome, Ok(()), "{}: {}", page.display(), words.join(" "));
+        }
+        assert!(printed.len() > 20, "only {} commands were found", printed.len());
+    }
 
     fn passed(line: &[&str]) -> (&'static str, Vec<String>) {
         let cli = Cli::try_parse_from([&["cargo xtask"], line].concat()).unwrap();
