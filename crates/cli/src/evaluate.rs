@@ -249,7 +249,7 @@ impl Evaluate {
         };
         let sae = folder.open_sae(path, site, device)?;
         let reader = FeatureReader::new(pooling, folder.tokenizer.special_ids()).with(&sae, site);
-        Ok(Some(Reader { reader, hash: sae.hash() }))
+        Ok(Some(Reader { reader, hash: fpo_sae::hash_encoder(&sae.encoder) }))
     }
 
     /// The values of all pairs, in the file's order.

@@ -26,6 +26,7 @@
 
 pub mod atomic;
 pub mod batch;
+pub mod binding;
 pub mod checkpoints;
 pub mod fingerprint;
 pub mod hash;

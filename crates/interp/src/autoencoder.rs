@@ -24,7 +24,7 @@ pub fn open(
     reporter: &Reporter,
 ) -> Result<Sae> {
     let sae = fpo_sae::load(path, device)?;
-    check_fit(sae.d_in(), site, config).with_context(|| path.display().to_string())?;
+    check_fit(&sae.encoder, site, config).with_context(|| path.display().to_string())?;
     for warning in warnings(&sae.provenance, site, model) {
         reporter.warn(format!("{}: {warning}", path.display()));
     }

@@ -1,10 +1,10 @@
 //! Reads the pooled features of texts, at one site or several.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use fpo_data::{Pooling, TokenBatch};
 use fpo_ops::{Encoder, pooled_features};
-use fpo_sae::Sae;
+use fpo_sae::{Sae, check_width};
 use fpo_transformer::{ModelConfig, Site};
 
 /// Autoencoders at their sites, and the positions over which their features are averaged. Reference and policy share one.
@@ -40,7 +40,7 @@ impl FeatureReader {
 
     /// Number of features of each site.
     pub fn widths(&self) -> Vec<usize> {
-        self.encoders().map(|encoder| encoder.w_enc.dims()[1]).collect()
+        self.encoders().map(|encoder| encoder.d_sae()).collect()
     }
 
     /// Number of features of all sites together.
@@ -54,7 +54,7 @@ impl FeatureReader {
     /// Which autoencoder doesn't fit where.
     pub fn check(&self, config: &ModelConfig) -> Result<()> {
         for (encoder, site) in &self.encoders {
-            check_fit(encoder.w_enc.dims()[0], *site, config)?;
+            check_fit(encoder, *site, config)?;
         }
         Ok(())
     }
@@ -72,17 +72,13 @@ impl FeatureReader {
     }
 }
 
-/// The one check that an autoencoder which reads activations of width `d_in` fits at a site of a model.
+/// The one check that an encoder fits at a site of a model.
 ///
 /// # Errors
 /// A site that the model lacks, or another width.
-pub fn check_fit(d_in: usize, site: Site, config: &ModelConfig) -> Result<()> {
+pub fn check_fit(encoder: &Encoder, site: Site, config: &ModelConfig) -> Result<()> {
     site.check(config.num_hidden_layers)?;
-    let width = site.width(config);
-    if d_in != width {
-        bail!("the autoencoder reads activations of width {d_in}, {site} of the model has {width}");
-    }
-    Ok(())
+    Ok(check_width(encoder, site, site.width(config))?)
 }
 
 fn indices(values: &[i32], device: &Device) -> Tensor<1, Int> {

@@ -53,7 +53,7 @@ pub struct FeatureBinding {
 impl FeatureBinding {
     /// Another autoencoder's features at a site.
     pub fn push(&mut self, sae: &Sae, site: Site) {
-        self.encoders.push((sae.hash(), site));
+        self.encoders.push((fpo_sae::hash_encoder(&sae.encoder), site));
     }
 }
 
@@ -161,7 +161,4 @@ impl Reference<'_> {
 
 fn read<const D: usize>(x: Tensor<D>) -> Vec<f32> {
     x.into_data().iter::<f32>().collect()
-}
-pub fn stub_binding(_: &fpo_data::PairStore) -> Fingerprint {
-    Fingerprint::default()
 }

@@ -79,7 +79,7 @@ pub fn reference(run: &Run, prepared: &Prepared, sft: &Stage, sae: &Stage) -> Re
     let (reader, features) = feature_reader(run, prepared, sae)?;
     let weights = hash_model(&sft.folder)?;
     let bound = Split::ALL.map(|split| {
-        let tokens = crate::reference::stub_binding(split.pairs(prepared));
+        let tokens = split.pairs(prepared).binding();
         fingerprint(tokens, weights.clone(), s.model.precision, Some(&features))
     });
     let given = s.reference.path.as_ref();
