@@ -12,7 +12,6 @@ use fpo_data::{Preparer, Rendering, TemplateChoice, Truncation};
 use fpo_transformer::Site;
 
 use super::loaded::{Loaded, PlacementArgs};
-use fpo_interp::autoencoder;
 use fpo_interp::features::{FeatureFile, FindOptions, Found, TextFeatures, find};
 
 /// A file of texts larger than this is refused before it is read.

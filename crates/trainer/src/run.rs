@@ -66,6 +66,11 @@ pub struct Workspace {
 }
 
 impl Workspace {
+    /// In folders that exist.
+    pub fn new(output: PathBuf, checkpoints: PathBuf, reporter: Reporter) -> Self {
+        Self { output, checkpoints, reporter, at: RefCell::new(None) }
+    }
+
     /// Notes how far the stage is, such as `step 12`: an error will say so, whatever fails.
     pub fn at(&self, place: String) {
         self.at.replace(Some(place));
@@ -136,12 +141,8 @@ impl Run {
         remove_leftovers(&self.folder, name)?;
         let checkpoints = self.prepare_checkpoints(name, &fingerprint)?;
         atomic::replace_dir(&folder, |output| -> Result<()> {
-            let workspace = Workspace {
-                output: output.to_owned(),
-                checkpoints: checkpoints.clone(),
-                reporter: self.reporter.clone(),
-                at: RefCell::new(None),
-            };
+            let reporter = self.reporter.clone();
+            let workspace = Workspace::new(output.to_owned(), checkpoints.clone(), reporter);
             let done = guard(|| work(&workspace).and_then(|()| sync(&self.device)));
             match workspace.at.take() {
                 Some(place) => done.context(place)?,

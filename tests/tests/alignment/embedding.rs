@@ -2,13 +2,13 @@
 
 use std::fs;
 
-use anyhow::bail;
 use burn::{
     module::{Param, ParamId},
     tensor::{DType, Device},
 };
 use fpo_config::{OptimizerKind, OptimizerSettings, Schedule};
 use fpo_data::PairBatch;
+use fpo_device::progress::Reporter;
 use fpo_losses::{Method, Objective};
 use fpo_trainer::{
     aligner::Aligner,
@@ -16,13 +16,16 @@ use fpo_trainer::{
     forward::Keep,
     optim::GradientMap,
     run::Workspace,
-    trained::Trained,
-    training::{StepResult, Training},
+    trained::{Initial, Trained},
+    training::{Frame, StepResult, Training},
 };
-use fpo_transformer::{LanguageModel, Placement, weights::stored_name};
+use fpo_transformer::{
+    LanguageModel, Placement,
+    weights::{self, stored_name},
+};
 use serde_json::Map;
 
-use crate::world::{World, cast, numbers, objectives, trained};
+use crate::world::{World, cast, logged_losses, numbers, objectives, trained};
 
 /// The same model, its table of 31 rows in parts of these.
 fn in_parts(model: &LanguageModel, sizes: &[usize]) -> LanguageModel {
@@ -131,42 +134,40 @@ impl Run {
             weight_decay: 0.1,
             max_grad_norm: 1.0,
         };
-        let training = Training {
+        let initial = self.folder.path().join("initial");
+        if !initial.exists() {
+            fs::create_dir(&initial).unwrap();
+            weights::save(&self.world.policy, &initial).unwrap();
+        }
+        let all = Trained::new(Initial::Folder(initial), None, &placement).unwrap();
+        let workspace = Workspace::new(output.clone(), checkpoints, Reporter::silent());
+        let mut training = Training::start(Frame {
             stage: "test",
-            workspace: &Workspace { output: output.clone(), checkpoints },
+            workspace: &workspace,
             total_steps: 5,
             checkpoint_every: 2,
             optimizer: &optimizer,
-            trained: &Trained::Everything,
-        };
+            trained: &all,
+            placement: &placement,
+            seed: 0,
+        })
+        .unwrap();
         let aligner = self.world.aligner(Objective::paper(Method::FPO), DType::F32);
-        let start = || {
-            let policy = match largest_tensor {
-                None => self.world.policy.clone(),
-                Some(_) => in_parts(&self.world.policy, &[16, 15]),
-            };
-            Ok(trained(&policy))
-        };
-        let model = training.run(&placement, start, |model, step| {
+        while let Some(step) = training.next_step() {
             if breaks_off && step == 3 {
-                bail!("it breaks off");
+                return None;
             }
+            let model = training.model();
             let parts = if largest_tensor.is_some() { 2 } else { 1 };
             assert_eq!(model.unembedding().parts().len(), parts, "step {step}");
             let batch: PairBatch = self.world.batch(&[step, step + 1]);
-            let (gradients, log) = step_gradients(&aligner, model, &[batch])?;
-            let loss = logged_losses(&log).iter().sum::<f64>() / 2.0;
-            Ok(StepResult { loss, gradients, tokens: 1, ids: vec![], metrics: Map::new() })
-        });
-        let model = match model {
-            Ok(model) => model,
-            Err(error) if breaks_off => {
-                assert!(format!("{error:#}").contains("breaks off"), "{error:#}");
-                return None;
-            }
-            Err(error) => panic!("{error:#}"),
-        };
-        Trained::Everything.finish(&model, &output).unwrap();
+            let (gradients, pairs) = step_gradients(&aligner, model, &[batch]).unwrap();
+            let loss = logged_losses(&pairs).iter().sum::<f64>() / 2.0;
+            let step = StepResult { loss, gradients, tokens: 1, ids: vec![], metrics: Map::new() };
+            training.apply(step).unwrap();
+        }
+        let model = training.finish().unwrap();
+        all.finish(&model, &output).unwrap();
         Some(fs::read(output.join("model.safetensors")).unwrap())
     }
 }

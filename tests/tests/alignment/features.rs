@@ -1,6 +1,7 @@
 //! Sets of features: found where they were planted, and what they do to the constraint.
 
 use burn::tensor::{DType, Device, Int, Tensor};
+use fpo_device::progress::Reporter;
 use fpo_interp::features::{FindOptions, TextFeatures, find};
 use fpo_losses::{Method, Objective, PerResponse};
 use fpo_trainer::{aligner::Aligner, alignment_step::step_gradients};
@@ -66,6 +67,7 @@ fn a_planted_feature_comes_first() {
         site,
         excluded: &[BOS],
         texts_at_once: 5,
+        reporter: &Reporter::silent(),
     };
     let options = FindOptions { top: 3, hold_out: 0.5, seed: 0 };
     let found = find(&reader, &positive, &negative, &options).unwrap();

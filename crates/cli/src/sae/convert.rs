@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use burn::tensor::Device;
 use clap::Args;
 use fpo_data::atomic;
 use fpo_sae::{Compression, Format, save_npz, save_sae_lens};

@@ -8,7 +8,6 @@ use fpo_data::{Rendering, atomic};
 
 use super::rows::Rows;
 use crate::loaded::{Loaded, PlacementArgs};
-use crate::terminal::reporter;
 use fpo_interp::autoencoder;
 use fpo_interp::dashboard::{Export, Feature, Options, Page, batches, collect, render};
 use fpo_trainer::stages::report::write_page;

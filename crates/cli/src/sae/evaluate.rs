@@ -8,7 +8,6 @@ use fpo_data::Rendering;
 
 use super::rows::Rows;
 use crate::loaded::{Loaded, PlacementArgs};
-use crate::terminal::reporter;
 use fpo_interp::autoencoder;
 use fpo_interp::evaluation::{SaeEvaluation, evaluate};
 

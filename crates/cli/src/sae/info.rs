@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use burn::tensor::Device;
 use clap::Args;
 use fpo_sae::{Description, Format, Range};
 use serde_json::json;

@@ -74,7 +74,10 @@ fn train(run: &Run, base: &Base, workspace: &Workspace) -> Result<()> {
 
 /// What training needs and nothing else: a second model only for methods that ask for one, and not even then where the first one
 /// is frozen beside its adapters.
-fn training_aligner(run: &Run, base: &Base, frozen: Option<&LanguageModel>) -> Result<Aligner> {
+///
+/// # Errors
+/// A cache that doesn't match, or a model that can't be loaded.
+pub fn training_aligner(run: &Run, base: &Base, frozen: Option<&LanguageModel>) -> Result<Aligner> {
     let s = &run.settings.align;
     let aligner = aligner(run, base, Split::Train, s.objective().needs(), frozen)?;
     let keep = Keep::checkpointed(s.checkpoint_activations);
