@@ -5,7 +5,8 @@
 //! functions of the same rewards. Each is a plain function that returns [`PairLosses`]; [`Objective`] is
 //! any of them by name, with its constants.
 //!
-//! To add a loss, write a file with its equation and its row, and list the row in `method.rs`.
+//! A new loss is a file with its equation and its row, and three lines at the end of this one: its module,
+//! its function, its row.
 //!
 //! # Invariants
 //! * Never sees a model, a tokenizer or a file: tensors go in, tensors come out.
@@ -71,4 +72,33 @@ pub use simpo::{simpo, simpo_kl};
 pub use tdpo::{tdpo1, tdpo2};
 pub use token_weights::{length_desensitised, wpo_weights};
 
-pub(crate) use method::{Limit, MethodSpec};
+use method::{Limit, MethodSpec};
+
+/// Every method's row, in the order in which methods are listed.
+static METHODS: &[&MethodSpec] = &[
+    &dpo::DPO,
+    &tdpo::TDPO1,
+    &tdpo::TDPO2,
+    &simpo::SIMPO,
+    &simpo::SIMPO_KL,
+    &fpo::FPO,
+    &dpo_variants::CDPO,
+    &dpo_variants::ROBUST,
+    &dpo_variants::HINGE,
+    &dpo_variants::IPO,
+    &dpo_variants::SIGMOID_NORM,
+    &dpo_variants::EXO_PAIR,
+    &dpo_variants::DISCOPOP,
+    &ada_dpo::ADA_DPO,
+    &pointwise::NCA_PAIR,
+    &pointwise::BCO_PAIR,
+    &pointwise::SPPO_HARD,
+    &pointwise::APO_ZERO,
+    &pointwise::APO_DOWN,
+    &aot::AOT,
+    &aot::AOT_UNPAIRED,
+    &reference_free::ORPO,
+    &reference_free::CPO,
+    &reference_free::CPO_HINGE,
+    &reference_free::ASFT,
+];

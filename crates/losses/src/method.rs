@@ -1,41 +1,11 @@
-//! The methods by name: the table of their rows.
+//! Methods by name, and the rows behind them.
 
 use std::{fmt, hash, str::FromStr};
 
 use crate::{
-    Needs, Objective, ObjectiveError, Options, PairLosses, Quantities, ada_dpo, aot, dpo,
-    dpo_variants, fpo, pointwise, reference_free, simpo, tdpo,
+    METHODS, Needs, Objective, ObjectiveError, Options, PairLosses, Quantities, dpo, fpo, simpo,
+    tdpo,
 };
-
-/// Every method, in the order in which they are listed. A new loss is a file with its equation and its row,
-/// and a line here.
-static METHODS: [&MethodSpec; 25] = [
-    &dpo::DPO,
-    &tdpo::TDPO1,
-    &tdpo::TDPO2,
-    &simpo::SIMPO,
-    &simpo::SIMPO_KL,
-    &fpo::FPO,
-    &dpo_variants::CDPO,
-    &dpo_variants::ROBUST,
-    &dpo_variants::HINGE,
-    &dpo_variants::IPO,
-    &dpo_variants::SIGMOID_NORM,
-    &dpo_variants::EXO_PAIR,
-    &dpo_variants::DISCOPOP,
-    &ada_dpo::ADA_DPO,
-    &pointwise::NCA_PAIR,
-    &pointwise::BCO_PAIR,
-    &pointwise::SPPO_HARD,
-    &pointwise::APO_ZERO,
-    &pointwise::APO_DOWN,
-    &aot::AOT,
-    &aot::AOT_UNPAIRED,
-    &reference_free::ORPO,
-    &reference_free::CPO,
-    &reference_free::CPO_HINGE,
-    &reference_free::ASFT,
-];
 
 /// A method's row: all that the rest of the program knows of it.
 pub(crate) struct MethodSpec {
@@ -123,7 +93,7 @@ impl Method {
         [Self::DPO, Self::TDPO1, Self::TDPO2, Self::SIMPO, Self::SIMPO_KL, Self::FPO];
 
     /// The paper's methods, then the others.
-    pub fn all() -> impl ExactSizeIterator<Item = Self> + Clone {
+    pub fn all() -> impl Iterator<Item = Self> {
         METHODS.iter().map(|spec| Self(spec))
     }
 

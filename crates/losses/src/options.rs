@@ -30,7 +30,7 @@ macro_rules! options {
             },)*];
 
             /// These options, and those of `defaults` that aren't set here.
-            pub(crate) fn or(self, defaults: Self) -> Self {
+            fn or(self, defaults: Self) -> Self {
                 Self { $($name: self.$name.or(defaults.$name),)* }
             }
 
@@ -137,7 +137,7 @@ impl Options {
     }
 
     /// The same options, and `method`'s defaults for those that aren't set.
-    pub fn with_defaults(self, method: Method) -> Self {
+    pub(crate) fn with_defaults(self, method: Method) -> Self {
         self.or(method.spec().options)
     }
 }

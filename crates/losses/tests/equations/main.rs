@@ -199,7 +199,6 @@ fn central_difference(
 
 #[test]
 fn methods_have_names_needs_and_limits() {
-    assert_eq!(Method::all().len(), 25);
     assert!(Method::all().zip(Method::PAPER).all(|(a, b)| a == b));
     for method in Method::all() {
         assert_eq!(method.name().parse::<Method>(), Ok(method));
