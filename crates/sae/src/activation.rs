@@ -2,13 +2,14 @@
 
 use burn::tensor::{Tensor, TensorData};
 use fpo_ops::{Activation, Encoder};
+use serde_json::{Value, json};
 
 /// An activation function, described for files, hashes and people.
 pub(crate) struct Facts<'a> {
     /// For people: the function with its settings.
     pub title: String,
-    /// What SAELens calls the architecture.
-    pub architecture: &'static str,
+    /// Its part of a SAELens configuration: an object.
+    pub sae_lens: Value,
     /// Per-feature parameters `[d_sae]`, by their names in files.
     pub vectors: Vec<(&'static str, &'a Tensor<1>)>,
     /// Kind and settings as they enter the hash of an encoder. None for JumpReLU, which came first: its hashes are kept.
@@ -20,7 +21,7 @@ impl<'a> Facts<'a> {
         match activation {
             Activation::JumpRelu { threshold } => Self {
                 title: "JumpReLU".to_owned(),
-                architecture: "jumprelu",
+                sae_lens: json!({ "architecture": "jumprelu" }),
                 vectors: vec![("threshold", threshold)],
                 hashed: None,
             },

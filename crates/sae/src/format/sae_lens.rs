@@ -133,20 +133,18 @@ fn drop_unit_scaling(arrays: &mut Arrays, path: &Path) -> Result<(), Error> {
 pub fn save_sae_lens(sae: &Sae, folder: &Path) -> Result<(), Error> {
     let hook_name = &sae.provenance.hook_name;
     let by_head = hook_name.as_deref().is_some_and(|name| name.ends_with("hook_z"));
-    let config = json!({
-        "architecture": Facts::of(&sae.encoder.activation).architecture,
-        "d_in": sae.d_in(),
-        "d_sae": sae.d_sae(),
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": false,
-        "normalize_activations": "none",
-        "reshape_activations": if by_head { "hook_z" } else { "none" },
-        "metadata": {
-            "sae_lens_version": VERSION,
-            "model_name": sae.provenance.model_name,
-            "hook_name": hook_name,
-        },
+    let mut config = Facts::of(&sae.encoder.activation).sae_lens;
+    config["d_in"] = sae.d_in().into();
+    config["d_sae"] = sae.d_sae().into();
+    config["dtype"] = "float32".into();
+    config["device"] = "cpu".into();
+    config["apply_b_dec_to_input"] = false.into();
+    config["normalize_activations"] = "none".into();
+    config["reshape_activations"] = if by_head { "hook_z" } else { "none" }.into();
+    config["metadata"] = json!({
+        "sae_lens_version": VERSION,
+        "model_name": sae.provenance.model_name,
+        "hook_name": hook_name,
     });
     let path = folder.join(CONFIG);
     std::fs::write(&path, format!("{config:#}\n")).map_err(Error::io(&path))?;
