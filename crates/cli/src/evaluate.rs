@@ -16,9 +16,9 @@ use fpo_metrics::{PairValues, means};
 use fpo_trainer::{
     aligner::{Aligner, FeatureConstraint},
     forward::Keep,
-    reference::{NONE, hash_model, item},
+    reference::{NONE, item},
 };
-use fpo_transformer::{LanguageModel, ModelConfig, Placement, Site, weights};
+use fpo_transformer::{LanguageModel, ModelConfig, Placement, Site, hash_model, weights};
 
 use crate::{
     loaded::{ModelFolder, PlacementArgs},

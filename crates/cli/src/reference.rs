@@ -9,8 +9,8 @@ use fpo_data::{
     reference::{BLOCK, CacheShape, Pass, ROWS_PER_SHARD, SharedCache, StoredFeatures},
 };
 use fpo_interp::reader::FeatureReader;
-use fpo_trainer::reference::{self as reference, FeatureBinding, fingerprint, hash_model};
-use fpo_transformer::Site;
+use fpo_trainer::reference::{self as reference, FeatureBinding, fingerprint};
+use fpo_transformer::{Site, hash_model};
 
 use crate::{
     loaded::{ModelFolder, PlacementArgs},

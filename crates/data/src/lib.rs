@@ -41,7 +41,7 @@ pub mod tokenize;
 pub mod tokenizer;
 pub mod tokens;
 
-pub use batch::{Batches, PairBatch, Pooling, Positions, SequenceBatch, TokenBatch};
+pub use batch::{Batches, Epochs, PairBatch, Pooling, Positions, SequenceBatch, TokenBatch};
 pub use fingerprint::Fingerprint;
 pub use reference::{ReferenceCache, ReferenceRow, ReferenceWriter, SparseFeatures};
 pub use rendering::Rendering;

@@ -1,22 +1,18 @@
 //! The offline reference: what its cache is bound to, and the pass that fills it. The stage of a run, `fpo reference` and
 //! `fpo evaluate` share all of this, so that each reads what another has written.
 
-use std::{
-    fs,
-    num::NonZeroUsize,
-    path::{Path, PathBuf},
-};
+use std::num::NonZeroUsize;
 
 use anyhow::{Context, Result};
 use burn::tensor::Tensor;
 use fpo_data::{
-    Fingerprint, PairBatch, Pooling, ReferenceRow, SparseFeatures, hash,
+    Fingerprint, PairBatch, Pooling, ReferenceRow, SparseFeatures,
     reference::{Pass, ReferenceResponse, SharedCache},
 };
 use fpo_device::progress::Progress;
 use fpo_interp::reader::FeatureReader;
 use fpo_sae::Sae;
-use fpo_transformer::{LanguageModel, ModelConfig, Precision, Site};
+use fpo_transformer::{LanguageModel, Precision, Site};
 
 use crate::forward::{DeviceBatch, Forward};
 
@@ -74,27 +70,6 @@ pub fn fingerprint(
         .with(item::SITE, of(&|f| joined(&mut f.encoders.iter().map(|(_, site)| site.to_string()))))
         .with(item::POOLING, of(&|f| f.pooling.name().into()))
         .with(item::TOP_N, of(&|f| f.top_n.map_or(NONE.into(), |n| n.to_string())))
-}
-
-/// Hash of a model's configuration and weights, by content: files with other names or in other shards count as others.
-///
-/// # Errors
-/// A folder that can't be read.
-pub fn hash_model(folder: &Path) -> Result<String> {
-    let context = || format!("reading {}", folder.display());
-    let mut files: Vec<PathBuf> = Vec::new();
-    for entry in fs::read_dir(folder).with_context(context)? {
-        let path = entry.with_context(context)?.path();
-        if path.extension().is_some_and(|extension| extension == "safetensors") {
-            files.push(path);
-        }
-    }
-    files.sort();
-    let mut text = ModelConfig::load(folder)?.to_json("").to_string();
-    for file in files {
-        text += &hash::hash_file(&file).with_context(context)?;
-    }
-    Ok(hash::hash_bytes(text.as_bytes()))
 }
 
 /// The model that a reference pass runs, and what it reads of it.

@@ -12,16 +12,12 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::Write,
-    num::NonZeroUsize,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
 use fpo_config::OptimizerSettings;
-use fpo_data::{
-    Batches,
-    checkpoints::{Checkpoints, METRICS_FILE},
-};
+use fpo_data::checkpoints::{Checkpoints, METRICS_FILE};
 use fpo_device::progress::Progress;
 use fpo_transformer::{LanguageModel, Placement};
 use serde::{Deserialize, Serialize};
@@ -32,38 +28,6 @@ use crate::{
     run::Workspace,
     trained::Trained,
 };
-
-/// The batches of all epochs, shuffled anew in each.
-pub struct Epochs {
-    epochs: Vec<Batches>,
-    steps_per_epoch: usize,
-}
-
-impl Epochs {
-    /// Batches of `batch_size` rows of these lengths in tokens.
-    pub fn new(lengths: &[usize], batch_size: NonZeroUsize, epochs: usize, seed: u64) -> Self {
-        let shuffled = |epoch| Batches::shuffled(lengths, batch_size, seed, epoch as u64);
-        Self {
-            epochs: (0..epochs).map(shuffled).collect(),
-            steps_per_epoch: lengths.len().div_ceil(batch_size.get()),
-        }
-    }
-
-    /// Steps of all epochs together.
-    pub fn steps(&self) -> usize {
-        self.epochs.len() * self.steps_per_epoch
-    }
-
-    /// The rows of a step, counted from 0.
-    ///
-    /// # Errors
-    /// There is no such step.
-    pub fn batch(&self, step: usize) -> Result<&[usize]> {
-        let epoch = self.epochs.get(step / self.steps_per_epoch);
-        let batch = epoch.and_then(|epoch| epoch.get(step % self.steps_per_epoch));
-        batch.with_context(|| format!("no batch for step {step}"))
-    }
-}
 
 /// How a training runs.
 pub struct Frame<'a> {

@@ -1,7 +1,7 @@
 //! Preference alignment: the policy moves, the reference is read from its cache.
 
 use anyhow::{Context, Result};
-use fpo_data::PairBatch;
+use fpo_data::{Epochs, PairBatch};
 use fpo_interp::features::FeatureFile;
 use fpo_losses::Needs;
 use fpo_transformer::{LanguageModel, weights};
@@ -14,7 +14,7 @@ use crate::{
     forward::Keep,
     run::{Run, Stage, Workspace},
     trained::{Initial, Trained},
-    training::{Epochs, Frame, StepResult, Training},
+    training::{Frame, StepResult, Training},
 };
 
 /// Aligns the fine-tuned model.

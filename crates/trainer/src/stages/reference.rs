@@ -9,11 +9,11 @@ use fpo_data::{
     reference::{CacheShape, Pass, ROWS_PER_SHARD, SharedCache, StoredFeatures},
 };
 use fpo_interp::reader::FeatureReader;
-use fpo_transformer::{Site, weights};
+use fpo_transformer::{Site, hash_model, weights};
 
 use super::prepare::Prepared;
 use crate::{
-    reference::{FeatureBinding, Reference, fingerprint, hash_model},
+    reference::{FeatureBinding, Reference, fingerprint},
     run::{Run, Stage, Workspace},
 };
 

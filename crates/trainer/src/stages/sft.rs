@@ -1,7 +1,7 @@
 //! Supervised fine-tuning: the model that alignment starts from, which is the reference too.
 
 use anyhow::{Result, anyhow, bail};
-use fpo_data::SequenceBatch;
+use fpo_data::{Epochs, SequenceBatch};
 use fpo_transformer::{Family, ModelConfig, Sizes};
 use serde_json::Map;
 
@@ -11,7 +11,7 @@ use crate::{
     optim::GradientMap,
     run::{Run, Stage, Workspace},
     trained::{Initial, Trained},
-    training::{Epochs, Frame, StepResult, Training},
+    training::{Frame, StepResult, Training},
 };
 
 /// Fine-tunes, or with no epochs uses the model where it lies.
