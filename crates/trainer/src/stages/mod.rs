@@ -136,6 +136,9 @@ impl Base {
 /// Settings that change how a stage computes but not what, apart from rounding: an interrupted stage may resume with others.
 const MAY_CHANGE: [&str; 3] = ["micro_batch_size", "checkpoint_every", "checkpoint_activations"];
 
+/// Settings that older runs lack, at the values that they had: left out, so that the stages of those runs stand.
+const NEWER: [(&str, Option<&str>); 1] = [("rendering", Some("auto"))];
+
 /// A settings section as an item of a fingerprint.
 fn section(settings: &impl Serialize) -> Result<String> {
     let mut section = serde_json::to_value(settings)?;
