@@ -143,11 +143,9 @@ const NEWER: [(&str, Option<&str>); 1] = [("rendering", Some("auto"))];
 fn section(settings: &impl Serialize) -> Result<String> {
     let mut section = serde_json::to_value(settings)?;
     if let Some(fields) = section.as_object_mut() {
-        fields.retain(|key, _| !MAY_CHANGE.contains(&key.as_str()));
-        // Runs made before there was this setting had its default.
-        if fields.get("rendering").is_some_and(|rendering| rendering == "auto") {
-            fields.remove("rendering");
-        }
+        fields.retain(|key, value| {
+            !MAY_CHANGE.contains(&key.as_str()) && !NEWER.contains(&(key.as_str(), value.as_str()))
+        });
     }
     Ok(section.to_string())
 }
