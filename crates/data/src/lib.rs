@@ -26,6 +26,8 @@
 
 pub mod atomic;
 pub mod batch;
+pub mod binding;
+pub mod checkpoints;
 pub mod fingerprint;
 pub mod hash;
 mod parquet_file;

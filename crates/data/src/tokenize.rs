@@ -110,9 +110,9 @@ impl PrepareSummary {
 /// Turns pairs and examples into tokens under fixed settings.
 #[derive(Debug, Clone)]
 pub struct Preparer<'a> {
-    tokenizer: &'a Tokenizer,
-    renderer: Renderer<'a>,
-    truncation: Truncation,
+    pub(crate) tokenizer: &'a Tokenizer,
+    pub(crate) renderer: Renderer<'a>,
+    pub(crate) truncation: Truncation,
     eos: Option<u32>,
 }
 

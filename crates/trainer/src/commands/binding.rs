@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
-use fpo_data::{Fingerprint, Pair, Pooling, Prompt, hash};
+use fpo_data::{Fingerprint, Pair, Pooling, hash};
 use fpo_sae::Sae;
 use fpo_transformer::{ModelConfig, Site};
 
@@ -26,39 +26,8 @@ pub const TOP_N: &str = "top_n";
 pub const NONE: &str = "none";
 
 /// The items that decide which tokens are looked at: the same for reference and policy.
-pub fn tokens(folder: &ModelFolder, args: &TokenArgs, pairs: &[Pair]) -> Fingerprint {
-    let limit = |tokens: Option<usize>| tokens.map_or(NONE.to_owned(), |n| n.to_string());
-    Fingerprint::default()
-        .with("data", hash_pairs(pairs))
-        .with("tokenizer", folder.tokenizer.hash())
-        .with("chat template", folder.template.hash())
-        .with("rendering", args.rendering)
-        .with("max_length", limit(args.max_length))
-        .with("max_prompt_length", limit(args.max_prompt_length))
-}
-
-/// Hash of pairs as they were read, whatever file they stood in.
-fn hash_pairs(pairs: &[Pair]) -> String {
-    let mut hashes = String::with_capacity(64 * pairs.len());
-    for pair in pairs {
-        let mut bytes = pair.id.to_le_bytes().to_vec();
-        let mut add = |text: &str| {
-            bytes.extend((text.len() as u64).to_le_bytes());
-            bytes.extend(text.as_bytes());
-        };
-        match &pair.prompt {
-            Prompt::Text(text) => add(text),
-            Prompt::Messages(messages) => {
-                messages
-                    .iter()
-                    .for_each(|m| [&m.role, &m.content].into_iter().for_each(|t| add(t)));
-            }
-        }
-        add(&pair.chosen);
-        add(&pair.rejected);
-        hashes += &hash::hash_bytes(&bytes);
-    }
-    hash::hash_bytes(hashes.as_bytes())
+pub fn tokens(folder: &ModelFolder, args: &TokenArgs, pairs: &[Pair]) -> Result<Fingerprint> {
+    Ok(args.preparer(folder)?.made_from(pairs))
 }
 
 /// Hash of a model's configuration and weights.

@@ -173,7 +173,7 @@ impl Evaluate {
         made_from: &Fingerprint,
         reader: Option<&Reader>,
     ) -> Result<Fingerprint> {
-        let mut expected = binding::tokens(folder, &self.tokens, pairs)
+        let mut expected = binding::tokens(folder, &self.tokens, pairs)?
             .with(binding::PRECISION, self.placement.precision());
         if let Some(folder) = &self.kl {
             expected = expected.with(binding::WEIGHTS, binding::hash_model(folder)?);

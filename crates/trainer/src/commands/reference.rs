@@ -114,7 +114,7 @@ impl Reference {
             _ => None,
         };
         let (pairs, tokenised) = self.tokens.read_pairs(&folder, &self.data)?;
-        let bound = binding::tokens(&folder, &self.tokens, &pairs);
+        let bound = binding::tokens(&folder, &self.tokens, &pairs)?;
         let bound = self.bind(bound, reader.as_ref())?;
         drop(pairs);
 

@@ -128,11 +128,15 @@ fn fill(run: &Run, given: Option<Tokenizer>, workspace: &Workspace) -> Result<()
             bail!("nothing is left for `{name}` after truncation to {} tokens", s.data.max_length);
         }
     }
-    let none = fpo_data::Fingerprint::default();
     let file = |name: &str| workspace.output.join(name);
-    SequenceStore::write(&file("sft.arrow"), &none, examples)?;
-    PairStore::write(&file("train.arrow"), &none, train)?;
-    PairStore::write(&file("held_out.arrow"), &none, held_out)?;
+    let fingerprint = preparer.fingerprint_of_examples(&raw.sft, &examples);
+    SequenceStore::write(&file("sft.arrow"), &fingerprint, examples)?;
+    for (name, raw, pairs) in
+        [("train.arrow", &raw.train, train), ("held_out.arrow", &raw.held_out, held_out)]
+    {
+        let fingerprint = preparer.fingerprint(raw, &pairs);
+        PairStore::write(&file(name), &fingerprint, pairs)?;
+    }
 
     let mut prompts = Vec::with_capacity(raw.prompts.len());
     for (prompt, expected, task) in raw.prompts {
