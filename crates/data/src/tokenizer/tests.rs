@@ -127,6 +127,20 @@ fn special_tokens_are_the_configurations_or_those_of_known_names() {
 }
 
 #[test]
+fn special_ids_are_those_that_autoencoders_never_saw() {
+    let cases = [
+        ("{}", &[2, 1, 0][..]),
+        (r#"{"pad_token": "<eos>"}"#, &[2, 1]),
+        // A filler that nobody declared is no special token: id 0 may well be a word.
+        (r#"{"pad_token": null}"#, &[2, 1]),
+        (r#"{"bos_token": null, "eos_token": "<end_of_turn>"}"#, &[5, 0]),
+    ];
+    for (config, ids) in cases {
+        assert_eq!(with_config(config).unwrap().special_ids(), ids, "{config}");
+    }
+}
+
+#[test]
 fn errors_say_what_is_wrong() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();

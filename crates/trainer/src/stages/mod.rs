@@ -136,16 +136,15 @@ impl Base {
 /// Settings that change how a stage computes but not what, apart from rounding: an interrupted stage may resume with others.
 const MAY_CHANGE: [&str; 3] = ["micro_batch_size", "checkpoint_every", "checkpoint_activations"];
 
-/// Settings that older runs lack, at the values that they had: left out, so that the stages of those runs stand.
-const NEWER: [(&str, Option<&str>); 1] = [("rendering", Some("auto"))];
-
 /// A settings section as an item of a fingerprint.
 fn section(settings: &impl Serialize) -> Result<String> {
     let mut section = serde_json::to_value(settings)?;
     if let Some(fields) = section.as_object_mut() {
-        fields.retain(|key, value| {
-            !MAY_CHANGE.contains(&key.as_str()) && !NEWER.contains(&(key.as_str(), value.as_str()))
-        });
+        fields.retain(|key, _| !MAY_CHANGE.contains(&key.as_str()));
+        // Runs made before this setting existed had its default.
+        if fields.get("rendering").is_some_and(|rendering| rendering == "auto") {
+            fields.remove("rendering");
+        }
     }
     Ok(section.to_string())
 }
