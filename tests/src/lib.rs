@@ -9,3 +9,8 @@
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 pub struct Readme;
+
+/// The examples of the book, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/src/crates.md")]
+pub struct Book;

@@ -14,7 +14,8 @@ use std::{
 
 use burn::tensor::Device;
 use fpo_data::{Fingerprint, SequenceStore, TokenizedExample, TokenizedResponse};
-use fpo_trainer::activations::{ActivationStore, Precision, Source, StoreSettings};
+use fpo_device::progress::Reporter;
+use fpo_interp::activations::{ActivationStore, Source, StoreSettings, Stored};
 use fpo_transformer::{LanguageModel, ModelConfig, Site, weights};
 
 /// Counts what is allocated, and the most of it at once.
@@ -83,7 +84,7 @@ fn data(folder: &Path, rows: usize) -> SequenceStore {
 
 fn source<'a>(model: &'a LanguageModel, data: &'a SequenceStore) -> Source<'a> {
     let sites = vec![Site::resid_post(1), "attn_z:0".parse().unwrap()];
-    Source { model, data, pad: 0, excluded: vec![1, 2], sites }
+    Source { model, data, pad: 0, excluded: vec![1, 2], sites, reporter: Reporter::silent() }
 }
 
 fn settings(buffer_tokens: usize) -> StoreSettings {
@@ -196,7 +197,7 @@ fn shards_are_what_the_model_gives() {
     let made_from = || Fingerprint::default().with("model", "one");
     let expected = batches(&mut new(), 40, 100);
     for (name, precision, tolerance) in
-        [("exact", Precision::Float32, 0.0), ("half", Precision::Float16, 2e-3)]
+        [("exact", Stored::Float32, 0.0), ("half", Stored::Float16, 2e-3)]
     {
         let shards = folder.path().join(name);
         for _ in 0..2 {
@@ -215,7 +216,7 @@ fn shards_are_what_the_model_gives() {
         // One of the sites alone, from what was kept of both.
         let one = Source { sites: vec!["attn_z:0".parse().unwrap()], ..source(&model, &data) };
         let one = ActivationStore::new(one, settings(400)).unwrap();
-        let mut one = one.with_shards(&shards, Precision::Float32, made_from()).unwrap();
+        let mut one = one.with_shards(&shards, Stored::Float32, made_from()).unwrap();
         for (ours, theirs) in
             batches(&mut one, 5, 100).iter().zip(expected.iter().skip(1).step_by(2))
         {

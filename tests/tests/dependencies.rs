@@ -1,9 +1,11 @@
-//! Holds the shape of the workspace: who may depend on whom, who may choose a backend, and that every crate states its invariants.
+//! Holds the shape of the workspace: who may depend on whom, who may choose a backend, how large a crate may grow, and that every
+//! crate states its invariants.
 //!
-//! The oracle is the table in [`allowed`]. Everything is read from the manifests, so that the test needs seconds and no Burn.
+//! The oracle is [`TABLE`]. Everything is read from manifests and sources, so the test takes seconds and no Burn.
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
@@ -14,33 +16,138 @@ const BACKENDS: [&str; 12] = [
     "webgpu", "wgpu",
 ];
 
+/// Every crate with the crates of this workspace that it may use, from the bottom up.
+const TABLE: &[(&str, &[&str])] = &[
+    ("fpo-ops", &[]),
+    ("fpo-data", &[]),
+    ("fpo-datasets", &[]),
+    ("fpo-report", &[]),
+    ("fpo-losses", &[]),
+    ("fpo-transformer", &["fpo-ops"]),
+    ("fpo-sae", &["fpo-ops"]),
+    ("fpo-device", &["fpo-ops"]),
+    ("fpo-config", &["fpo-data", "fpo-losses", "fpo-sae", "fpo-transformer"]),
+    ("fpo-plan", &["fpo-config", "fpo-device", "fpo-losses", "fpo-transformer"]),
+    ("fpo-metrics", &["fpo-losses", "fpo-report"]),
+    (
+        "fpo-interp",
+        &[
+            "fpo-data",
+            "fpo-device",
+            "fpo-losses",
+            "fpo-ops",
+            "fpo-report",
+            "fpo-sae",
+            "fpo-transformer",
+        ],
+    ),
+    ("fpo-trainer", LIBRARIES.split_at(12).0),
+    ("fpo-bench", LIBRARIES.split_at(13).0),
+    ("fpo-cli", LIBRARIES.split_at(14).0),
+    ("fpo-tests", LIBRARIES),
+    ("xtask", &[]),
+];
+
+/// All that may be depended on, in the order of the table.
+const LIBRARIES: &[&str] = &[
+    "fpo-ops",
+    "fpo-data",
+    "fpo-datasets",
+    "fpo-report",
+    "fpo-losses",
+    "fpo-transformer",
+    "fpo-sae",
+    "fpo-device",
+    "fpo-config",
+    "fpo-plan",
+    "fpo-metrics",
+    "fpo-interp",
+    "fpo-trainer",
+    "fpo-bench",
+    "fpo-cli",
+];
+
+/// Lines of Rust in the trainer's `src`, at most: it joins the other crates and leaves to them what they can do.
+const TRAINER_LINES: usize = 3000;
+/// No crate holds more than one in this many of the lines in all `src` folders.
+const LARGEST_SHARE: usize = 5;
+
+/// Crates that know no tensor.
+const WITHOUT_BURN: [&str; 4] = ["fpo-data", "fpo-datasets", "fpo-report", "xtask"];
+/// Crates that may offer a feature which compiles a backend in: `ops` for its own paths, `device` to open devices, the binary for its
+/// users, the tests to run on it.
+const MAY_OFFER_BACKENDS: [&str; 4] = ["fpo-ops", "fpo-device", "fpo-cli", "fpo-tests"];
+/// Crates that a person builds, so a backend may be on by default.
+const MAY_DEFAULT_TO_A_BACKEND: [&str; 2] = ["fpo-cli", "fpo-tests"];
+
 /// What a crate may use of this workspace.
 fn allowed(krate: &str) -> Option<&'static [&'static str]> {
-    const LIBRARIES: &[&str] = &[
-        "fpo-ops",
-        "fpo-transformer",
-        "fpo-sae",
-        "fpo-losses",
-        "fpo-data",
-        "fpo-datasets",
-        "fpo-trainer",
-    ];
-    match krate {
-        "fpo-ops" | "fpo-data" | "fpo-datasets" | "xtask" => Some(&[]),
-        "fpo-transformer" | "fpo-sae" | "fpo-losses" => Some(&["fpo-ops"]),
-        "fpo-trainer" => LIBRARIES.split_last().map(|(_, libraries)| libraries),
-        "fpo-tests" => Some(LIBRARIES),
-        _ => None,
+    TABLE.iter().find(|(name, _)| *name == krate).map(|(_, allowed)| *allowed)
+}
+
+#[test]
+fn the_arrows_only_go_down() {
+    for (row, (name, allowed)) in TABLE.iter().enumerate() {
+        for to in *allowed {
+            let above = TABLE[..row].iter().any(|(name, _)| name == to);
+            assert!(above, "{name} -> {to}: {to} has to come before {name} in the table");
+        }
     }
 }
 
-/// Crates that know no tensor.
-const WITHOUT_BURN: [&str; 3] = ["fpo-data", "fpo-datasets", "xtask"];
-/// Crates that may offer a feature which compiles a backend in: `ops` for its own paths, the trainer for its users, the tests to run
-/// on it.
-const MAY_OFFER_BACKENDS: [&str; 3] = ["fpo-ops", "fpo-trainer", "fpo-tests"];
-/// Crates that a person builds, so that a backend may be on without being asked for.
-const MAY_DEFAULT_TO_A_BACKEND: [&str; 2] = ["fpo-trainer", "fpo-tests"];
+/// Prints the table on every run, not only on failure.
+#[test]
+fn no_crate_outgrows_its_place() {
+    let members = members();
+    let names: Vec<&str> = members.keys().map(String::as_str).collect();
+    let lines: BTreeMap<&str, usize> = members
+        .iter()
+        .map(|(name, (folder, _))| (name.as_str(), lines(&folder.join("src"))))
+        .collect();
+    let total: usize = lines.values().sum();
+
+    let mut table = format!("{:<16}{:>7}{:>9}  uses\n", "crate", "lines", "share");
+    for (name, _) in TABLE {
+        let Some((_, manifest)) = members.get(*name) else { continue };
+        let share = 100.0 * lines[name] as f64 / total as f64;
+        let mut uses: Vec<&str> = dependencies(manifest)
+            .filter(|(kind, to, _)| !kind.contains("dev-") && names.contains(to))
+            .map(|(_, to, _)| to.trim_start_matches("fpo-"))
+            .collect();
+        uses.sort_unstable();
+        table += &format!("{name:<16}{:>7}{share:>7.1} %  {}\n", lines[name], uses.join(", "));
+    }
+    table += &format!("{:<16}{total:>7}\n", "all");
+    // The test harness captures println!, but not this.
+    io::stdout().write_all(table.as_bytes()).unwrap();
+
+    let found = too_large(&lines);
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn a_crate_that_is_too_large_is_named() {
+    let ten_crates = |largest: usize| {
+        let names = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
+        names.into_iter().zip((0..9).map(|_| 1000).chain([largest])).collect()
+    };
+    let cases: [(BTreeMap<&str, usize>, &[&str]); 4] = [
+        (ten_crates(2250), &[]),
+        (ten_crates(2251), &["j has 2251 of 11251 lines"]),
+        (BTreeMap::from([("fpo-trainer", 3000), ("a", 12_000)]), &["a has 12000 of 15000 lines"]),
+        (
+            BTreeMap::from([("fpo-trainer", 3001), ("a", 12_004)]),
+            &["a has 12004 of 15005 lines", "fpo-trainer has 3001 lines, 3000 at most"],
+        ),
+    ];
+    for (lines, expected) in cases {
+        let found = too_large(&lines);
+        assert_eq!(found.len(), expected.len(), "{found:?}");
+        for (found, expected) in found.iter().zip(expected) {
+            assert!(found.starts_with(expected), "{found}");
+        }
+    }
+}
 
 #[test]
 fn dependencies_point_the_allowed_way() {
@@ -89,19 +196,10 @@ fn every_crate_opens_with_its_invariants() {
     assert!(silent.is_empty(), "{}", silent.join("\n"));
 }
 
-/// The rules themselves, on manifests that break them.
+/// The rules themselves, applied to manifests that break them.
 #[test]
 fn a_wrong_manifest_is_named() {
-    let names = [
-        "fpo-data",
-        "fpo-losses",
-        "fpo-ops",
-        "fpo-sae",
-        "fpo-tests",
-        "fpo-trainer",
-        "fpo-transformer",
-        "xtask",
-    ];
+    let names: Vec<&str> = TABLE.iter().map(|(name, _)| *name).collect();
     let cases = [
         ("fpo-sae", "[dependencies]\nfpo-ops.workspace = true\nburn.workspace = true", vec![]),
         (
@@ -111,10 +209,27 @@ fn a_wrong_manifest_is_named() {
         ),
         ("fpo-ops", "[features]\nflex = [\"burn/flex\"]", vec![]),
         (
-            "fpo-trainer",
+            "fpo-cli",
             "[features]\ndefault = [\"flex\"]\nflex = [\"burn/flex\", \"fpo-ops/flex\"]",
             vec![],
         ),
+        ("fpo-device", "[features]\ncuda = [\"burn/cuda\"]", vec![]),
+        (
+            "fpo-trainer",
+            "[features]\ndefault = [\"flex\"]\nflex = [\"burn/flex\", \"fpo-ops/flex\"]",
+            vec!["fpo-trainer: feature flex", "fpo-trainer: default feature flex"],
+        ),
+        (
+            "fpo-report",
+            "[dependencies]\nfpo-losses.workspace = true",
+            vec!["fpo-report -> fpo-losses"],
+        ),
+        (
+            "fpo-interp",
+            "[dependencies]\nfpo-trainer.workspace = true",
+            vec!["fpo-interp -> fpo-trainer"],
+        ),
+        ("fpo-bench", "[dependencies]\nfpo-cli.workspace = true", vec!["fpo-bench -> fpo-cli"]),
         (
             "fpo-sae",
             "[dependencies]\nfpo-transformer.workspace = true",
@@ -151,9 +266,9 @@ fn a_wrong_manifest_is_named() {
         ),
         ("fpo-sae", "[dependencies]\nburn-cuda = \"0.22\"", vec!["fpo-sae -> burn-cuda"]),
         (
-            "fpo-losses",
+            "fpo-sae",
             "[dependencies]\nfpo-ops = { workspace = true, features = [\"flex\"] }",
-            vec!["fpo-losses -> fpo-ops: flex"],
+            vec!["fpo-sae -> fpo-ops: flex"],
         ),
         ("fpo-sae", "[features]\nfast = [\"burn/cuda\"]", vec!["fpo-sae: feature fast"]),
         (
@@ -170,6 +285,37 @@ fn a_wrong_manifest_is_named() {
             assert!(found.starts_with(expected), "{manifest}\n{found:?}");
         }
     }
+}
+
+/// Crates that exceed their size.
+fn too_large(lines: &BTreeMap<&str, usize>) -> Vec<String> {
+    let total: usize = lines.values().sum();
+    let mut found = Vec::new();
+    for (name, lines) in lines {
+        if lines * LARGEST_SHARE > total {
+            found.push(format!(
+                "{name} has {lines} of {total} lines, more than one in {LARGEST_SHARE}: move a subject out of it"
+            ));
+        }
+        if *name == "fpo-trainer" && *lines > TRAINER_LINES {
+            found.push(format!(
+                "{name} has {lines} lines, {TRAINER_LINES} at most: move a subject out of it"
+            ));
+        }
+    }
+    found
+}
+
+/// Lines of all Rust files in a folder and its subfolders.
+fn lines(folder: &Path) -> usize {
+    let entries =
+        fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let count = |path: PathBuf| match path.extension() {
+        _ if path.is_dir() => lines(&path),
+        Some(extension) if extension == "rs" => fs::read_to_string(&path).unwrap().lines().count(),
+        _ => 0,
+    };
+    entries.map(|entry| count(entry.unwrap().path())).sum()
 }
 
 /// Dependencies that point the wrong way. Those of tests and build scripts count too.
@@ -192,7 +338,7 @@ fn edges(manifest: &Table, members: &[&str]) -> Vec<String> {
         .collect()
 }
 
-/// Places where a crate decides on a backend without having the right to. Tests have to run on one, so theirs don't count.
+/// Places where a crate chooses a backend although it may not. Dev-dependencies don't count, because tests have to run on one.
 fn backends(manifest: &Table) -> Vec<String> {
     let name = name(manifest);
     let mut found = Vec::new();
@@ -256,7 +402,7 @@ fn backends_in(dependency: &Value) -> Vec<String> {
     strings(dependency.get("features")).into_iter().filter(|feature| is_backend(feature)).collect()
 }
 
-/// All dependencies of a manifest as (table, package, entry), platform-specific ones included.
+/// All dependencies of a manifest as (table, package, entry), including platform-specific ones.
 fn dependencies(manifest: &Table) -> impl Iterator<Item = (String, &str, &Value)> {
     const KINDS: [&str; 3] = ["dependencies", "dev-dependencies", "build-dependencies"];
     let targets = manifest.get("target").and_then(Value::as_table).into_iter().flatten();
@@ -284,7 +430,7 @@ fn name(manifest: &Table) -> &str {
     manifest["package"]["name"].as_str().expect("a package has a name")
 }
 
-/// Every member's folder and manifest by its name.
+/// The folder and manifest of every member, by name.
 fn members() -> BTreeMap<String, (PathBuf, Table)> {
     let workspace = read(&root().join("Cargo.toml"));
     let mut members = BTreeMap::new();
@@ -301,7 +447,9 @@ fn members() -> BTreeMap<String, (PathBuf, Table)> {
             members.insert(name(&manifest).to_owned(), (folder, manifest));
         }
     }
-    assert!(members.len() >= 9, "found only {:?}", members.keys());
+    let missing: Vec<&str> =
+        TABLE.iter().map(|(name, _)| *name).filter(|name| !members.contains_key(*name)).collect();
+    assert!(missing.is_empty(), "in the table and not in the workspace: {missing:?}");
     members
 }
 

@@ -4,7 +4,7 @@
 use std::{env, path::Path, process::Command};
 
 use burn::tensor::Device;
-use fpo_trainer::bench::peak_rss_mib;
+use fpo_device::host::peak_rss_mib;
 use fpo_transformer::{LanguageModel, LoraConfig, ModelConfig, weights};
 
 /// Names the folder of the checkpoint, in the process that is measured.

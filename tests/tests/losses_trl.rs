@@ -51,8 +51,8 @@ fn ours(
     let average = || policy.clone() / counts.clone();
     let nll = || -average().chosen;
     match case["name"].as_str().unwrap() {
-        "sigmoid" => dpo(policy, reference, beta).into(),
-        "sigmoid_norm" => sigmoid_norm(average(), reference / counts, beta).into(),
+        "sigmoid" => dpo(policy, reference, beta),
+        "sigmoid_norm" => sigmoid_norm(average(), reference / counts, beta),
         "hinge" => hinge(policy, reference, beta),
         "ipo" => ipo(average(), reference / counts, beta),
         "robust" => robust(policy, reference, beta, smoothing()),
@@ -71,7 +71,7 @@ fn ours(
         "orpo" => orpo(average(), nll(), beta),
         "cpo" => cpo(policy.clone(), nll(), beta, smoothing(), constant("nll_weight")),
         "cpo_hinge" => cpo_hinge(policy.clone(), nll(), beta, constant("nll_weight")),
-        "simpo" => simpo(average(), beta, constant("gamma")).into(),
+        "simpo" => simpo(average(), beta, constant("gamma")),
         name => panic!("no loss `{name}` here"),
     }
 }
@@ -141,10 +141,7 @@ fn weights_of_tokens_and_pairs_are_those_of_trl() {
     let device = Device::flex().autodiff();
     let pairs = fixture["pairs"].as_array().unwrap();
     for case in fixture["cases"].as_array().unwrap() {
-        let method: Method = match case["loss_type"].as_str().unwrap() {
-            "sigmoid" => Method::Dpo,
-            name => name.parse().unwrap(),
-        };
+        let method: Method = case["loss_type"].as_str().unwrap().parse().unwrap();
         let options = Options {
             ld_alpha: case["ld_alpha"].as_f64(),
             use_weighting: case["use_weighting"].as_bool(),

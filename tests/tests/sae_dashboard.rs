@@ -8,11 +8,10 @@ use std::{collections::BTreeSet, fs, num::NonZeroUsize, path::Path};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use fpo_data::{Fingerprint, SequenceStore, TokenizedExample, TokenizedResponse};
+use fpo_device::progress::Reporter;
+use fpo_interp::activations::Source;
+use fpo_interp::dashboard::{Export, Feature, Options, Page, batches, collect, render};
 use fpo_sae::Sae;
-use fpo_trainer::{
-    activations::Source,
-    dashboard::{Export, Feature, Options, Page, batches, collect, render},
-};
 use fpo_transformer::{LanguageModel, Site, weights};
 use serde_json::Value;
 
@@ -49,8 +48,14 @@ fn collected(site: Site, options: &Options) -> (Vec<Feature>, usize) {
     });
     SequenceStore::write(&path, &Fingerprint::default(), examples.collect::<Vec<_>>()).unwrap();
     let (model, data) = (model(), SequenceStore::open(&path).unwrap());
-    let source =
-        Source { model: &model, data: &data, pad: 0, excluded: vec![BOS], sites: vec![site] };
+    let source = Source {
+        model: &model,
+        data: &data,
+        pad: 0,
+        excluded: vec![BOS],
+        sites: vec![site],
+        reporter: Reporter::silent(),
+    };
     collect(&sae(site), &source, options).unwrap()
 }
 

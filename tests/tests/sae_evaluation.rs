@@ -11,10 +11,9 @@ use std::{
 
 use burn::tensor::Device;
 use fpo_data::{Fingerprint, SequenceStore, TokenizedExample, TokenizedResponse};
-use fpo_trainer::{
-    activations::Source,
-    sae_evaluation::{SaeEvaluation, evaluate},
-};
+use fpo_device::progress::Reporter;
+use fpo_interp::activations::Source;
+use fpo_interp::evaluation::{SaeEvaluation, evaluate};
 use fpo_transformer::{LanguageModel, Site, weights};
 use serde_json::Value;
 
@@ -47,7 +46,14 @@ fn measure(model: &LanguageModel, site: Site, rows: &[Vec<u32>], batch: usize) -
     });
     SequenceStore::write(&path, &Fingerprint::default(), examples.collect::<Vec<_>>()).unwrap();
     let data = SequenceStore::open(&path).unwrap();
-    let source = Source { model, data: &data, pad: 0, excluded: vec![1, 2], sites: vec![site] };
+    let source = Source {
+        model,
+        data: &data,
+        pad: 0,
+        excluded: vec![1, 2],
+        sites: vec![site],
+        reporter: Reporter::silent(),
+    };
     let sae = fixtures().join("sae/evaluation").join(site.to_string().replace(':', "_"));
     let sae = fpo_sae::load(&sae, &Device::flex()).unwrap();
     evaluate(&sae, &source, usize::MAX, NonZeroUsize::new(batch).unwrap()).unwrap()

@@ -1,43 +1,43 @@
-//! Which backend a device needs: its cargo feature, and what has to be said to cargo beside it.
+//! The backend that a device needs: its cargo feature, and the environment that cargo needs to build it.
 
 use crate::launch::Error;
 
-/// Where `fpo` computes.
+/// The device that `fpo` computes on.
 #[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
 pub struct Target {
-    /// Where to compute: cpu, cuda, cuda:N, wgpu, vulkan or metal
+    /// The device to compute on: cpu, cuda, cuda:N, wgpu, vulkan or metal
     #[arg(long, default_value = "cpu", global = true)]
     pub device: String,
-    /// Lets NVIDIA's NVRTC compile the kernels of --device cuda, so that no LLVM is downloaded while building
+    /// With --device cuda: compile kernels with NVIDIA's NVRTC, so that the build downloads no LLVM
     #[arg(long, global = true)]
     pub nvrtc: bool,
 }
 
 impl Target {
-    /// What it has to be built with.
+    /// The backend that the binary has to be built with.
     pub fn backend(&self) -> Result<Backend, Error> {
         Backend::of(&self.device, self.nvrtc)
     }
 }
 
-/// What the binary computes with.
+/// A backend that the binary can be built with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
-    /// The processor alone.
+    /// The CPU alone.
     Cpu,
     /// CUDA, with kernels compiled by CubeCL through LLVM.
     Cuda,
     /// CUDA, with kernels compiled by NVRTC.
     CudaNvrtc,
-    /// Whichever graphics API there is.
+    /// WGPU, which picks the platform's graphics API.
     Wgpu,
     /// Vulkan, through SPIR-V.
     Vulkan,
-    /// Apple's API.
+    /// Apple's Metal.
     Metal,
 }
 
-/// Names of devices, before their number.
+/// Device names, without a number.
 const DEVICES: [(&str, Backend); 5] = [
     ("cpu", Backend::Cpu),
     ("cuda", Backend::Cuda),
@@ -46,13 +46,13 @@ const DEVICES: [(&str, Backend); 5] = [
     ("metal", Backend::Metal),
 ];
 
-/// Lets a linker leave LLVM's functions open, and the loader look for each when it is first called: never, as NVRTC compiles the
-/// kernels. Under full RELRO, the default, every call is resolved as the program starts.
+/// Leaves LLVM's functions undefined when linking, to be resolved at their first call, which never comes because NVRTC compiles the
+/// kernels. Full RELRO, the default, would resolve every function when the program starts.
 const WITHOUT_LLVM: &str =
     "-C relro-level=off -C link-arg=-Wl,--unresolved-symbols=ignore-all -C link-arg=-Wl,-z,lazy";
 
 impl Backend {
-    /// That of a device by its name.
+    /// The backend of the device with this name.
     pub fn of(device: &str, nvrtc: bool) -> Result<Self, Error> {
         if device.contains([',', '+', ' ']) {
             return Err(Error::SeveralDevices(device.to_owned()));
@@ -67,7 +67,7 @@ impl Backend {
         }
     }
 
-    /// The cargo feature that compiles it in; the CPU is there without any.
+    /// The cargo feature that compiles it in; the CPU backend is a default feature.
     pub const fn feature(self) -> Option<&'static str> {
         match self {
             Self::Cpu => None,
@@ -79,7 +79,7 @@ impl Backend {
         }
     }
 
-    /// What cargo needs in its environment, whose own RUSTFLAGS are kept.
+    /// Variables that cargo's environment needs; RUSTFLAGS extends the value that is already set.
     pub fn environment(self) -> Vec<(&'static str, String)> {
         match self {
             Self::CudaNvrtc => {
@@ -92,12 +92,12 @@ impl Backend {
     }
 }
 
-/// Under this variable the build scripts of CubeCL's own compiler leave out the LLVM that they would download.
+/// Keeps the build scripts of CubeCL's own compiler from downloading LLVM.
 pub fn no_llvm() -> (&'static str, String) {
     ("DOCS_RS", "1".to_owned())
 }
 
-/// The names that there are, for messages.
+/// All device names, for messages.
 pub fn devices() -> String {
     DEVICES.map(|(name, _)| name).join(", ")
 }

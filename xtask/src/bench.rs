@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: runs `fpo bench` at the sizes of BENCHMARKS.md, each in a process of its own, and the same step by other
-//! people's software beside it.
+//! `cargo xtask bench`: runs `fpo bench` at the sizes of BENCHMARKS.md, each in its own process, and with `--peer` the same step in
+//! PyTorch and TRL.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -13,30 +13,30 @@ use crate::launch::{self, Error};
 pub struct Bench {
     #[command(subcommand)]
     what: Option<What>,
-    /// Runs the same step by PyTorch (transformers) and TRL beside ours
+    /// Also run the same step in PyTorch (transformers) and TRL
     #[arg(long)]
     peer: bool,
-    /// A Python that has them [default: a virtual environment under target/, made with pip]
+    /// A Python with these packages installed [default: a virtual environment under target/, set up with pip]
     #[arg(long, value_name = "FILE")]
     python: Option<PathBuf>,
     #[command(flatten)]
     target: Target,
-    /// Threads of every side, on the CPU
+    /// CPU threads, the same for FPO and its peers
     #[arg(long, default_value_t = 2, global = true)]
     threads: usize,
 }
 
 #[derive(clap::Subcommand)]
 enum What {
-    /// Each operation against its plain definition and the matrix rate
+    /// Each operation beside its plain definition, and its share of the matrix rate
     Ops,
-    /// Peak memory over tokens and vocabulary, with recomputed activations and with adapters
+    /// Peak memory by tokens and vocabulary, with recomputed activations and with adapters
     Memory,
-    /// Time and peak memory of every method
+    /// Time and peak memory of each method of the paper
     Methods,
 }
 
-/// A step that is compared with other people's software, all of them in the same types.
+/// A step that FPO and its peers run at the same sizes and in the same precision.
 struct Row {
     what: &'static str,
     precision: &'static str,
@@ -44,7 +44,7 @@ struct Row {
 }
 
 impl Row {
-    /// What every side is called with.
+    /// The arguments, the same for FPO and its peers.
     fn args(&self) -> Vec<&'static str> {
         [self.sizes, &["--precision", self.precision]].concat()
     }
@@ -66,7 +66,7 @@ const ROWS: [Row; 2] = [
         sizes: &["--vocab", "32768"],
     },
 ];
-/// On a GPU, a model of the size that is trained there, as it is trained there.
+/// For GPUs: a model of a size that is trained there, with the settings of its recipe.
 const GEMMA: Row = Row {
     what: "2 pairs × 512 tokens, Gemma-2-2B's shape, activations recomputed, 50 steps",
     precision: "bf16-mixed",
@@ -88,7 +88,7 @@ const ACTIVATIONS: [(&str, &[&str]); 2] =
     [("kept", &[]), ("recomputed", &["--checkpoint-activations"])];
 const VOCABULARIES: [&str; 3] = ["4096", "32768", "262144"];
 
-/// A line of JSON that a measured process printed.
+/// The line of JSON that a measured process prints last.
 struct Measured(Value);
 
 impl Measured {
@@ -100,17 +100,17 @@ impl Measured {
         self.number("tokens_per_second")
     }
 
-    /// MiB of a GPU's memory, as much as was taken from its driver, where the work was done on one; else of the process.
+    /// In MiB: on a GPU what was reserved from its driver, else the peak of the process.
     fn memory(&self) -> f64 {
         self.0["device_reserved_mib"].as_f64().unwrap_or_else(|| self.number("peak_rss_mib"))
     }
 
-    /// What share of the matrix rate that `ours` found a step of the same work reaches.
+    /// The share of the matrix rate, as `ours` measured it, that a step of the same work reaches.
     fn share_of(&self, ours: &Self) -> f64 {
         ours.number("model_flops") / self.number("step_seconds") / ours.number("matmul_flops")
     }
 
-    /// `torch 2.15.0, transformers 5.23.0`, where it says.
+    /// Versions that the process reported, as in `torch 2.15.0, transformers 5.23.0`.
     fn versions(&self) -> String {
         let versions = self.0["versions"].as_object().into_iter().flatten();
         let named = versions.map(|(name, v)| format!("{name} {}", v.as_str().unwrap_or("?")));
@@ -131,7 +131,7 @@ pub fn run(bench: &Bench) -> Result<ExitCode, Error> {
         command
     };
     let step = |args: &[&str]| measured(ours(&["step", "--json"]).args(args));
-    // Freed memory goes back at once, so that the peak is what is needed.
+    // Freed memory is returned immediately, so that the peak is what the step needs.
     let needed = |args: &[&str]| {
         measured(
             ours(&["step", "--json", "--steps", "1"]).args(args).env("MIMALLOC_PURGE_DELAY", "0"),
@@ -153,8 +153,10 @@ pub fn run(bench: &Bench) -> Result<ExitCode, Error> {
                 }
                 println!("{}", row(tokens, cells));
             }
-            println!("\nthe same of 8 pairs × 512 tokens: activations, and what is trained\n");
-            println!("{}", row("", ["all of it", "LoRA, rank 16"]));
+            println!(
+                "\nthe same for 8 pairs × 512 tokens, by activations and trained parameters\n"
+            );
+            println!("{}", row("", ["all", "LoRA, rank 16"]));
             for (name, activations) in ACTIVATIONS {
                 let mut cells = Vec::new();
                 for trained in [&[][..], &["--lora-rank", "16"]] {
@@ -189,7 +191,7 @@ pub fn run(bench: &Bench) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// One row of the table of steps: ours, and where a Python is given the peers, with ratios.
+/// Prints one table of steps: FPO, and with a Python its peers and the ratios.
 fn compare(
     what: &Row,
     step: &dyn Fn(&[&str]) -> Result<Measured, Error>,
@@ -202,7 +204,7 @@ fn compare(
         device => device.to_owned(),
     };
     println!("{}\n", what.title(&place));
-    let header = ["tokens/s", "of matrix rate", "peak, MiB", "ours faster by", "ours of memory"];
+    let header = ["tokens/s", "of matrix rate", "peak, MiB", "FPO faster by", "FPO memory"];
     println!("{}", row("", header));
     let ours = step(&what.args())?;
     let cells = |x: &Measured| {
@@ -250,7 +252,7 @@ fn measured(command: &mut Command) -> Result<Measured, Error> {
     }
 }
 
-/// A Python with the peers, made once.
+/// The Python of a virtual environment with the peers, set up at the first call.
 fn environment() -> Result<PathBuf, Error> {
     let folder = launch::root().join("target/peers");
     let python = folder.join("bin/python");
@@ -287,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gpu_s_memory_and_the_share_of_ours_rate() {
+    fn memory_is_the_gpu_s_and_the_rate_is_ours() {
         let ours = Measured(serde_json::json!({
             "peak_rss_mib": 9.0, "device_reserved_mib": 40.0, "model_flops": 6e12, "matmul_flops": 3e13, "step_seconds": 0.5,
         }));

@@ -4,64 +4,99 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use crate::backend::{Target, no_llvm};
+use crate::examples;
 use crate::launch::{Error, cargo};
 
-/// Tests that run the whole pipeline look for this variable, and say that they skip.
+/// Tests that run the whole pipeline skip, and say so, where this variable is set.
 const QUICK: (&str, &str) = ("FPO_TEST_QUICK", "1");
-/// The device that the tests of a backend run on; they fail where it is not there.
+/// Names the device that the backend tests run on; without that device they fail.
 const DEVICE: &str = "FPO_TEST_DEVICE";
+
+/// The feature sets that the binary has to compile with. A check of types needs neither a kernel compiler nor the time of a build.
+const FEATURE_SETS: [(&str, &[&str]); 3] = [
+    ("check cpu", &[]),
+    ("check cuda", &["--no-default-features", "--features", "cuda-nvrtc"]),
+    ("check wgpu", &["--no-default-features", "--features", "wgpu"]),
+];
 
 struct Step {
     name: &'static str,
-    args: Vec<&'static str>,
+    work: Work,
     env: Vec<(&'static str, String)>,
 }
 
+enum Work {
+    /// Cargo with these arguments.
+    Cargo(Vec<&'static str>),
+    /// All programs in `examples/` folders.
+    Examples,
+}
+
 impl Step {
-    fn new<const N: usize>(name: &'static str, args: [&'static str; N]) -> Self {
-        Self { name, args: args.into(), env: Vec::new() }
+    fn cargo(name: &'static str, args: &[&'static str]) -> Self {
+        Self { name, work: Work::Cargo(args.to_vec()), env: Vec::new() }
     }
 
     fn with(self, name: &'static str, value: &str) -> Self {
         Self { env: vec![(name, value.to_owned())], ..self }
     }
+
+    /// What it does, as a person would type it.
+    fn title(&self) -> String {
+        match &self.work {
+            Work::Cargo(args) => format!("cargo {}", args.join(" ")),
+            Work::Examples => "every program in examples/".to_owned(),
+        }
+    }
+
+    fn run(&self) -> Result<(), String> {
+        match &self.work {
+            Work::Cargo(args) => match cargo().args(args).envs(self.env.iter().cloned()).status() {
+                Ok(status) if status.success() => Ok(()),
+                Ok(status) => Err(format!("{} failed ({status})", self.name)),
+                Err(error) => Err(format!("{}: could not run cargo: {error}", self.name)),
+            },
+            Work::Examples => {
+                examples::run().map_err(|error| format!("{} failed: {error}", self.name))
+            }
+        }
+    }
 }
 
 fn steps(quick: bool) -> Vec<Step> {
-    let tests = Step::new("tests", ["test", "--workspace", "--release"]);
+    let tests = Step::cargo("tests", &["test", "--workspace", "--release"]);
     let mut steps = vec![
-        Step::new("format", ["fmt", "--all", "--check"]),
-        Step::new(
+        Step::cargo("format", &["fmt", "--all", "--check"]),
+        Step::cargo(
             "lints",
-            ["clippy", "--workspace", "--all-targets", "--release", "--", "-D", "warnings"],
+            &["clippy", "--workspace", "--all-targets", "--release", "--", "-D", "warnings"],
         ),
         if quick { tests.with(QUICK.0, QUICK.1) } else { tests },
-        Step::new("docs", ["doc", "--workspace", "--no-deps", "--release"])
+        Step { name: "examples", work: Work::Examples, env: Vec::new() },
+        Step::cargo("docs", &["doc", "--workspace", "--no-deps", "--release"])
             .with("RUSTDOCFLAGS", "-D warnings"),
     ];
     if !quick {
-        // Builds Burn a second and a third time, with other backends.
-        steps.push(Step { name: "wgpu", args: backend_tests("wgpu"), env: Vec::new() });
-        let cuda = Step::new(
-            "cuda",
-            [
-                "check",
-                "--release",
-                "--package",
-                "fpo-trainer",
-                "--package",
-                "fpo-tests",
-                "--features",
-                "fpo-tests/cuda-nvrtc",
-                "--bins",
-                "--test",
-                "backends",
-            ],
-        );
-        // Checking types takes no compiler of kernels.
-        steps.push(Step { env: vec![no_llvm()], ..cuda });
+        steps.extend(FEATURE_SETS.map(feature_check));
+        let tests_on_cuda = ["check", "--release", "--package", "fpo-tests", "--test", "backends"];
+        steps.push(Step {
+            env: vec![no_llvm()],
+            ..Step::cargo(
+                "check cuda tests",
+                &[&tests_on_cuda[..], &["--features", "cuda-nvrtc"]].concat(),
+            )
+        });
+        // Compiles Burn a second time, with another backend.
+        steps.push(Step::cargo("wgpu tests", &backend_tests("wgpu")));
     }
     steps
+}
+
+/// Checks the types of the binary with a set of features.
+fn feature_check((name, features): (&'static str, &[&'static str])) -> Step {
+    let check = ["check", "--release", "--package", "fpo-cli", "--bins"];
+    let env = if features.contains(&"cuda-nvrtc") { vec![no_llvm()] } else { Vec::new() };
+    Step { env, ..Step::cargo(name, &[&check[..], features].concat()) }
 }
 
 /// The arguments that run the tests of a backend.
@@ -70,21 +105,21 @@ fn backend_tests(feature: &'static str) -> Vec<&'static str> {
     [&package[..], &["--test", "backends"]].concat()
 }
 
-/// The tests of a backend on one device of it, which must be there.
+/// The tests of a backend on one of its devices, which must exist.
 fn on_device(target: &Target) -> Result<Step, Error> {
     let backend = target.backend()?;
     let feature = backend.feature().ok_or(Error::NoBackend)?;
     let mut env = backend.environment();
     env.push((DEVICE, target.device.clone()));
-    Ok(Step { name: "backends", args: backend_tests(feature), env })
+    Ok(Step { env, ..Step::cargo("backends", &backend_tests(feature)) })
 }
 
-/// What CI runs.
+/// Runs what CI runs.
 pub fn all(quick: bool) -> ExitCode {
     run(&steps(quick))
 }
 
-/// The tests of a backend, on a device that is there.
+/// Runs the tests of a backend on one device.
 pub fn of_backend(target: &Target) -> Result<ExitCode, Error> {
     Ok(run(&[on_device(target)?]))
 }
@@ -92,23 +127,20 @@ pub fn of_backend(target: &Target) -> Result<ExitCode, Error> {
 /// Runs the steps in order up to the first that fails, and says how long each took.
 fn run(steps: &[Step]) -> ExitCode {
     let mut durations = Vec::new();
-    let mut failed = None;
+    let mut outcome = Ok(());
     for step in steps {
-        println!("\n== {}: cargo {}", step.name, step.args.join(" "));
+        println!("\n== {}: {}", step.name, step.title());
         let start = Instant::now();
-        let status = cargo().args(&step.args).envs(step.env.iter().cloned()).status();
+        outcome = step.run();
         durations.push((step.name, start.elapsed()));
-        failed = match status {
-            Ok(status) if status.success() => continue,
-            Ok(status) => Some(format!("{} failed ({status})", step.name)),
-            Err(error) => Some(format!("{}: could not run cargo: {error}", step.name)),
-        };
-        break;
+        if outcome.is_err() {
+            break;
+        }
     }
     println!("\n{}", summary(&durations));
-    match failed {
-        None => ExitCode::SUCCESS,
-        Some(failure) => {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
             eprintln!("error: {failure}");
             ExitCode::FAILURE
         }
@@ -117,9 +149,10 @@ fn run(steps: &[Step]) -> ExitCode {
 
 fn summary(durations: &[(&str, Duration)]) -> String {
     let total = durations.iter().map(|(_, duration)| *duration).sum();
+    let width = durations.iter().map(|(name, _)| name.len()).max().unwrap_or(0).max(8);
     let lines = durations.iter().copied().chain([("total", total)]);
     lines
-        .map(|(name, duration)| format!("{name:<8}{:>9.1} s", duration.as_secs_f64()))
+        .map(|(name, duration)| format!("{name:<width$}{:>9.1} s", duration.as_secs_f64()))
         .collect::<Vec<_>>()
         .join("\n")
 }
@@ -128,8 +161,15 @@ fn summary(durations: &[(&str, Duration)]) -> String {
 mod tests {
     use super::*;
 
+    fn args(step: &Step) -> &[&'static str] {
+        match &step.work {
+            Work::Cargo(args) => args,
+            Work::Examples => &[],
+        }
+    }
+
     #[test]
-    fn only_the_tests_of_a_quick_run_are_told() {
+    fn only_the_tests_know_of_a_quick_run() {
         let told = |quick| {
             let quick_ones =
                 steps(quick).into_iter().filter(|s| s.env.iter().any(|e| e.0 == QUICK.0));
@@ -140,11 +180,24 @@ mod tests {
     }
 
     #[test]
-    fn the_tests_of_a_backend_run_where_they_are_told_to() {
+    fn the_binary_is_checked_with_every_set_of_features() {
+        let steps = steps(false);
+        let of_binary: Vec<_> =
+            steps.iter().filter(|step| args(step).contains(&"fpo-cli")).collect();
+        assert_eq!(of_binary.len(), FEATURE_SETS.len());
+        for (step, (_, features)) in of_binary.iter().zip(FEATURE_SETS) {
+            assert!(args(step).starts_with(&["check"]) && args(step).ends_with(features));
+            assert_eq!(step.env.contains(&no_llvm()), features.contains(&"cuda-nvrtc"));
+        }
+        assert!(steps.iter().any(|step| matches!(step.work, Work::Examples)));
+    }
+
+    #[test]
+    fn the_tests_of_a_backend_run_on_the_named_device() {
         let target = |device: &str| Target { device: device.to_owned(), nvrtc: false };
         for (device, feature) in [("cuda:1", "cuda"), ("wgpu", "wgpu"), ("vulkan", "vulkan")] {
             let step = on_device(&target(device)).unwrap();
-            assert!(step.args.windows(2).any(|pair| pair == ["--features", feature]), "{device}");
+            assert!(args(&step).windows(2).any(|pair| pair == ["--features", feature]), "{device}");
             assert_eq!(step.env, [(DEVICE, device.to_owned())]);
         }
         assert!(on_device(&target("cpu")).is_err_and(|e| e.to_string().contains("leave it out")));

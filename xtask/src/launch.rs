@@ -1,4 +1,4 @@
-//! Builds the `fpo` binary for the device that its arguments ask for, and becomes it.
+//! Builds the `fpo` binary for the device named in its arguments, and replaces this process with it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus};
@@ -6,28 +6,32 @@ use std::{fmt, io};
 
 use crate::backend::{self, Backend};
 
-/// Why the binary could not be started.
+/// Why the launcher gave up.
 #[derive(Debug)]
 pub enum Error {
-    /// `--device` names something that no feature stands for.
+    /// No cargo feature belongs to the name given with `--device`.
     UnknownDevice(String),
-    /// Several devices, of which a run uses one.
+    /// More than one device was named; a run uses one.
     SeveralDevices(String),
-    /// NVRTC compiles for CUDA, and this device is another.
+    /// `--nvrtc` with a device other than CUDA.
     NvrtcWithoutCuda(String),
-    /// What `--nvrtc` asks of the linker is Linux's.
+    /// `--nvrtc` needs linker flags that only Linux has.
     NvrtcNeedsLinux,
-    /// The tests of a backend are of another than the CPU's.
+    /// `cargo xtask test --device cpu`: the backend tests are for the other backends.
     NoBackend,
-    /// PyTorch does not run there.
+    /// PyTorch does not run on this device.
     NoPeer(String),
     /// Cargo itself could not be run.
     Cargo(io::Error),
-    /// The binary could not be built.
+    /// Cargo could not build what it was asked for.
     Build(ExitStatus),
     /// A program could not be run.
     Program(io::Error),
-    /// A program that was measured failed, or printed no measurement.
+    /// Cargo left out an example although it needs no feature.
+    ExampleNotBuilt { package: String, name: String },
+    /// A program in an `examples/` folder failed.
+    Example { package: String, name: String, status: ExitStatus },
+    /// A measured program failed, or printed no measurement.
     Measured { command: String, said: String },
 }
 
@@ -38,39 +42,48 @@ impl fmt::Display for Error {
                 let known = backend::devices();
                 write!(
                     f,
-                    "unknown device '{name}'; known devices: {known} (a number picks one of several, as in cuda:1)"
+                    "unknown device '{name}'; known devices: {known} (with a number for one of several, as in cuda:1)"
                 )
             }
             Self::SeveralDevices(names) => {
                 write!(
                     f,
-                    "a run computes on one device, and these were asked for: {names}; choose one of them"
+                    "a run computes on one device, but several were named: {names}; choose one"
                 )
             }
             Self::NvrtcWithoutCuda(device) => {
                 write!(f, "--nvrtc is for --device cuda, not for {device}: leave it out")
             }
             Self::NvrtcNeedsLinux => {
-                write!(f, "--nvrtc builds on Linux only: leave it out, and LLVM is downloaded")
+                write!(f, "--nvrtc works on Linux only: leave it out, and the build downloads LLVM")
             }
             Self::NoBackend => {
-                write!(f, "the tests run on the CPU without --device: leave it out")
+                write!(
+                    f,
+                    "--device is for the other backends; without it the tests run on the CPU: leave it out"
+                )
             }
             Self::NoPeer(device) => {
-                write!(f, "PyTorch runs on cpu and on cuda, not on {device}: leave out --peer")
+                write!(f, "PyTorch runs on cpu and cuda, not on {device}: leave out --peer")
             }
             Self::Cargo(error) => write!(f, "could not run cargo: {error}"),
-            Self::Build(status) => write!(f, "building fpo failed ({status})"),
+            Self::Build(status) => write!(f, "the build failed ({status})"),
             Self::Program(error) => write!(f, "could not run a program: {error}"),
+            Self::ExampleNotBuilt { package, name } => {
+                write!(f, "cargo did not build the example {name} of {package}")
+            }
+            Self::Example { package, name, status } => {
+                write!(f, "the example {name} of {package} failed ({status})")
+            }
             Self::Measured { command, said } => {
-                write!(f, "no measurement came from\n{command}\nwhich said:\n{said}")
+                write!(f, "no measurement from\n{command}\nwhich printed:\n{said}")
             }
         }
     }
 }
 
-/// Runs `fpo [subcommand] args…`, built for the device in `args`; `--nvrtc` among them is ours. On Unix it returns only if that
-/// fails.
+/// Runs `fpo [subcommand] args…`, built for the device in `args`. `--nvrtc` is for the build and not passed on. On Unix this
+/// returns only on error.
 pub fn fpo(subcommand: Option<&str>, args: &[String]) -> Result<ExitCode, Error> {
     let Passed { backend, args } = Passed::new(args)?;
     let mut command = cargo_fpo("run", backend);
@@ -78,7 +91,7 @@ pub fn fpo(subcommand: Option<&str>, args: &[String]) -> Result<ExitCode, Error>
     become_process(command).map_err(Error::Cargo)
 }
 
-/// Builds `fpo` and says where it is.
+/// Builds `fpo` and returns its path.
 pub fn build(backend: Backend) -> Result<PathBuf, Error> {
     let status = cargo_fpo("build", backend).status().map_err(Error::Cargo)?;
     if !status.success() {
@@ -89,14 +102,14 @@ pub fn build(backend: Backend) -> Result<PathBuf, Error> {
     Ok(target.join("release").join(format!("fpo{}", std::env::consts::EXE_SUFFIX)))
 }
 
-/// The workspace.
+/// The root of the workspace.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
 
 fn cargo_fpo(what: &str, backend: Backend) -> Command {
     let mut command = cargo();
-    command.args([what, "--release", "--package", "fpo-trainer", "--bin", "fpo"]);
+    command.args([what, "--release", "--package", "fpo-cli", "--bin", "fpo"]);
     if let Some(feature) = backend.feature() {
         command.args(["--features", &format!("{feature},autotune")]);
     }
@@ -104,22 +117,22 @@ fn cargo_fpo(what: &str, backend: Backend) -> Command {
     command
 }
 
-/// The cargo that runs this launcher, so that a toolchain override holds for what it starts.
+/// The cargo that runs this launcher, so that a toolchain override also applies to what it starts.
 pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // This launcher's own; a dependency of Burn's CUDA backend, and all that depends on it, is built again where it changes.
+    // Set for this launcher by cargo. A dependency of Burn's CUDA backend tracks it, and would be rebuilt with all its dependents.
     command.env_remove("CARGO_MANIFEST_DIR");
     command
 }
 
-/// Arguments for the binary.
+/// The arguments passed on to the binary, and the backend to build it with.
 struct Passed<'a> {
     backend: Backend,
     args: Vec<&'a str>,
 }
 
 impl<'a> Passed<'a> {
-    /// Takes out `--nvrtc`, and reads which backend the others need.
+    /// Removes `--nvrtc`, and finds the backend that the device among the others needs.
     fn new(args: &'a [String]) -> Result<Self, Error> {
         let own = args.iter().position(|arg| arg == "--").unwrap_or(args.len());
         let (own, rest) = args.split_at(own);
@@ -132,13 +145,13 @@ impl<'a> Passed<'a> {
     }
 }
 
-/// The `--device` in `args`: there may be one.
+/// The value of `--device` in `args`, if it is there.
 fn device<'a>(args: &[&'a str]) -> Result<Option<&'a str>, Error> {
     let mut found = Vec::new();
     let mut args = args.iter().copied();
     while let Some(arg) = args.next() {
         if arg == "--device" {
-            // A missing name is left for the binary to complain about.
+            // The binary reports a missing value.
             found.extend(args.next());
         } else if let Some(name) = arg.strip_prefix("--device=") {
             found.push(name);
@@ -151,7 +164,7 @@ fn device<'a>(args: &[&'a str]) -> Result<Option<&'a str>, Error> {
     }
 }
 
-/// Replaces this process; cargo then does the same with the binary. Signals and the exit status need no forwarding.
+/// Replaces this process by cargo, which in turn replaces itself by the binary: signals and the exit status need no forwarding.
 #[cfg(unix)]
 fn become_process(mut command: Command) -> io::Result<ExitCode> {
     use std::os::unix::process::CommandExt;
@@ -171,7 +184,7 @@ fn become_process(mut command: Command) -> io::Result<ExitCode> {
 mod tests {
     use super::*;
 
-    /// The backend for a command line, and what the binary gets of it.
+    /// The backend for a command line, and the arguments that the binary receives.
     fn passed(line: &str) -> Result<(Backend, String), Error> {
         let args = line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         Passed::new(&args).map(|passed| (passed.backend, passed.args.join(" ")))
@@ -200,7 +213,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn nvrtc_is_kept_from_the_binary() {
+    fn nvrtc_is_not_passed_on() {
         for (line, rest) in [
             ("--device cuda --nvrtc", "--device cuda"),
             ("train --nvrtc --device=cuda:1 --resume", "train --device=cuda:1 --resume"),
@@ -212,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn two_devices_at_once_are_refused_before_anything_is_built() {
+    fn two_devices_are_refused_before_anything_is_built() {
         for (line, names) in [
             ("--device cuda --device wgpu", "cuda, wgpu"),
             ("--device=cuda --recipe tiny --device=cuda", "cuda, cuda"),

@@ -1,11 +1,12 @@
 //! The launcher behind `cargo xtask`: parses, then runs cargo or the `fpo` binary.
 //!
-//! Invariants: it never depends on Burn or on another crate of the workspace, so that it builds in seconds and can say what is
-//! wrong before a build of minutes starts.
+//! Invariants: it depends neither on Burn nor on another crate of the workspace, so it builds in seconds and reports mistakes before
+//! a build of several minutes starts.
 
 mod backend;
 mod bench;
 mod checks;
+mod examples;
 mod launch;
 
 use std::process::ExitCode;
@@ -19,43 +20,42 @@ use backend::Target;
     name = "cargo xtask",
     bin_name = "cargo xtask",
     about = "Builds, runs and checks FPO",
-    after_help = "train, compare and fpo build for the --device among their arguments, and take --nvrtc beside --device cuda."
+    after_help = "train, compare and fpo build the binary for the --device in their arguments; --device cuda can be combined with --nvrtc."
 )]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
 
-/// The arguments of `train` and `compare` belong to the binary, its help included: `cargo xtask train --help`. Ours among them is
-/// `--nvrtc`.
+/// All arguments of `train` and `compare`, `--help` included, are passed on to the binary, except `--nvrtc`.
 #[derive(Subcommand)]
 enum Command {
-    /// Run the pipeline from data to report; arguments go to `fpo train`
+    /// Run the pipeline from data to report; arguments are those of `fpo train`
     #[command(disable_help_flag = true)]
     Train(PassedOn),
-    /// Train several objectives on the same data and put them side by side; arguments go to `fpo compare`
+    /// Align with several methods and print one table; arguments are those of `fpo compare`
     #[command(disable_help_flag = true)]
     Compare(PassedOn),
     /// Run any subcommand of the binary: cargo xtask fpo -- SUBCOMMAND …
     #[command(disable_help_flag = true)]
     Fpo(PassedOn),
-    /// Build the binary for a device, and say where it is
+    /// Build the binary for a device and print its path
     Build(Target),
-    /// Measure a training step, its memory and its operations, beside other people's software if asked
+    /// Measure the time and memory of a training step and of single operations, with --peer beside PyTorch
     Bench(bench::Bench),
-    /// Run what CI runs: format, lints, tests, documentation, other backends; with --device only the tests of that backend
+    /// Run what CI runs: format, lints, tests, examples, documentation, other backends; with --device only the tests of that backend
     Test(Test),
 }
 
 #[derive(clap::Args)]
 struct Test {
-    /// Leave out the end-to-end runs and the other backends
+    /// Skip the end-to-end runs and the other backends
     #[arg(long)]
     quick: bool,
-    /// Run the tests of a backend alone, on this device, which must be there: cuda, cuda:N, wgpu, vulkan or metal
+    /// Run only the backend tests, on this device: cuda, cuda:N, wgpu, vulkan or metal; they fail if it is missing
     #[arg(long, conflicts_with = "quick")]
     device: Option<String>,
-    /// Lets NVIDIA's NVRTC compile the kernels of --device cuda, so that no LLVM is downloaded while building
+    /// With --device cuda: compile kernels with NVIDIA's NVRTC, so that the build downloads no LLVM
     #[arg(long, requires = "device")]
     nvrtc: bool,
 }
@@ -90,8 +90,23 @@ fn build(target: &Target) -> Result<ExitCode, launch::Error> {
 }
 
 #[cfg(test)]
+#[path = "../../tests/tests/documentation/commands.rs"]
+mod documented;
+
+#[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_documented_command_is_understood() {
+        let printed = documented::printed(&["cargo xtask "]);
+        for documented::Printed { page, words } in &printed {
+            let line = [&["cargo xtask".to_owned()], &words[2..]].concat();
+            let outcome = Cli::try_parse_from(&line).map(|_| ()).map_err(|e| e.to_string());
+            assert_eq!(outcome, Ok(()), "{}: {}", page.display(), words.join(" "));
+        }
+        assert!(printed.len() > 20, "only {} commands were found", printed.len());
+    }
 
     fn passed(line: &[&str]) -> (&'static str, Vec<String>) {
         let cli = Cli::try_parse_from([&["cargo xtask"], line].concat()).unwrap();
@@ -140,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn test_has_options_of_its_own() {
+    fn test_has_its_own_options() {
         for (line, expected) in [
             (&["test"][..], "false None"),
             (&["test", "--quick"], "true None"),
@@ -155,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_build_has_a_device() {
+    fn build_takes_a_device() {
         assert_eq!(passed(&["build"]).1, ["cpu false"]);
         assert_eq!(passed(&["build", "--nvrtc", "--device", "cuda"]).1, ["cuda true"]);
     }

@@ -5,8 +5,15 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
 
+/// Between an item and the name of what explains it.
+const EXPLANATION: &str = " / ";
+
 /// Named items that a file depends on (weights, tokenizer, template, settings), each as a short text or a hash.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+///
+/// An item can be *explained* by others ([`Self::explained_by`]): how it came about. Explanations are stored, but they have no part in
+/// equality or in the hash, and a difference between them is reported only if the items that they explain differ. Tokens that two
+/// different settings make alike are the same tokens; where they are not alike, the settings say why.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Fingerprint(pub BTreeMap<String, String>);
 
@@ -29,24 +36,58 @@ impl Fingerprint {
         self
     }
 
-    /// Every item that differs, by name. Empty if `found` is the one expected.
+    /// Adds what explains an item; use it in a chain.
+    #[must_use]
+    pub fn explained_by(mut self, item: &str, explanation: &Self) -> Self {
+        let explains = |(name, value): (&String, &String)| {
+            (format!("{item}{EXPLANATION}{name}"), value.clone())
+        };
+        self.0.extend(explanation.0.iter().map(explains));
+        self
+    }
+
+    /// Every item that differs, by name: empty if `found` is the one expected. Where explanations differ, they stand for their item.
     pub fn differences(&self, found: &Self) -> Vec<Difference> {
-        let items: BTreeSet<&String> = self.0.keys().chain(found.0.keys()).collect();
-        items
-            .into_iter()
-            .filter(|item| self.0.get(*item) != found.0.get(*item))
-            .map(|item| Difference {
-                item: item.clone(),
-                expected: self.0.get(item).cloned(),
-                found: found.0.get(item).cloned(),
-            })
+        let items: BTreeSet<&String> =
+            self.items().chain(found.items()).map(|(item, _)| item).collect();
+        let mut differences = Vec::new();
+        for item in items.into_iter().filter(|item| self.0.get(*item) != found.0.get(*item)) {
+            let explained = self.explanations(found, item);
+            match explained.is_empty() {
+                true => differences.push(self.difference(found, item, item)),
+                false => differences.extend(explained),
+            }
+        }
+        differences
+    }
+
+    /// The differences between the explanations that both have of an item.
+    fn explanations(&self, found: &Self, item: &str) -> Vec<Difference> {
+        let prefix = format!("{item}{EXPLANATION}");
+        let names = self.0.keys().filter_map(|key| Some((key, key.strip_prefix(&prefix)?)));
+        names
+            .filter(|(key, _)| found.0.get(*key).is_some_and(|value| *value != self.0[*key]))
+            .map(|(key, name)| self.difference(found, key, name))
             .collect()
+    }
+
+    fn difference(&self, found: &Self, key: &str, name: &str) -> Difference {
+        Difference {
+            item: name.to_owned(),
+            expected: self.0.get(key).cloned(),
+            found: found.0.get(key).cloned(),
+        }
+    }
+
+    /// The items, without what explains them.
+    fn items(&self) -> impl Iterator<Item = (&String, &String)> {
+        self.0.iter().filter(|(key, _)| !key.contains(EXPLANATION))
     }
 
     /// Content hash (hex): a fingerprint can itself be an item of another one.
     pub fn hash(&self) -> String {
         let mut bytes = Vec::new();
-        for text in self.0.iter().flat_map(|(item, value)| [item, value]) {
+        for text in self.items().flat_map(|(item, value)| [item, value]) {
             bytes.extend((text.len() as u64).to_le_bytes());
             bytes.extend(text.as_bytes());
         }
@@ -58,6 +99,14 @@ impl Fingerprint {
         serde_json::Value::from_iter(self.0.clone()).to_string()
     }
 }
+
+impl PartialEq for Fingerprint {
+    fn eq(&self, other: &Self) -> bool {
+        self.items().eq(other.items())
+    }
+}
+
+impl Eq for Fingerprint {}
 
 impl Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -87,6 +136,29 @@ mod tests {
             ]
         );
         assert_eq!(ours.differences(&ours), []);
+    }
+
+    #[test]
+    fn explanations_count_only_where_their_item_differs() {
+        let tokens = |hash, template, length| {
+            let how = Fingerprint::default().with("template", template).with("length", length);
+            Fingerprint::default().with("tokens", hash).with("site", 1).explained_by("tokens", &how)
+        };
+        let (ours, alike) = (tokens("a", "x", 8), tokens("a", "y", 9));
+        assert_eq!(ours, alike);
+        assert_eq!((ours.hash(), ours.differences(&alike)), (alike.hash(), vec![]));
+        let bare = Fingerprint::default().with("tokens", "b").with("site", 1);
+        assert_eq!(bare.hash(), tokens("b", "x", 8).hash());
+        let shown = |found: &Fingerprint| -> Vec<String> {
+            ours.differences(found).iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(shown(&tokens("b", "y", 8)), ["template: expected `x`, found `y`"]);
+        // Nothing explains it, or nothing is known.
+        for found in [tokens("b", "x", 8), bare] {
+            assert_eq!(shown(&found), ["tokens: expected `a`, found `b`"]);
+        }
+        let read: Fingerprint = serde_json::from_str(&ours.to_json()).unwrap();
+        assert_eq!(read.0, ours.0, "explanations are stored");
     }
 
     #[test]

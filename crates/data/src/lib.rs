@@ -8,14 +8,16 @@
 //! * Every tokenised response has `1 ≤ prompt_len < tokens.len()`: it has something to predict, and something to predict it from.
 //!
 //! ```
-//! use fpo_data::{ChatTemplate, Pair, PairBatch, Preparer, Prompt, TemplateChoice, Tokenizer, Truncation};
+//! use fpo_data::{
+//!     ChatTemplate, Pair, PairBatch, Preparer, Prompt, Rendering, TemplateChoice, Tokenizer, Truncation,
+//! };
 //!
 //! let tokenizer = Tokenizer::train_bpe(["What is 2 + 2?", "It is 4.", "Who knows?"], 300)?;
 //! let template = TemplateChoice::Chat(ChatTemplate::plain(&tokenizer.bos_token())?);
 //! let limits = Truncation { max_length: 128, max_prompt_length: Some(64) };
 //! let question = Prompt::Text("What is 2 + 2?".into());
 //! let pair = Pair { id: 0, prompt: question, chosen: "It is 4.".into(), rejected: "Who knows?".into() };
-//! let (pairs, summary) = Preparer::new(&tokenizer, &template, limits)?.prepare_pairs(&[pair])?;
+//! let (pairs, summary) = Preparer::new(&tokenizer, &template, Rendering::Auto, limits)?.prepare_pairs(&[pair])?;
 //! let PairBatch { batch, .. } = PairBatch::new(&[pairs[0].view()], tokenizer.pad_id())?;
 //! assert_eq!((summary.kept, batch.rows), (1, 2));
 //! assert_eq!(batch.targets().len(), batch.predicting_positions().len());
@@ -24,10 +26,13 @@
 
 pub mod atomic;
 pub mod batch;
+pub mod binding;
+pub mod checkpoints;
 pub mod fingerprint;
 pub mod hash;
 mod parquet_file;
 pub mod reference;
+pub mod rendering;
 pub mod source;
 pub mod split;
 pub mod store;
@@ -36,9 +41,10 @@ pub mod tokenize;
 pub mod tokenizer;
 pub mod tokens;
 
-pub use batch::{Batches, PairBatch, Pooling, Positions, SequenceBatch, TokenBatch};
+pub use batch::{Batches, Epochs, PairBatch, Pooling, Positions, SequenceBatch, TokenBatch};
 pub use fingerprint::Fingerprint;
 pub use reference::{ReferenceCache, ReferenceRow, ReferenceWriter, SparseFeatures};
+pub use rendering::Rendering;
 pub use source::{
     Item, Message, OnEmpty, Pair, Prompt, ReadSummary, SftExample, read_items, read_pairs,
     read_prompts, read_sft,
@@ -46,7 +52,7 @@ pub use source::{
 pub use split::hold_out;
 pub use store::{PairStore, SequenceStore};
 pub use template::{ChatTemplate, TemplateChoice};
-pub use tokenize::{PrepareSummary, Preparer, Rendering, Truncation};
+pub use tokenize::{PrepareSummary, Preparer, Truncation};
 pub use tokenizer::Tokenizer;
 pub use tokens::{
     ExampleView, PairView, ResponseView, TokenizedExample, TokenizedPair, TokenizedResponse,

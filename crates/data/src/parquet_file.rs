@@ -3,7 +3,7 @@
 //! The decoder trusts some numbers of a file and panics on wrong ones. Those of the footer are checked here before it sees them; the
 //! few inside the pages can't be, so a panic over them is caught and becomes an error.
 
-use arrow::array::RecordBatch;
+use arrow_array::RecordBatch;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::file::metadata::ColumnChunkMetaData;
 use std::fs::File;

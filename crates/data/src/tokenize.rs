@@ -3,6 +3,7 @@
 //! Prompt and response are tokenised as one text, because a merge may reach across the boundary between them. A token that does
 //! belongs to the response: the policy has to predict it, and nothing of the response leaks into the prompt.
 
+use crate::rendering::{End, Joined, Renderer, Rendering, Way};
 use crate::source::{Pair, Prompt, SftExample};
 use crate::template::{TemplateChoice, TemplateError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
@@ -38,6 +39,12 @@ pub enum PrepareError {
         "the tokenizer has no end-of-text token; name one as `eos_token` in tokenizer_config.json"
     )]
     NoEnd,
+    /// No template for [`Rendering::Template`].
+    #[error(
+        "rendering `template` needs a chat template, and the tokenizer has none; add chat_template.jinja to its folder, \
+         or choose the rendering `auto` or `none`"
+    )]
+    NoTemplate,
     /// The chat template refused an item.
     #[error("row {id}: can't be rendered")]
     Template {
@@ -77,28 +84,15 @@ pub struct PrepareSummary {
     pub response_tokens: usize,
     /// Tokens of the longest kept row.
     pub longest: usize,
-}
-
-/// What the chat template is applied to, and how much of what it writes is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Rendering {
-    /// To everything: a text prompt is one user message. White space that the template writes behind the end of the response's turn is
-    /// left out, since a model that has ended its turn has nothing more to learn.
-    #[default]
-    Conversations,
-    /// As transformers and TRL do it: a list of messages stands exactly as the template writes it, and a text prompt with its response
-    /// stands as it is and is ended by EOS.
-    AsGiven,
-}
-
-impl Rendering {
-    /// Its name in fingerprints.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Conversations => "conversations",
-            Self::AsGiven => "as_given",
-        }
-    }
+    /// Kept rows that went through the chat template.
+    #[serde(default)]
+    pub templated: usize,
+    /// Kept rows left as they were because their prompt carries the template's special tokens ([`Rendering::Auto`]).
+    #[serde(default)]
+    pub already_templated: usize,
+    /// Kept rows joined as they were, for want of a template or under [`Rendering::None`].
+    #[serde(default)]
+    pub as_given: usize,
 }
 
 impl PrepareSummary {
@@ -114,32 +108,12 @@ impl PrepareSummary {
 }
 
 /// Turns pairs and examples into tokens under fixed settings.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Preparer<'a> {
-    tokenizer: &'a Tokenizer,
-    template: &'a TemplateChoice,
-    rendering: Rendering,
-    truncation: Truncation,
+    pub(crate) tokenizer: &'a Tokenizer,
+    pub(crate) renderer: Renderer<'a>,
+    pub(crate) truncation: Truncation,
     eos: Option<u32>,
-}
-
-/// Prompt and response as one text.
-struct Joined {
-    text: String,
-    /// Bytes of it that are the prompt.
-    boundary: usize,
-    end: End,
-}
-
-/// How a row ends.
-#[derive(Clone, Copy)]
-enum End {
-    /// With EOS or the end of a turn; EOS is added where there is neither.
-    Turn,
-    /// With EOS, which is added where it is missing.
-    Eos,
-    /// As the text does.
-    AsWritten,
 }
 
 /// A row, and what truncation took from it.
@@ -147,16 +121,18 @@ struct Row {
     response: TokenizedResponse,
     clipped_prompt: bool,
     clipped_response: bool,
+    way: Way,
 }
 
 impl<'a> Preparer<'a> {
-    /// Checks that the limits leave room, and that a response can be ended.
+    /// Checks that the limits leave room, that a response can be ended, and that there is a template where `rendering` needs one.
     ///
     /// # Errors
-    /// [`PrepareError::Limits`] and [`PrepareError::NoEnd`].
+    /// [`PrepareError::Limits`], [`PrepareError::NoEnd`] and [`PrepareError::NoTemplate`].
     pub fn new(
         tokenizer: &'a Tokenizer,
         template: &'a TemplateChoice,
+        rendering: Rendering,
         truncation: Truncation,
     ) -> Result<Self, PrepareError> {
         let Truncation { max_length, max_prompt_length } = truncation;
@@ -165,27 +141,16 @@ impl<'a> Preparer<'a> {
         {
             return Err(PrepareError::Limits { max_length, max_prompt_length });
         }
-        let eos = match template {
-            TemplateChoice::Chat(_) => tokenizer.eos_id().or(tokenizer.end_of_turn_id()),
-            TemplateChoice::None => tokenizer.eos_id(),
+        let eos = match (template, rendering) {
+            (TemplateChoice::None, Rendering::Template) => return Err(PrepareError::NoTemplate),
+            (TemplateChoice::None, _) | (_, Rendering::None) => tokenizer.eos_id(),
+            (TemplateChoice::Chat(_), _) => tokenizer.eos_id().or(tokenizer.end_of_turn_id()),
         };
         if eos.is_none() {
             return Err(PrepareError::NoEnd);
         }
-        let rendering = Rendering::default();
-        Ok(Self { tokenizer, template, rendering, truncation, eos })
-    }
-
-    /// The same with [`Rendering::AsGiven`].
-    ///
-    /// # Errors
-    /// [`PrepareError::NoEnd`] where the tokenizer has no EOS for texts.
-    pub fn as_given(self) -> Result<Self, PrepareError> {
-        let eos = self.tokenizer.eos_id();
-        if eos.is_none() {
-            return Err(PrepareError::NoEnd);
-        }
-        Ok(Self { rendering: Rendering::AsGiven, eos, ..self })
+        let renderer = Renderer::new(tokenizer, template, rendering);
+        Ok(Self { tokenizer, renderer, truncation, eos })
     }
 
     /// Tokenises a pair; `None` if truncation left one of its responses without tokens.
@@ -215,13 +180,10 @@ impl<'a> Preparer<'a> {
     /// # Errors
     /// A conversation that the template refuses; it is reported as row 0.
     pub fn tokenize_prompt(&self, prompt: &Prompt) -> Result<Vec<u32>, PrepareError> {
-        let text = match (self.rendering, self.template, prompt) {
-            (Rendering::AsGiven, TemplateChoice::Chat(_), Prompt::Text(text)) => text.clone(),
-            _ => self
-                .template
-                .prompt_text(prompt)
-                .map_err(|source| PrepareError::Template { id: 0, source })?,
-        };
+        let text = self
+            .renderer
+            .prompt(prompt)
+            .map_err(|source| PrepareError::Template { id: 0, source })?;
         let encoding = self
             .tokenizer
             .encode(&text)
@@ -286,7 +248,7 @@ impl<'a> Preparer<'a> {
     ) -> Result<Option<[Row; N]>, PrepareError> {
         let mut rows = Vec::with_capacity(N);
         for response in responses {
-            let joined = self.join(prompt, response);
+            let joined = self.renderer.join(prompt, response);
             let joined = joined.map_err(|source| PrepareError::Template { id, source })?;
             match self.row(&joined).map_err(|source| PrepareError::Tokenizer { id, source })? {
                 Some(row) => rows.push(row),
@@ -296,26 +258,6 @@ impl<'a> Preparer<'a> {
         Ok(rows.try_into().ok())
     }
 
-    fn join(&self, prompt: &Prompt, response: &str) -> Result<Joined, TemplateError> {
-        let plain = || {
-            let prompt = prompt.to_text();
-            let boundary = prompt.len();
-            Joined { text: prompt + response, boundary, end: End::Eos }
-        };
-        let TemplateChoice::Chat(chat) = self.template else { return Ok(plain()) };
-        match (self.rendering, prompt) {
-            (Rendering::AsGiven, Prompt::Text(_)) => Ok(plain()),
-            (Rendering::AsGiven, Prompt::Messages(_)) => {
-                let (text, boundary) = chat.rendered(prompt, response)?;
-                Ok(Joined { text, boundary, end: End::AsWritten })
-            }
-            (Rendering::Conversations, _) => {
-                let (text, boundary) = chat.turn(prompt, response)?;
-                Ok(Joined { text, boundary, end: End::Turn })
-            }
-        }
-    }
-
     fn row(&self, joined: &Joined) -> Result<Option<Row>, TokenizerError> {
         let boundary = joined.boundary;
         let encoding = self.tokenizer.encode(&joined.text)?;
@@ -323,7 +265,7 @@ impl<'a> Preparer<'a> {
         let mut prompt_len =
             encoding.offsets.iter().position(|&(_, end)| end > boundary).unwrap_or(tokens.len());
         self.begin_once(&mut tokens, &mut prompt_len);
-        self.end_once(&mut tokens, joined.end);
+        self.end_once(&mut tokens, prompt_len, joined.end);
         // Nothing predicts a text's first token.
         prompt_len = prompt_len.max(1);
 
@@ -331,7 +273,9 @@ impl<'a> Preparer<'a> {
         let clipped_response = tokens.len() > self.truncation.max_length;
         tokens.truncate(self.truncation.max_length);
         let response = TokenizedResponse { tokens, prompt_len };
-        Ok(response.view().is_sound().then_some(Row { response, clipped_prompt, clipped_response }))
+        let way = joined.way;
+        let row = Row { response, clipped_prompt, clipped_response, way };
+        Ok(row.response.view().is_sound().then_some(row))
     }
 
     /// Puts BOS in front, unless the template or the text has put it there (once, or more than once).
@@ -344,10 +288,19 @@ impl<'a> Preparer<'a> {
         *prompt_len = *prompt_len + 1 - there;
     }
 
-    /// Puts EOS at the end, unless the text ends as it should.
-    fn end_once(&self, tokens: &mut Vec<u32>, end: End) {
+    /// Puts EOS at the end, unless the text ends as it should; a turn that was ended by response and template is ended once.
+    fn end_once(&self, tokens: &mut Vec<u32>, prompt_len: usize, end: End) {
+        let stops = |id: &u32| self.tokenizer.stop_ids().contains(id);
+        if let End::Turn = end {
+            while let [.., before, last] = tokens[prompt_len..]
+                && before == last
+                && stops(&last)
+            {
+                tokens.pop();
+            }
+        }
         let ended = tokens.last().is_some_and(|last| match end {
-            End::Turn => self.tokenizer.stop_ids().contains(last),
+            End::Turn => stops(last),
             End::Eos => Some(*last) == self.eos,
             End::AsWritten => true,
         });
@@ -393,6 +346,11 @@ fn prepare<T: Sync, const N: usize>(
             let len = row.response.tokens.len();
             summary.clipped_prompts += usize::from(row.clipped_prompt);
             summary.clipped_responses += usize::from(row.clipped_response);
+            match row.way {
+                Way::Templated => summary.templated += 1,
+                Way::AlreadyTemplated => summary.already_templated += 1,
+                Way::AsGiven => summary.as_given += 1,
+            }
             summary.tokens += len;
             summary.response_tokens += len - row.response.prompt_len;
             summary.longest = summary.longest.max(len);

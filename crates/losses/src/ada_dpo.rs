@@ -2,16 +2,17 @@
 
 use burn::tensor::{Tensor, activation::softplus};
 
-use crate::{PairLosses, PerResponse, dpo};
+use crate::{MethodSpec, Options, PairLosses, PerResponse};
 
-/// Ada-DPO: every pair has its own scale τ, small where the preference is weak, large where it is clear:
+/// Ada-DPO: each pair has its own scale τ, small for a weak preference, large for a clear one:
 ///
 /// min over τ in \[τ_0, τ_max\] of −τ log σ(u / τ) + (ρ₀ − log 2) τ, with DPO's u
 ///
-/// ρ₀ in (0, log 2) bounds the KL divergence of a preference from an even one. The paper finds τ by
-/// Newton's method. The derivative to τ is H(σ(u / τ)) + ρ₀ − log 2 with the entropy H, so that the
-/// best τ is |u| / s for one s of all pairs, H(σ(s)) = log 2 − ρ₀, clamped to its bounds. It is a constant
-/// of the gradient: at the minimum its own derivative is 0, and at a bound it does not move.
+/// ρ₀ in (0, log 2) bounds the KL divergence between a preference and an even one. The paper finds τ by
+/// Newton's method, but a closed form exists: with H the entropy, the derivative in τ is
+/// H(σ(u / τ)) + ρ₀ − log 2, so the minimum is at τ = |u| / s, where s solves H(σ(s)) = log 2 − ρ₀ for all
+/// pairs alike, clamped to the bounds. The gradient treats τ as a constant, which is exact: at the minimum
+/// the derivative in τ is 0, and at a bound τ does not move.
 ///
 /// # Panics
 /// If ρ₀ isn't in (0, log 2), or the bounds aren't positive and ascending.
@@ -24,16 +25,24 @@ pub fn ada_dpo(
 ) -> PairLosses {
     assert!(rho > 0.0 && rho < std::f64::consts::LN_2, "ada_dpo needs 0 < ρ₀ < log 2");
     assert!(0.0 < least && least <= largest, "ada_dpo needs 0 < τ_0 ≤ τ_max");
-    let preference = dpo(policy, reference, beta);
-    let u = preference.logits();
     let entropy = std::f64::consts::LN_2 - rho;
-    let tau: Tensor<1> =
-        (u.clone().detach().abs() / logit_of_entropy(entropy)).clamp(least, largest);
-    let losses = tau.clone() * softplus(-u / tau.clone(), 1.0) - tau * entropy;
-    PairLosses::new(losses, preference.rewards)
+    PairLosses::of_margin((policy - reference) * beta, |u| {
+        let tau: Tensor<1> =
+            (u.clone().detach().abs() / logit_of_entropy(entropy)).clamp(least, largest);
+        tau.clone() * softplus(-u / tau.clone(), 1.0) - tau * entropy
+    })
 }
 
-/// The s > 0 whose coin σ(s) has the given entropy in nats, which must be in (0, log 2).
+pub(crate) static ADA_DPO: MethodSpec = MethodSpec {
+    options: Options { ada_rho: Some(0.3), ada_tau: Some([0.1, 5.0]), ..Options::ON_SUMS },
+    ..MethodSpec::on_sums("ada-dpo", |o, q| {
+        let (policy, reference) = o.sums(q);
+        let (rho, tau) = (o.option(|x| x.ada_rho), o.option(|x| x.ada_tau));
+        ada_dpo(policy, reference, o.beta, rho, tau)
+    })
+};
+
+/// The s > 0 for which a coin of probability σ(s) has the entropy `wanted`, in nats, within (0, log 2).
 fn logit_of_entropy(wanted: f64) -> f64 {
     // H(σ(s)) = log(1 + e^−s) + s σ(−s) falls from log 2 to 0.
     let entropy = |s: f64| (-s).exp().ln_1p() + s / (1.0 + s.exp());

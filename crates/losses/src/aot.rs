@@ -1,14 +1,19 @@
 //! Distributional alignment via optimal transport (Melnyk et al. 2024, arXiv 2406.05882):
-//! quantiles of a batch are compared, so that one distribution comes to dominate the other.
+//! the quantiles of a batch are compared, so that one distribution comes to dominate the other.
 //!
-//! The losses are those of quantiles, in ascending order, not of the pairs as they came: their mean is
-//! what they are for. A mean over micro-batches is not the mean over the whole batch.
+//! The i-th loss belongs to the i-th quantile, not to the i-th pair; only the mean is meaningful. The mean
+//! over micro-batches differs from the mean over the whole batch.
 
 use burn::tensor::Tensor;
 
-use crate::{PairLosses, PerResponse, dpo, dpo_variants::smoothed};
+use crate::{MethodSpec, Needs, Options, PairLosses, PerResponse, dpo_variants::smoothed};
 
-/// Paired: the margins of the policy against those of the reference:
+const NEEDS: Needs = Needs { whole_step: true, ..Needs::REFERENCE };
+/// No `use_weighting`: the loss of a quantile belongs to no pair that could be weighted.
+const OPTIONS: Options =
+    Options { label_smoothing: Some(0.0), use_weighting: None, ..Options::ON_SUMS };
+
+/// Paired: the policy's margins against the reference's:
 ///
 /// δ = sort(log p(y_w) − log p(y_l)) − sort(log r(y_w) − log r(y_l)),
 /// loss = −(1 − ε) log σ(β δ) − ε log σ(−β δ)
@@ -22,7 +27,16 @@ pub fn aot(
     quantile_losses(delta, policy, reference, beta, label_smoothing)
 }
 
-/// Unpaired: the log-ratios of the chosen responses against those of the rejected ones:
+pub(crate) static AOT: MethodSpec = MethodSpec {
+    needs: NEEDS,
+    options: OPTIONS,
+    ..MethodSpec::on_sums("aot", |o, q| {
+        let (policy, reference) = o.sums(q);
+        aot(policy, reference, o.beta, o.option(|x| x.label_smoothing))
+    })
+};
+
+/// Unpaired: the chosen responses' log-ratios against the rejected ones':
 ///
 /// δ = sort(log p(y_w) − log r(y_w)) − sort(log p(y_l) − log r(y_l)),
 /// loss as in [`aot`]
@@ -37,6 +51,15 @@ pub fn aot_unpaired(
     quantile_losses(delta, policy, reference, beta, label_smoothing)
 }
 
+pub(crate) static AOT_UNPAIRED: MethodSpec = MethodSpec {
+    needs: NEEDS,
+    options: OPTIONS,
+    ..MethodSpec::on_sums("aot-unpaired", |o, q| {
+        let (policy, reference) = o.sums(q);
+        aot_unpaired(policy, reference, o.beta, o.option(|x| x.label_smoothing))
+    })
+};
+
 fn quantile_losses(
     delta: Tensor<1>,
     policy: PerResponse,
@@ -45,5 +68,5 @@ fn quantile_losses(
     label_smoothing: f64,
 ) -> PairLosses {
     let losses = smoothed(delta * beta, label_smoothing);
-    PairLosses::new(losses, dpo(policy, reference, beta).rewards)
+    PairLosses::new(losses, (policy - reference) * beta)
 }

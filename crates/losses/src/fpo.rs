@@ -2,7 +2,7 @@
 
 use burn::tensor::{Bool, Tensor};
 
-use crate::{PerResponse, Preference};
+use crate::{MethodSpec, Needs, PairLosses, PerResponse};
 
 /// FPO with stop-gradient on the chosen side:
 ///
@@ -18,26 +18,34 @@ pub fn fpo(
     beta: f64,
     alpha: f64,
     stop_gradient: bool,
-) -> Preference {
+) -> PairLosses {
     let distance = match stop_gradient {
         true => distance.stop_gradient_on_chosen(),
         false => distance,
     };
-    let rewards = (policy - reference + distance * alpha) * beta;
-    Preference { rewards, target_margin: 0.0 }
+    PairLosses::logistic((policy - reference + distance * alpha) * beta, 0.0)
 }
+
+pub(crate) static FPO: MethodSpec = MethodSpec {
+    needs: Needs { features: true, ..Needs::REFERENCE },
+    ..MethodSpec::on_averages("fpo", |o, q| {
+        let (policy, reference) = q.averages();
+        fpo(policy, reference, q.distance(), o.beta, o.alpha, o.stop_gradient)
+    })
+};
 
 /// Equation 10: D = 1/k · Σ_{i ∈ I_k} w_i (c̄_policy,i − c̄_ref,i)², with
 /// I_k = topk(c̄_policy) ∪ topk(c̄_ref).
 ///
 /// `policy` and `reference` are pooled activations, `[responses, d_sae]`, none negative; `weights`
-/// `[d_sae]` are the w_i of section 5.3, all 1 where absent. A feature that is zero in a response is
-/// in no top k of it, so that ties at zero, of which there are many, never bring a feature in.
+/// `[d_sae]` are the w_i of section 5.3 and default to 1. Returns `[responses]`. Gradients reach `policy`
+/// only; the index set is a constant.
 ///
-/// Where `reference` was cut to its n ≥ k largest activations, and none that was dropped is above b, the
-/// result is off by at most 1/k · Σ w_i b max(2 c̄_policy,i, b) over topk(c̄_policy).
+/// A feature that is zero in a response is never in its top k: most features are zero, and ties among
+/// them must not select any.
 ///
-/// → `[responses]`. Gradients reach `policy` only; the index set is a constant.
+/// If only the n ≥ k largest activations of `reference` were kept, and the dropped ones are at most b, the
+/// result is off by at most 1/k · Σ w_i b max(2 c̄_policy,i, b), summed over topk(c̄_policy).
 ///
 /// # Panics
 /// If k is 0 or the shapes differ.
@@ -59,7 +67,7 @@ pub fn feature_distance(
     squares.sum_dim(1).squeeze_dim(1) / k as f64
 }
 
-/// Whether an activation is among the k largest of its row and positive. `[responses, d_sae]`
+/// True where an activation is positive and among the k largest of its row, `[responses, d_sae]`.
 fn in_top_k(activations: Tensor<2>, k: usize) -> Tensor<2, Bool> {
     let [rows, d_sae] = activations.dims();
     let k = k.min(d_sae);

@@ -1,167 +1,134 @@
-//! The objectives by name, and what each of them needs.
+//! Methods by name, and the rows behind them.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, hash, str::FromStr};
 
-/// The name of a preference objective.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(try_from = "String", into = "&'static str")]
-pub enum Method {
-    /// Direct preference optimization; TRL's `sigmoid`.
-    Dpo,
-    /// Token-level DPO, first form.
-    Tdpo1,
-    /// Token-level DPO, second form.
-    Tdpo2,
-    /// Reference-free, length-normalised.
-    Simpo,
-    /// SimPO with TDPO-2's constraint.
-    SimpoKl,
-    /// Feature-level constrained.
-    Fpo,
-    /// DPO where a label is wrong with probability ε.
-    Cdpo,
-    /// The same without bias.
-    Robust,
-    /// SLiC's hinge on DPO's margin.
-    Hinge,
-    /// Identity preference optimization.
-    Ipo,
-    /// DPO on averages per token: FPO without its constraint.
-    SigmoidNorm,
-    /// Efficient exact optimization.
-    ExoPair,
-    /// The discovered log-ratio-modulated loss.
-    Discopop,
-    /// DPO with a scale for every pair.
-    AdaDpo,
-    /// Noise contrastive alignment.
-    NcaPair,
-    /// Binary classifier optimization.
-    BcoPair,
-    /// Self-play preference optimization, hard labels.
-    SppoHard,
-    /// Anchored: chosen up, rejected down.
-    ApoZero,
-    /// Anchored: both down, the rejected further.
-    ApoDown,
-    /// Optimal transport of margins.
-    Aot,
-    /// Optimal transport of log-ratios.
-    AotUnpaired,
-    /// Odds ratios and likelihood, reference-free.
-    Orpo,
-    /// Contrastive, reference-free.
-    Cpo,
-    /// CPO with SLiC's hinge.
-    CpoHinge,
-    /// Absolute likelihoods, reference-free.
-    Asft,
+use crate::{
+    METHODS, Needs, Objective, ObjectiveError, Options, PairLosses, Quantities, dpo, fpo, simpo,
+    tdpo,
+};
+
+/// A method's row: all that the rest of the program knows of it.
+pub(crate) struct MethodSpec {
+    /// In settings and file names: TRL's name with hyphens, if TRL has the method.
+    pub name: &'static str,
+    /// Other names that are understood, with hyphens.
+    pub aliases: &'static [&'static str],
+    /// β if none is given.
+    pub beta: f64,
+    /// What it reads whatever its options.
+    pub needs: Needs,
+    /// The options it has, with their defaults; the others aren't set.
+    pub options: Options,
+    /// What its options must hold, where that is less than [`Options`] allows in general.
+    pub limits: &'static [Limit],
+    /// Its losses. The options of the objective are complete: those that the row has are set.
+    pub losses: fn(&Objective, &Quantities) -> PairLosses,
 }
+
+/// The values that an option may have.
+pub(crate) struct Limit {
+    /// A field of [`Options`].
+    pub option: &'static str,
+    /// The values in words, after "must be".
+    pub range: &'static str,
+    /// Whether the option isn't set, or has one of these values.
+    pub holds: fn(&Options) -> bool,
+}
+
+impl MethodSpec {
+    /// A method on sums of log-probabilities of policy and reference.
+    pub const fn on_sums(
+        name: &'static str,
+        losses: fn(&Objective, &Quantities) -> PairLosses,
+    ) -> Self {
+        Self {
+            name,
+            aliases: &[],
+            beta: 0.1,
+            needs: Needs::REFERENCE,
+            options: Options::ON_SUMS,
+            limits: &[],
+            losses,
+        }
+    }
+
+    /// A method on averages per token of policy and reference.
+    pub const fn on_averages(
+        name: &'static str,
+        losses: fn(&Objective, &Quantities) -> PairLosses,
+    ) -> Self {
+        Self { options: Options::WEIGHTED_PAIRS, ..Self::on_sums(name, losses) }
+    }
+
+    /// A method on the policy's log-probabilities alone.
+    pub const fn reference_free(
+        name: &'static str,
+        losses: fn(&Objective, &Quantities) -> PairLosses,
+    ) -> Self {
+        Self { needs: Needs::NOTHING, ..Self::on_averages(name, losses) }
+    }
+}
+
+/// A preference objective by name: a handle on its row, as cheap as a reference.
+#[derive(Clone, Copy, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "String", into = "&'static str")]
+pub struct Method(&'static MethodSpec);
 
 impl Method {
+    /// Direct preference optimization.
+    pub const DPO: Self = Self(&dpo::DPO);
+    /// Token-level DPO, first form.
+    pub const TDPO1: Self = Self(&tdpo::TDPO1);
+    /// Token-level DPO, second form.
+    pub const TDPO2: Self = Self(&tdpo::TDPO2);
+    /// Reference-free and length-normalised.
+    pub const SIMPO: Self = Self(&simpo::SIMPO);
+    /// SimPO with TDPO-2's constraint.
+    pub const SIMPO_KL: Self = Self(&simpo::SIMPO_KL);
+    /// Feature-level constrained preference optimization.
+    pub const FPO: Self = Self(&fpo::FPO);
+
     /// The methods of the FPO paper, in the order of its tables.
     pub const PAPER: [Self; 6] =
-        [Self::Dpo, Self::Tdpo1, Self::Tdpo2, Self::Simpo, Self::SimpoKl, Self::Fpo];
+        [Self::DPO, Self::TDPO1, Self::TDPO2, Self::SIMPO, Self::SIMPO_KL, Self::FPO];
 
-    /// The paper's methods and those around them.
-    pub const ALL: [Self; 25] = [
-        Self::Dpo,
-        Self::Tdpo1,
-        Self::Tdpo2,
-        Self::Simpo,
-        Self::SimpoKl,
-        Self::Fpo,
-        Self::Cdpo,
-        Self::Robust,
-        Self::Hinge,
-        Self::Ipo,
-        Self::SigmoidNorm,
-        Self::ExoPair,
-        Self::Discopop,
-        Self::AdaDpo,
-        Self::NcaPair,
-        Self::BcoPair,
-        Self::SppoHard,
-        Self::ApoZero,
-        Self::ApoDown,
-        Self::Aot,
-        Self::AotUnpaired,
-        Self::Orpo,
-        Self::Cpo,
-        Self::CpoHinge,
-        Self::Asft,
-    ];
+    /// The paper's methods, then the others.
+    pub fn all() -> impl Iterator<Item = Self> {
+        METHODS.iter().map(|spec| Self(spec))
+    }
 
-    /// As settings and file names have it: TRL's name with hyphens, where TRL has the method.
+    /// As settings and file names have it: TRL's name with hyphens, if TRL has the method.
     pub const fn name(self) -> &'static str {
-        match self {
-            Self::Dpo => "dpo",
-            Self::Tdpo1 => "tdpo1",
-            Self::Tdpo2 => "tdpo2",
-            Self::Simpo => "simpo",
-            Self::SimpoKl => "simpo-kl",
-            Self::Fpo => "fpo",
-            Self::Cdpo => "cdpo",
-            Self::Robust => "robust",
-            Self::Hinge => "hinge",
-            Self::Ipo => "ipo",
-            Self::SigmoidNorm => "sigmoid-norm",
-            Self::ExoPair => "exo-pair",
-            Self::Discopop => "discopop",
-            Self::AdaDpo => "ada-dpo",
-            Self::NcaPair => "nca-pair",
-            Self::BcoPair => "bco-pair",
-            Self::SppoHard => "sppo-hard",
-            Self::ApoZero => "apo-zero",
-            Self::ApoDown => "apo-down",
-            Self::Aot => "aot",
-            Self::AotUnpaired => "aot-unpaired",
-            Self::Orpo => "orpo",
-            Self::Cpo => "cpo",
-            Self::CpoHinge => "cpo-hinge",
-            Self::Asft => "asft",
-        }
+        self.0.name
     }
 
-    /// The FPO paper's β: 2 for SimPO and its variant, 0.1 for the others.
+    /// β if none is given: the FPO paper's 2 for SimPO and SimPO+KL, 0.1 for the others.
     pub const fn default_beta(self) -> f64 {
-        match self {
-            Self::Simpo | Self::SimpoKl => 2.0,
-            _ => 0.1,
-        }
+        self.0.beta
     }
 
-    /// Whether the method reads anything of a reference model.
-    pub const fn has_reference(self) -> bool {
-        !matches!(
-            self,
-            Self::Simpo | Self::SimpoKl | Self::Orpo | Self::Cpo | Self::CpoHinge | Self::Asft
-        )
-    }
-
-    /// Whether the method compares averages per token rather than sums.
-    pub const fn is_length_normalised(self) -> bool {
-        matches!(
-            self,
-            Self::Simpo
-                | Self::SimpoKl
-                | Self::Fpo
-                | Self::Ipo
-                | Self::SigmoidNorm
-                | Self::Orpo
-                | Self::Asft
-        )
-    }
-
-    /// Whether the losses of a step depend on the order statistics of all its pairs together.
-    pub const fn is_transport(self) -> bool {
-        matches!(self, Self::Aot | Self::AotUnpaired)
+    pub(crate) const fn spec(self) -> &'static MethodSpec {
+        self.0
     }
 }
 
-impl From<Method> for &'static str {
-    fn from(method: Method) -> Self {
-        method.name()
+impl PartialEq for Method {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
+impl Eq for Method {}
+
+impl hash::Hash for Method {
+    fn hash<H: hash::Hasher>(&self, state: &mut H) {
+        self.name().hash(state);
+    }
+}
+
+impl fmt::Debug for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -171,40 +138,28 @@ impl fmt::Display for Method {
     }
 }
 
-impl TryFrom<String> for Method {
-    type Error = String;
+impl From<Method> for &'static str {
+    fn from(method: Method) -> Self {
+        method.name()
+    }
+}
 
-    fn try_from(text: String) -> Result<Self, String> {
+impl TryFrom<String> for Method {
+    type Error = ObjectiveError;
+
+    fn try_from(text: String) -> Result<Self, ObjectiveError> {
         text.parse()
     }
 }
 
-/// Hyphens or, as in TRL, underscores.
+/// A name or an alias, with hyphens or, as in TRL, underscores.
 impl FromStr for Method {
-    type Err = String;
+    type Err = ObjectiveError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, ObjectiveError> {
         let name = text.replace('_', "-");
-        Self::ALL.into_iter().find(|m| m.name() == name).ok_or_else(|| {
-            let names: Vec<_> = Self::ALL.iter().map(|m| m.name()).collect();
-            format!("no method `{text}`: there are {}", names.join(", "))
-        })
+        Self::all()
+            .find(|m| m.name() == name || m.0.aliases.contains(&name.as_str()))
+            .ok_or_else(|| ObjectiveError::UnknownMethod { name: text.to_owned() })
     }
-}
-
-/// What an objective reads besides the policy's own log-probabilities: nothing else is computed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Needs {
-    /// The reference's summed log-probabilities: two numbers a pair, cached offline.
-    pub reference_log_probs: bool,
-    /// Log-probabilities of as many tokens as both responses of a pair have: `ld_alpha`.
-    pub shared_log_probs: bool,
-    /// The policy's whole distribution at every position, without gradient: `use_weighting`.
-    pub aligned_log_probs: bool,
-    /// The reference's whole distribution at every position: the reference model itself.
-    pub token_kl: bool,
-    /// Pooled sparse features of policy and reference; the reference's are cached offline.
-    pub features: bool,
-    /// All pairs of a step at once: a part of them has other losses.
-    pub whole_step: bool,
 }

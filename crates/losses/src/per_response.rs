@@ -1,20 +1,20 @@
-//! A number for each response of each pair.
+//! One value for each response of each pair.
 
 use std::ops::{Add, Div, Mul, Sub};
 
 use burn::tensor::Tensor;
 
-/// One quantity of both responses of every pair, `[pairs]` each: a log-probability, a divergence.
+/// One quantity, such as a log-probability or a divergence, of both responses of every pair, `[pairs]` each.
 #[derive(Clone, Debug)]
 pub struct PerResponse {
-    /// Of the preferred responses.
+    /// Values of the preferred responses, y_w in the equations.
     pub chosen: Tensor<1>,
-    /// Of the others.
+    /// Values of the other responses, y_l in the equations.
     pub rejected: Tensor<1>,
 }
 
 impl PerResponse {
-    /// Splits `[2 · pairs]`, the chosen ones first, as batches are laid out.
+    /// Splits `[2 · pairs]` values laid out as batches are: all chosen responses, then all rejected ones.
     ///
     /// # Panics
     /// If the length is odd.
@@ -25,16 +25,16 @@ impl PerResponse {
         Self { chosen: values.clone().slice(0..pairs), rejected: values.slice(pairs..rows) }
     }
 
-    /// Batches one after another.
+    /// Concatenates batches.
     ///
     /// # Panics
-    /// If there are none.
+    /// If `parts` is empty.
     pub fn cat(parts: Vec<Self>) -> Self {
         let (chosen, rejected) = parts.into_iter().map(|p| (p.chosen, p.rejected)).unzip();
         Self { chosen: Tensor::cat(chosen, 0), rejected: Tensor::cat(rejected, 0) }
     }
 
-    /// Both through the same function.
+    /// Applies `f` to both sides.
     pub fn map(self, f: impl Fn(Tensor<1>) -> Tensor<1>) -> Self {
         Self { chosen: f(self.chosen), rejected: f(self.rejected) }
     }
@@ -44,13 +44,13 @@ impl PerResponse {
         self.chosen.clone() - self.rejected.clone()
     }
 
-    /// No gradient flows through the chosen side: the `sg` of equation 8.
+    /// Detaches the chosen side: the `sg` of equation 8.
     pub fn stop_gradient_on_chosen(self) -> Self {
         Self { chosen: self.chosen.detach(), rejected: self.rejected }
     }
 }
 
-/// Both multiplied by a constant.
+/// Scales both sides.
 impl Mul<f64> for PerResponse {
     type Output = Self;
 

@@ -1,20 +1,20 @@
-//! What objectives are computed from.
+//! What objectives are computed from, and which of it each of them needs.
 
 use burn::tensor::Tensor;
 
 use crate::PerResponse;
 
-/// What the trainer computed for a batch, `[pairs]` each.
+/// What was computed for a batch of pairs, `[pairs]` each. Log-probabilities are in nats.
 #[derive(Clone, Debug)]
 pub struct Quantities {
     /// The policy's summed log-probabilities of the response tokens.
     pub log_probs: PerResponse,
     /// The number of response tokens.
     pub counts: PerResponse,
-    /// The policy's log-probabilities of a response's first n tokens, n being the length of the shorter
-    /// response of the pair.
+    /// The policy's log-probabilities summed over the first n tokens of each response, n being the length of
+    /// the pair's shorter response.
     pub shared: Option<PerResponse>,
-    /// The mean over response tokens of log p(token) − log Σ_v p(v)², a constant.
+    /// The mean over response tokens of log p(token) − log Σ_v p(v)², without gradient.
     pub aligned: Option<PerResponse>,
     /// The reference's summed log-probabilities.
     pub reference: Option<PerResponse>,
@@ -26,15 +26,47 @@ pub struct Quantities {
     pub distance: Option<PerResponse>,
 }
 
-/// A number that can't be what it should be.
+/// What an objective reads besides the policy's own log-probabilities; nothing else has to be computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// The reference's summed log-probabilities: two numbers per pair, cached offline.
+    pub reference_log_probs: bool,
+    /// Log-probabilities of as many tokens as both responses of a pair have: `ld_alpha`.
+    pub shared_log_probs: bool,
+    /// The policy's whole distribution at every position, without gradient: `use_weighting`.
+    pub aligned_log_probs: bool,
+    /// The reference's whole distribution at every position, which takes the reference model itself.
+    pub token_kl: bool,
+    /// Pooled sparse features of policy and reference; the reference's are cached offline.
+    pub features: bool,
+    /// All pairs of a step together: micro-batches on their own have other losses.
+    pub whole_step: bool,
+}
+
+impl Needs {
+    /// The policy's log-probabilities suffice.
+    pub const NOTHING: Self = Self {
+        reference_log_probs: false,
+        shared_log_probs: false,
+        aligned_log_probs: false,
+        token_kl: false,
+        features: false,
+        whole_step: false,
+    };
+
+    /// The reference's summed log-probabilities too.
+    pub const REFERENCE: Self = Self { reference_log_probs: true, ..Self::NOTHING };
+}
+
+/// A value that no model can have given.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum QuantityError {
-    /// Positive, NaN or infinite.
+    /// A log-probability that is positive, NaN or infinite.
     #[error(
         "pair {pair}: {whose} log-probability of the {side} response is {value}; it must be finite and at most 0"
     )]
     LogProb {
-        /// Position in the batch.
+        /// Index of the pair in the batch.
         pair: usize,
         /// `the policy's` or `the reference's`.
         whose: &'static str,
@@ -43,10 +75,10 @@ pub enum QuantityError {
         /// The value.
         value: f64,
     },
-    /// Nothing to average over.
+    /// A response without tokens has no average.
     #[error("pair {pair}: the {side} response has {value} tokens; it must have at least one")]
     Count {
-        /// Position in the batch.
+        /// Index of the pair in the batch.
         pair: usize,
         /// `chosen` or `rejected`.
         side: &'static str,
@@ -55,11 +87,11 @@ pub enum QuantityError {
     },
 }
 
-/// Rounding can lift the log-probability of a certain token above 0 by so much per token.
+/// How far above 0 rounding can lift the log-probability of a token of probability 1.
 const ROUNDING: f64 = 1e-5;
 
 impl Quantities {
-    /// Of log-probabilities and counts alone.
+    /// The policy's log-probabilities and token counts alone; everything else is absent.
     pub fn new(log_probs: PerResponse, counts: PerResponse) -> Self {
         Self {
             log_probs,
@@ -73,10 +105,10 @@ impl Quantities {
         }
     }
 
-    /// Batches one after another. What one of them lacks, all lack.
+    /// Concatenates batches. A quantity that one of them lacks is absent from the result.
     ///
     /// # Panics
-    /// If there are none.
+    /// If `parts` is empty.
     pub fn cat(parts: &[Self]) -> Self {
         let all = |f: fn(&Self) -> Option<&PerResponse>| -> Option<PerResponse> {
             let columns: Option<Vec<_>> = parts.iter().map(|p| f(p).cloned()).collect();
@@ -95,7 +127,7 @@ impl Quantities {
         }
     }
 
-    /// Every column through the same function.
+    /// Applies `f` to both responses' tensors of every quantity.
     pub fn map(self, f: impl Fn(Tensor<1>) -> Tensor<1>) -> Self {
         Self {
             log_probs: self.log_probs.map(&f),
@@ -109,8 +141,10 @@ impl Quantities {
         }
     }
 
-    /// Reads the numbers back and finds the first that is impossible: a log-probability that is positive,
-    /// NaN or infinite, a response without tokens.
+    /// Copies counts and summed log-probabilities to the host and looks for impossible values.
+    ///
+    /// # Errors
+    /// The first log-probability that is positive, NaN or infinite, or the first response without tokens.
     pub fn check(&self) -> Result<(), QuantityError> {
         let counts = both(&self.counts);
         for (side, values) in &counts {
@@ -132,6 +166,49 @@ impl Quantities {
         }
         Ok(())
     }
+
+    /// The policy's log-probabilities averaged over response tokens.
+    pub(crate) fn policy_averages(&self) -> PerResponse {
+        self.log_probs.clone() / self.counts.clone()
+    }
+
+    /// Log-probabilities of policy and reference averaged over response tokens.
+    pub(crate) fn averages(&self) -> (PerResponse, PerResponse) {
+        (self.policy_averages(), self.reference() / self.counts.clone())
+    }
+
+    /// The chosen responses' negative log-likelihood averaged over tokens, `[pairs]`.
+    pub(crate) fn chosen_nll(&self) -> Tensor<1> {
+        -self.policy_averages().chosen
+    }
+
+    pub(crate) fn reference(&self) -> PerResponse {
+        needed(&self.reference, "the reference's log-probabilities")
+    }
+
+    pub(crate) fn shared(&self) -> PerResponse {
+        needed(&self.shared, "the policy's log-probabilities of shared tokens")
+    }
+
+    pub(crate) fn reference_shared(&self) -> PerResponse {
+        needed(&self.reference_shared, "the reference's log-probabilities of shared tokens")
+    }
+
+    pub(crate) fn aligned(&self) -> PerResponse {
+        needed(&self.aligned, "the aligned log-probabilities")
+    }
+
+    pub(crate) fn kl(&self) -> PerResponse {
+        needed(&self.kl, "the token-level KL")
+    }
+
+    pub(crate) fn distance(&self) -> PerResponse {
+        needed(&self.distance, "the feature distance")
+    }
+}
+
+fn needed(quantity: &Option<PerResponse>, what: &str) -> PerResponse {
+    quantity.clone().unwrap_or_else(|| panic!("{what} must be computed: see Objective::needs"))
 }
 
 fn both(values: &PerResponse) -> [(&'static str, Vec<f64>); 2] {

@@ -1,8 +1,8 @@
-//! Supervised fine-tuning.
+//! Supervised fine-tuning on chosen responses.
 
 use burn::tensor::Tensor;
 
-/// Mean negative log-likelihood of the response tokens; `log_probs` `[tokens]`, padding left out.
+/// Mean negative log-likelihood in nats; `log_probs` `[tokens]` are of response tokens only, without padding.
 pub fn sft(log_probs: Tensor<1>) -> Tensor<1> {
     -log_probs.mean()
 }

@@ -2,7 +2,11 @@
 //!
 //! KL(y) is the sum over response positions of KL(r(·|x, y<t) ‖ p(·|x, y<t)).
 
-use crate::{PerResponse, Preference};
+use crate::{MethodSpec, Needs, Options, PairLosses, PerResponse};
+
+const NEEDS: Needs = Needs { token_kl: true, ..Needs::REFERENCE };
+/// No `ld_alpha`: the constraint is over all tokens of a response.
+const OPTIONS: Options = Options::WEIGHTED_PAIRS;
 
 /// TDPO-1: u = DPO's u − β (KL(y_l) − KL(y_w)).
 pub fn tdpo1(
@@ -10,10 +14,18 @@ pub fn tdpo1(
     reference: PerResponse,
     kl: PerResponse,
     beta: f64,
-) -> Preference {
-    let rewards = (policy - reference + kl) * beta;
-    Preference { rewards, target_margin: 0.0 }
+) -> PairLosses {
+    PairLosses::logistic((policy - reference + kl) * beta, 0.0)
 }
+
+pub(crate) static TDPO1: MethodSpec = MethodSpec {
+    needs: NEEDS,
+    options: OPTIONS,
+    ..MethodSpec::on_sums("tdpo1", |o, q| {
+        let (policy, reference) = o.sums(q);
+        tdpo1(policy, reference, q.kl(), o.beta)
+    })
+};
 
 /// TDPO-2: u = DPO's u − α (β KL(y_l) − sg(β KL(y_w))).
 pub fn tdpo2(
@@ -22,8 +34,16 @@ pub fn tdpo2(
     kl: PerResponse,
     beta: f64,
     alpha: f64,
-) -> Preference {
+) -> PairLosses {
     let constraint = kl.stop_gradient_on_chosen() * alpha;
-    let rewards = (policy - reference + constraint) * beta;
-    Preference { rewards, target_margin: 0.0 }
+    PairLosses::logistic((policy - reference + constraint) * beta, 0.0)
 }
+
+pub(crate) static TDPO2: MethodSpec = MethodSpec {
+    needs: NEEDS,
+    options: OPTIONS,
+    ..MethodSpec::on_sums("tdpo2", |o, q| {
+        let (policy, reference) = o.sums(q);
+        tdpo2(policy, reference, q.kl(), o.beta, o.alpha)
+    })
+};

@@ -1,5 +1,5 @@
-//! The losses around DPO: the identities between them, scalar arithmetic from the papers where TRL has
-//! no counterpart to compare with (`tests/tests/losses_trl.rs` has the others), and extreme inputs.
+//! The losses around DPO: identities between them, scalar arithmetic from the papers where TRL has no
+//! counterpart (`tests/tests/losses_trl.rs` compares the others), and extreme inputs.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use fpo_losses::{
@@ -7,8 +7,11 @@ use fpo_losses::{
     cpo, cpo_hinge, discopop, dpo, exo_pair, fpo, hinge, ipo, nca_pair, orpo, robust, sigmoid_norm,
     simpo, sppo_hard,
 };
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use proptest::{
+    collection::vec,
+    prelude::{ProptestConfig, proptest},
+    strategy::Strategy,
+};
 
 const BETA: f64 = 0.3;
 
@@ -16,12 +19,12 @@ type Loss = fn(PerResponse, PerResponse) -> PairLosses;
 
 /// Every loss with a reference, by name.
 const LOSSES: [(&str, Loss); 16] = [
-    ("dpo", |p, r| dpo(p, r, BETA).into()),
+    ("dpo", |p, r| dpo(p, r, BETA)),
     ("cdpo", |p, r| cdpo(p, r, BETA, 0.1)),
     ("robust", |p, r| robust(p, r, BETA, 0.1)),
     ("hinge", |p, r| hinge(p, r, BETA)),
     ("ipo", |p, r| ipo(p, r, BETA)),
-    ("sigmoid_norm", |p, r| sigmoid_norm(p, r, BETA).into()),
+    ("sigmoid_norm", |p, r| sigmoid_norm(p, r, BETA)),
     ("exo_pair", |p, r| exo_pair(p, r, BETA, 1e-3)),
     ("discopop", |p, r| discopop(p, r, BETA, 0.05)),
     ("ada_dpo", |p, r| ada_dpo(p, r, BETA, 0.3, [0.1, 5.0])),
@@ -37,7 +40,7 @@ const LOSSES: [(&str, Loss); 16] = [
     ("aot_unpaired", |p, r| aot_unpaired(p, r, BETA, 0.1)),
 ];
 
-/// Every loss without.
+/// Every loss without a reference, by name.
 const REFERENCE_FREE: [(&str, Loss); 4] = [
     ("orpo", |p, _| orpo(p.clone(), -p.chosen, BETA)),
     ("asft", |p, _| asft(p.clone(), -p.chosen, BETA)),
@@ -58,13 +61,19 @@ fn to_vec(x: Tensor<1>) -> Vec<f64> {
     x.into_data().iter::<f64>().collect()
 }
 
-fn random(seed: u64, pairs: usize) -> PerResponse {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut side = || -> Tensor<1> {
-        let values: Vec<f64> = (0..pairs).map(|_| -6.0 * rng.random::<f64>() - 0.01).collect();
-        tensor(&values, &Device::flex(), DType::F64)
-    };
-    PerResponse { chosen: side(), rejected: side() }
+fn constant(value: f64) -> PerResponse {
+    let side = tensor(&[value], &Device::flex(), DType::F64);
+    PerResponse { chosen: side.clone(), rejected: side }
+}
+
+/// Log-probabilities of policy and reference, in float64.
+fn models(pairs: impl Strategy<Value = usize>) -> impl Strategy<Value = [PerResponse; 2]> {
+    pairs.prop_flat_map(|pairs| {
+        let side = || vec(-6.0..-0.01, pairs).prop_map(|x| tensor(&x, &Device::flex(), DType::F64));
+        let model =
+            || (side(), side()).prop_map(|(chosen, rejected)| PerResponse { chosen, rejected });
+        [model(), model()]
+    })
 }
 
 fn swapped(x: &PerResponse) -> PerResponse {
@@ -80,116 +89,124 @@ fn same(a: Tensor<1>, b: Tensor<1>) {
     }
 }
 
-#[test]
-fn with_their_constants_at_rest_they_are_dpo() {
-    let (policy, reference) = (random(1, 9), random(2, 9));
-    let (p, r) = (|| policy.clone(), || reference.clone());
-    let plain = || dpo(p(), r(), BETA).losses();
-    same(cdpo(p(), r(), BETA, 0.0).losses, plain());
-    same(robust(p(), r(), BETA, 0.0).losses, plain());
-    // Pulled both ways alike, the labels say nothing: the same loss for a swapped pair.
-    same(
-        cdpo(p(), r(), BETA, 0.5).losses,
-        cdpo(swapped(&policy), swapped(&reference), BETA, 0.5).losses,
-    );
-    let nothing = random(3, 9) * 0.0;
-    same(sigmoid_norm(p(), r(), BETA).losses(), fpo(p(), r(), nothing, BETA, 0.0, true).losses());
-}
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
-/// What robust DPO is for: averaged over labels flipped with probability ε it is DPO's loss.
-#[test]
-fn robust_dpo_is_unbiased() {
-    let (policy, reference) = (random(4, 9), random(5, 9));
-    let epsilon = 0.2;
-    let kept = robust(policy.clone(), reference.clone(), BETA, epsilon).losses;
-    let flipped = robust(swapped(&policy), swapped(&reference), BETA, epsilon).losses;
-    let expectation = kept * (1.0 - epsilon) + flipped * epsilon;
-    same(expectation, dpo(policy, reference, BETA).losses());
-}
-
-#[test]
-fn one_pair_has_no_order() {
-    for seed in 0..5 {
-        let (policy, reference) = (random(seed, 1), random(seed + 100, 1));
-        let unsorted = cdpo(policy.clone(), reference.clone(), BETA, 0.1).losses;
-        same(aot(policy.clone(), reference.clone(), BETA, 0.1).losses, unsorted.clone());
-        same(aot_unpaired(policy, reference, BETA, 0.1).losses, unsorted);
-    }
-}
-
-#[test]
-fn transport_does_not_see_the_order_of_a_batch() {
-    let (policy, reference) = (random(6, 7), random(7, 7));
-    let turned = |x: &PerResponse| PerResponse {
-        chosen: x.chosen.clone().flip([0]),
-        rejected: x.rejected.clone().flip([0]),
-    };
-    for loss in [aot, aot_unpaired] {
+    #[test]
+    fn with_neutral_constants_they_are_dpo([policy, reference] in models(1..10usize)) {
+        let (p, r) = (|| policy.clone(), || reference.clone());
+        let plain = || dpo(p(), r(), BETA).losses;
+        same(cdpo(p(), r(), BETA, 0.0).losses, plain());
+        same(robust(p(), r(), BETA, 0.0).losses, plain());
+        // With ε = ½ the labels say nothing: a swapped pair has the same loss.
         same(
-            loss(policy.clone(), reference.clone(), BETA, 0.0).losses,
-            loss(turned(&policy), turned(&reference), BETA, 0.0).losses,
+            cdpo(p(), r(), BETA, 0.5).losses,
+            cdpo(swapped(&policy), swapped(&reference), BETA, 0.5).losses,
+        );
+        let distance = p() - r();
+        same(
+            sigmoid_norm(p(), r(), BETA).losses,
+            fpo(p(), r(), distance, BETA, 0.0, true).losses,
         );
     }
-}
 
-/// Conservative DPO and BCO's δ, which TRL lacks, and the constants of the others, from the papers.
-#[test]
-fn scalar_equations() {
-    let log_sigma = |x: f64| -(1.0 + (-x).exp()).ln();
-    let (policy, reference) = (random(8, 11), random(9, 11));
-    let rewards = dpo(policy.clone(), reference.clone(), BETA).rewards;
-    let pairs: Vec<_> = to_vec(rewards.chosen).into_iter().zip(to_vec(rewards.rejected)).collect();
-    type Scalar<'a> = &'a dyn Fn(f64, f64) -> f64;
-    let check = |losses: PairLosses, scalar: Scalar| {
-        let expected: Vec<f64> = pairs.iter().map(|&(w, l)| scalar(w, l)).collect();
-        same(losses.losses, tensor(&expected, &Device::flex(), DType::F64));
-    };
-    let (p, r) = (|| policy.clone(), || reference.clone());
-    for epsilon in [0.05, 0.3] {
+    /// The property robust DPO is made for: averaged over labels flipped with probability ε it is DPO's loss.
+    #[test]
+    fn robust_dpo_is_unbiased([policy, reference] in models(1..10usize), epsilon in 0.0..0.45) {
+        let kept = robust(policy.clone(), reference.clone(), BETA, epsilon).losses;
+        let flipped = robust(swapped(&policy), swapped(&reference), BETA, epsilon).losses;
+        let expectation = kept * (1.0 - epsilon) + flipped * epsilon;
+        same(expectation, dpo(policy, reference, BETA).losses);
+    }
+
+    #[test]
+    fn one_pair_has_no_order([policy, reference] in models(1..2usize), epsilon in 0.0..0.5) {
+        let unsorted = cdpo(policy.clone(), reference.clone(), BETA, epsilon).losses;
+        same(aot(policy.clone(), reference.clone(), BETA, epsilon).losses, unsorted.clone());
+        same(aot_unpaired(policy, reference, BETA, epsilon).losses, unsorted);
+    }
+
+    #[test]
+    fn transport_does_not_see_the_order_of_a_batch([policy, reference] in models(2..10usize)) {
+        let turned = |x: &PerResponse| x.clone().map(|side| side.flip([0]));
+        for loss in [aot, aot_unpaired] {
+            same(
+                loss(policy.clone(), reference.clone(), BETA, 0.0).losses,
+                loss(turned(&policy), turned(&reference), BETA, 0.0).losses,
+            );
+        }
+    }
+
+    /// Conservative DPO and BCO's δ, which TRL lacks, and the constants of the others, from the papers.
+    #[test]
+    fn scalar_equations(
+        [policy, reference] in models(1..12usize),
+        epsilon in 0.0..0.5,
+        delta in -2.0..2.0,
+    ) {
+        let log_sigma = |x: f64| -(1.0 + (-x).exp()).ln();
+        let rewards = dpo(policy.clone(), reference.clone(), BETA).rewards;
+        let pairs: Vec<_> =
+            to_vec(rewards.chosen).into_iter().zip(to_vec(rewards.rejected)).collect();
+        type Scalar<'a> = &'a dyn Fn(f64, f64) -> f64;
+        let check = |losses: PairLosses, scalar: Scalar| {
+            let expected: Vec<f64> = pairs.iter().map(|&(w, l)| scalar(w, l)).collect();
+            same(losses.losses, tensor(&expected, &Device::flex(), DType::F64));
+        };
+        let (p, r) = (|| policy.clone(), || reference.clone());
         check(cdpo(p(), r(), BETA, epsilon), &|w, l| {
             -(1.0 - epsilon) * log_sigma(w - l) - epsilon * log_sigma(l - w)
         });
-    }
-    for delta in [-0.8, 0.0, 1.3] {
         check(bco_pair(p(), r(), BETA, shift(delta)), &|w, l| {
             -log_sigma(w - delta) - log_sigma(-(l - delta))
         });
+        check(sppo_hard(p(), r(), BETA), &|w, l| {
+            ((w - 0.5).powi(2) + (l + 0.5).powi(2)) / BETA.powi(2)
+        });
+        check(ipo(p(), r(), BETA), &|w, l| ((w - l - 0.5) / BETA).powi(2));
+        // At a high temperature σ(u/τ) is ½: both components have the same weight.
+        check(discopop(p(), r(), BETA, 1e12), &|w, l| (-log_sigma(w - l) + (l - w).exp()) / 2.0);
     }
-    check(sppo_hard(p(), r(), BETA), &|w, l| {
-        ((w - 0.5).powi(2) + (l + 0.5).powi(2)) / BETA.powi(2)
-    });
-    check(ipo(p(), r(), BETA), &|w, l| ((w - l - 0.5) / BETA).powi(2));
-    // A slow modulation mixes both components in half.
-    check(discopop(p(), r(), BETA, 1e12), &|w, l| (-log_sigma(w - l) + (l - w).exp()) / 2.0);
+
+    #[test]
+    fn reference_free_identities([log_probs, _] in models(1..10usize)) {
+        let nothing = log_probs.clone() * 0.0;
+        let p = || log_probs.clone();
+        let nll = || -log_probs.chosen.clone();
+        same(cpo(p(), nll(), BETA, 0.1, 0.0).losses, cdpo(p(), nothing.clone(), BETA, 0.1).losses);
+        same(cpo_hinge(p(), nll(), BETA, 0.0).losses, hinge(p(), nothing, BETA).losses);
+        same(cpo(p(), nll(), BETA, 0.0, 0.0).losses, simpo(p(), BETA, 0.0).losses);
+        // Equal odds: log 2 for the ratio.
+        let twice = PerResponse { chosen: p().chosen, rejected: p().chosen };
+        same(orpo(twice, nll(), BETA).losses, nll() + BETA * 2f64.ln());
+        let odds = |log_p: Tensor<1>| log_p.clone().exp() / (-log_p.exp() + 1.0);
+        let ratio = odds(p().chosen) / odds(p().rejected);
+        same(orpo(p(), nll() * 0.0, 1.0).losses, (ratio.recip() + 1.0).log());
+    }
+
+    /// The losses of a pair and of the swapped pair add up to 2, since σ(x) + σ(−x) = 1 for each reward.
+    #[test]
+    fn anchored_losses_saturate([policy, reference] in models(1..10usize)) {
+        let mirrored = apo_zero(swapped(&policy), swapped(&reference), BETA).losses;
+        let two = policy.chosen.ones_like() * 2.0;
+        same(apo_zero(policy, reference, BETA).losses + mirrored, two);
+    }
+
+    #[test]
+    fn rewards_are_scaled_log_ratios([policy, reference] in models(1..6usize)) {
+        let check = |losses: &[(&str, Loss)], expected: PerResponse| {
+            for (_, loss) in losses {
+                let rewards = loss(policy.clone(), reference.clone()).rewards;
+                same(rewards.chosen, expected.chosen.clone());
+                same(rewards.rejected, expected.rejected.clone());
+            }
+        };
+        check(&LOSSES, (policy.clone() - reference.clone()) * BETA);
+        check(&REFERENCE_FREE, policy.clone() * BETA);
+    }
 }
 
-#[test]
-fn reference_free_identities() {
-    let log_probs = random(10, 9);
-    let nothing = log_probs.clone() * 0.0;
-    let p = || log_probs.clone();
-    let nll = || -log_probs.chosen.clone();
-    same(cpo(p(), nll(), BETA, 0.1, 0.0).losses, cdpo(p(), nothing.clone(), BETA, 0.1).losses);
-    same(cpo_hinge(p(), nll(), BETA, 0.0).losses, hinge(p(), nothing, BETA).losses);
-    same(cpo(p(), nll(), BETA, 0.0, 0.0).losses, simpo(p(), BETA, 0.0).losses());
-    // Equal odds: log 2 for the ratio.
-    let twice = PerResponse { chosen: p().chosen, rejected: p().chosen };
-    same(orpo(twice, nll(), BETA).losses, nll() + BETA * 2f64.ln());
-    let odds = |log_p: Tensor<1>| log_p.clone().exp() / (-log_p.exp() + 1.0);
-    let ratio = odds(p().chosen) / odds(p().rejected);
-    same(orpo(p(), nll() * 0.0, 1.0).losses, (ratio.recip() + 1.0).log());
-}
-
-/// A pair and its mirror share two saturating terms: σ(x) + σ(−x) = 1 twice.
-#[test]
-fn anchored_losses_saturate() {
-    let (policy, reference) = (random(11, 9), random(12, 9));
-    let mirrored = apo_zero(swapped(&policy), swapped(&reference), BETA).losses;
-    let two = policy.chosen.ones_like() * 2.0;
-    same(apo_zero(policy, reference, BETA).losses + mirrored, two);
-}
-
-/// EXO is a divergence: zero, with zero slope, where σ(u) = 1 − ε.
+/// EXO is a divergence: 0, with gradient 0, where σ(u) = 1 − ε.
 #[test]
 fn exo_ends_at_its_target() {
     let device = Device::flex().autodiff();
@@ -203,20 +220,6 @@ fn exo_ends_at_its_target() {
     assert!(to_vec(losses.clone())[0].abs() < 1e-12);
     let gradient = chosen.grad(&losses.sum().backward()).unwrap();
     assert!(to_vec(gradient)[0].abs() < 1e-12);
-}
-
-#[test]
-fn rewards_are_scaled_log_ratios() {
-    let (policy, reference) = (random(13, 5), random(14, 5));
-    let check = |losses: &[(&str, Loss)], expected: PerResponse| {
-        for (_, loss) in losses {
-            let rewards = loss(policy.clone(), reference.clone()).rewards;
-            same(rewards.chosen, expected.chosen.clone());
-            same(rewards.rejected, expected.rejected.clone());
-        }
-    };
-    check(&LOSSES, (policy.clone() - reference.clone()) * BETA);
-    check(&REFERENCE_FREE, policy.clone() * BETA);
 }
 
 /// In float32 far from the reference: finite values and gradients, and float64's value.
@@ -250,11 +253,11 @@ fn nothing_overflows() {
 #[test]
 #[should_panic = "0 < ε"]
 fn exo_needs_smoothing() {
-    exo_pair(random(1, 1), random(2, 1), BETA, 0.0);
+    exo_pair(constant(-1.0), constant(-2.0), BETA, 0.0);
 }
 
 #[test]
 #[should_panic = "ε < ½"]
 fn robust_needs_labels_that_say_something() {
-    robust(random(1, 1), random(2, 1), BETA, 0.5);
+    robust(constant(-1.0), constant(-2.0), BETA, 0.5);
 }

@@ -1,4 +1,4 @@
-//! JumpReLU and the unit step, with the straight-through gradients that train their threshold.
+//! JumpReLU and the unit step, with the straight-through estimators that train their thresholds.
 //!
 //! Source: "Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU Sparse Autoencoders" (arXiv 2407.14435),
 //! equations 10 to 12 and appendix J. K is the rectangle: 1 on (−½, ½), 0 elsewhere.
@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 
 /// `f = z·1[z > θ]`.
 ///
-/// Gradients: to z `1[z > θ]` (no straight-through part); to θ `−(θ/ε)·K((z−θ)/ε)`, summed over the rows.
+/// Gradients: to z `1[z > θ]`, without a straight-through part; to θ `−(θ/ε)·K((z−θ)/ε)`, summed over the rows.
 ///
 /// # Shapes
 /// * `z`: `[n, d_sae]`, pre-activations
@@ -25,7 +25,7 @@ pub fn jump_relu(z: Tensor<2>, threshold: Tensor<1>, bandwidth: f64) -> Tensor<2
     jump_relu_definition(z, threshold, bandwidth)
 }
 
-/// `1[z > θ]`, as floats.
+/// `1[z > θ]`, in the type of z.
 ///
 /// Gradients: none to z; to θ `−(1/ε)·K((z−θ)/ε)`, summed over the rows.
 ///
@@ -36,7 +36,7 @@ pub fn heaviside(z: Tensor<2>, threshold: Tensor<1>, bandwidth: f64) -> Tensor<2
     #[cfg(feature = "flex")]
     if let Some(output) = crate::flex::apply(
         fast::Heaviside { bandwidth: bandwidth as f32 },
-        // Not a parent in the graph, for it gets no gradient.
+        // z gets no gradient, so it is no parent in the graph.
         [crate::flex::operand(&z.clone().inner()), crate::flex::operand(&threshold)],
     ) {
         return Tensor::from_dispatch(output);
@@ -79,13 +79,13 @@ fn rectangle(z: Tensor<2>, theta: Tensor<2>, bandwidth: f64) -> Tensor<2> {
     distance.ones_like().mask_fill(outside, 0.0)
 }
 
-/// A term of value zero whose gradient to the threshold is `slope`.
+/// A term with value 0 whose gradient to the threshold is `slope`.
 fn straight_through(threshold: Tensor<1>, slope: Tensor<2>) -> Tensor<2> {
     let constant = threshold.clone().inner();
     slope * (threshold - constant).unsqueeze::<2>()
 }
 
-/// One pass in each direction; the threshold's gradient is summed in fixed blocks of rows.
+/// One pass over the elements forward, and one backward. The threshold's gradient is summed in fixed blocks of rows.
 #[cfg(feature = "flex")]
 mod fast {
     use burn::backend::flex::FlexTensor;
@@ -97,7 +97,7 @@ mod fast {
         tensor, tensors_like, values,
     };
 
-    /// Rows per block; fixed, for the sum of the threshold's gradient.
+    /// Rows per block. Fixed, because it sets the order in which the threshold's gradient is summed.
     const ROWS: usize = 64;
 
     #[derive(Clone, Debug)]
@@ -210,7 +210,7 @@ mod fast {
         }
     }
 
-    /// `f(z, θ)` of every element of z `[n, d]` and the threshold of its column.
+    /// `f(z, θ)` for every element of z `[n, d]` and the threshold of its column.
     #[inline(always)]
     fn map(inputs: &[FlexTensor; 2], f: impl Fn(f32, f32) -> f32 + Send + Sync) -> FlexTensor {
         let [z, theta] = inputs.each_ref().map(values);

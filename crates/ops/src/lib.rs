@@ -45,6 +45,7 @@ mod attention;
 mod blocked;
 #[cfg(feature = "cube")]
 mod cube;
+mod encoder;
 #[cfg(feature = "flex")]
 mod flex;
 mod geglu;
@@ -65,13 +66,14 @@ mod testing;
 
 pub use adamw::{AdamW, adamw_step};
 pub use attention::{AttentionOptions, TextStarts, causal_attention, packed_attention};
+pub use encoder::{Activation, Encoder};
 pub use geglu::geglu;
 pub use jump_relu::{heaviside, jump_relu};
 pub use kl::linear_kl;
 pub use largest::largest_tensor;
 pub use linear::{linear, linear_bf16};
 pub use log_probs::linear_log_probs;
-pub use pooled::{Encoder, pooled_features};
+pub use pooled::pooled_features;
 pub use rms_norm::{at_least_f32, rms_norm};
 pub use rotary::rotary;
 pub use rows::Rows;

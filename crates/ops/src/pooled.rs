@@ -1,51 +1,22 @@
-//! Mean activations of a sparse autoencoder's features over segments of tokens.
+//! Mean feature activations of a sparse autoencoder over segments of tokens.
 
 use burn::tensor::Tensor;
 
-use crate::{graph, rms_norm::at_least_f32};
+use crate::{Encoder, graph, rms_norm::at_least_f32};
 
-/// Activations that are formed at once, 128 MiB in float32.
+/// Feature activations computed per block: 128 MiB in float32.
 const BLOCK: usize = 1 << 25;
 
-/// The encoder of a frozen JumpReLU sparse autoencoder.
-#[derive(Clone, Debug)]
-pub struct Encoder {
-    /// `[d, d_sae]`
-    pub w_enc: Tensor<2>,
-    /// `[d_sae]`
-    pub b_enc: Tensor<1>,
-    /// `[d_sae]`
-    pub threshold: Tensor<1>,
-}
-
-impl Encoder {
-    /// Outside any graph, in float32 at least.
-    fn plain(&self) -> Self {
-        Self {
-            w_enc: at_least_f32(self.w_enc.clone().without_autodiff()),
-            b_enc: at_least_f32(self.b_enc.clone().without_autodiff()),
-            threshold: at_least_f32(self.threshold.clone().without_autodiff()),
-        }
-    }
-}
-
-/// The mean over each segment of `JumpReLU(h·W_enc + b_enc)`, in float32 at least (FPO, equation 10: average pooling).
+/// The mean over each segment of `activation(h·W_enc + b_enc)`, in float32 at least (FPO, equation 10: average pooling).
 /// The encoder is frozen: the gradient reaches `hidden` only.
 ///
 /// # Shapes
-/// * `hidden`: `[n, d]`, the segments one after another
-/// * `segments`: the number of tokens of each, all positive, with sum `n`
+/// * `hidden`: `[n, d]`, the tokens of one segment after those of another
+/// * `segments`: the number of tokens in each, all positive, with sum `n`
 /// * result: `[segments.len(), d_sae]`
 pub fn pooled_features(hidden: Tensor<2>, encoder: &Encoder, segments: &[usize]) -> Tensor<2> {
-    let ([n, d], [d_enc, d_sae]) = (hidden.dims(), encoder.w_enc.dims());
-    assert!(
-        d == d_enc && encoder.b_enc.dims() == [d_sae] && encoder.threshold.dims() == [d_sae],
-        "pooled_features: hidden {:?}, w_enc {:?}, b_enc {:?} and threshold {:?} don't fit together",
-        hidden.dims(),
-        encoder.w_enc.dims(),
-        encoder.b_enc.dims(),
-        encoder.threshold.dims()
-    );
+    encoder.check_shapes("pooled_features", &hidden);
+    let [n, _] = hidden.dims();
     assert!(
         segments.iter().sum::<usize>() == n && !segments.is_empty() && !segments.contains(&0),
         "pooled_features: segments {segments:?} must be positive and sum to the {n} rows of hidden"
@@ -56,8 +27,8 @@ pub fn pooled_features(hidden: Tensor<2>, encoder: &Encoder, segments: &[usize])
     {
         return Tensor::from_dispatch(output);
     }
-    let rows = (BLOCK / d_sae).max(1);
-    let blocked = blocked::Pooled { encoder: encoder.plain(), segments: segments.into(), rows };
+    let rows = (BLOCK / encoder.d_sae()).max(1);
+    let blocked = blocked::Pooled { encoder: encoder.frozen(), segments: segments.into(), rows };
     match graph::apply(blocked, [hidden.clone().into_dispatch()]) {
         Some(output) => Tensor::from_dispatch(output),
         None => definition(hidden, encoder, segments),
@@ -66,25 +37,21 @@ pub fn pooled_features(hidden: Tensor<2>, encoder: &Encoder, segments: &[usize])
 
 /// [`pooled_features`] by plain tensor operations.
 pub fn definition(hidden: Tensor<2>, encoder: &Encoder, segments: &[usize]) -> Tensor<2> {
-    let Encoder { w_enc, b_enc, threshold } = encoder.plain();
-    let (b_enc, threshold) = (b_enc.unsqueeze::<2>(), threshold.unsqueeze::<2>());
-    let hidden = at_least_f32(hidden);
+    let (hidden, encoder) = (at_least_f32(hidden), encoder.frozen());
     let mut start = 0;
     let pooled = segments
         .iter()
         .map(|&length| {
             let segment = hidden.clone().narrow(0, start, length);
             start += length;
-            let z = segment.matmul(w_enc.clone()) + b_enc.clone();
-            let closed = z.clone().inner().lower_equal(threshold.clone());
-            z.mask_fill(closed, 0.0).mean_dim(0)
+            encoder.encode(segment).mean_dim(0)
         })
         .collect();
     Tensor::cat(pooled, 0)
 }
 
-/// The same some rows at a time, for the other backends. By tensor operations the mean is a product with the matrix of the
-/// segments' shares.
+/// Block by block of rows, for the other backends. In tensor operations the mean is a product with the matrix of each row's share
+/// in each segment.
 mod blocked {
     use std::{ops::Range, sync::Arc};
 
@@ -92,15 +59,16 @@ mod blocked {
     use burn::tensor::DType;
     use burn::tensor::{Bool, FloatDType, Tensor, TensorData};
 
-    use super::{Encoder, at_least_f32};
     #[cfg(feature = "cube")]
     use crate::cube::{
         pooled::{Block, Segments},
         takes,
     };
     use crate::{
+        Encoder,
         blocked::{add, ranges},
         graph::{Operation, Plain},
+        rms_norm::at_least_f32,
     };
 
     #[derive(Clone, Debug)]
@@ -108,7 +76,7 @@ mod blocked {
         /// Outside any graph, in float32 at least.
         pub encoder: Encoder,
         pub segments: Arc<[usize]>,
-        /// Rows that are encoded at once.
+        /// Rows per block.
         pub rows: usize,
     }
 
@@ -121,13 +89,12 @@ mod blocked {
 
         /// The pre-activations of some rows, and where they are closed. `[rows, d_sae]`
         fn encode(&self, hidden: &Tensor<2>, rows: &Range<usize>) -> (Tensor<2>, Tensor<2, Bool>) {
-            let Encoder { b_enc, threshold, .. } = self.encoder.clone();
-            let z = self.products(hidden, rows) + b_enc.unsqueeze();
-            let closed = z.clone().lower_equal(threshold.unsqueeze::<2>().expand(z.dims()));
+            let z = self.products(hidden, rows) + self.encoder.b_enc.clone().unsqueeze();
+            let closed = self.encoder.activation.closed(&z);
             (z, closed)
         }
 
-        /// What each of these rows contributes to each segment, `[segments, rows]`.
+        /// The weight of each of these rows in the mean of each segment, `[segments, rows]`.
         fn shares(&self, rows: &Range<usize>, like: &Tensor<2>) -> Tensor<2> {
             let mut shares = vec![0f64; self.segments.len() * rows.len()];
             let mut start = 0;
@@ -142,28 +109,44 @@ mod blocked {
         }
     }
 
-    /// The same with kernels for what comes after the products.
+    /// What the GPU kernels take beside the products `h·W_enc`.
     #[cfg(feature = "cube")]
-    impl Pooled {
-        /// None where there are no kernels for these tensors.
-        fn segments(&self, hidden: &Tensor<2>) -> Option<Segments> {
-            let Encoder { w_enc, b_enc, threshold } = &self.encoder;
+    struct Kernels<'a> {
+        pooled: &'a Pooled,
+        segments: Segments,
+        threshold: &'a Tensor<1>,
+    }
+
+    #[cfg(feature = "cube")]
+    impl<'a> Kernels<'a> {
+        /// None if there are no kernels for these tensors or for the activation function.
+        fn new(pooled: &'a Pooled, hidden: &Tensor<2>) -> Option<Self> {
+            let Encoder { w_enc, b_enc, activation } = &pooled.encoder;
+            let threshold = activation.threshold()?;
             let taken = takes(hidden) && takes(w_enc) && takes(b_enc) && takes(threshold);
-            taken.then(|| Segments::new(&self.segments, &hidden.device()))
+            let segments = || Segments::new(&pooled.segments, &hidden.device());
+            taken.then(|| Self { pooled, segments: segments(), threshold })
         }
 
         fn block(&self, hidden: &Tensor<2>, rows: &Range<usize>) -> Block {
-            let Encoder { b_enc, threshold, .. } = self.encoder.clone();
-            let products = self.products(hidden, rows);
-            Block { products, first_row: rows.start, bias: b_enc, threshold }
+            Block {
+                products: self.pooled.products(hidden, rows),
+                first_row: rows.start,
+                bias: self.pooled.encoder.b_enc.clone(),
+                threshold: self.threshold.clone(),
+            }
         }
 
-        fn pool(&self, hidden: &Tensor<2>, segments: &Segments) -> Tensor<2> {
-            let [_, d_sae] = self.encoder.w_enc.dims();
-            let shape = [self.segments.len(), d_sae];
+        fn forward(&self, hidden: &Tensor<2>) -> Tensor<2> {
+            let shape = [self.pooled.segments.len(), self.pooled.encoder.d_sae()];
             let none = Tensor::zeros(shape, (&hidden.device(), DType::F32));
-            ranges(hidden.dims()[0], self.rows)
-                .fold(none, |pooled, rows| self.block(hidden, &rows).pool(segments, pooled))
+            ranges(hidden.dims()[0], self.pooled.rows)
+                .fold(none, |sums, rows| self.block(hidden, &rows).pool(&self.segments, sums))
+        }
+
+        /// The gradient of the products of some rows.
+        fn backward(&self, hidden: &Tensor<2>, rows: &Range<usize>, d: Tensor<2>) -> Tensor<2> {
+            self.block(hidden, rows).backward(&self.segments, d)
         }
     }
 
@@ -173,8 +156,8 @@ mod blocked {
         fn forward(&self, [hidden]: [Plain; 1]) -> (Plain, ()) {
             let hidden = Tensor::<2>::from(hidden);
             #[cfg(feature = "cube")]
-            if let Some(segments) = self.segments(&hidden) {
-                return (self.pool(&hidden, &segments).into(), ());
+            if let Some(kernels) = Kernels::new(self, &hidden) {
+                return (kernels.forward(&hidden).into(), ());
             }
             let mut pooled: Option<Tensor<2>> = None;
             for rows in ranges(hidden.dims()[0], self.rows) {
@@ -196,11 +179,11 @@ mod blocked {
             let (hidden, gradient) = (Tensor::<2>::from(hidden), Tensor::<2>::from(gradient));
             let dtype = FloatDType::from(hidden.dtype());
             #[cfg(feature = "cube")]
-            let segments = self.segments(&hidden);
+            let kernels = Kernels::new(self, &hidden);
             let d_z = |rows: &Range<usize>| {
                 #[cfg(feature = "cube")]
-                if let Some(segments) = &segments {
-                    return self.block(&hidden, rows).backward(segments, gradient.clone());
+                if let Some(kernels) = &kernels {
+                    return kernels.backward(&hidden, rows, gradient.clone());
                 }
                 let (z, closed) = self.encode(&hidden, rows);
                 let shares = self.shares(rows, &z);
@@ -213,23 +196,25 @@ mod blocked {
     }
 }
 
-/// A task is one segment, a block of features at a time. The backward pass looks only at features whose gradient isn't zero:
-/// for a loss on the largest features that is a small part of the encoder.
+/// One task per segment, which works through the features block by block. The backward pass skips features whose gradient is zero:
+/// with a loss on the largest features, that is most of the encoder.
 #[cfg(feature = "flex")]
 mod fast {
     use std::sync::Arc;
 
     use burn::backend::flex::FlexTensor;
 
-    use super::Encoder;
-    use crate::flex::{
-        Operation, blocks, constant,
-        elementary::vectorised,
-        matrix::{Matrix, Write, multiply},
-        tensor, values,
+    use crate::{
+        Encoder,
+        flex::{
+            Operation, blocks, constant,
+            elementary::vectorised,
+            matrix::{Matrix, Write, multiply},
+            tensor, values,
+        },
     };
 
-    /// Tokens and features of a block.
+    /// Tokens and features per block.
     const ROWS: usize = 64;
     const FEATURES: usize = 512;
 
@@ -242,17 +227,17 @@ mod fast {
     }
 
     impl Pooled {
-        /// None if the encoder isn't float32 on Flex.
+        /// None if the encoder isn't float32 on Flex, or if its activation function isn't a threshold per feature.
         pub fn new(encoder: &Encoder, segments: &[usize]) -> Option<Self> {
             Some(Self {
                 w_enc: constant(&encoder.w_enc)?,
                 b_enc: constant(&encoder.b_enc)?,
-                threshold: constant(&encoder.threshold)?,
+                threshold: constant(encoder.activation.threshold()?)?,
                 segments: segments.into(),
             })
         }
 
-        /// The size of a state and the number of features.
+        /// `[d, d_sae]`
         fn sizes(&self) -> [usize; 2] {
             [self.w_enc.layout().shape()[0], self.w_enc.layout().shape()[1]]
         }
@@ -347,7 +332,7 @@ mod fast {
         }
     }
 
-    /// Where each segment starts.
+    /// The first row of each segment.
     fn starts(segments: &[usize]) -> Vec<usize> {
         let mut next = 0;
         let start = |&length: &usize| {
@@ -360,8 +345,11 @@ mod fast {
 
 #[cfg(all(test, feature = "flex"))]
 mod tests {
-    use super::{Encoder, blocked::Pooled, definition};
-    use crate::testing::{check, random};
+    use super::{blocked::Pooled, definition};
+    use crate::{
+        Activation, Encoder,
+        testing::{check, random},
+    };
 
     #[test]
     fn blocks_make_no_difference() {
@@ -371,7 +359,7 @@ mod tests {
                 let encoder = Encoder {
                     w_enc: random(3, [d, d_sae]),
                     b_enc: vector(4),
-                    threshold: vector(5).abs(),
+                    activation: Activation::JumpRelu { threshold: vector(5).abs() },
                 };
                 let pooled = Pooled { encoder: encoder.clone(), segments: segments.into(), rows };
                 check(pooled, [[segments.iter().sum(), d]], |[h]| {

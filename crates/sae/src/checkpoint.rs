@@ -1,4 +1,4 @@
-//! A training in the middle of its way: written, read back, and gone on with to the same bits.
+//! Checkpoints of training: a trainer that resumes from one takes the same steps, bit for bit.
 
 use std::{collections::HashMap, path::Path};
 
@@ -7,17 +7,17 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 use crate::{Error, Parameters, SaeTrainer, SaeTraining};
 
-/// Names of the tensors: parameters, Adam's second moments, and the rest.
+/// Names of the parameters, and of Adam's second moments for them.
 const PARTS: [&str; 5] = ["w_enc", "b_enc", "w_dec", "b_dec", "threshold"];
 const SILENT: &str = "silent";
 const STEP: &str = "step";
 const SCALE: &str = "scale";
 
 impl SaeTrainer {
-    /// Writes all that the next step depends on, but for the settings.
+    /// Writes everything that the next step depends on except the settings.
     ///
     /// # Errors
-    /// The file cannot be written.
+    /// The file can't be written.
     pub fn save(&self, path: &Path) -> Result<(), Error> {
         let fail = |e: safetensors::SafeTensorError| Error::format(path, e.to_string());
         let mut tensors: Vec<(String, TensorData)> = Vec::new();
@@ -39,35 +39,36 @@ impl SaeTrainer {
         }
         let metadata = HashMap::from([
             (STEP.to_owned(), self.step.to_string()),
-            // Debug prints as many digits as bring the same number back.
+            // Debug prints enough digits to parse back to the same value.
             (SCALE.to_owned(), format!("{:?}", self.scale)),
         ]);
         safetensors::serialize_to_file(views, Some(metadata), path).map_err(fail)
     }
 
-    /// Goes on from what [`Self::save`] wrote.
+    /// Resumes from what [`Self::save`] wrote.
     ///
     /// # Errors
-    /// Damage, or a training of other sizes.
+    /// Settings out of range, a damaged file, or a checkpoint with another number of features.
     pub fn restore(settings: &SaeTraining, path: &Path, device: &Device) -> Result<Self, Error> {
         settings.check()?;
-        let damaged = |what: String| Error::format(path, format!("no readable checkpoint: {what}"));
+        let damaged =
+            |what: String| Error::format(path, format!("not a readable checkpoint: {what}"));
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(e.to_string()))?;
         let text = |key: &str| {
             let value = header.metadata().as_ref().and_then(|m| m.get(key));
             value.ok_or_else(|| damaged(format!("no `{key}`")))
         };
-        let step = text(STEP)?.parse().map_err(|_| damaged("its step is no number".into()))?;
+        let step = text(STEP)?.parse().map_err(|_| damaged("`step` is not a number".into()))?;
         let scale: f64 =
-            text(SCALE)?.parse().map_err(|_| damaged("its scale is no number".into()))?;
+            text(SCALE)?.parse().map_err(|_| damaged("`scale` is not a number".into()))?;
         let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
         let device = device.clone().without_autodiff();
         let reader = Reader { file, path, device };
         let silent = reader.vector(SILENT)?;
         if silent.dims() != [settings.d_sae] {
             let message =
-                format!("{:?} features, the settings say {}", silent.dims(), settings.d_sae);
+                format!("{} features, the settings say {}", silent.dims()[0], settings.d_sae);
             return Err(damaged(message));
         }
         Ok(Self {
@@ -106,7 +107,9 @@ impl Reader<'_> {
     fn tensor<const D: usize>(&self, name: &str) -> Result<Tensor<D>, Error> {
         let view = self.file.tensor(name).map_err(|e| Error::format(self.path, e.to_string()))?;
         if view.dtype() != Dtype::F32 || view.shape().len() != D {
-            let message = format!("`{name}` is {:?} {:?}", view.dtype(), view.shape());
+            let (dtype, shape) = (view.dtype(), view.shape());
+            let message =
+                format!("`{name}` is {dtype:?} {shape:?}, expected F32 of {D} dimensions");
             return Err(Error::format(self.path, message));
         }
         let values: Vec<f32> =

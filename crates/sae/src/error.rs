@@ -5,23 +5,36 @@ use std::path::PathBuf;
 /// An error of this crate; every message says what was wrong, where, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file could not be read or written.
+    /// A file can't be read or written.
     #[error("{path}: {source}")]
     Io {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// A file is not a sparse autoencoder that this crate reads.
+    /// A file that isn't an autoencoder, is damaged, or holds a kind of autoencoder that isn't supported.
     #[error("{path}: {message}")]
     Format {
         /// The file or folder.
         path: PathBuf,
-        /// What is wrong and what would be right.
+        /// What is wrong, and what was expected.
         message: String,
     },
-    /// Settings or data from which no autoencoder can be trained.
+    /// An autoencoder for activations of another width.
+    #[error(
+        "the autoencoder takes activations of width {d_in}, those at {site} have width {width}: \
+         use an autoencoder trained on this model at this site"
+    )]
+    Width {
+        /// Where the activations come from.
+        site: String,
+        /// The width that the autoencoder takes.
+        d_in: usize,
+        /// The width of the activations.
+        width: usize,
+    },
+    /// Settings or data that no autoencoder can be trained with.
     #[error("sparse autoencoder: {0}")]
     Training(String),
 }

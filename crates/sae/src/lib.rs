@@ -1,11 +1,17 @@
-//! JumpReLU sparse autoencoders: encode, train, load, save and measure.
+//! Sparse autoencoders: encode, train, load, save and measure.
 //!
 //! # Invariants
-//! * Never sees a transformer: it takes activations `[tokens, d_in]`.
-//! * What is kept takes unscaled activations: training's scale and the subtraction of b_dec are folded
-//!   away, as in Gemma Scope.
-//! * Only [`load`] and the `save` functions touch the disk. What is read is untrusted and bounded.
+//! * The crate knows no transformer: activations `[tokens, d_in]` in, features `[tokens, d_sae]` and reconstructions out.
+//! * An [`Sae`] takes activations as the model has them. Scales of the input and the subtraction of b_dec are folded into its
+//!   parameters when training ends or a file is read, so that whatever its origin, the same formula applies.
+//! * Activation functions are the variants of [`fpo_ops::Activation`], which also defines what they compute; what files, hashes and
+//!   descriptions need to know about each is in `activation.rs`. No match on them has a wildcard, so that the compiler names every
+//!   place that a new one needs. JumpReLU can be trained ([`SaeTrainer`]); a ReLU is read as a JumpReLU with thresholds of 0.
+//! * Only [`load`], [`Format::detect`], [`save_sae_lens`] and the checkpoints of [`SaeTrainer`] touch the disk. Files are untrusted:
+//!   their sizes are bounded, and a damaged one gives an error, not a panic.
+//! * Nothing is printed.
 //!
+//! # Example
 //! ```
 //! use burn::tensor::{Device, Distribution, Tensor};
 //! use fpo_sae::{Compute, Penalty, Provenance, QualityMeter, SaeTrainer, SaeTraining};
@@ -28,6 +34,7 @@
 //! # Ok::<(), fpo_sae::Error>(())
 //! ```
 
+mod activation;
 mod checkpoint;
 mod describe;
 mod error;
@@ -37,10 +44,11 @@ mod model;
 mod objective;
 mod train;
 
+pub use activation::hash_encoder;
 pub use describe::{Description, Range};
 pub use error::Error;
 pub use format::{Compression, Format, load, save_npz, save_sae_lens};
 pub use measure::{Quality, QualityMeter};
-pub use model::{Provenance, Sae};
+pub use model::{Provenance, Sae, check_width};
 pub use objective::{Compute, Losses, Objective, Parameters, Penalty};
 pub use train::{SaeStep, SaeTrainer, SaeTraining};

@@ -1,22 +1,22 @@
-//! How well an autoencoder reconstructs, and how sparsely. Where SAELens 6 has a measure of the same name, the
-//! definition is its own (`sae_lens.evals`), over all tokens at once instead of batches.
+//! How well and how sparsely an autoencoder reconstructs. Metrics that SAELens 6 has too (`sae_lens.evals`) are defined as there,
+//! but over all tokens instead of averaged over batches.
 
 use burn::tensor::Tensor;
 
 use crate::Sae;
 
-/// Measures of an autoencoder over a set of activations; E is the mean over tokens.
+/// Metrics of an autoencoder on a set of activations. E is the mean over tokens.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Quality {
-    /// Mean number of active features per token.
+    /// Mean number of active features per token: L0.
     pub l0: f64,
     /// E Σᵢ |fᵢ|.
     pub l1: f64,
-    /// 1 − E‖x − x̂‖² / (E‖x‖² − ‖E x‖²).
+    /// 1 − E‖x − x̂‖² / (E‖x‖² − ‖E x‖²): 1 at best.
     pub explained_variance: f64,
-    /// E‖x − x̂‖², summed over dimensions.
+    /// E‖x − x̂‖², a sum over dimensions.
     pub mse: f64,
-    /// E of the cosine of x and x̂.
+    /// E of the cosine similarity of x and x̂.
     pub cosine: f64,
     /// E‖x‖.
     pub l2_norm_in: f64,
@@ -24,15 +24,15 @@ pub struct Quality {
     pub l2_norm_out: f64,
     /// E of ‖x̂‖ / ‖x‖.
     pub l2_ratio: f64,
-    /// E‖x̂‖² / E x·x̂: below 1 where reconstructions are too small (arXiv 2404.16014, equation 10).
+    /// E‖x̂‖² / E x·x̂: below 1 if reconstructions are too small (arXiv 2404.16014, equation 10).
     pub relative_reconstruction_bias: f64,
-    /// Share of features that were active on no token.
+    /// Share of features that are active on no token.
     pub dead_features: f64,
-    /// Tokens measured.
+    /// Number of tokens.
     pub tokens: usize,
 }
 
-/// Sums from which [`Quality`] follows; blocks of tokens are added one after another.
+/// Accumulates [`Quality`] over blocks of tokens, in float64.
 #[derive(Debug)]
 pub struct QualityMeter {
     tokens: usize,
@@ -57,20 +57,20 @@ struct Sums {
 }
 
 impl QualityMeter {
-    /// For an autoencoder of these sizes.
+    /// Starts without tokens, for an autoencoder of these sizes.
     pub fn new(d_in: usize, d_sae: usize) -> Self {
         let (mean, firing) = (vec![0.0; d_in], vec![0.0; d_sae]);
         Self { tokens: 0, sums: Sums::default(), mean, firing }
     }
 
-    /// Adds a block of activations, `[tokens, d_in]`.
+    /// Encodes and adds a block of activations `[tokens, d_in]`.
     pub fn add(&mut self, sae: &Sae, x: Tensor<2>) {
         let features = sae.encode(x.clone());
         let output = sae.decode(features.clone());
         self.add_encoded(x, features, output);
     }
 
-    /// Adds a block of activations `[tokens, d_in]` whose features and reconstructions are known.
+    /// Adds a block of activations `[tokens, d_in]` with its features `[tokens, d_sae]` and reconstructions `[tokens, d_in]`.
     pub fn add_encoded(&mut self, x: Tensor<2>, features: Tensor<2>, output: Tensor<2>) {
         let by_token = |x: Tensor<2>| to_vec(x.sum_dim(1));
         let squared_error = by_token((x.clone() - output.clone()).square());
@@ -86,7 +86,7 @@ impl QualityMeter {
             sums.product += product[i];
             sums.norm_in += norm_in;
             sums.norm_out += norm_out;
-            // SAELens divides by 1 where there is next to nothing to divide by.
+            // As in SAELens, a norm that is nearly zero isn't divided by.
             sums.ratio += norm_out / if norm_in < 1e-4 { 1.0 } else { norm_in };
             sums.cosine += product[i] / (norm_in * norm_out).max(f64::MIN_POSITIVE);
         }
@@ -107,7 +107,7 @@ impl QualityMeter {
         self.firing.iter().map(|count| count / self.tokens.max(1) as f64).collect()
     }
 
-    /// The measures over everything that was added; `None` before the first token.
+    /// The metrics over all tokens added; None if there are none.
     pub fn quality(&self) -> Option<Quality> {
         if self.tokens == 0 {
             return None;

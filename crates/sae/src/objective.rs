@@ -1,38 +1,38 @@
-//! What training minimises: reconstruction, sparsity, and a pull on features that never fire.
+//! The training loss of a JumpReLU autoencoder: reconstruction, sparsity, and a pull on dead features.
 //!
-//! Sources: JumpReLU (arXiv 2407.14435, equations 9 to 12); the tanh penalty and the pre-activation loss of
-//! Anthropic's circuits update of January 2025, as SAELens 6 has them.
+//! Sources: arXiv 2407.14435, equations 9 to 12, for JumpReLU; Anthropic's circuits update of January 2025, as implemented in
+//! SAELens 6, for the tanh penalty and the pre-activation loss.
 
 use burn::tensor::{FloatDType, Tensor};
 use fpo_ops::{heaviside, jump_relu};
 
-/// How few features are asked for. L0 is the number of active features of a token.
+/// The sparsity term of the loss. L0 is the number of active features of a token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Penalty {
-    /// λ · (E L0 / L0* − 1)²: arrives at the L0* that was asked for.
+    /// λ · (E L0 / L0* − 1)²: steers L0 to the target L0*.
     #[default]
     TargetL0,
     /// λ · E L0.
     Step,
-    /// λ · E Σᵢ tanh(c · fᵢ · ‖dᵢ‖), dᵢ a decoder row.
+    /// λ · E Σᵢ tanh(c · fᵢ · ‖dᵢ‖), where dᵢ is a row of W_dec.
     Tanh,
 }
 
-/// In what the products of a training step are computed. Parameters, thresholds, losses and moments are float32 either way: in
-/// half precision a threshold stops learning.
+/// The precision of the matrix products of a training step. Parameters, losses and moments are float32 either way: in half precision
+/// thresholds stop learning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Compute {
-    /// As everything else.
+    /// That of the parameters.
     #[default]
     Float32,
-    /// Factors are rounded to bfloat16, for devices that multiply these faster.
+    /// Inputs are rounded to bfloat16, which some devices multiply faster.
     Bfloat16,
 }
 
 impl Compute {
-    /// `a · b`, gradients in the same precision.
+    /// `a · b`, and its gradients in the same precision.
     fn product(self, a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
         match self {
             Self::Float32 => a.matmul(b),
@@ -49,21 +49,21 @@ impl Compute {
 pub struct Objective {
     /// The sparsity term.
     pub penalty: Penalty,
-    /// λ, its weight.
+    /// λ, the weight of the sparsity term.
     pub sparsity: f64,
     /// L0*, for [`Penalty::TargetL0`].
     pub target_l0: f64,
     /// c, for [`Penalty::Tanh`].
     pub tanh_scale: f64,
-    /// ε, the width of the straight-through kernel.
+    /// ε, the width of the straight-through estimator's kernel.
     pub bandwidth: f64,
     /// Weight of the pull on dead features: E Σ over dead i of relu(θᵢ − zᵢ) · ‖dᵢ‖.
     pub revive: f64,
-    /// In what the products are computed.
+    /// The precision of the matrix products.
     pub compute: Compute,
 }
 
-/// The parameters of an autoencoder in training, which encodes x − b_dec.
+/// The parameters of an autoencoder in training. It encodes x − b_dec.
 #[derive(Clone, Debug)]
 pub struct Parameters {
     /// `[d_in, d_sae]`
@@ -78,28 +78,27 @@ pub struct Parameters {
     pub threshold: Tensor<1>,
 }
 
-/// The loss and its parts, a number each.
+/// The loss and its parts, each `[1]`, and how often features were active. Only `total` and `sparsity` have a gradient.
 #[derive(Debug)]
 pub struct Losses {
-    /// The sum of the three below.
+    /// `mse + sparsity + revive`: what is differentiated.
     pub total: Tensor<1>,
     /// E ‖x − x̂‖².
     pub mse: Tensor<1>,
-    /// The sparsity term, with its weight.
+    /// The sparsity term times its weight.
     pub sparsity: Tensor<1>,
-    /// The pull on dead features, with its weight.
+    /// The pull on dead features times its weight.
     pub revive: Tensor<1>,
-    /// E L0.
+    /// E L0: the mean number of active features per token.
     pub l0: Tensor<1>,
-    /// How many tokens each feature was active on, `[d_sae]`; without gradient.
+    /// The number of tokens that each feature was active on, `[d_sae]`.
     pub firing: Tensor<1>,
 }
 
 impl Objective {
-    /// The loss on activations `[tokens, d_in]`. `dead` `[d_sae]` is 1 for features that are dead, else 0.
+    /// The loss on activations `[tokens, d_in]`. `dead` `[d_sae]` is 1 for dead features and 0 for others.
     ///
-    /// Gradients reach θ through the rectangle kernel of width ε, and nothing else does: neither step passes
-    /// one on to z.
+    /// θ gets its gradients from the straight-through estimator with a rectangle kernel of width ε; z gets none from it.
     pub fn losses(&self, p: &Parameters, x: Tensor<2>, dead: Option<Tensor<1>>) -> Losses {
         let b_dec = p.b_dec.clone().unsqueeze::<2>();
         let z = self.compute.product(x.clone() - b_dec.clone(), p.w_enc.clone());

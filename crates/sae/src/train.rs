@@ -1,54 +1,54 @@
-//! Training by Gemma Scope's recipe (arXiv 2408.05147, section 3), with a choice of sparsity terms.
+//! Training JumpReLU autoencoders by Gemma Scope's recipe (arXiv 2408.05147, section 3), with a choice of sparsity terms.
 
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
-use fpo_ops::{AdamW, adamw_step};
+use fpo_ops::{Activation, AdamW, Encoder, adamw_step};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::{Compute, Error, Objective, Parameters, Penalty, Provenance, Sae};
 
-/// The settings of a training.
+/// Training settings. Lengths are in units of inputs scaled to E‖x‖² = 1.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SaeTraining {
     /// Number of features.
     pub d_sae: usize,
-    /// The sparsity term: target-l0, step or tanh.
+    /// The sparsity term: target-l0 (the default), step or tanh.
     #[serde(default)]
     pub penalty: Penalty,
-    /// L0*: the mean number of active features per token to arrive at, for target-l0.
+    /// L0*, the target for the mean number of active features per token; used by target-l0 only.
     pub target_l0: f64,
-    /// c of the tanh penalty.
+    /// c of the tanh penalty; defaults to 4.
     #[serde(default = "four")]
     pub tanh_scale: f64,
     /// λ, the weight of the sparsity term.
     pub sparsity: f64,
-    /// Steps over which λ rises to its value.
+    /// Steps over which λ rises linearly to its value.
     pub sparsity_warmup: usize,
-    /// Adam's learning rate.
+    /// Adam's peak learning rate.
     pub learning_rate: f64,
-    /// Biases and thresholds move at so many times that rate. They are of another size than the entries of the
-    /// matrices, and each is one number for all tokens: at a high rate they jitter.
+    /// Factor on the learning rate of biases and thresholds; defaults to 1. They differ in scale from the weights, and a single
+    /// value of theirs acts on all tokens: at a high rate they jitter.
     #[serde(default = "one")]
     pub bias_rate: f64,
-    /// Steps over which the learning rate rises; over the last fifth of all steps it falls to 0.
+    /// Steps over which the learning rate rises linearly. Over the last fifth of all steps it falls to 0.
     pub warmup: usize,
-    /// ε, the width of the straight-through kernel, in units of inputs with E‖x‖² = 1.
+    /// ε, the width of the straight-through estimator's kernel.
     pub bandwidth: f64,
-    /// θ at the start, in the same units.
+    /// θ at the start.
     pub initial_threshold: f64,
-    /// Weight of the pull on features that are dead; 0 leaves them.
+    /// Weight of the pull on dead features; defaults to 0, which leaves them dead.
     #[serde(default)]
     pub revive: f64,
-    /// A feature is dead once it has not fired for more than so many steps.
+    /// Steps without being active after which a feature is dead; defaults to 100.
     #[serde(default = "hundred")]
     pub dead_after: usize,
-    /// In what the products are computed.
+    /// The precision of the matrix products; defaults to float32.
     #[serde(default)]
     pub compute: Compute,
-    /// Tokens a step.
+    /// Tokens per step.
     pub batch_tokens: usize,
-    /// Steps.
+    /// Number of steps.
     pub steps: usize,
 }
 
@@ -77,13 +77,16 @@ impl SaeTraining {
         }
     }
 
-    /// Warm-up, then constant, then a fall to zero over the last fifth.
+    /// Linear warm-up, constant, and linear decay to 0 over the last fifth of the steps.
     fn learning_rate(&self, step: usize) -> f64 {
         let fall = (self.steps as f64 - step as f64) / (0.2 * self.steps as f64);
         self.learning_rate * warmup(step, self.warmup) * fall.min(1.0)
     }
 
-    /// Settings from which nothing can be trained are refused by name.
+    /// Checks that every setting is in range.
+    ///
+    /// # Errors
+    /// The message names the first setting that isn't.
     pub fn check(&self) -> Result<(), Error> {
         let s = self;
         let positive = [
@@ -106,7 +109,7 @@ impl SaeTraining {
                 Err(Error::Training(format!("revive = {} must not be negative", s.revive)))
             }
             None if s.target_l0 > s.d_sae as f64 => Err(Error::Training(format!(
-                "target_l0 = {} is more than the d_sae = {} features there are",
+                "target_l0 = {} exceeds the number of features, d_sae = {}",
                 s.target_l0, s.d_sae
             ))),
             None => Ok(()),
@@ -114,18 +117,18 @@ impl SaeTraining {
     }
 }
 
-/// What a step did.
+/// Metrics of one training step.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct SaeStep {
-    /// Reconstruction error ‖x − x̂‖² plus sparsity term, inputs scaled to E‖x‖² = 1.
+    /// The training loss: reconstruction error, sparsity term and pull on dead features.
     pub loss: f64,
-    /// The reconstruction error alone: the unexplained share of E‖x‖².
+    /// The reconstruction error E‖x − x̂‖² of inputs scaled to E‖x‖² = 1.
     pub mse: f64,
     /// Mean number of active features per token.
     pub l0: f64,
-    /// Share of features that have not fired for long.
+    /// Share of features that were dead before the step.
     pub dead: f64,
-    /// The learning rate of the step.
+    /// The step's learning rate.
     pub learning_rate: f64,
 }
 
@@ -144,32 +147,32 @@ impl Parameters {
         }
     }
 
-    /// The same values as leaves of a graph.
+    /// The same values as leaves of a new graph.
     fn leaves(self) -> Self {
         self.map(|x| x.autodiff().require_grad(), |x| x.autodiff().require_grad())
     }
 }
 
-/// A training in progress.
+/// Trains an autoencoder step by step.
 pub struct SaeTrainer {
     pub(crate) settings: SaeTraining,
     pub(crate) parameters: Parameters,
-    /// Adam's second moments. With β₁ = 0 the first are the gradients.
+    /// Adam's second moments. With β₁ = 0 the first moments are the gradients.
     pub(crate) moments: Parameters,
-    /// Steps since each feature fired, `[d_sae]`.
+    /// Steps since each feature was last active, `[d_sae]`.
     pub(crate) silent: Tensor<1>,
-    /// Inputs are multiplied by this, so that E‖x‖² = 1.
+    /// The factor on inputs that makes E‖x‖² = 1.
     pub(crate) scale: f64,
-    /// Steps done.
+    /// Number of steps taken.
     pub(crate) step: usize,
 }
 
 impl SaeTrainer {
-    /// Starts from random decoder directions of unit norm, W_enc = W_decᵀ and b_dec at the mean of
-    /// `sample` `[tokens, d_in]`, whose mean squared norm also sets the input scale.
+    /// Starts from random decoder directions of unit norm and W_enc = W_decᵀ. The mean of `sample` `[tokens, d_in]` becomes b_dec,
+    /// and its mean squared norm sets the scale of inputs.
     ///
     /// # Errors
-    /// Settings out of range, or a sample that is empty, constant or not finite.
+    /// Settings out of range, or a sample that is empty, all zeros or not finite.
     pub fn new(
         settings: &SaeTraining,
         sample: Tensor<2>,
@@ -181,7 +184,7 @@ impl SaeTrainer {
         let sample = sample.to_device(&plain);
         let [tokens, d_in] = sample.dims();
         if tokens == 0 {
-            return Err(Error::Training("there are no activations to train on".into()));
+            return Err(Error::Training("the sample of activations is empty".into()));
         }
         let norm = sample.clone().square().sum_dim(1).mean().into_scalar::<f32>();
         if !(norm.is_finite() && norm > 0.0) {
@@ -206,12 +209,12 @@ impl SaeTrainer {
         Ok(Self { settings: settings.clone(), parameters, moments, silent, scale, step: 0 })
     }
 
-    /// Steps done.
+    /// Number of steps taken.
     pub fn steps_done(&self) -> usize {
         self.step
     }
 
-    /// One step on activations `[tokens, d_in]`.
+    /// Takes one step on activations `[tokens, d_in]`.
     pub fn step(&mut self, x: Tensor<2>) -> SaeStep {
         let objective = self.settings.objective(self.step);
         let learning_rate = self.settings.learning_rate(self.step);
@@ -235,8 +238,8 @@ impl SaeTrainer {
         }
     }
 
-    /// Adam with β (0, 0.999) on every parameter; decoder rows keep unit norm, and the part of
-    /// their gradient along themselves is taken out first; thresholds stay above 0.
+    /// Adam with β (0, 0.999) on every parameter. Decoder rows lose the part of their gradient that is parallel to them, and keep unit
+    /// norm; thresholds are clamped at 0.
     fn update(&mut self, leaf: &Parameters, gradients: &Gradients, learning_rate: f64) {
         let options = AdamW {
             lr: learning_rate,
@@ -277,16 +280,16 @@ impl SaeTrainer {
         p.threshold = p.threshold.clone().clamp_min(0.0);
     }
 
-    /// The autoencoder for unscaled inputs, with b_dec's subtraction and the scale folded away:
-    /// with s the scale, b_enc ← (b_enc − b_dec · W_enc) / s, θ ← θ / s, b_dec ← b_dec / s.
+    /// The autoencoder for unscaled inputs, with the scale s and the subtraction of b_dec folded into the parameters:
+    /// b_enc ← (b_enc − b_dec · W_enc) / s, θ ← θ / s, b_dec ← b_dec / s.
     pub fn finish(self, provenance: Provenance) -> Sae {
         let p = self.parameters;
         let shift = p.b_dec.clone().unsqueeze::<2>().matmul(p.w_enc.clone()).squeeze_dim::<1>(0);
         Sae {
-            encoder: fpo_ops::Encoder {
-                b_enc: (p.b_enc - shift) / self.scale,
-                threshold: p.threshold / self.scale,
+            encoder: Encoder {
                 w_enc: p.w_enc,
+                b_enc: (p.b_enc - shift) / self.scale,
+                activation: Activation::JumpRelu { threshold: p.threshold / self.scale },
             },
             w_dec: p.w_dec,
             b_dec: p.b_dec / self.scale,
@@ -301,7 +304,7 @@ fn warmup(step: usize, steps: usize) -> f64 {
 }
 
 fn unit_vector(rng: &mut ChaCha8Rng, width: usize) -> Vec<f32> {
-    // Twelve uniform numbers minus six are normal enough for a direction.
+    // The sum of twelve uniform values minus six is close enough to a normal value for a direction.
     let normal: Vec<f32> =
         (0..width).map(|_| (0..12).map(|_| rng.random::<f32>()).sum::<f32>() - 6.0).collect();
     let norm = normal.iter().map(|x| x * x).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);

@@ -1,26 +1,32 @@
 //! Several methods from the same model, autoencoder and reference, in one table.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result};
+use fpo_config::Settings;
 use fpo_losses::Method;
+use fpo_metrics::{cells, columns};
+use fpo_report::{ComparisonTable, Report, render};
 
 use crate::{
-    report::{Better, Cell, Column, ComparisonTable, Report, Unit, render},
     run::Run,
-    settings::Settings,
-    stages::{self, Base, StageName, evaluate::Measured, report::write_page},
+    stages::{Base, StageName, align::align, evaluate::evaluate, report::write_page},
 };
 
-/// Runs the methods and prints one table (the paper's table 2, small).
-pub fn compare(run: &Run, methods: &[Method]) -> Result<()> {
+/// Aligns with each method and measures it, into folders below the run's. The table (the paper's table 2, small) and the page
+/// that shows it.
+///
+/// # Errors
+/// Those of the stages.
+pub fn compare(run: &Run, methods: &[Method]) -> Result<(ComparisonTable, PathBuf)> {
     let base = Base::make(run, StageName::Report)?.context("every stage was asked for")?;
     let mut rows = Vec::new();
     for &method in methods {
-        eprintln!("\n{method}");
+        run.reporter.note("compare", method.name());
         let settings =
             Settings { align: run.settings.align.for_method(method), ..run.settings.clone() };
         let nested = run.nested(&format!("compare/{method}"), settings)?;
-        let evaluation = stages::align_and_report(&nested, &base, StageName::Evaluate)?
-            .context("evaluation was asked for")?;
+        let evaluation = evaluate(&nested, &base, &align(&nested, &base)?)?;
         if rows.is_empty() {
             rows.push(("sft".to_owned(), cells(&evaluation.before)));
         }
@@ -37,34 +43,5 @@ pub fn compare(run: &Run, methods: &[Method]) -> Result<()> {
         ..Report::default()
     };
     write_page(&path, &render(&page))?;
-    println!("{}", table.terminal());
-    println!("page  {}", path.display());
-    Ok(())
-}
-
-fn columns() -> Vec<Column> {
-    let column = |name: &str, unit, better| Column { name: name.into(), unit, better };
-    vec![
-        column("Accuracy", Unit::Percent, Better::Higher),
-        column("Right answers", Unit::Percent, Better::Higher),
-        column("Entropy", Unit::Nats, Better::Neither),
-        column("KL, chosen", Unit::Nats, Better::Neither),
-        column("KL, rejected", Unit::Nats, Better::Neither),
-        column("D, chosen", Unit::Plain, Better::Neither),
-        column("D, rejected", Unit::Plain, Better::Neither),
-        column("Answer length", Unit::Tokens, Better::Neither),
-    ]
-}
-
-fn cells(m: &Measured) -> Vec<Cell> {
-    let right = m.right.map_or(Cell::Missing, Cell::Number);
-    let rest = [
-        m.entropy,
-        m.chosen_kl,
-        m.rejected_kl,
-        m.chosen_distance,
-        m.rejected_distance,
-        m.answer_tokens,
-    ];
-    [Cell::Number(m.accuracy), right].into_iter().chain(rest.map(Cell::Number)).collect()
+    Ok((table, path))
 }

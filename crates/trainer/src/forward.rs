@@ -1,79 +1,9 @@
 //! From a batch in host memory to the tensors that losses take.
 
-use anyhow::{Result, bail};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use fpo_data::{Pooling, TokenBatch};
-use fpo_ops::{Encoder, pooled_features};
-use fpo_sae::Sae;
-use fpo_transformer::{ForwardOutput, LanguageModel, ModelConfig, Site, Tape};
-
-/// What reads a model's sparse features: an encoder and its site, or several, and the positions that
-/// count. The features of several sites stand one after another.
-#[derive(Clone)]
-pub struct FeatureReader {
-    encoders: Vec<(Encoder, Site)>,
-    pooling: Pooling,
-    /// Tokens whose positions the autoencoder never saw.
-    excluded: Vec<u32>,
-}
-
-impl FeatureReader {
-    /// Reads `sae`'s features at `site`, leaving out positions that hold one of `excluded`.
-    pub fn new(sae: &Sae, site: Site, pooling: Pooling, excluded: Vec<u32>) -> Self {
-        Self { encoders: vec![(sae.encoder.clone(), site)], pooling, excluded }
-    }
-
-    /// Reads another autoencoder's features too.
-    pub fn and(mut self, sae: &Sae, site: Site) -> Self {
-        self.encoders.push((sae.encoder.clone(), site));
-        self
-    }
-
-    /// What gives the features, site by site.
-    pub fn encoders(&self) -> impl Iterator<Item = &Encoder> {
-        self.encoders.iter().map(|(encoder, _)| encoder)
-    }
-
-    /// Number of features of each site.
-    pub fn widths(&self) -> Vec<usize> {
-        self.encoders().map(|encoder| encoder.w_enc.dims()[1]).collect()
-    }
-
-    /// Number of features of all sites.
-    pub fn d_sae(&self) -> usize {
-        self.widths().iter().sum()
-    }
-
-    /// Refuses a site that the model lacks, and an autoencoder that is for another width.
-    pub fn check(&self, config: &ModelConfig) -> Result<()> {
-        for (encoder, site) in &self.encoders {
-            site.check(config.num_hidden_layers)?;
-            let (takes, gives) = (encoder.w_enc.dims()[0], site.width(config));
-            if takes != gives {
-                bail!("the autoencoder takes activations of width {takes}, {site} has {gives}");
-            }
-        }
-        Ok(())
-    }
-
-    fn sites(&self) -> Vec<Site> {
-        self.encoders.iter().map(|(_, site)| *site).collect()
-    }
-
-    /// Pooled features of activations, site by site, `[rows, d_sae]`.
-    fn pool(&self, batch: &TokenBatch, activations: Vec<Tensor<3>>) -> Tensor<2> {
-        let positions = batch.positions(self.pooling, &self.excluded);
-        let pooled = activations.into_iter().zip(self.encoders()).map(|(x, encoder)| {
-            let flat = int_tensor(positions.flat.clone(), &x.device());
-            pooled_features(rows(x).select(0, flat), encoder, &positions.counts)
-        });
-        let mut pooled: Vec<_> = pooled.collect();
-        match pooled.len() {
-            1 => pooled.remove(0),
-            _ => Tensor::cat(pooled, 1),
-        }
-    }
-}
+use fpo_data::TokenBatch;
+use fpo_interp::reader::FeatureReader;
+use fpo_transformer::{ForwardOutput, Head, LanguageModel, Site, Tape};
 
 /// A batch on a device, with the positions that losses are about. n is the number of response tokens.
 pub struct DeviceBatch {
@@ -93,8 +23,8 @@ impl DeviceBatch {
         let shape = [batch.rows, batch.width];
         Self {
             tokens: Tensor::from_data(TensorData::new(batch.tokens.clone(), shape), device),
-            predicting: int_tensor(batch.predicting_positions(), device),
-            targets: int_tensor(batch.targets(), device),
+            predicting: indices(batch.predicting_positions(), device),
+            targets: indices(batch.targets(), device),
             counts: batch.response_counts(),
         }
     }
@@ -104,8 +34,8 @@ impl DeviceBatch {
         self.sum_first_by_row(values, &self.counts)
     }
 
-    /// The same over as many of a response's first tokens as the shorter response of its pair has, where
-    /// the rows are pairs, all chosen responses first.
+    /// Sums values `[n]` over each row's first tokens, as many as the shorter response of its pair has. The rows are pairs, all
+    /// chosen responses first. → `[rows]`
     pub fn sum_shared_by_row(&self, values: Tensor<1>) -> Tensor<1> {
         let pairs = self.counts.len() / 2;
         let shared = |row: usize| self.counts[row % pairs].min(self.counts[pairs + row % pairs]);
@@ -115,7 +45,7 @@ impl DeviceBatch {
     fn sum_first_by_row(&self, values: Tensor<1>, first: &[usize]) -> Tensor<1> {
         let [n] = values.dims();
         let rows = self.counts.len();
-        // A product with a matrix of zeros and ones: differentiable, and in the same order everywhere.
+        // A product with a matrix of zeros and ones: differentiable, and summed in the same order on every device.
         let mut members = vec![0f32; rows * n];
         let mut start = 0;
         for (row, (&count, &first)) in self.counts.iter().zip(first).enumerate() {
@@ -128,129 +58,104 @@ impl DeviceBatch {
     }
 }
 
+/// What a forward pass keeps for the backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// All activations: the fast way.
+    All,
+    /// The input of each block; the rest is computed again in the backward pass.
+    BlockInputs,
+}
+
+impl Keep {
+    /// As the setting `checkpoint_activations` says.
+    pub const fn checkpointed(yes: bool) -> Self {
+        if yes { Self::BlockInputs } else { Self::All }
+    }
+}
+
 /// What a model makes of a batch.
 pub struct Forward {
+    head: Head,
     /// Final hidden states where response tokens are predicted, `[n, d_model]`.
-    pub hidden: Tensor<2>,
-    /// Pooled activations of each row, `[rows, d_sae]`, where a reader was given.
-    pub pooled: Option<Tensor<2>>,
-    /// What the backward pass needs beside the graph, where activations are recomputed.
+    hidden: Tensor<2>,
+    /// The response tokens, `[n]`.
+    targets: Tensor<1, Int>,
+    /// Pooled features, one tensor `[rows, d_sae]` per site of the reader.
+    pub pooled: Vec<Tensor<2>>,
+    /// What the backward pass needs beside the graph, where activations are computed again.
     pub tape: Option<Tape>,
 }
 
-/// What a forward pass keeps for the backward pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activations {
-    /// Everything: the fast way.
-    Kept,
-    /// What goes into each block; the rest is computed a second time.
-    Recomputed,
-}
-
-impl Activations {
-    /// As the setting `checkpoint_activations` says.
-    pub const fn checkpointed(yes: bool) -> Self {
-        if yes { Self::Recomputed } else { Self::Kept }
-    }
-}
-
 impl Forward {
-    /// One pass of the model over the batch.
+    /// One pass of a model over a batch, with the features that `reader` reads.
     pub fn new(
         model: &LanguageModel,
         batch: &TokenBatch,
-        device_batch: &DeviceBatch,
+        on_device: &DeviceBatch,
         reader: Option<&FeatureReader>,
     ) -> Self {
-        let output = model.forward(device_batch.tokens.clone(), &sites(reader));
-        Self::read(output, None, batch, device_batch, reader)
+        Self::for_training(model, batch, on_device, reader, Keep::All)
     }
 
-    /// One pass of a model that is trained.
+    /// The same for a model that is trained.
     pub fn for_training(
         model: &LanguageModel,
         batch: &TokenBatch,
-        device_batch: &DeviceBatch,
+        on_device: &DeviceBatch,
         reader: Option<&FeatureReader>,
-        activations: Activations,
+        keep: Keep,
     ) -> Self {
-        match activations {
-            Activations::Kept => Self::new(model, batch, device_batch, reader),
-            Activations::Recomputed => {
-                let tokens = device_batch.tokens.clone();
-                let (output, tape) = model.forward_checkpointed(tokens, &sites(reader));
-                Self::read(output, Some(tape), batch, device_batch, reader)
+        let sites: Vec<Site> = reader.map_or(Vec::new(), FeatureReader::sites);
+        let tokens = on_device.tokens.clone();
+        let (ForwardOutput { hidden_states, sites }, tape) = match keep {
+            Keep::All => (model.forward(tokens, &sites), None),
+            Keep::BlockInputs => {
+                let (output, tape) = model.forward_checkpointed(tokens, &sites);
+                (output, Some(tape))
             }
+        };
+        let [rows, width, d_model] = hidden_states.dims();
+        let hidden = hidden_states.reshape([rows * width, d_model]);
+        Self {
+            head: model.head(),
+            hidden: hidden.select(0, on_device.predicting.clone()),
+            targets: on_device.targets.clone(),
+            pooled: reader.map_or(Vec::new(), |reader| reader.pool(batch, sites)),
+            tape,
         }
     }
 
-    fn read(
-        output: ForwardOutput,
-        tape: Option<Tape>,
-        batch: &TokenBatch,
-        device_batch: &DeviceBatch,
-        reader: Option<&FeatureReader>,
-    ) -> Self {
-        let hidden = rows(output.hidden_states).select(0, device_batch.predicting.clone());
-        let pooled = reader.map(|reader| reader.pool(batch, output.sites));
-        Self { hidden, pooled, tape }
+    /// Log-probability of every response token in nats, `[n]`.
+    pub fn token_log_probs(&self) -> Tensor<1> {
+        self.head.log_probs(self.hidden.clone(), self.targets.clone())
     }
 
-    /// Summed log-probability of each row's response, `[rows]`.
-    pub fn log_probs(&self, model: &LanguageModel, batch: &DeviceBatch) -> Tensor<1> {
-        batch.sum_by_row(self.token_log_probs(model, batch))
-    }
-
-    /// Log-probability of every response token, `[n]`.
-    pub fn token_log_probs(&self, model: &LanguageModel, batch: &DeviceBatch) -> Tensor<1> {
-        model.head().log_probs(self.hidden.clone(), batch.targets.clone())
-    }
-
-    /// log p(token) − log Σ_v p(v)² of every response token, `[n]`: how much the model would have written
-    /// it itself. A constant.
-    pub fn token_aligned_log_probs(&self, model: &LanguageModel, batch: &DeviceBatch) -> Tensor<1> {
+    /// log p(token) − log Σ_v p(v)² of every response token, `[n]`: how likely the model itself would write it (WPO). A constant.
+    pub fn token_aligned_log_probs(&self) -> Tensor<1> {
         // With logits z this is log softmax(2z) − log softmax(z) at the token.
-        let head = model.head().without_autodiff();
+        let head = self.head.clone().without_autodiff();
         let hidden = self.hidden.clone().without_autodiff();
-        let targets = batch.targets.clone().without_autodiff();
-        head.scaled_log_probs(hidden.clone(), targets.clone(), 2.0)
-            - head.log_probs(hidden, targets)
+        let targets = self.targets.clone().without_autodiff();
+        let at = |scale| head.scaled_log_probs(hidden.clone(), targets.clone(), scale);
+        at(2.0) - at(1.0)
     }
 
-    /// Entropy of the model's distribution at every response token in nats, and whether its most
-    /// probable token is the response's, `[n]` each; constants.
-    pub fn token_statistics(&self, model: &LanguageModel, batch: &DeviceBatch) -> [Tensor<1>; 2] {
-        let targets = batch.targets.clone().without_autodiff();
-        let statistics = model.head().token_statistics(self.hidden.clone(), targets.clone());
-        let right = statistics.argmax.equal(targets).float();
+    /// Entropy of the model's distribution at every response token in nats, and 1 where its most probable token is the
+    /// response's, else 0; `[n]` each, constants.
+    pub fn token_statistics(&self) -> [Tensor<1>; 2] {
+        let statistics = self.head.token_statistics(self.hidden.clone(), self.targets.clone());
+        let right = statistics.argmax.equal(self.targets.clone().without_autodiff()).float();
         [statistics.entropy, right]
     }
 
-    /// KL(reference ‖ model), summed over each row's response positions, `[rows]`.
-    pub fn kl(
-        &self,
-        model: &LanguageModel,
-        reference: &Forward,
-        reference_model: &LanguageModel,
-        batch: &DeviceBatch,
-    ) -> Tensor<1> {
-        let (hidden, reference_hidden) = (self.hidden.clone(), reference.hidden.clone());
-        let kl = model.head().kl(hidden, &reference_model.head(), reference_hidden);
-        batch.sum_by_row(kl)
+    /// KL(reference ‖ model) at every response token in nats, `[n]`.
+    pub fn token_kl(&self, reference: &Self) -> Tensor<1> {
+        self.head.kl(self.hidden.clone(), &reference.head, reference.hidden.clone())
     }
 }
 
-fn sites(reader: Option<&FeatureReader>) -> Vec<Site> {
-    reader.map_or(Vec::new(), FeatureReader::sites)
-}
-
-/// `[batch, tokens, width]` → `[batch · tokens, width]`
-fn rows(x: Tensor<3>) -> Tensor<2> {
-    let [batch, tokens, width] = x.dims();
-    x.reshape([batch * tokens, width])
-}
-
-fn int_tensor(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {
+fn indices(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {
     let count = values.len();
     Tensor::from_data(TensorData::new(values, [count]), device)
 }

@@ -1,46 +1,23 @@
-//! Recipes, stages, the training loop, checkpoints, metrics and the report; the binary `fpo`.
+//! Fine-tuning and preference alignment: the step, the loop, the stages of a run, the optimiser.
 //!
 //! # Invariants
-//! * The only crate that knows all the others. Mathematics lives in them, not here.
-//! * A stage's folder appears whole or not at all, with a fingerprint of all that it was made from.
-//! * A resumed run repeats an uninterrupted one: whatever a step depends on follows from the settings,
-//!   the step's number and the checkpoint.
-//! * Alignment reads the reference from its cache. A second model is loaded only for methods whose
-//!   constraint is over the whole vocabulary, and for measuring.
-//!
-//! ```
-//! use fpo_trainer::settings::Settings;
-//!
-//! let settings = Settings::resolve("tiny", None, &["align.method=dpo".into()])?;
-//! assert_eq!(settings.align.objective().beta, 0.1);
-//! let refused = Settings::resolve("tiny", None, &["align.metod=dpo".into()]).unwrap_err();
-//! assert!(format!("{refused:#}").contains("did you mean `align.method`?"));
-//! # Ok::<(), anyhow::Error>(())
-//! ```
+//! * Joins the other crates and computes nothing of its own: losses are in `fpo-losses`, fused operations in `fpo-ops`, the model in
+//!   `fpo-transformer`, what an autoencoder sees in `fpo-interp`.
+//! * A stage's folder appears whole or not at all, with a fingerprint of everything that it was made from.
+//! * A resumed run repeats an uninterrupted one: whatever a step depends on follows from the settings, the step's number and the
+//!   checkpoint.
+//! * Alignment reads the reference from its cache. A second model is loaded only for methods whose constraint is over the whole
+//!   vocabulary, and for measuring.
+//! * Prints nothing: it reports to a [`fpo_device::progress::Reporter`] and returns what it found.
 
-pub mod activations;
 pub mod aligner;
 pub mod alignment_step;
-pub mod autoencoder;
-pub mod bench;
 pub mod cached;
-pub mod commands;
 pub mod compare;
-pub mod dashboard;
-pub mod device;
-pub mod features;
 pub mod forward;
 pub mod optim;
-pub mod pair_log;
-pub mod plan;
-pub mod progress;
-pub mod recipes;
-pub mod reference_pass;
-pub mod report;
+pub mod reference;
 pub mod run;
-pub mod sae_evaluation;
-pub mod sae_training;
-pub mod settings;
 pub mod stages;
 pub mod trained;
 pub mod training;

@@ -14,7 +14,7 @@ use fpo_transformer::{
     weights::stored_name,
 };
 
-use crate::settings::{OptimizerKind, OptimizerSettings, Schedule};
+use fpo_config::{OptimizerKind, OptimizerSettings, Schedule};
 
 /// Numbers of a gradient that are squared at once.
 const NORM_PIECE: usize = 1 << 22;

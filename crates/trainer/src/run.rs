@@ -2,22 +2,22 @@
 //! made from stands.
 
 use std::{
+    cell::RefCell,
     collections::BTreeSet,
     fs::{self, File},
+    io::Write,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
+use fpo_config::Settings;
 use fpo_data::{Fingerprint, atomic};
+use fpo_device::{guard, progress::Reporter, sync};
+use fpo_plan::{advice, check_precision};
 use fpo_transformer::Placement;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-
-use crate::{
-    device::{advice, guard, sync},
-    settings::Settings,
-};
 
 const STAGE_FILE: &str = "stage.json";
 
@@ -36,7 +36,9 @@ pub struct Run {
     pub settings: Settings,
     /// Where it computes, without autodiff.
     pub device: Device,
-    /// Goes on from the checkpoints of an interrupted stage.
+    /// Told what the stages do.
+    pub reporter: Reporter,
+    /// Resumes an interrupted stage from its checkpoint.
     resume: bool,
     /// Held while the run lasts, so that two processes never write into one folder.
     _lock: File,
@@ -53,16 +55,41 @@ pub struct Stage {
 
 /// Where a stage writes while it runs.
 pub struct Workspace {
-    /// Becomes the stage's folder once it is finished.
+    /// Becomes the stage's folder once the stage is finished.
     pub output: PathBuf,
     /// Outlasts a crash; removed when the stage is finished.
     pub checkpoints: PathBuf,
+    /// Told what the stage does.
+    pub reporter: Reporter,
+    /// What an error should say about where it happened.
+    at: RefCell<Option<String>>,
+}
+
+impl Workspace {
+    /// In folders that exist.
+    pub fn new(output: PathBuf, checkpoints: PathBuf, reporter: Reporter) -> Self {
+        Self { output, checkpoints, reporter, at: RefCell::new(None) }
+    }
+
+    /// Notes how far the stage is, such as `step 12`: an error will say so, whatever fails.
+    pub fn at(&self, place: String) {
+        self.at.replace(Some(place));
+    }
 }
 
 impl Run {
-    /// Opens or creates a run's folder and notes its resolved settings there.
-    pub fn open(folder: &Path, settings: Settings, device: Device, resume: bool) -> Result<Self> {
-        crate::device::check_precision(&device, settings.model.precision).context("model")?;
+    /// Opens or creates a run's folder and writes its resolved settings there.
+    ///
+    /// # Errors
+    /// A precision that the device lacks, a folder in use by another process, or the disk's.
+    pub fn open(
+        folder: &Path,
+        settings: Settings,
+        device: Device,
+        resume: bool,
+        reporter: Reporter,
+    ) -> Result<Self> {
+        check_precision(&device, settings.model.precision).context("model")?;
         fs::create_dir_all(folder)
             .with_context(|| format!("creating the run's folder {}", folder.display()))?;
         let lock_path = folder.join(".lock");
@@ -75,15 +102,19 @@ impl Run {
             );
         }
         let text = settings.to_toml()?;
-        atomic::write_file(&folder.join("run.toml"), |mut file| -> Result<()> {
-            Ok(std::io::Write::write_all(&mut file, text.as_bytes())?)
+        atomic::write_file(&folder.join("run.toml"), |file| -> Result<()> {
+            Ok(file.write_all(text.as_bytes())?)
         })?;
-        Ok(Self { folder: folder.to_owned(), settings, device, resume, _lock: lock })
+        Ok(Self { folder: folder.to_owned(), settings, device, reporter, resume, _lock: lock })
     }
 
     /// The same run with other settings, in a folder below it: what `compare` uses.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`].
     pub fn nested(&self, name: &str, settings: Settings) -> Result<Self> {
-        Self::open(&self.folder.join(name), settings, self.device.clone(), self.resume)
+        let (device, reporter) = (self.device.clone(), self.reporter.clone());
+        Self::open(&self.folder.join(name), settings, device, self.resume, reporter)
     }
 
     /// Where a model goes that is not trained.
@@ -91,7 +122,10 @@ impl Run {
         Placement::new(self.device.clone(), self.settings.model.precision)
     }
 
-    /// Does `work` unless the stage's folder already stands with the same fingerprint.
+    /// Does a stage's work unless its folder already stands with the same fingerprint.
+    ///
+    /// # Errors
+    /// Those of the work; where the device failed, with settings that would make it fit.
     pub fn stage(
         &self,
         name: &str,
@@ -101,19 +135,19 @@ impl Run {
         let folder = self.folder.join(name);
         let stage = Stage { folder: folder.clone(), hash: fingerprint.hash() };
         if read_fingerprint(&folder.join(STAGE_FILE)).is_some_and(|found| found == fingerprint) {
-            eprintln!("{name:>9}  up to date");
+            self.reporter.note(name, "up to date");
             return Ok(stage);
         }
         remove_leftovers(&self.folder, name)?;
         let checkpoints = self.prepare_checkpoints(name, &fingerprint)?;
         atomic::replace_dir(&folder, |output| -> Result<()> {
-            let workspace =
-                Workspace { output: output.to_owned(), checkpoints: checkpoints.clone() };
-            guard(|| {
-                work(&workspace)?;
-                // What nobody waits for may fail yet.
-                sync(&self.device)
-            })?;
+            let reporter = self.reporter.clone();
+            let workspace = Workspace::new(output.to_owned(), checkpoints.clone(), reporter);
+            let done = guard(|| work(&workspace).and_then(|()| sync(&self.device)));
+            match workspace.at.take() {
+                Some(place) => done.context(place)?,
+                None => done?,
+            }
             write_fingerprint(&output.join(STAGE_FILE), name, &fingerprint)
         })
         .map_err(|error| advice::of_stage(error, name, &self.settings, &self.device))
@@ -134,11 +168,12 @@ impl Run {
         match (found.as_ref() == Some(fingerprint), self.resume) {
             (true, true) => return Ok(folder),
             (true, false) => {
-                eprintln!("{name:>9}  starts anew; --resume would have gone on from a checkpoint");
+                self.reporter
+                    .note(name, "starts over; --resume would have resumed from its checkpoint");
             }
             (false, true) if holds_work(&folder)? => bail!(
-                "the checkpoint in {} was made from other settings or data ({}); go on with those, or leave out --resume, and the \
-                 stage starts anew",
+                "the checkpoint in {} was made from other settings or data ({}); resume with those, or leave out --resume to start the \
+                 stage over",
                 folder.display(),
                 found.map_or("which ones can't be read".into(), |found| changes(
                     fingerprint,

@@ -1,4 +1,4 @@
-//! What of a model is trained: all of it, or adapters beside it. It decides what a checkpoint holds.
+//! What of a model is trained: all of it, or adapters beside it. This decides what a checkpoint holds.
 
 use std::{
     fs,
@@ -6,85 +6,113 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use fpo_transformer::{LanguageModel, LoraConfig, Placement, adapter, weights};
+use fpo_transformer::{LanguageModel, LoraConfig, ModelConfig, Placement, adapter, weights};
 
 /// Where a result holds its adapters, beside the merged model.
 const ADAPTER_FOLDER: &str = "adapter";
 
-/// What of a model is trained.
-pub enum Trained {
-    /// Every parameter.
-    Everything,
-    /// Low-rank adapters of this model, which stays as it is.
-    Adapters {
-        /// Its tensors are shared with the model that is trained.
-        base: Box<LanguageModel>,
-        /// The folder that it was read from.
-        folder: Option<PathBuf>,
-        /// Their shape.
-        config: LoraConfig,
+/// The model that a training starts from.
+#[derive(Clone, Debug)]
+pub enum Initial {
+    /// A checkpoint in Hugging Face's layout.
+    Folder(PathBuf),
+    /// Random weights.
+    Random {
+        /// Sizes and constants.
+        config: Box<ModelConfig>,
+        /// Seeds the weights.
+        seed: u64,
     },
 }
 
+impl Initial {
+    /// Loads or draws the weights.
+    ///
+    /// # Errors
+    /// A checkpoint that can't be read.
+    pub fn load(&self, placement: &Placement) -> Result<LanguageModel> {
+        Ok(match self {
+            Self::Folder(path) => weights::load(path, placement)?,
+            Self::Random { config, seed } => weights::random(config, *seed, placement)?,
+        })
+    }
+}
+
+/// What of a model is trained.
+pub struct Trained {
+    initial: Initial,
+    /// Adapters alone, where there are any.
+    adapters: Option<Adapters>,
+}
+
+struct Adapters {
+    config: LoraConfig,
+    /// The frozen model, whose tensors the trained one shares.
+    base: LanguageModel,
+}
+
 impl Trained {
-    /// Everything, or adapters where the settings ask for them; `load` gives the model of `folder`, if it is not a random one, where
-    /// it is told to, here without autodiff.
-    pub fn new(
-        lora: Option<&LoraConfig>,
-        placement: &Placement,
-        folder: Option<&Path>,
-        load: impl FnOnce(&Placement) -> Result<LanguageModel>,
-    ) -> Result<Self> {
-        let Some(config) = lora else { return Ok(Self::Everything) };
-        let base = Box::new(load(placement)?);
-        Ok(Self::Adapters { base, folder: folder.map(Path::to_owned), config: config.clone() })
+    /// All parameters; or adapters, beside a frozen model that is loaded to `frozen`.
+    ///
+    /// # Errors
+    /// A model that can't be loaded.
+    pub fn new(initial: Initial, lora: Option<&LoraConfig>, frozen: &Placement) -> Result<Self> {
+        let adapters = match lora {
+            None => None,
+            Some(config) => Some(Adapters { config: config.clone(), base: initial.load(frozen)? }),
+        };
+        Ok(Self { initial, adapters })
     }
 
-    /// The frozen model, where there is one.
+    /// The frozen model, where adapters are trained.
     pub fn base(&self) -> Option<&LanguageModel> {
-        match self {
-            Self::Everything => None,
-            Self::Adapters { base, .. } => Some(base),
-        }
+        self.adapters.as_ref().map(|adapters| &adapters.base)
     }
 
-    /// The model that a training begins with, on a device with autodiff.
-    pub fn start(
-        &self,
-        seed: u64,
-        placement: &Placement,
-        load: impl FnOnce(&Placement) -> Result<LanguageModel>,
-    ) -> Result<LanguageModel> {
-        match self {
-            Self::Everything => load(placement),
-            Self::Adapters { base, config, .. } => {
+    /// The model at the first step.
+    ///
+    /// # Errors
+    /// A model that can't be loaded, or an adapter that doesn't fit it.
+    pub fn start(&self, seed: u64, placement: &Placement) -> Result<LanguageModel> {
+        match &self.adapters {
+            None => self.initial.load(placement),
+            Some(Adapters { config, base }) => {
                 Ok(base.with_new_lora(config, seed, &placement.device)?)
             }
         }
     }
 
-    /// Writes what has changed since the start into a checkpoint.
+    /// Writes what training has changed into a checkpoint.
+    ///
+    /// # Errors
+    /// The disk's.
     pub fn save(&self, model: &LanguageModel, folder: &Path) -> Result<()> {
-        match self {
-            Self::Everything => weights::save(model, folder)?,
-            Self::Adapters { .. } => adapter::save(model, folder)?,
+        match self.adapters {
+            None => weights::save(model, folder)?,
+            Some(_) => adapter::save(model, folder)?,
         }
         Ok(())
     }
 
-    /// The model of a checkpoint, to be trained on.
+    /// The model of a checkpoint.
+    ///
+    /// # Errors
+    /// A checkpoint that can't be read.
     pub fn load(&self, folder: &Path, placement: &Placement) -> Result<LanguageModel> {
-        match self {
-            Self::Everything => Ok(weights::load(folder, placement)?),
-            Self::Adapters { base, .. } => Ok(adapter::load(base, folder, &placement.device)?),
+        match &self.adapters {
+            None => Ok(weights::load(folder, placement)?),
+            Some(adapters) => Ok(adapter::load(&adapters.base, folder, &placement.device)?),
         }
     }
 
-    /// Writes a result: the model in Hugging Face's layout, and adapters in PEFT's beside it.
+    /// Writes the result: the model in Hugging Face's layout, and its adapters in PEFT's beside it.
+    ///
+    /// # Errors
+    /// The disk's.
     pub fn finish(&self, model: &LanguageModel, folder: &Path) -> Result<()> {
-        match self {
-            Self::Adapters { folder: Some(base), .. } => weights::save_merged(model, base, folder)?,
-            Self::Adapters { folder: None, .. } | Self::Everything => weights::save(model, folder)?,
+        match (&self.adapters, &self.initial) {
+            (Some(_), Initial::Folder(base)) => weights::save_merged(model, base, folder)?,
+            _ => weights::save(model, folder)?,
         }
         if model.lora().is_some() {
             let folder = folder.join(ADAPTER_FOLDER);
@@ -95,7 +123,10 @@ impl Trained {
     }
 }
 
-/// The model that [`Trained::finish`] wrote into `folder`, beside `base` where it is adapters of that: no second model then.
+/// The model that [`Trained::finish`] wrote. Where it is adapters of `base`, it shares that model's tensors.
+///
+/// # Errors
+/// A result that can't be read.
 pub fn load_result(
     folder: &Path,
     base: &LanguageModel,

@@ -10,12 +10,13 @@ use fpo_trainer::{
     forward::{DeviceBatch, Forward},
 };
 
-use crate::world::{D_SAE, K, World, numbers};
+use crate::world::{D_SAE, K, World, constraint, numbers};
 
 fn distances(world: &World, stored: StoredFeatures, k: usize) -> Vec<f64> {
-    let aligner = world.aligner(Objective::paper(Method::Fpo), DType::F32);
-    let aligner = Aligner { cache: world.cache(stored), k, ..aligner };
-    let distance = aligner.measure(&world.policy, &world.all()).unwrap().quantities.distance;
+    let aligner = world.aligner(Objective::paper(Method::FPO), DType::F32);
+    let features = Some(constraint(world.reader(DType::F32), k));
+    let aligner = Aligner { cache: world.cache(stored), features, ..aligner };
+    let distance = aligner.compare(&world.policy, &world.all()).unwrap().quantities.distance;
     let PerResponse { chosen, rejected } = distance.unwrap();
     [numbers(chosen), numbers(rejected)].concat()
 }
@@ -26,7 +27,7 @@ fn online(world: &World, k: usize) -> (Vec<f64>, Vec<Vec<f64>>) {
     let device_batch = DeviceBatch::new(&batch.batch, &world.policy.device());
     let reader = world.reader(DType::F32);
     let pooled =
-        |model| Forward::new(model, &batch.batch, &device_batch, Some(&reader)).pooled.unwrap();
+        |model| Forward::new(model, &batch.batch, &device_batch, Some(&reader)).pooled.remove(0);
     let policy = pooled(&world.policy);
     let values: Vec<f64> = policy.to_data().iter::<f64>().collect();
     let rows = values.chunks(D_SAE).map(<[f64]>::to_vec).collect();

@@ -2,27 +2,30 @@
 
 use std::fs;
 
-use anyhow::bail;
 use burn::{
     module::{Param, ParamId},
     tensor::{DType, Device},
 };
+use fpo_config::{OptimizerKind, OptimizerSettings, Schedule};
 use fpo_data::PairBatch;
+use fpo_device::progress::Reporter;
 use fpo_losses::{Method, Objective};
 use fpo_trainer::{
     aligner::Aligner,
     alignment_step::step_gradients,
-    forward::Activations,
+    forward::Keep,
     optim::GradientMap,
     run::Workspace,
-    settings::{OptimizerKind, OptimizerSettings, Schedule},
-    trained::Trained,
-    training::{StepResult, Training},
+    trained::{Initial, Trained},
+    training::{Frame, StepResult, Training},
 };
-use fpo_transformer::{LanguageModel, Placement, weights::stored_name};
+use fpo_transformer::{
+    LanguageModel, Placement,
+    weights::{self, stored_name},
+};
 use serde_json::Map;
 
-use crate::world::{World, cast, numbers, objectives, trained};
+use crate::world::{World, cast, logged_losses, numbers, objectives, trained};
 
 /// The same model, its table of 31 rows in parts of these.
 fn in_parts(model: &LanguageModel, sizes: &[usize]) -> LanguageModel {
@@ -75,14 +78,14 @@ fn a_step_with_tables_in_parts_is_the_step() {
             let aligner = Aligner { token_statistics: true, ..world.aligner(objective, dtype) };
             let batches = std::slice::from_ref(&batch);
             let (expected, log) = step_gradients(&aligner, &trained(&policy), batches).unwrap();
-            let losses = log.numbers(&objective).values("loss").to_vec();
-            for (sizes, reference, activations) in [
-                (&[30, 1][..], &[31][..], Activations::Kept),
-                (&[1, 9, 21], &[16, 15], Activations::Recomputed),
-                (&[7, 8, 15, 1], &[1, 1, 28, 1], Activations::Kept),
+            let losses = logged_losses(&log);
+            for (sizes, reference, keep) in [
+                (&[30, 1][..], &[31][..], Keep::All),
+                (&[1, 9, 21], &[16, 15], Keep::BlockInputs),
+                (&[7, 8, 15, 1], &[1, 1, 28, 1], Keep::All),
             ] {
                 let aligner = Aligner {
-                    activations,
+                    keep,
                     reference_model: aligner
                         .reference_model
                         .as_ref()
@@ -94,7 +97,7 @@ fn a_step_with_tables_in_parts_is_the_step() {
                 let (found, log) = step_gradients(&aligner, &policy, batches).unwrap();
                 let difference = differ(&found, &expected);
                 assert!(difference < tolerance, "{objective:?}, {sizes:?}: {difference}");
-                for (a, b) in log.numbers(&objective).values("loss").iter().zip(&losses) {
+                for (a, b) in logged_losses(&log).iter().zip(&losses) {
                     assert!((a - b).abs() < tolerance * (1.0 + b.abs()), "{objective:?}: {a}, {b}");
                 }
             }
@@ -131,42 +134,40 @@ impl Run {
             weight_decay: 0.1,
             max_grad_norm: 1.0,
         };
-        let training = Training {
+        let initial = self.folder.path().join("initial");
+        if !initial.exists() {
+            fs::create_dir(&initial).unwrap();
+            weights::save(&self.world.policy, &initial).unwrap();
+        }
+        let all = Trained::new(Initial::Folder(initial), None, &placement).unwrap();
+        let workspace = Workspace::new(output.clone(), checkpoints, Reporter::silent());
+        let mut training = Training::start(Frame {
             stage: "test",
-            workspace: &Workspace { output: output.clone(), checkpoints },
+            workspace: &workspace,
             total_steps: 5,
             checkpoint_every: 2,
             optimizer: &optimizer,
-            trained: &Trained::Everything,
-        };
-        let aligner = self.world.aligner(Objective::paper(Method::Fpo), DType::F32);
-        let start = || {
-            let policy = match largest_tensor {
-                None => self.world.policy.clone(),
-                Some(_) => in_parts(&self.world.policy, &[16, 15]),
-            };
-            Ok(trained(&policy))
-        };
-        let model = training.run(&placement, start, |model, step| {
+            trained: &all,
+            placement: &placement,
+            seed: 0,
+        })
+        .unwrap();
+        let aligner = self.world.aligner(Objective::paper(Method::FPO), DType::F32);
+        while let Some(step) = training.next_step() {
             if breaks_off && step == 3 {
-                bail!("it breaks off");
+                return None;
             }
+            let model = training.model();
             let parts = if largest_tensor.is_some() { 2 } else { 1 };
             assert_eq!(model.unembedding().parts().len(), parts, "step {step}");
             let batch: PairBatch = self.world.batch(&[step, step + 1]);
-            let (gradients, log) = step_gradients(&aligner, model, &[batch])?;
-            let loss = log.numbers(&aligner.objective).values("loss").iter().sum::<f64>() / 2.0;
-            Ok(StepResult { loss, gradients, tokens: 1, ids: vec![], metrics: Map::new() })
-        });
-        let model = match model {
-            Ok(model) => model,
-            Err(error) if breaks_off => {
-                assert!(format!("{error:#}").contains("breaks off"), "{error:#}");
-                return None;
-            }
-            Err(error) => panic!("{error:#}"),
-        };
-        Trained::Everything.finish(&model, &output).unwrap();
+            let (gradients, pairs) = step_gradients(&aligner, model, &[batch]).unwrap();
+            let loss = logged_losses(&pairs).iter().sum::<f64>() / 2.0;
+            let step = StepResult { loss, gradients, tokens: 1, ids: vec![], metrics: Map::new() };
+            training.apply(step).unwrap();
+        }
+        let model = training.finish().unwrap();
+        all.finish(&model, &output).unwrap();
         Some(fs::read(output.join("model.safetensors")).unwrap())
     }
 }

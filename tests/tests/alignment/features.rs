@@ -1,12 +1,10 @@
 //! Sets of features: found where they were planted, and what they do to the constraint.
 
 use burn::tensor::{DType, Device, Int, Tensor};
+use fpo_device::progress::Reporter;
+use fpo_interp::features::{FindOptions, TextFeatures, find};
 use fpo_losses::{Method, Objective, PerResponse};
-use fpo_trainer::{
-    aligner::Aligner,
-    alignment_step::step_gradients,
-    features::{FindOptions, TextFeatures, find},
-};
+use fpo_trainer::{aligner::Aligner, alignment_step::step_gradients};
 use fpo_transformer::Site;
 
 use crate::{
@@ -69,6 +67,7 @@ fn a_planted_feature_comes_first() {
         site,
         excluded: &[BOS],
         texts_at_once: 5,
+        reporter: &Reporter::silent(),
     };
     let options = FindOptions { top: 3, hold_out: 0.5, seed: 0 };
     let found = find(&reader, &positive, &negative, &options).unwrap();
@@ -96,13 +95,15 @@ fn a_planted_feature_comes_first() {
 #[test]
 fn weights_choose_what_is_held_in_place() {
     let world = World::new();
-    let objective = Objective { beta: 0.3, alpha: 2.0, ..Objective::paper(Method::Fpo) };
+    let objective = Objective { beta: 0.3, alpha: 2.0, ..Objective::paper(Method::FPO) };
     let with = |weights: Option<[f32; D_SAE]>| -> Aligner {
-        let weights = weights.map(|w| Tensor::<1>::from_floats(w, &Device::flex()));
-        Aligner { feature_weights: weights, ..world.aligner(objective, DType::F32) }
+        let weights = weights.map(|w| vec![Tensor::<1>::from_floats(w, &Device::flex())]);
+        let mut aligner = world.aligner(objective, DType::F32);
+        aligner.features.as_mut().unwrap().weights = weights;
+        aligner
     };
     let distances = |aligner: &Aligner| -> Vec<f64> {
-        let measured = aligner.measure(&world.policy, &world.all()).unwrap();
+        let measured = aligner.compare(&world.policy, &world.all()).unwrap();
         let PerResponse { chosen, rejected } = measured.quantities.distance.unwrap();
         [numbers(chosen), numbers(rejected)].concat()
     };

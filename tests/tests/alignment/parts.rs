@@ -3,11 +3,11 @@
 use burn::tensor::DType;
 use fpo_data::PairBatch;
 use fpo_losses::{Method, Objective};
-use fpo_trainer::{aligner::Aligner, alignment_step::step_gradients, forward::Activations};
+use fpo_trainer::{aligner::Aligner, alignment_step::step_gradients, forward::Keep};
 
 use crate::{
     gradients::differ,
-    world::{World, cast, numbers, objectives, trained},
+    world::{World, cast, evaluate, logged_losses, numbers, objectives, trained},
 };
 
 #[test]
@@ -22,12 +22,12 @@ fn micro_batches_add_up_to_the_batch() {
                 step_gradients(&aligner, &policy, &parts).unwrap()
             };
             let (whole, log) = step(&[&[0, 1, 2, 3, 4, 5]]);
-            let losses = log.numbers(&objective).values("loss").to_vec();
+            let losses = logged_losses(&log);
             for parts in [&[&[0, 1, 2][..], &[3, 4, 5]][..], &[&[0], &[1, 2, 3], &[4, 5]]] {
                 let (gradients, log) = step(parts);
                 let difference = differ(&gradients, &whole);
                 assert!(difference < tolerance, "{objective:?} in {parts:?}: {difference}");
-                for (a, b) in log.numbers(&objective).values("loss").iter().zip(&losses) {
+                for (a, b) in logged_losses(&log).iter().zip(&losses) {
                     assert!((a - b).abs() < tolerance * (1.0 + b.abs()), "{objective:?}: {a}, {b}");
                 }
             }
@@ -43,11 +43,11 @@ fn recomputed_activations_are_the_same_step() {
     for objective in objectives() {
         for parts in [&[&[0, 1, 2, 3, 4, 5][..]][..], &[&[0, 1], &[2, 3, 4, 5]]] {
             let parts: Vec<PairBatch> = parts.iter().map(|p| world.batch(p)).collect();
-            let step = |activations| {
-                let aligner = Aligner { activations, ..world.aligner(objective, DType::F64) };
+            let step = |keep| {
+                let aligner = Aligner { keep, ..world.aligner(objective, DType::F64) };
                 step_gradients(&aligner, &policy, &parts).unwrap().0
             };
-            let difference = differ(&step(Activations::Recomputed), &step(Activations::Kept));
+            let difference = differ(&step(Keep::BlockInputs), &step(Keep::All));
             assert!(difference < 1e-12, "{objective:?} in {} parts: {difference}", parts.len());
         }
     }
@@ -58,17 +58,18 @@ fn recomputed_activations_are_the_same_step() {
 fn the_whole_step_matters_to_transport() {
     let world = World::new();
     let policy = cast(&world.policy, DType::F64);
-    for method in [Method::Aot, Method::AotUnpaired, Method::BcoPair] {
+    for name in ["aot", "aot-unpaired", "bco-pair"] {
+        let method = name.parse().unwrap();
         let objective = Objective { beta: 0.3, ..Objective::paper(method) };
         let aligner = world.aligner(objective, DType::F64);
         let mean = |parts: &[&[usize]]| {
-            let losses = parts.iter().flat_map(|part| {
-                numbers(aligner.evaluate(&policy, &world.batch(part)).unwrap().1.losses)
-            });
+            let losses = parts
+                .iter()
+                .flat_map(|part| numbers(evaluate(&aligner, &policy, &world.batch(part)).1.losses));
             losses.sum::<f64>() / 6.0
         };
         let (whole, parts) = (mean(&[&[0, 1, 2, 3, 4, 5]]), mean(&[&[0, 5], &[1, 4], &[2], &[3]]));
-        assert!((whole - parts).abs() > 1e-6, "{method}: {whole}, in parts {parts}");
+        assert!((whole - parts).abs() > 1e-6, "{name}: {whole}, in parts {parts}");
     }
 }
 
@@ -76,9 +77,9 @@ fn the_whole_step_matters_to_transport() {
 #[test]
 fn the_distance_of_a_pair_is_its_own() {
     let world = World::new();
-    let aligner = world.aligner(Objective::paper(Method::Fpo), DType::F32);
+    let aligner = world.aligner(Objective::paper(Method::FPO), DType::F32);
     let distance = |pairs: &[usize]| -> Vec<[f64; 2]> {
-        let measured = aligner.measure(&world.policy, &world.batch(pairs)).unwrap();
+        let measured = aligner.compare(&world.policy, &world.batch(pairs)).unwrap();
         let distance = measured.quantities.distance.unwrap();
         let [chosen, rejected] = [numbers(distance.chosen), numbers(distance.rejected)];
         chosen.into_iter().zip(rejected).map(|(c, r)| [c, r]).collect()

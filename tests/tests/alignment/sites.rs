@@ -2,15 +2,16 @@
 
 use burn::tensor::{DType, Device, Tensor};
 use fpo_data::{Pooling, reference::StoredFeatures};
+use fpo_interp::reader::FeatureReader;
 use fpo_losses::{Method, Objective, PerResponse};
 use fpo_ops::Encoder;
 use fpo_sae::Sae;
-use fpo_trainer::{aligner::Aligner, alignment_step::step_gradients, forward::FeatureReader};
+use fpo_trainer::{aligner::Aligner, alignment_step::step_gradients};
 use fpo_transformer::Site;
 
 use crate::{
     gradients::differ,
-    world::{D_SAE, World, cast, numbers, trained},
+    world::{D_SAE, K, World, cast, constraint, numbers, trained},
 };
 
 /// Another autoencoder, with fewer features.
@@ -20,7 +21,7 @@ fn smaller(sae: &Sae) -> Sae {
         encoder: Encoder {
             w_enc: e.w_enc.clone().narrow(1, 3, D_SAE - 5),
             b_enc: e.b_enc.clone().narrow(0, 3, D_SAE - 5),
-            threshold: e.threshold.clone().narrow(0, 3, D_SAE - 5),
+            activation: e.activation.map(|x| x.narrow(0, 3, D_SAE - 5)),
         },
         ..sae.clone()
     }
@@ -31,19 +32,19 @@ fn distances_of_sites_add_up() {
     let world = World::new();
     let (first, second) = (Site { layer: 0, ..Site::resid_post(0) }, "mlp_out:1".parse().unwrap());
     let other = smaller(&world.sae);
-    let reader = |sae: &Sae, site| FeatureReader::new(sae, site, Pooling::Predicting, vec![]);
+    let reader = |sae: &Sae, site| FeatureReader::new(Pooling::Predicting, vec![]).with(sae, site);
     let alone = [reader(&world.sae, first), reader(&other, second)];
-    let both = alone[0].clone().and(&other, second);
+    let both = alone[0].clone().with(&other, second);
     assert_eq!((both.widths(), both.d_sae()), (vec![D_SAE, D_SAE - 5], 2 * D_SAE - 5));
 
-    let objective = Objective { beta: 0.3, ..Objective::paper(Method::Fpo) };
+    let objective = Objective { beta: 0.3, ..Objective::paper(Method::FPO) };
     let aligner = |reader: &FeatureReader| Aligner {
         cache: world.cache_of(reader, StoredFeatures::All),
-        reader: Some(reader.clone()),
+        features: Some(constraint(reader.clone(), K)),
         ..world.aligner(objective, DType::F32)
     };
     let distances = |reader: &FeatureReader| -> Vec<f64> {
-        let measured = aligner(reader).measure(&world.policy, &world.all()).unwrap();
+        let measured = aligner(reader).compare(&world.policy, &world.all()).unwrap();
         let PerResponse { chosen, rejected } = measured.quantities.distance.unwrap();
         [numbers(chosen), numbers(rejected)].concat()
     };
@@ -63,10 +64,10 @@ fn distances_of_sites_add_up() {
     for reader in &alone {
         assert!(differ(&gradients(reader), &with_both) > 1e-4);
     }
-    // Weights of all sites' features, site after site.
-    let weights: Vec<f32> = (0..both.d_sae()).map(|i| f32::from(u8::from(i < D_SAE))).collect();
-    let weights = Tensor::<1>::from_floats(weights.as_slice(), &Device::flex());
-    let first_only = Aligner { feature_weights: Some(weights), ..aligner(&both) };
+    let device = Device::flex();
+    let weights = vec![Tensor::ones([D_SAE], &device), Tensor::zeros([D_SAE - 5], &device)];
+    let mut first_only = aligner(&both);
+    first_only.features.as_mut().unwrap().weights = Some(weights);
     let (found, _) = step_gradients(&first_only, &policy, std::slice::from_ref(&batch)).unwrap();
     assert!(differ(&found, &gradients(&alone[0])) < 1e-5);
 }
@@ -76,10 +77,10 @@ fn a_site_or_width_that_does_not_fit_is_refused() {
     let world = World::new();
     let config = world.policy.config();
     let reader = |site: &str| {
-        FeatureReader::new(&world.sae, site.parse().unwrap(), Pooling::Predicting, vec![])
+        FeatureReader::new(Pooling::Predicting, vec![]).with(&world.sae, site.parse().unwrap())
     };
     assert!(reader("resid_post:1").check(config).is_ok());
-    let and = reader("resid_post:1").and(&world.sae, Site::resid_post(2));
+    let and = reader("resid_post:1").with(&world.sae, Site::resid_post(2));
     assert!(and.check(config).unwrap_err().to_string().contains("resid_post:2"));
     let message = reader("attn_z:0").check(config).unwrap_err().to_string();
     assert!(message.contains("width 12, attn_z:0 has 8"), "{message}");

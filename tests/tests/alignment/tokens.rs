@@ -3,10 +3,13 @@
 use burn::tensor::{DType, Int, Tensor};
 use fpo_data::TokenizedResponse;
 use fpo_losses::{Method, Objective, Options, PerResponse};
-use fpo_trainer::pair_log::Log;
+use fpo_metrics::{
+    Pairs, log,
+    metrics::{entropy::ENTROPY, token_accuracy::TOKEN_ACCURACY},
+};
 use fpo_transformer::LanguageModel;
 
-use crate::world::{World, numbers};
+use crate::world::{World, evaluate, numbers};
 
 /// log p of every token of the vocabulary where each token of a response is predicted, and that token.
 fn predictions(model: &LanguageModel, response: &TokenizedResponse) -> Vec<(Vec<f64>, usize)> {
@@ -42,8 +45,8 @@ fn quantities_are_those_of_the_distributions() {
     let world = World::new();
     let (policy, reference) = (&world.policy, &world.reference);
     let options = Options { use_weighting: Some(true), ld_alpha: Some(0.5), ..Options::default() };
-    let objective = Objective { options, ..Objective::paper(Method::Dpo) };
-    let q = world.aligner(objective, DType::F32).measure(policy, &world.all()).unwrap().quantities;
+    let objective = Objective { options, ..Objective::paper(Method::DPO) };
+    let q = world.aligner(objective, DType::F32).compare(policy, &world.all()).unwrap().quantities;
     let log_prob = |model: &LanguageModel, response: &TokenizedResponse, first: usize| -> f64 {
         predictions(model, response).iter().take(first).map(|(log_p, token)| log_p[*token]).sum()
     };
@@ -70,8 +73,8 @@ fn quantities_are_those_of_the_distributions() {
     same(&q.shared.unwrap(), &shared(policy));
     same(&q.reference_shared.unwrap(), &shared(reference));
 
-    let tdpo = world.aligner(Objective::paper(Method::Tdpo1), DType::F32);
-    let q = tdpo.measure(policy, &world.all()).unwrap().quantities;
+    let tdpo = world.aligner(Objective::paper(Method::TDPO1), DType::F32);
+    let q = tdpo.compare(policy, &world.all()).unwrap().quantities;
     let kl = |response: &TokenizedResponse| -> f64 {
         let both = predictions(reference, response).into_iter().zip(predictions(policy, response));
         both.map(|((log_r, _), (log_p, _))| {
@@ -87,16 +90,18 @@ fn quantities_are_those_of_the_distributions() {
 #[test]
 fn token_statistics_are_those_of_the_distributions() {
     let world = World::new();
-    let objective = Objective::paper(Method::Dpo);
+    let objective = Objective::paper(Method::DPO);
     let mut aligner = world.aligner(objective, DType::F32);
-    let plain = aligner.measure(&world.policy, &world.all()).unwrap();
-    assert!(plain.entropy.is_none() && plain.right.is_none());
+    let plain = aligner.compare(&world.policy, &world.all()).unwrap();
+    assert!(plain.statistics.is_none());
     aligner.token_statistics = true;
-    let mut log = Log::default();
+    let mut pairs = Pairs::default();
     for part in [&[0, 1][..], &[2, 3, 4, 5]] {
-        log.add(&aligner.measure(&world.policy, &world.batch(part)).unwrap());
+        let (comparison, losses) = evaluate(&aligner, &world.policy, &world.batch(part));
+        comparison.add_to(&mut pairs);
+        pairs.add_losses(&losses);
     }
-    let found = log.numbers(&objective);
+    let found = pairs.read();
 
     let (mut entropies, mut right) = (Vec::new(), Vec::new());
     for pair in &world.pairs {
@@ -111,9 +116,11 @@ fn token_statistics_are_those_of_the_distributions() {
     }
     let entropy = entropies.iter().sum::<f64>() / entropies.len() as f64;
     let accuracy = right.iter().filter(|r| **r).count() as f64 / right.len() as f64;
-    assert!((found.entropy().unwrap() - entropy).abs() < 1e-5);
-    assert!((found.mean_token_accuracy().unwrap() - accuracy).abs() < 1e-9);
-    let (_, metrics) = found.metrics(&objective);
-    assert_eq!(metrics["entropy"].as_f64(), found.entropy());
-    assert_eq!(metrics["mean_token_accuracy"].as_f64(), found.mean_token_accuracy());
+    let [found_entropy, found_accuracy] =
+        [ENTROPY, TOKEN_ACCURACY].map(|metric| metric.mean(&found, &[]).unwrap());
+    assert!((found_entropy - entropy).abs() < 1e-5);
+    assert!((found_accuracy - accuracy).abs() < 1e-9);
+    let (_, metrics) = log(&found);
+    assert_eq!(metrics["entropy"].as_f64(), Some(found_entropy));
+    assert_eq!(metrics["mean_token_accuracy"].as_f64(), Some(found_accuracy));
 }

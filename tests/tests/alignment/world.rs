@@ -9,13 +9,15 @@ use fpo_data::{
     TokenizedResponse,
     reference::{CacheShape, StoredFeatures},
 };
-use fpo_losses::{Method, Objective, Options};
-use fpo_ops::Encoder;
+use fpo_interp::reader::FeatureReader;
+use fpo_losses::{Method, Objective, Options, PairLosses};
+use fpo_metrics::Pairs;
+use fpo_ops::{Activation, Encoder};
 use fpo_sae::{Provenance, Sae};
 use fpo_trainer::{
-    aligner::Aligner,
-    forward::{Activations, FeatureReader},
-    reference_pass::reference_rows,
+    aligner::{Aligner, Comparison, FeatureConstraint},
+    forward::Keep,
+    reference::Reference,
 };
 use fpo_transformer::{LanguageModel, ModelConfig, Piece, Site};
 use serde_json::json;
@@ -70,7 +72,7 @@ impl World {
         let encoder = Encoder {
             w_enc: random.tensor([D_MODEL, D_SAE], 0.5, 0.0),
             b_enc: random.tensor([D_SAE], 0.2, 0.0),
-            threshold: random.tensor([D_SAE], 0.1, 0.2),
+            activation: Activation::JumpRelu { threshold: random.tensor([D_SAE], 0.1, 0.2) },
         };
         let sae = Sae {
             encoder,
@@ -112,10 +114,10 @@ impl World {
         let encoder = Encoder {
             w_enc: e.w_enc.clone().cast(dtype),
             b_enc: e.b_enc.clone().cast(dtype),
-            threshold: e.threshold.clone().cast(dtype),
+            activation: e.activation.map(|x| x.cast(dtype)),
         };
         let sae = Sae { encoder, ..self.sae.clone() };
-        FeatureReader::new(&sae, Site::resid_post(1), Pooling::Predicting, vec![])
+        FeatureReader::new(Pooling::Predicting, vec![]).with(&sae, Site::resid_post(1))
     }
 
     /// The reference's cache, written to a disk and read from it.
@@ -137,7 +139,8 @@ impl World {
         for pairs in self.pairs.chunks(2) {
             let pairs: Vec<_> = pairs.iter().map(TokenizedPair::view).collect();
             let batch = PairBatch::new(&pairs, 0).unwrap();
-            for row in reference_rows(&self.reference, Some(reader), &batch).unwrap() {
+            let reference = Reference { model: &self.reference, reader: Some(reader), pad: 0 };
+            for row in reference.rows(&batch) {
                 writer.push(row).unwrap();
             }
         }
@@ -152,15 +155,34 @@ impl World {
         Aligner {
             objective,
             needs,
-            k: K,
-            feature_weights: None,
-            reader: needs.features.then(|| self.reader(dtype)),
+            features: needs.features.then(|| constraint(self.reader(dtype), K)),
             cache: self.cache(StoredFeatures::All),
             reference_model: needs.token_kl.then(|| cast(&self.reference, dtype)),
-            activations: Activations::Kept,
+            keep: Keep::All,
             token_statistics: false,
         }
     }
+}
+
+/// D over the k strongest features, all of them with weight 1.
+pub fn constraint(reader: FeatureReader, k: usize) -> FeatureConstraint {
+    FeatureConstraint { reader, k, weights: None }
+}
+
+/// A forward pass of the policy, and the loss of every pair.
+pub fn evaluate(
+    aligner: &Aligner,
+    policy: &LanguageModel,
+    batch: &PairBatch,
+) -> (Comparison, PairLosses) {
+    let comparison = aligner.compare(policy, batch).unwrap();
+    let losses = aligner.objective.losses(comparison.quantities.clone());
+    (comparison, losses)
+}
+
+/// The loss of every pair, as it is logged.
+pub fn logged_losses(pairs: &Pairs) -> Vec<f64> {
+    pairs.read().iter().map(|pair| pair.loss).collect()
 }
 
 /// Every method, and every option that it has.
@@ -177,7 +199,7 @@ pub fn objectives() -> Vec<Objective> {
         let all = options.into_iter().filter(move |o| o.check(method).is_ok());
         all.map(move |options| Objective { options, beta: 0.3, ..Objective::paper(method) })
     };
-    Method::ALL.into_iter().flat_map(with).collect()
+    Method::all().flat_map(with).collect()
 }
 
 fn model(random: &mut Random) -> LanguageModel {

@@ -6,15 +6,15 @@ use burn::{
     module::{Module, ModuleVisitor, Param},
     tensor::{Device, Int, Tensor, TensorData},
 };
+use fpo_config::{OptimizerKind, OptimizerSettings, Schedule};
 use fpo_data::{PairBatch, Pooling, TokenizedPair, TokenizedResponse};
+use fpo_device::check_precision;
 use fpo_losses::{PerResponse, feature_distance, fpo, mean_loss};
-use fpo_ops::Encoder;
+use fpo_ops::{Activation, Encoder};
 use fpo_sae::{Provenance, Sae, SaeTrainer, SaeTraining};
 use fpo_trainer::{
-    device::check_precision,
     forward::{DeviceBatch, FeatureReader, Forward},
     optim::{GradientMap, Optimizer},
-    settings::{OptimizerKind, OptimizerSettings, Schedule},
 };
 use fpo_transformer::{LanguageModel, ModelConfig, Placement, Precision, Site, weights};
 
@@ -38,7 +38,7 @@ fn sae(device: &Device) -> Sae {
         encoder: Encoder {
             w_enc: random(31, [D_MODEL, D_SAE], 1.0, device),
             b_enc: vector(32, 0.1),
-            threshold: vector(33, 0.2).abs(),
+            activation: Activation::JumpRelu { threshold: vector(33, 0.2).abs() },
         },
         w_dec: random(34, [D_SAE, D_MODEL], 1.0, device),
         b_dec: random(35, [1, D_MODEL], 0.1, device).squeeze_dim(0),

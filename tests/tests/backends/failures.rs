@@ -8,7 +8,7 @@ use std::{
 
 use burn::tensor::{Device, Tensor};
 use fpo_data::hash::hash_folder;
-use fpo_trainer::device::{DeviceFailure, facts::facts, guard, list};
+use fpo_device::{DeviceFailure, facts::facts, guard, list};
 
 use crate::support::{devices, name};
 
@@ -118,12 +118,12 @@ fn a_run_that_fails_on_its_device_goes_on_elsewhere() {
     let before = hash_folder(&checkpoint).unwrap();
 
     let again = fail(&[&train[..], &["--device", name(), "--resume"]].concat());
-    assert!(again.contains("goes on after step 2"), "{again}");
+    assert!(again.contains("resumes from step 2"), "{again}");
     assert_eq!(hash_folder(&checkpoint).unwrap(), before, "the checkpoint was damaged");
 
     let elsewhere = fpo(&[&train[..], &["--device", "cpu", "--resume"]].concat());
     let printed = String::from_utf8_lossy(&elsewhere.stderr);
-    assert!(elsewhere.status.success() && printed.contains("goes on after step 2"), "{printed}");
+    assert!(elsewhere.status.success() && printed.contains("resumes from step 2"), "{printed}");
     let steps = fs::read_to_string(run.join("sft/metrics.jsonl")).unwrap();
     assert_eq!(steps.lines().count(), 3, "{steps}");
 }

@@ -2,7 +2,7 @@
 //! rounded inputs, up to the rounding of a few steps.
 
 use burn::tensor::{Device, FloatDType, Tensor};
-use fpo_ops::{AttentionOptions, Encoder};
+use fpo_ops::{Activation, AttentionOptions, Encoder};
 
 use crate::support::{close, devices, indices, random, values};
 
@@ -70,7 +70,7 @@ fn operations_with_kernels() {
         let encoder = Encoder {
             w_enc: random(1, [6, 40], 1.0, &device),
             b_enc: vector(2),
-            threshold: vector(3).abs(),
+            activation: Activation::JumpRelu { threshold: vector(3).abs() },
         };
         fpo_ops::pooled_features(h, &encoder, &[3, 6, 1])
     });

@@ -18,22 +18,13 @@ const OPTIONS: [Options; 6] = [
     Options { use_weighting: Some(true), ..NONE },
     Options { ada_tau: Some([0.9, 1.1]), ..NONE },
 ];
-const NONE: Options = Options {
-    label_smoothing: None,
-    discopop_tau: None,
-    nll_weight: None,
-    reward_shift: None,
-    ada_rho: None,
-    ada_tau: None,
-    ld_alpha: None,
-    use_weighting: None,
-};
+const NONE: Options = Options::NONE;
 
 /// Every method as it is, and once with each of the options that it has.
 fn objectives() -> Vec<Objective> {
-    let mut all: Vec<Objective> = Method::ALL.map(Objective::paper).into();
-    all.push(Objective { stop_gradient: false, ..Objective::paper(Method::Fpo) });
-    for method in Method::ALL {
+    let mut all: Vec<Objective> = Method::all().map(Objective::paper).collect();
+    all.push(Objective { stop_gradient: false, ..Objective::paper(Method::FPO) });
+    for method in Method::all() {
         for options in OPTIONS.map(|options| options.for_method(method)) {
             if options != NONE {
                 all.push(Objective { options, ..Objective::paper(method) });

@@ -1,7 +1,7 @@
 //! Each operation, forward and backward.
 
 use burn::tensor::{Device, Tensor};
-use fpo_ops::{AdamW, AttentionOptions, Encoder, TextStarts};
+use fpo_ops::{Activation, AdamW, AttentionOptions, Encoder, TextStarts};
 
 use crate::support::{close, devices, indices, random, tolerance, values};
 
@@ -197,7 +197,7 @@ fn pooled_features() {
             let encoder = Encoder {
                 w_enc: random(1, [d, d_sae], 1.0, &device),
                 b_enc,
-                threshold: vector(3).abs(),
+                activation: Activation::JumpRelu { threshold: vector(3).abs() },
             };
             fpo_ops::pooled_features(h, &encoder, &segments)
         });

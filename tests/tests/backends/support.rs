@@ -3,7 +3,7 @@
 use std::{env, sync::OnceLock};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use fpo_trainer::device::{Kind, parse};
+use fpo_device::{Kind, parse};
 
 /// Names the device under test.
 const DEVICE: &str = "FPO_TEST_DEVICE";

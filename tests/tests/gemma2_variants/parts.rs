@@ -6,10 +6,8 @@ use burn::{
     module::{Module, ModuleVisitor, Param},
     tensor::{Device, Int, Tensor, TensorData},
 };
-use fpo_trainer::{
-    optim::{GradientMap, Optimizer},
-    settings::{OptimizerKind, OptimizerSettings, Schedule},
-};
+use fpo_config::{OptimizerKind, OptimizerSettings, Schedule};
+use fpo_trainer::optim::{GradientMap, Optimizer};
 use fpo_transformer::{
     Error, GenerationOptions, LanguageModel, LoraConfig, ModelConfig, Placement, Precision,
     generate, weights,

@@ -55,13 +55,30 @@ pub fn arg(path: &Path) -> &str {
     path.to_str().expect("temporary folders have plain names")
 }
 
-/// The real preference data beside the checkout, where it is there.
-pub fn hh_rlhf() -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../shared/data/hh-rlhf/harmless-base-test.jsonl.gz");
-    if !path.is_file() {
-        eprintln!("SKIPPED: there is no {}", path.display());
-        return None;
+/// Real preference pairs.
+pub struct RealPairs {
+    pub path: PathBuf,
+    pub rows: usize,
+    /// Rows with an empty response.
+    pub empty: usize,
+}
+
+impl RealPairs {
+    /// The repository's sample of HH-RLHF.
+    const SAMPLE_ROWS: usize = 40;
+
+    /// HH-RLHF's harmless-base test set where it lies beside the checkout, else the repository's sample of it.
+    pub fn hh_rlhf() -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let path = root.join("../shared/data/hh-rlhf/harmless-base-test.jsonl.gz");
+        if path.is_file() {
+            return Self { path, rows: 2312, empty: 4 };
+        }
+        let path = root.join("datasets/samples/hh-rlhf.jsonl");
+        Self { path, rows: Self::SAMPLE_ROWS, empty: 1 }
     }
-    Some(path)
+
+    pub fn is_sample(&self) -> bool {
+        self.rows == Self::SAMPLE_ROWS
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use crate::common::{arg, hh_rlhf, skip_when_quick, succeed};
+use crate::common::{RealPairs, arg, skip_when_quick, succeed};
 use serde_json::Value;
 
 fn json(path: &Path) -> Value {
@@ -203,20 +203,24 @@ fn real_preference_data_runs_through() {
     if skip_when_quick("real_preference_data_runs_through") {
         return;
     }
-    let Some(path) = hh_rlhf() else { return };
+    let real = RealPairs::hh_rlhf();
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
-    let data = format!("data.train={}", path.display());
+    let data = format!("data.train={}", real.path.display());
     let printed = succeed(&["train", "--recipe", "smoke", "--run", arg(&run), "--set", &data]);
-    assert!(printed.contains("4 of 2312 rows have an empty response"), "{printed}");
+    let empty = format!("{} of {} rows have an empty response", real.empty, real.rows);
+    assert!(printed.contains(&empty), "{printed}");
     let summary = json(&run.join("prepared/summary.json"));
     let kept =
         |split: &str| number(&summary[split], "kept") + number(&summary[split], "dropped_empty");
-    assert_eq!(kept("train") + kept("held_out"), 2308.0);
-    let held_out = kept("held_out") / 2308.0;
+    let answered = (real.rows - real.empty) as f64;
+    assert_eq!(kept("train") + kept("held_out"), answered);
+    let held_out = kept("held_out") / answered;
     assert!((0.05..0.15).contains(&held_out), "held out: {held_out}");
     let evaluation = json(&run.join("evaluate/evaluation.json"));
-    assert!(number(&evaluation["after"], "loss") < number(&evaluation["before"], "loss"));
+    // Four held-out pairs, as the sample has, are too few to show what was learned.
+    let improved = number(&evaluation["after"], "loss") < number(&evaluation["before"], "loss");
+    assert!(real.is_sample() || improved, "{evaluation}");
     assert!(evaluation["after"]["right"].is_null(), "nobody can check these answers");
     assert!(run.join("report.html").is_file());
 }

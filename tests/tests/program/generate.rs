@@ -69,7 +69,11 @@ fn a_template_is_left_out_where_asked_and_stop_tokens_stop() {
         let base = ["generate", "--model", arg(model), "--prompt", "Hello there"];
         printed(&[&base[..], more].concat())
     };
-    assert_eq!(ask(&chat, &["--raw"]), ask(&plain, &[]));
+    assert_eq!(ask(&chat, &["--rendering", "none"]), ask(&plain, &[]));
+    assert_eq!(ask(&chat, &["--raw"]), ask(&plain, &[]), "the old name of it");
+    assert_eq!(ask(&chat, &["--rendering", "template"]), ask(&chat, &[]));
+    let base = ["generate", "--model", arg(&plain), "--prompt", "Hello there"];
+    assert!(fail(&[&base[..], &["--rendering", "template"]].concat()).contains("chat template"));
     assert_ne!(ask(&chat, &[]), ask(&plain, &[]));
     let answer = ask(&plain, &[]);
     let tokenizer = fpo_data::Tokenizer::load(&plain).unwrap();

@@ -13,3 +13,4 @@ mod plan;
 mod reference;
 mod resume;
 mod score;
+mod shared_cache;

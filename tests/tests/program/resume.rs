@@ -57,7 +57,7 @@ fn a_killed_run_resumes_exactly() {
         kill(&run, &[], stage, after);
         let printed = succeed(&train(&run, &["--resume"]));
         if after > 5 {
-            assert!(printed.contains("goes on after step"), "{name}: began anew:\n{printed}");
+            assert!(printed.contains("resumes from step"), "{name}: began anew:\n{printed}");
         }
         for ((file, expected), (_, found)) in expected.iter().zip(results(&run)) {
             assert!(*expected == found, "{name}: {} differs", file.display());
@@ -134,7 +134,7 @@ fn adapters_resume_exactly() {
     assert!(!checkpoint.join("model.safetensors").exists(), "a checkpoint holds the base");
 
     let printed = succeed(&train(&run, &[&adapters[..], &["--resume"]].concat()));
-    assert!(printed.contains("goes on after step"), "{printed}");
+    assert!(printed.contains("resumes from step"), "{printed}");
     let file = "align/adapter/adapter_model.safetensors";
     for file in results(&run).into_iter().map(|(file, _)| file).chain([file.into()]) {
         let [expected, found] = [&undisturbed, &run].map(|run| fs::read(run.join(&file)).unwrap());
@@ -163,7 +163,7 @@ fn a_resumed_run_may_compute_in_smaller_pieces() {
     let settings: Vec<&str> = pieces.iter().flat_map(|piece| ["--set", piece]).collect();
     let printed = succeed(&train(&run, &[&["--resume"], &settings[..]].concat()));
     assert!(printed.contains("sft  up to date"), "{printed}");
-    assert!(printed.contains("align  goes on after step"), "{printed}");
+    assert!(printed.contains("align  resumes from step"), "{printed}");
 }
 
 /// Kills a run once a stage has logged so many steps.

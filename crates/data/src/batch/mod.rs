@@ -1,8 +1,10 @@
 //! Host-side batches: rows of tokens, padded on the right, and the positions that a loss or a pool may look at.
 
+mod epochs;
 mod plan;
 mod positions;
 
+pub use epochs::{Epochs, NoStep};
 pub use plan::Batches;
 pub use positions::{Pooling, Positions};
 

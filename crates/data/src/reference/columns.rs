@@ -1,15 +1,14 @@
 //! The layout of a shard: its columns and what its metadata says.
 
 use super::{ReferenceResponse, ReferenceResponseView, ReferenceRow, ReferenceView, SparseView};
-use arrow::array::{
-    Array, ArrayRef, AsArray, Float32Builder, ListBuilder, PrimitiveBuilder, RecordBatch,
-    UInt32Builder, UInt64Builder,
+use arrow_array::builder::{
+    Float32Builder, ListBuilder, PrimitiveBuilder, UInt32Builder, UInt64Builder,
 };
-use arrow::buffer::{OffsetBuffer, ScalarBuffer};
-use arrow::datatypes::{
-    ArrowPrimitiveType, DataType, Field, Float32Type, Schema, SchemaRef, UInt32Type, UInt64Type,
-};
-use arrow::error::ArrowError;
+use arrow_array::cast::AsArray;
+use arrow_array::types::{ArrowPrimitiveType, Float32Type, UInt32Type, UInt64Type};
+use arrow_array::{Array, ArrayRef, RecordBatch};
+use arrow_buffer::{ArrowNativeType, OffsetBuffer, ScalarBuffer};
+use arrow_schema::{ArrowError, DataType, Field, Schema, SchemaRef};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -118,7 +117,7 @@ struct Side {
 }
 
 #[derive(Debug)]
-struct List<T: arrow::datatypes::ArrowNativeType> {
+struct List<T: ArrowNativeType> {
     offsets: OffsetBuffer<i32>,
     items: ScalarBuffer<T>,
 }
@@ -184,7 +183,7 @@ impl Columns {
     }
 }
 
-impl<T: arrow::datatypes::ArrowNativeType> List<T> {
+impl<T: ArrowNativeType> List<T> {
     fn get(&self, row: usize) -> &[T] {
         &self.items[self.offsets[row] as usize..self.offsets[row + 1] as usize]
     }

@@ -8,11 +8,13 @@
 
 mod cache;
 mod columns;
+mod pass;
 mod shared;
 mod sparse;
 mod writer;
 
 pub use cache::ReferenceCache;
+pub use pass::{BLOCK, Pass, ROWS_PER_SHARD};
 pub use shared::SharedCache;
 pub use sparse::{SparseFeatures, SparseView};
 pub use writer::{ReferenceWriter, ShardWriter};

@@ -3,14 +3,15 @@
 use super::cells::{COLUMNS, Cell, Row};
 use super::{Message, Place, Sink, SourceError};
 use crate::parquet_file;
-use arrow::array::{Array, ArrayRef, AsArray, ListArray, RecordBatch, StringArray};
-use arrow::compute::cast;
-use arrow::datatypes::{DataType, Field, FieldRef};
+use arrow_array::cast::AsArray;
+use arrow_array::{Array, ArrayRef, ListLikeArray, RecordBatch, StringViewArray};
+use arrow_schema::{ArrowError, DataType};
+use arrow_select::take::take;
 use parquet::arrow::ProjectionMask;
 use std::fmt::Display;
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
 
 /// Rows decoded at a time.
 const BATCH: usize = 1024;
@@ -44,19 +45,20 @@ pub(super) fn read(path: &Path, file: File, sink: Sink<'_>) -> Result<(), Source
 
 /// A column of one batch.
 enum Column {
-    Text(StringArray),
+    Text(StringViewArray),
     Messages(Box<MessageLists>),
     Other(String),
 }
 
-/// Lists of messages: a row's are those between two offsets of `lists`.
+/// Lists of messages.
 struct MessageLists {
-    lists: ListArray,
-    roles: StringArray,
-    contents: StringArray,
+    /// Where each row's messages are in `roles` and `contents`; `None` for a null list.
+    rows: Vec<Option<Range<usize>>>,
+    roles: StringViewArray,
+    contents: StringViewArray,
 }
 
-fn columns(batch: &RecordBatch) -> Result<Vec<(&'static str, Column)>, arrow::error::ArrowError> {
+fn columns(batch: &RecordBatch) -> Result<Vec<(&'static str, Column)>, ArrowError> {
     let mut columns = Vec::new();
     for name in COLUMNS {
         if let Some(array) = batch.column_by_name(name) {
@@ -67,22 +69,23 @@ fn columns(batch: &RecordBatch) -> Result<Vec<(&'static str, Column)>, arrow::er
 }
 
 impl Column {
-    fn new(array: &ArrayRef) -> Result<Self, arrow::error::ArrowError> {
+    fn new(array: &ArrayRef) -> Result<Self, ArrowError> {
         if is_text(array.data_type()) {
             return Ok(Self::Text(text(array)?));
         }
         let other = || Ok(Self::Other(format!("a column of the type {}", array.data_type())));
-        let Some(item) = list_item(array.data_type()) else { return other() };
-        // One kind of list instead of three.
-        let lists = cast(array, &DataType::List(Arc::new(Field::clone(item))))?;
-        let lists = lists.as_list::<i32>().clone();
+        let Some(lists) = lists(array) else { return other() };
         let Some(messages) = lists.values().as_struct_opt() else { return other() };
         match (messages.column_by_name("role"), messages.column_by_name("content")) {
             (Some(roles), Some(contents))
                 if is_text(roles.data_type()) && is_text(contents.data_type()) =>
             {
-                let (roles, contents) = (text(roles)?, text(contents)?);
-                Ok(Self::Messages(Box::new(MessageLists { lists, roles, contents })))
+                let row = |row| (!lists.is_null(row)).then(|| lists.element_range(row));
+                Ok(Self::Messages(Box::new(MessageLists {
+                    rows: (0..lists.len()).map(row).collect(),
+                    roles: text(roles)?,
+                    contents: text(contents)?,
+                })))
             }
             _ => other(),
         }
@@ -102,12 +105,8 @@ impl Column {
 impl MessageLists {
     /// The row's messages; `None` if its list is null.
     fn cell(&self, row: usize) -> Option<Cell> {
-        let Self { lists, roles, contents } = self;
-        if lists.is_null(row) {
-            return None;
-        }
-        let offsets = lists.value_offsets();
-        let range = offsets[row] as usize..offsets[row + 1] as usize;
+        let Self { rows, roles, contents } = self;
+        let range = rows[row].clone()?;
         if range.clone().any(|message| roles.is_null(message) || contents.is_null(message)) {
             return Some(Cell::Other(
                 "a list with a message whose role or content is null".to_owned(),
@@ -129,16 +128,25 @@ fn is_text(data_type: &DataType) -> bool {
     }
 }
 
-fn text(array: &ArrayRef) -> Result<StringArray, arrow::error::ArrowError> {
-    Ok(cast(array, &DataType::Utf8)?.as_string::<i32>().clone())
+/// One kind of text instead of four, by hand: Arrow's `cast` would compile conversions between all types.
+fn text(array: &ArrayRef) -> Result<StringViewArray, ArrowError> {
+    Ok(match array.data_type() {
+        DataType::Utf8 => array.as_string::<i32>().into(),
+        DataType::LargeUtf8 => array.as_string::<i64>().into(),
+        DataType::Dictionary(..) => {
+            let dictionary = array.as_any_dictionary();
+            text(&take(dictionary.values(), dictionary.keys(), None)?)?
+        }
+        _ => array.as_string_view().clone(),
+    })
 }
 
-fn list_item(data_type: &DataType) -> Option<&FieldRef> {
-    match data_type {
-        DataType::List(item)
-        | DataType::LargeList(item)
-        | DataType::ListView(item)
-        | DataType::LargeListView(item) => Some(item),
+fn lists(array: &ArrayRef) -> Option<&dyn ListLikeArray> {
+    match array.data_type() {
+        DataType::List(_) => Some(array.as_list::<i32>()),
+        DataType::LargeList(_) => Some(array.as_list::<i64>()),
+        DataType::ListView(_) => Some(array.as_list_view::<i32>()),
+        DataType::LargeListView(_) => Some(array.as_list_view::<i64>()),
         _ => None,
     }
 }

@@ -5,13 +5,12 @@
 use super::StoreError;
 use crate::Fingerprint;
 use crate::atomic::{self, AtomicError};
-use arrow::array::RecordBatch;
-use arrow::buffer::Buffer;
-use arrow::datatypes::{DataType, Schema, SchemaRef};
-use arrow::error::ArrowError;
-use arrow::ipc::reader::{FileDecoder, read_footer_length};
-use arrow::ipc::writer::FileWriter;
-use arrow::ipc::{self, Block, Footer, Message};
+use arrow_array::RecordBatch;
+use arrow_buffer::Buffer;
+use arrow_ipc::reader::{FileDecoder, read_footer_length};
+use arrow_ipc::writer::FileWriter;
+use arrow_ipc::{self as ipc, Block, Footer, Message};
+use arrow_schema::{ArrowError, DataType, Schema, SchemaRef};
 use std::fs::File;
 use std::path::Path;
 

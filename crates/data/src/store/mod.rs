@@ -32,7 +32,7 @@ pub enum StoreError {
         /// The store.
         path: PathBuf,
         /// What Arrow said.
-        source: arrow::error::ArrowError,
+        source: arrow_schema::ArrowError,
     },
     /// Not an Arrow IPC file, truncated, or damaged.
     #[error("{}: is not a whole Arrow IPC file ({what}); prepare the data again", path.display())]

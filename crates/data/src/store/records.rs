@@ -3,9 +3,12 @@
 use super::{StoreError, ipc};
 use crate::Fingerprint;
 use crate::tokens::{ResponseView, TokenizedResponse};
-use arrow::array::{AsArray, ListBuilder, RecordBatch, UInt32Builder, UInt64Builder};
-use arrow::buffer::{OffsetBuffer, ScalarBuffer};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt32Type, UInt64Type};
+use arrow_array::builder::{ListBuilder, UInt32Builder, UInt64Builder};
+use arrow_array::cast::AsArray;
+use arrow_array::types::{UInt32Type, UInt64Type};
+use arrow_array::{ArrayRef, RecordBatch};
+use arrow_buffer::{OffsetBuffer, ScalarBuffer};
+use arrow_schema::{ArrowError, DataType, Field, Schema, SchemaRef};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -209,9 +212,9 @@ impl<const N: usize> BlockWriter<N> {
         self.records == 0
     }
 
-    fn take(&mut self) -> Result<RecordBatch, arrow::error::ArrowError> {
+    fn take(&mut self) -> Result<RecordBatch, ArrowError> {
         (self.records, self.token_count) = (0, 0);
-        let mut columns: Vec<arrow::array::ArrayRef> = vec![Arc::new(self.ids.finish())];
+        let mut columns: Vec<ArrayRef> = vec![Arc::new(self.ids.finish())];
         for (tokens, prompt_lens) in self.tokens.iter_mut().zip(&mut self.prompt_lens) {
             columns.push(Arc::new(tokens.finish()));
             columns.push(Arc::new(prompt_lens.finish()));

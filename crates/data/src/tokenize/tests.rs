@@ -45,7 +45,7 @@ fn a_token_across_the_boundary_belongs_to_the_response() {
         ("<bos>x", "y", "<bos>x", "y<eos>"),
         ("<bos><bos>x", "y", "<bos>x", "y<eos>"),
     ];
-    let preparer = Preparer::new(&tokenizer, &TemplateChoice::None, ROOM).unwrap();
+    let preparer = Preparer::new(&tokenizer, &TemplateChoice::None, Rendering::Auto, ROOM).unwrap();
     for (prompt, response, prompt_tokens, response_tokens) in cases {
         let pair = preparer.tokenize_pair(&pair(prompt, response, "z")).unwrap().unwrap();
         let expected = (prompt_tokens.to_owned(), response_tokens.to_owned());
@@ -58,7 +58,7 @@ fn a_token_across_the_boundary_belongs_to_the_response() {
 fn with_a_template_the_response_ends_its_turn() {
     let tokenizer = tokenizer();
     let template = chat();
-    let preparer = Preparer::new(&tokenizer, &template, ROOM).unwrap();
+    let preparer = Preparer::new(&tokenizer, &template, Rendering::Auto, ROOM).unwrap();
     let pair = preparer.tokenize_pair(&pair("Hi", "Yes", "No\n")).unwrap().unwrap();
     let prompt = "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n".to_owned();
     assert_eq!(halves(&tokenizer, &pair.chosen), (prompt.clone(), "Yes<end_of_turn>".to_owned()));
@@ -75,7 +75,7 @@ fn a_template_without_bos_and_end_gets_both_once() {
     let tokenizer = tokenizer();
     let jinja = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
     let template = TemplateChoice::Chat(ChatTemplate::from_source(jinja, "", "").unwrap());
-    let preparer = Preparer::new(&tokenizer, &template, ROOM).unwrap();
+    let preparer = Preparer::new(&tokenizer, &template, Rendering::Auto, ROOM).unwrap();
     let pair = preparer.tokenize_pair(&pair("q", "r", "s")).unwrap().unwrap();
     assert_eq!(
         halves(&tokenizer, &pair.chosen),
@@ -100,7 +100,8 @@ fn truncation() {
     ];
     for (max_length, max_prompt_length, expected, clipped) in cases {
         let truncation = Truncation { max_length, max_prompt_length };
-        let preparer = Preparer::new(&tokenizer, &TemplateChoice::None, truncation).unwrap();
+        let preparer =
+            Preparer::new(&tokenizer, &TemplateChoice::None, Rendering::Auto, truncation).unwrap();
         let (pairs, summary) = preparer.prepare_pairs(&[pair("pqrst", "wxyz", "wxyz")]).unwrap();
         let found = pairs.first().map(|pair| halves(&tokenizer, &pair.chosen));
         assert_eq!(
@@ -120,7 +121,8 @@ fn truncation() {
 fn many_pairs_stay_in_order_and_are_summed_up() {
     let tokenizer = tokenizer();
     let truncation = Truncation { max_length: 8, max_prompt_length: None };
-    let preparer = Preparer::new(&tokenizer, &TemplateChoice::None, truncation).unwrap();
+    let preparer =
+        Preparer::new(&tokenizer, &TemplateChoice::None, Rendering::Auto, truncation).unwrap();
     let pairs: Vec<Pair> = (0..500)
         .map(|id| Pair { id, ..pair(&"p".repeat(id as usize % 10), "wx", "wxyz") })
         .collect();
@@ -144,7 +146,7 @@ fn many_pairs_stay_in_order_and_are_summed_up() {
 fn examples_are_prepared_like_pairs() {
     let tokenizer = tokenizer();
     let template = chat();
-    let preparer = Preparer::new(&tokenizer, &template, ROOM).unwrap();
+    let preparer = Preparer::new(&tokenizer, &template, Rendering::Auto, ROOM).unwrap();
     let example = SftExample { id: 9, prompt: Prompt::Text("Hi".into()), response: "Yes".into() };
     let pair = preparer.tokenize_pair(&pair("Hi", "Yes", "No")).unwrap().unwrap();
     let (examples, summary) = preparer.prepare_examples(std::slice::from_ref(&example)).unwrap();
@@ -158,9 +160,13 @@ fn errors_say_what_is_wrong() {
     let tokenizer = tokenizer();
     let template = chat();
     for (max_length, max_prompt_length) in [(1, None), (0, None), (5, Some(5)), (5, Some(0))] {
-        let error =
-            Preparer::new(&tokenizer, &template, Truncation { max_length, max_prompt_length })
-                .unwrap_err();
+        let error = Preparer::new(
+            &tokenizer,
+            &template,
+            Rendering::Auto,
+            Truncation { max_length, max_prompt_length },
+        )
+        .unwrap_err();
         assert!(matches!(error, PrepareError::Limits { .. }), "{error}");
     }
     let json = serde_json::json!({"eos_token": null});
@@ -169,14 +175,14 @@ fn errors_say_what_is_wrong() {
     std::fs::write(folder.path().join("tokenizer_config.json"), json.to_string()).unwrap();
     let endless = Tokenizer::load(folder.path()).unwrap();
     assert!(matches!(
-        Preparer::new(&endless, &TemplateChoice::None, ROOM),
+        Preparer::new(&endless, &TemplateChoice::None, Rendering::Auto, ROOM),
         Err(PrepareError::NoEnd)
     ));
 
     // Of several refused rows the first is named, however many threads there are.
     let strict = "{% if messages[0].content == 'bad' %}{{ raise_exception('no') }}{% endif %}{{ messages | map(attribute='content') | join }}";
     let template = TemplateChoice::Chat(ChatTemplate::from_source(strict, "", "").unwrap());
-    let preparer = Preparer::new(&tokenizer, &template, ROOM).unwrap();
+    let preparer = Preparer::new(&tokenizer, &template, Rendering::Auto, ROOM).unwrap();
     let bad = |id| Pair { id, ..pair(if id < 30 { "good" } else { "bad" }, "a", "b") };
     let error = preparer.prepare_pairs(&(0..100).map(bad).collect::<Vec<_>>()).unwrap_err();
     assert!(error.to_string().contains("row 30"), "{error}");
@@ -189,7 +195,7 @@ fn errors_say_what_is_wrong() {
 #[test]
 fn as_given_texts_stay_plain_and_messages_stand_as_rendered() {
     let (tokenizer, template) = (tokenizer(), chat());
-    let preparer = Preparer::new(&tokenizer, &template, ROOM).unwrap().as_given().unwrap();
+    let preparer = Preparer::new(&tokenizer, &template, Rendering::None, ROOM).unwrap();
     let message = |role: &str| Message { role: role.into(), content: "ab".into() };
     let turn = "<bos><start_of_turn>user\nab<end_of_turn>\n<start_of_turn>model\n";
     let cases = [

@@ -242,6 +242,27 @@ impl Tokenizer {
         self.special.end_of_turn.into_iter().chain(self.special.eos).collect()
     }
 
+    /// BOS, EOS and the declared padding token, those there are, each once: the tokens that sparse autoencoders are not trained on.
+    ///
+    /// These are the positions that Gemma Scope's training left out (arXiv 2408.05147). An end of turn is none of them.
+    pub fn special_ids(&self) -> Vec<u32> {
+        let SpecialIds { bos, eos, pad, .. } = self.special;
+        let mut ids: Vec<u32> = Vec::with_capacity(3);
+        for id in [bos, eos, pad].into_iter().flatten() {
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+        ids
+    }
+
+    /// The tokens declared special in `tokenizer.json` that stand in a text.
+    pub(crate) fn special_tokens_in(&self, text: &str) -> Vec<String> {
+        let added = self.inner.get_added_tokens_decoder();
+        let special = added.values().filter(|token| token.special && text.contains(&token.content));
+        special.map(|token| token.content.clone()).collect()
+    }
+
     /// Whether texts begin with BOS: there is one, and the configuration doesn't say `"add_bos_token": false`.
     pub fn adds_bos(&self) -> bool {
         self.special.bos.is_some() && self.config.get("add_bos_token") != Some(&Value::Bool(false))

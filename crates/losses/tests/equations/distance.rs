@@ -1,11 +1,15 @@
-//! The feature distance of equation 10 against sets and loops, and where it must vanish.
+//! The feature distance of equation 10 against sets and loops, its gradient, and the weights of a set of features.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use fpo_losses::feature_distance;
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use fpo_losses::{FeatureSelection, feature_distance};
+use proptest::{
+    bool::weighted,
+    collection::vec,
+    prelude::{ProptestConfig, proptest},
+    strategy::Strategy,
+};
 
-use crate::scalar::{close, to_vec};
+use crate::scalar::{close, sample, to_vec};
 
 /// Equation 10 by sets and loops.
 fn scalar_distance(policy: &[f64], reference: &[f64], k: usize, weights: &[f64]) -> f64 {
@@ -25,74 +29,67 @@ fn matrix(rows: &[Vec<f64>], device: &Device) -> Tensor<2> {
     Tensor::from_data(TensorData::new(rows.concat(), shape), (device, DType::F64))
 }
 
-/// Sparse rows: most features are zero in most responses.
-fn random_rows(seed: u64, rows: usize, width: usize, density: f64) -> Vec<Vec<f64>> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut entry = || match rng.random::<f64>() < density {
-        true => 3.0 * rng.random::<f64>(),
-        false => 0.0,
-    };
-    (0..rows).map(|_| (0..width).map(|_| entry()).collect()).collect()
+type Rows = Vec<Vec<f64>>;
+
+/// Pooled activations of policy and reference, of which a share of `density` isn't 0.
+fn rows(rows: usize, width: usize, density: f64) -> impl Strategy<Value = [Rows; 2]> {
+    let entry = (weighted(density), 0.0..3.0).prop_map(|(active, x)| if active { x } else { 0.0 });
+    let activations = vec(vec(entry, width), rows);
+    [activations.clone(), activations]
 }
 
-#[test]
-fn distance_is_equation_10() {
-    let device = Device::flex();
-    for (seed, (rows, width, k, density)) in [
-        (1, 1, 1, 1.0),
-        (4, 17, 3, 0.3),
-        (5, 64, 10, 0.05),
-        (3, 8, 8, 0.9),
-        (2, 8, 20, 0.5),
-        (3, 9, 4, 0.0),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let policy = random_rows(seed as u64, rows, width, density);
-        let reference = random_rows(seed as u64 + 100, rows, width, density);
+fn any_rows() -> impl Strategy<Value = [Rows; 2]> {
+    (1..6usize, 1..40usize, 0.0..=1.0)
+        .prop_flat_map(|(count, width, density)| rows(count, width, density))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn distance_is_equation_10([policy, reference] in any_rows(), k in 1..48usize) {
+        let device = Device::flex();
+        let width = policy[0].len();
         let weights: Vec<f64> = (0..width).map(|i| (i % 3) as f64).collect();
         let ones = vec![1.0; width];
-        let tensor = |rows: &[Vec<f64>]| matrix(rows, &device);
+        let tensor = |rows: &Rows| matrix(rows, &device);
         let plain = to_vec(feature_distance(tensor(&policy), tensor(&reference), k, None));
         let w = Tensor::from_data(TensorData::new(weights.clone(), [width]), (&device, DType::F64));
         let weighted = to_vec(feature_distance(tensor(&policy), tensor(&reference), k, Some(w)));
-        for row in 0..rows {
+        for row in 0..policy.len() {
             close(plain[row], scalar_distance(&policy[row], &reference[row], k, &ones));
             close(weighted[row], scalar_distance(&policy[row], &reference[row], k, &weights));
         }
     }
-}
 
-/// With k at least the number of features the union is everything: a mean square times width / k.
-#[test]
-fn a_large_k_compares_every_feature() {
-    let device = Device::flex();
-    let (policy, reference) = (random_rows(7, 3, 12, 0.5), random_rows(8, 3, 12, 0.5));
-    let distance =
-        to_vec(feature_distance(matrix(&policy, &device), matrix(&reference, &device), 12, None));
-    for row in 0..3 {
-        let squares = policy[row].iter().zip(&reference[row]).map(|(a, b)| (a - b).powi(2));
-        close(distance[row], squares.sum::<f64>() / 12.0);
+    /// With k at least the number of features, every feature is compared.
+    #[test]
+    fn a_large_k_compares_every_feature([policy, reference] in any_rows(), more in 0..5usize) {
+        let (device, k) = (Device::flex(), policy[0].len() + more);
+        let tensor = |rows: &Rows| matrix(rows, &device);
+        let distance = to_vec(feature_distance(tensor(&policy), tensor(&reference), k, None));
+        for ((policy, reference), distance) in policy.iter().zip(&reference).zip(distance) {
+            let squares = policy.iter().zip(reference).map(|(a, b)| (a - b).powi(2));
+            close(distance, squares.sum::<f64>() / k as f64);
+        }
     }
-}
 
-/// Where alignment starts: policy equals reference, so distance and gradient are zero.
-#[test]
-fn nothing_pulls_at_the_start() {
-    let device = Device::flex().autodiff();
-    let rows = random_rows(9, 4, 32, 0.4);
-    let policy = matrix(&rows, &device).require_grad();
-    let distance = feature_distance(policy.clone(), matrix(&rows, &device), 5, None);
-    assert_eq!(to_vec(distance.clone()), [0.0; 4]);
-    let gradient = policy.grad(&distance.sum().backward()).unwrap();
-    assert!(gradient.into_data().iter::<f64>().all(|g| g == 0.0));
+    /// Where alignment starts the policy is the reference: distance and gradient are 0.
+    #[test]
+    fn nothing_pulls_at_the_start([rows, _] in any_rows(), k in 1..48usize) {
+        let device = Device::flex().autodiff();
+        let policy = matrix(&rows, &device).require_grad();
+        let distance = feature_distance(policy.clone(), matrix(&rows, &device), k, None);
+        assert_eq!(to_vec(distance.clone()), vec![0.0; rows.len()]);
+        let gradient = policy.grad(&distance.sum().backward()).unwrap();
+        assert!(gradient.into_data().iter::<f64>().all(|g| g == 0.0));
+    }
 }
 
 #[test]
 fn the_gradient_of_the_distance_is_that_of_the_selected_squares() {
     let device = Device::flex().autodiff();
-    let (policy, reference) = (random_rows(11, 3, 20, 0.4), random_rows(12, 3, 20, 0.4));
+    let [policy, reference] = sample(rows(3, 20, 0.4));
     let leaf = matrix(&policy, &device).require_grad();
     let k = 4;
     let distance = feature_distance(leaf.clone(), matrix(&reference, &device), k, None);
@@ -125,4 +122,14 @@ fn the_gradient_of_the_distance_is_that_of_the_selected_squares() {
 fn at_without(policy: &[f64], reference: &[f64], k: usize, feature: usize) -> f64 {
     let weights: Vec<f64> = (0..policy.len()).map(|i| f64::from(i != feature)).collect();
     scalar_distance(policy, reference, k, &weights)
+}
+
+#[test]
+fn a_selection_weights_its_features_or_frees_them() {
+    let weights = |selection: FeatureSelection| -> Vec<f32> {
+        let weights = selection.weights([(2, 1.0), (0, 0.5)], 4, &Device::flex());
+        weights.into_data().iter::<f32>().collect()
+    };
+    assert_eq!(weights(FeatureSelection::Only), [0.5, 0.0, 1.0, 0.0]);
+    assert_eq!(weights(FeatureSelection::Except), [0.0, 1.0, 0.0, 1.0]);
 }

@@ -1,32 +1,76 @@
-//! Every objective against scalar arithmetic written from the equations, and against the identities
-//! between them; gradients against finite differences in float64.
+//! Every objective against scalar arithmetic written from the equations and against identities; gradients
+//! against finite differences in float64.
 
 mod distance;
 mod scalar;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use fpo_losses::{Method, Needs, Objective, Options, PerResponse, Quantities, mean_loss};
+use proptest::prelude::{ProptestConfig, proptest};
 
 use crate::scalar::{
-    Response, close, log_ratio, objectives, quantities, random_pairs, scalar_losses, scalar_u,
+    Response, close, log_ratio, objectives, pairs, quantities, sample, scalar_losses, scalar_u,
     sigma, to_vec,
 };
 
-#[test]
-fn every_method_is_its_equation() {
-    let device = Device::flex();
-    let pairs = random_pairs(1, 33);
-    for objective in objectives() {
-        let result = objective.losses(quantities(&pairs, &device));
-        let (us, losses) = (to_vec(result.logits()), to_vec(result.losses));
-        for (loss, expected) in losses.iter().zip(scalar_losses(&objective, &pairs)) {
-            assert!(
-                (loss - expected).abs() <= 1e-8 * (1.0 + expected.abs()),
-                "{objective:?}: {loss} is not {expected}"
-            );
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn every_method_is_its_equation(pairs in pairs(1..12)) {
+        let device = Device::flex();
+        for objective in objectives() {
+            let result = objective.losses(quantities(&pairs, &device));
+            let (us, losses) = (to_vec(result.logits()), to_vec(result.losses));
+            for (loss, expected) in losses.iter().zip(scalar_losses(&objective, &pairs)) {
+                assert!(
+                    (loss - expected).abs() <= 1e-8 * (1.0 + expected.abs()),
+                    "{objective:?}: {loss} is not {expected}"
+                );
+            }
+            if Method::PAPER.contains(&objective.method) && objective.options == Options::NONE {
+                us.iter().zip(&pairs).for_each(|(u, pair)| close(*u, scalar_u(&objective, *pair)));
+            }
         }
-        if Method::PAPER.contains(&objective.method) && objective.options == Options::default() {
-            us.iter().zip(&pairs).for_each(|(u, pair)| close(*u, scalar_u(&objective, *pair)));
+    }
+
+    /// Without its constraint FPO is length-normalised DPO (TRL's `sigmoid_norm`), TDPO-2 is DPO.
+    #[test]
+    fn without_alpha_the_constraint_is_gone(pairs in pairs(1..9)) {
+        let device = Device::flex();
+        let u = |method, pairs: &[[Response; 2]]| {
+            let objective = Objective { alpha: 0.0, beta: 0.3, ..Objective::paper(method) };
+            to_vec(objective.losses(quantities(pairs, &device)).logits())
+        };
+        assert_eq!(u(Method::TDPO2, &pairs), u(Method::DPO, &pairs));
+        let mut normalised = pairs.clone();
+        for response in normalised.iter_mut().flatten() {
+            response.log_prob /= response.tokens;
+            response.reference /= response.tokens;
+        }
+        for (a, b) in u(Method::FPO, &pairs).into_iter().zip(u(Method::DPO, &normalised)) {
+            close(a, b);
+        }
+    }
+
+    /// Quantities that a method doesn't ask for may be absent.
+    #[test]
+    fn a_method_reads_only_what_it_needs(pairs in pairs(1..5)) {
+        let device = Device::flex();
+        for objective in objectives() {
+            let (needs, all) = (objective.needs(), quantities(&pairs, &device));
+            let keep = |wanted: bool, x: &Option<PerResponse>| x.clone().filter(|_| wanted);
+            let needed = Quantities {
+                shared: keep(needs.shared_log_probs, &all.shared),
+                aligned: keep(needs.aligned_log_probs, &all.aligned),
+                reference: keep(needs.reference_log_probs, &all.reference),
+                reference_shared: keep(needs.shared_log_probs, &all.reference_shared),
+                kl: keep(needs.token_kl, &all.kl),
+                distance: keep(needs.features, &all.distance),
+                ..all.clone()
+            };
+            let losses = |q| to_vec(objective.losses(q).losses);
+            assert_eq!(losses(needed), losses(all));
         }
     }
 }
@@ -34,40 +78,19 @@ fn every_method_is_its_equation() {
 #[test]
 fn the_loss_does_not_overflow() {
     let device = Device::flex();
-    let mut pairs = random_pairs(1, 2);
+    let mut pairs = sample(pairs(2));
     for (pair, log_probs) in pairs.iter_mut().zip([[-1e5, 0.0], [0.0, -1e5]]) {
         for (response, log_prob) in pair.iter_mut().zip(log_probs) {
             (response.log_prob, response.reference) = (log_prob, 0.0);
         }
     }
-    let objective = Objective { beta: 1.0, ..Objective::paper(Method::Dpo) };
+    let objective = Objective { beta: 1.0, ..Objective::paper(Method::DPO) };
     let losses = to_vec(objective.losses(quantities(&pairs, &device)).losses);
     close(losses[0], 1e5);
     close(losses[1], 0.0);
 }
 
-/// Without its constraint FPO is length-normalised DPO (TRL's `sigmoid_norm`), TDPO-2 is DPO.
-#[test]
-fn without_alpha_the_constraint_is_gone() {
-    let device = Device::flex();
-    let pairs = random_pairs(2, 9);
-    let u = |method, pairs: &[[Response; 2]]| {
-        let objective = Objective { alpha: 0.0, beta: 0.3, ..Objective::paper(method) };
-        to_vec(objective.losses(quantities(pairs, &device)).logits())
-    };
-    assert_eq!(u(Method::Tdpo2, &pairs), u(Method::Dpo, &pairs));
-    let mut normalised = pairs.clone();
-    for response in normalised.iter_mut().flatten() {
-        response.log_prob /= response.tokens;
-        response.reference /= response.tokens;
-    }
-    for (a, b) in u(Method::Fpo, &pairs).into_iter().zip(u(Method::Dpo, &normalised)) {
-        close(a, b);
-    }
-}
-
-/// The gradient of the mean loss to every input, against central differences; a stop-gradient is
-/// known by its zero.
+/// The gradient of the mean loss in every input against central differences, and 0 where it is stopped.
 #[test]
 fn gradients_are_finite_differences_and_stops_are_stops() {
     let fields: [(&str, Field); 5] = [
@@ -77,25 +100,24 @@ fn gradients_are_finite_differences_and_stops_are_stops() {
         ("kl", |q| q.kl.as_mut().unwrap()),
         ("distance", |q| q.distance.as_mut().unwrap()),
     ];
-    let pairs = random_pairs(3, 3);
+    let pairs = sample(pairs(3));
     for objective in objectives() {
-        // BCO's δ is a constant that moves with the rewards: its gradient has its own test.
-        if objective.method == Method::BcoPair && objective.options.reward_shift != Some(false) {
+        // BCO's δ is a constant that moves with the rewards; `the_shift_of_bco_is_a_constant` is its test.
+        if is_bco(objective.method) && objective.options.reward_shift != Some(false) {
             continue;
         }
         for stop_gradient in [true, false] {
             let objective = Objective { stop_gradient, ..objective };
             for (name, field) in fields {
                 for chosen in [true, false] {
-                    let stopped = name == "aligned"
-                        || chosen
-                            && match name {
-                                "kl" => {
-                                    matches!(objective.method, Method::Tdpo2 | Method::SimpoKl)
-                                }
-                                "distance" => objective.method == Method::Fpo && stop_gradient,
-                                _ => false,
-                            };
+                    let stopped = match name {
+                        "aligned" => true,
+                        "kl" => {
+                            chosen && [Method::TDPO2, Method::SIMPO_KL].contains(&objective.method)
+                        }
+                        "distance" => chosen && objective.method == Method::FPO && stop_gradient,
+                        _ => false,
+                    };
                     let gradient = gradient(&objective, &pairs, field, chosen);
                     for (i, gradient) in gradient.into_iter().enumerate() {
                         let expected = match stopped {
@@ -113,11 +135,11 @@ fn gradients_are_finite_differences_and_stops_are_stops() {
     }
 }
 
-/// With δ held where it is, the gradient is that of two log-sigmoids.
+/// With δ held constant, the gradient is that of two log-sigmoids.
 #[test]
 fn the_shift_of_bco_is_a_constant() {
-    let pairs = random_pairs(4, 5);
-    let objective = Objective { beta: 0.2, ..Objective::paper(Method::BcoPair) };
+    let pairs = sample(pairs(5));
+    let objective = Objective { beta: 0.2, ..Objective::paper("bco-pair".parse().unwrap()) };
     let rewards = |i: usize| -> Vec<f64> {
         pairs.iter().map(|pair| 0.2 * log_ratio(&objective, pair[i])).collect()
     };
@@ -129,6 +151,10 @@ fn the_shift_of_bco_is_a_constant() {
         close(of_chosen[i], -0.2 * sigma(-(chosen[i] - delta)) / 5.0);
         close(of_rejected[i], 0.2 * sigma(rejected[i] - delta) / 5.0);
     }
+}
+
+fn is_bco(method: Method) -> bool {
+    method.name() == "bco-pair"
 }
 
 type Field = fn(&mut Quantities) -> &mut PerResponse;
@@ -173,7 +199,8 @@ fn central_difference(
 
 #[test]
 fn methods_have_names_needs_and_limits() {
-    for method in Method::ALL {
+    assert!(Method::all().zip(Method::PAPER).all(|(a, b)| a == b));
+    for method in Method::all() {
         assert_eq!(method.name().parse::<Method>(), Ok(method));
         assert_eq!(method.name().replace('-', "_").parse::<Method>(), Ok(method));
         let objective = Objective::paper(method);
@@ -181,45 +208,26 @@ fn methods_have_names_needs_and_limits() {
         assert!(Objective { beta: 0.0, ..objective }.check().is_err());
         assert!(Objective { alpha: f64::NAN, ..objective }.check().is_err());
     }
-    assert!("ppo".parse::<Method>().unwrap_err().contains("fpo"));
-    let with = |wanted: fn(Needs) -> bool| -> Vec<Method> {
+    assert_eq!("sigmoid".parse::<Method>(), Ok(Method::DPO));
+    let unknown = "ppo".parse::<Method>().unwrap_err().to_string();
+    assert!(unknown.contains("`ppo`") && Method::all().all(|m| unknown.contains(m.name())));
+    let with = |wanted: fn(Needs) -> bool| -> Vec<&str> {
         let needs = |m: &Method| wanted(Objective::paper(*m).needs());
-        Method::ALL.into_iter().filter(needs).collect()
+        Method::all().filter(needs).map(Method::name).collect()
     };
-    assert_eq!(with(|n| n.token_kl), [Method::Tdpo1, Method::Tdpo2, Method::SimpoKl]);
-    assert_eq!(with(|n| n.features), [Method::Fpo]);
-    assert_eq!(with(|n| n.whole_step), [Method::BcoPair, Method::Aot, Method::AotUnpaired]);
-    let free = [Method::Simpo, Method::SimpoKl, Method::Orpo, Method::Cpo, Method::CpoHinge];
-    assert_eq!(with(|n| !n.reference_log_probs), [&free[..], &[Method::Asft]].concat());
-    assert_eq!(with(|n| n.shared_log_probs || n.aligned_log_probs), []);
+    assert_eq!(with(|n| n.token_kl), ["tdpo1", "tdpo2", "simpo-kl"]);
+    assert_eq!(with(|n| n.features), ["fpo"]);
+    assert_eq!(with(|n| n.whole_step), ["bco-pair", "aot", "aot-unpaired"]);
+    let free = ["simpo", "simpo-kl", "orpo", "cpo", "cpo-hinge", "asft"];
+    assert_eq!(with(|n| !n.reference_log_probs), free);
+    assert!(with(|n| n.shared_log_probs || n.aligned_log_probs).is_empty());
 }
 
-/// What a method does not ask for may be absent: nothing is computed in vain.
-#[test]
-fn a_method_reads_only_what_it_needs() {
-    let device = Device::flex();
-    let pairs = random_pairs(5, 4);
-    for objective in objectives() {
-        let (needs, all) = (objective.needs(), quantities(&pairs, &device));
-        let keep = |wanted: bool, x: &Option<PerResponse>| x.clone().filter(|_| wanted);
-        let needed = Quantities {
-            shared: keep(needs.shared_log_probs, &all.shared),
-            aligned: keep(needs.aligned_log_probs, &all.aligned),
-            reference: keep(needs.reference_log_probs, &all.reference),
-            reference_shared: keep(needs.shared_log_probs, &all.reference_shared),
-            kl: keep(needs.token_kl, &all.kl),
-            distance: keep(needs.features, &all.distance),
-            ..all.clone()
-        };
-        assert_eq!(to_vec(objective.losses(needed).losses), to_vec(objective.losses(all).losses));
-    }
-}
-
-/// Only a method of the whole step may see which pairs stand beside a pair.
+/// Only with a method of the whole step may a pair's loss depend on the other pairs.
 #[test]
 fn a_pair_has_its_own_loss_unless_the_method_says_otherwise() {
     let device = Device::flex();
-    let pairs = random_pairs(6, 6);
+    let pairs = sample(pairs(6));
     for objective in objectives() {
         let losses =
             |pairs: &[[Response; 2]]| to_vec(objective.losses(quantities(pairs, &device)).losses);
@@ -230,15 +238,15 @@ fn a_pair_has_its_own_loss_unless_the_method_says_otherwise() {
 }
 
 #[test]
-fn impossible_numbers_are_named() {
+fn impossible_quantities_are_refused() {
     let device = Device::flex();
     let check = |change: fn(&mut Response)| {
-        let mut pairs = random_pairs(7, 3);
+        let mut pairs = sample(pairs(3));
         change(&mut pairs[2][1]);
         quantities(&pairs, &device).check().map_err(|e| e.to_string())
     };
     assert_eq!(check(|_| ()), Ok(()));
-    // A certain token's log-probability may be lifted above 0 by rounding.
+    // Rounding can lift the log-probability of a token of probability 1 above 0.
     assert_eq!(check(|r| r.log_prob = 1e-6), Ok(()));
     for (change, says) in [
         (

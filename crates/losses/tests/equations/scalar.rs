@@ -1,12 +1,16 @@
-//! Every objective as scalar arithmetic from the papers, one pair at a time: slow, and plain to see.
+//! Every objective as scalar arithmetic from the papers, one pair at a time: slow, and easy to check by eye.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use fpo_losses::{Method, Objective, Options, PerResponse, Quantities};
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use proptest::{
+    array::uniform2,
+    collection::{SizeRange, vec},
+    strategy::{Strategy, ValueTree},
+    test_runner::TestRunner,
+};
 
-/// What is known of one response, in plain numbers.
-#[derive(Clone, Copy)]
+/// The quantities of one response, in float64.
+#[derive(Clone, Copy, Debug)]
 pub struct Response {
     pub log_prob: f64,
     pub shared: f64,
@@ -18,22 +22,34 @@ pub struct Response {
     pub distance: f64,
 }
 
-pub fn random_pairs(seed: u64, pairs: usize) -> Vec<[Response; 2]> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut response = || {
-        let (log_prob, reference) = (-60.0 * rng.random::<f64>(), -60.0 * rng.random::<f64>());
-        Response {
-            log_prob,
-            shared: log_prob * rng.random::<f64>(),
-            reference,
-            reference_shared: reference * rng.random::<f64>(),
-            tokens: rng.random_range(1..40) as f64,
-            aligned: -2.0 * rng.random::<f64>(),
-            kl: 5.0 * rng.random::<f64>(),
-            distance: 2.0 * rng.random::<f64>(),
-        }
-    };
-    (0..pairs).map(|_| [response(), response()]).collect()
+fn response() -> impl Strategy<Value = Response> {
+    let log_prob = || -60.0..-0.01;
+    let share = || 0.0..1.0;
+    let sums = (log_prob(), share(), log_prob(), share());
+    (sums, 1..40u32, -2.0..0.0, 0.0..5.0, 0.0..2.0).prop_map(
+        |((log_prob, shared, reference, reference_shared), tokens, aligned, kl, distance)| {
+            Response {
+                log_prob,
+                shared: shared * log_prob,
+                reference,
+                reference_shared: reference_shared * reference,
+                tokens: f64::from(tokens),
+                aligned,
+                kl,
+                distance,
+            }
+        },
+    )
+}
+
+/// Batches of pairs, chosen and rejected.
+pub fn pairs(count: impl Into<SizeRange>) -> impl Strategy<Value = Vec<[Response; 2]>> {
+    vec(uniform2(response()), count)
+}
+
+/// The same value of a strategy at every run, for tests at a fixed point.
+pub fn sample<T>(strategy: impl Strategy<Value = T>) -> T {
+    strategy.new_tree(&mut TestRunner::deterministic()).unwrap().current()
 }
 
 /// u of equation 8 by the rows of table 1, one pair at a time.
@@ -43,13 +59,13 @@ pub fn scalar_u(o: &Objective, [w, l]: [Response; 2]) -> f64 {
     let average = |f: fn(Response) -> f64| b * (f(w) / w.tokens - f(l) / l.tokens);
     let lp = |r: Response| r.log_prob;
     let lr = |r: Response| r.reference;
-    match o.method {
-        Method::Dpo => sum(lp) - sum(lr),
-        Method::Tdpo1 => sum(lp) - sum(lr) - b * (l.kl - w.kl),
-        Method::Tdpo2 => sum(lp) - sum(lr) - o.alpha * (b * l.kl - b * w.kl),
-        Method::Simpo => average(lp) - o.gamma,
-        Method::SimpoKl => average(lp) - o.gamma - o.alpha * (b * l.kl - b * w.kl),
-        Method::Fpo => average(lp) - average(lr) - o.alpha * (b * l.distance - b * w.distance),
+    match o.method.name() {
+        "dpo" => sum(lp) - sum(lr),
+        "tdpo1" => sum(lp) - sum(lr) - b * (l.kl - w.kl),
+        "tdpo2" => sum(lp) - sum(lr) - o.alpha * (b * l.kl - b * w.kl),
+        "simpo" => average(lp) - o.gamma,
+        "simpo-kl" => average(lp) - o.gamma - o.alpha * (b * l.kl - b * w.kl),
+        "fpo" => average(lp) - average(lr) - o.alpha * (b * l.distance - b * w.distance),
         other => panic!("{other} is not in table 1"),
     }
 }
@@ -73,19 +89,16 @@ pub fn scalar_losses(o: &Objective, pairs: &[[Response; 2]]) -> Vec<f64> {
         values
     };
     let transport = |a: Vec<f64>, b: Vec<f64>| -> Vec<f64> {
-        a.iter()
-            .zip(&b)
-            .map(|(a, b)| smoothed(a - b, o.options.label_smoothing(o.method)))
-            .collect()
+        a.iter().zip(&b).map(|(a, b)| smoothed(a - b, label_smoothing(o))).collect()
     };
     let policy = |r: Response| o.beta * desensitised(o, r.log_prob, r.shared);
     let reference = |r: Response| o.beta * desensitised(o, r.reference, r.reference_shared);
-    let losses = match o.method {
-        Method::Aot => transport(
+    let losses = match o.method.name() {
+        "aot" => transport(
             sorted(&|i| policy(pairs[i][0]) - policy(pairs[i][1])),
             sorted(&|i| reference(pairs[i][0]) - reference(pairs[i][1])),
         ),
-        Method::AotUnpaired => transport(sorted(&|i| rewards[i][0]), sorted(&|i| rewards[i][1])),
+        "aot-unpaired" => transport(sorted(&|i| rewards[i][0]), sorted(&|i| rewards[i][1])),
         _ => {
             let each = pairs.iter().zip(&rewards);
             each.map(|(pair, rewards)| scalar_loss(o, *pair, *rewards, delta)).collect()
@@ -106,68 +119,73 @@ pub fn log_ratio(o: &Objective, r: Response) -> f64 {
     desensitised(o, r.log_prob, r.shared) - desensitised(o, r.reference, r.reference_shared)
 }
 
+/// ε, by default the one of each method's paper or of TRL.
+fn label_smoothing(o: &Objective) -> f64 {
+    o.options.label_smoothing.unwrap_or(match o.method.name() {
+        "cdpo" | "robust" => 0.1,
+        "exo-pair" => 1e-3,
+        _ => 0.0,
+    })
+}
+
 pub fn smoothed(u: f64, epsilon: f64) -> f64 {
     -(1.0 - epsilon) * log_sigma(u) - epsilon * log_sigma(-u)
 }
 
 pub fn scalar_loss(o: &Objective, [w, l]: [Response; 2], [r_w, r_l]: [f64; 2], delta: f64) -> f64 {
     let (b, u) = (o.beta, r_w - r_l);
-    let epsilon = o.options.label_smoothing(o.method);
-    let nll_weight = o.options.nll_weight(o.method);
+    let epsilon = label_smoothing(o);
+    let nll_weight = o.options.nll_weight.unwrap_or(f64::from(o.method != Method::SIMPO));
     let average = |r: Response| r.log_prob / r.tokens;
     let odds = |r: Response| average(r).exp() / (1.0 - average(r).exp());
     let nll = -average(w);
     let contrast = b * (w.log_prob - l.log_prob);
-    match o.method {
-        Method::Cdpo => smoothed(u, epsilon),
-        Method::Robust => {
+    match o.method.name() {
+        "cdpo" => smoothed(u, epsilon),
+        "robust" => {
             (-(1.0 - epsilon) * log_sigma(u) + epsilon * log_sigma(-u)) / (1.0 - 2.0 * epsilon)
         }
-        Method::Hinge => (1.0 - u).max(0.0),
-        Method::Ipo => {
+        "hinge" => (1.0 - u).max(0.0),
+        "ipo" => {
             let h = average(w) - w.reference / w.tokens - average(l) + l.reference / l.tokens;
             (h - 1.0 / (2.0 * b)).powi(2)
         }
-        Method::SigmoidNorm => {
+        "sigmoid-norm" => {
             let h = average(w) - w.reference / w.tokens - average(l) + l.reference / l.tokens;
             -log_sigma(b * h)
         }
-        Method::ExoPair => {
+        "exo-pair" => {
             sigma(u) * (log_sigma(u) - (1.0 - epsilon).ln())
                 + sigma(-u) * (log_sigma(-u) - epsilon.ln())
         }
-        Method::Discopop => {
-            let share = sigma(u / o.options.discopop_tau());
-            // Near 0 times infinity where u is far below 0.
+        "discopop" => {
+            let share = sigma(u / o.options.discopop_tau.unwrap_or(0.05));
+            // 0 times infinity where u is far below 0.
             let exponential = if u < -30.0 { 0.0 } else { share * (-u).exp() };
             -(1.0 - share) * log_sigma(u) + exponential
         }
-        Method::AdaDpo => {
-            let [low, high] = o.options.ada_tau();
-            let loss =
-                |tau: f64| -tau * log_sigma(u / tau) + (o.options.ada_rho() - 2f64.ln()) * tau;
+        "ada-dpo" => {
+            let [low, high] = o.options.ada_tau.unwrap_or([0.1, 5.0]);
+            let rho = o.options.ada_rho.unwrap_or(0.3);
+            let loss = |tau: f64| -tau * log_sigma(u / tau) + (rho - 2f64.ln()) * tau;
             smallest(loss, low, high)
         }
-        Method::NcaPair => -log_sigma(r_w) - 0.5 * log_sigma(-r_w) - 0.5 * log_sigma(-r_l),
-        Method::BcoPair => {
+        "nca-pair" => -log_sigma(r_w) - 0.5 * log_sigma(-r_w) - 0.5 * log_sigma(-r_l),
+        "bco-pair" => {
             let delta = if o.options.reward_shift == Some(false) { 0.0 } else { delta };
             -log_sigma(r_w - delta) - log_sigma(-(r_l - delta))
         }
-        Method::SppoHard => {
-            (r_w / b - 1.0 / (2.0 * b)).powi(2) + (r_l / b + 1.0 / (2.0 * b)).powi(2)
-        }
-        Method::ApoZero => (1.0 - sigma(r_w)) + sigma(r_l),
-        Method::ApoDown => sigma(r_w) + (1.0 - sigma(r_w - r_l)),
-        Method::Orpo => nll - b * log_sigma(odds(w).ln() - odds(l).ln()),
-        Method::Asft => nll - b * (log_sigma(odds(w).ln()) + log_sigma(-odds(l).ln())),
-        Method::Cpo => smoothed(contrast, epsilon) + nll_weight * nll,
-        Method::CpoHinge => (1.0 - contrast).max(0.0) + nll_weight * nll,
-        Method::Simpo => -log_sigma(scalar_u(o, [w, l])) + nll_weight * nll,
-        Method::Dpo => -log_sigma(u),
-        Method::Tdpo1 | Method::Tdpo2 | Method::SimpoKl | Method::Fpo => {
-            -log_sigma(scalar_u(o, [w, l]))
-        }
-        Method::Aot | Method::AotUnpaired => panic!("a loss of the whole batch"),
+        "sppo-hard" => (r_w / b - 1.0 / (2.0 * b)).powi(2) + (r_l / b + 1.0 / (2.0 * b)).powi(2),
+        "apo-zero" => (1.0 - sigma(r_w)) + sigma(r_l),
+        "apo-down" => sigma(r_w) + (1.0 - sigma(r_w - r_l)),
+        "orpo" => nll - b * log_sigma(odds(w).ln() - odds(l).ln()),
+        "asft" => nll - b * (log_sigma(odds(w).ln()) + log_sigma(-odds(l).ln())),
+        "cpo" => smoothed(contrast, epsilon) + nll_weight * nll,
+        "cpo-hinge" => (1.0 - contrast).max(0.0) + nll_weight * nll,
+        "simpo" => -log_sigma(scalar_u(o, [w, l])) + nll_weight * nll,
+        "dpo" => -log_sigma(u),
+        "tdpo1" | "tdpo2" | "simpo-kl" | "fpo" => -log_sigma(scalar_u(o, [w, l])),
+        other => panic!("{other} has no scalar equation here"),
     }
 }
 
@@ -203,14 +221,14 @@ pub fn quantities(pairs: &[[Response; 2]], device: &Device) -> Quantities {
     }
 }
 
-/// Methods with constants, and each option that they have away from its default.
+/// Every method with several constants, and with each of its options away from the default.
 pub fn objectives() -> Vec<Objective> {
     let mut all = Vec::new();
-    for method in Method::ALL {
+    for method in Method::all() {
         for (beta, alpha, gamma) in [(0.1, 0.5, 0.5), (2.0, 0.0, 1.5), (0.7, 2.0, 0.0)] {
             all.push(Objective { beta, alpha, gamma, ..Objective::paper(method) });
         }
-        let none = Options::default();
+        let none = Options::NONE;
         for options in [
             Options { label_smoothing: Some(0.3), ..none },
             Options { discopop_tau: Some(0.6), ..none },

@@ -1,4 +1,5 @@
-//! From the products `h·W_enc` of some rows to their share of the pooled features in one kernel, and back in another.
+//! One kernel that takes the products `h·W_enc` of some rows to their contribution to the pooled features, and one for its backward
+//! pass.
 
 use burn::{
     backend::fusion::custom::TensorSpec,
@@ -13,10 +14,10 @@ use super::{
     run,
 };
 
-/// Segments of rows one after another, on the device.
+/// Consecutive segments of rows, on the device.
 #[derive(Clone, Debug)]
 pub(crate) struct Segments {
-    /// The first row of each and, at the end, the number of rows; `[segments + 1]`
+    /// The first row of each segment, followed by the number of rows; `[segments + 1]`.
     bounds: Tensor<1, Int>,
     /// The segment of each row, `[n]`.
     of_rows: Tensor<1, Int>,
@@ -37,7 +38,7 @@ impl Segments {
     }
 }
 
-/// Some rows before the activation: `products + bias`, open where that exceeds the threshold.
+/// Some rows before the activation function. A feature is open where `products + bias` exceeds the threshold.
 #[derive(Clone, Debug)]
 pub(crate) struct Block {
     /// `[rows, d_sae]`
@@ -50,7 +51,7 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    /// `pooled` with these rows' share of the means added, `[segments, d_sae]` in float32.
+    /// `pooled` plus the contribution of these rows to the means, `[segments, d_sae]` in float32.
     pub fn pool(self, segments: &Segments, pooled: Tensor<2>) -> Tensor<2> {
         let kernel = Pool { first_row: self.first_row };
         let inputs = [
@@ -64,7 +65,7 @@ impl Block {
         pooled.into()
     }
 
-    /// The gradient of the products given that of the means, `[segments, d_sae]` in float32.
+    /// The gradient of the products, given the gradient of the means, `[segments, d_sae]` in float32.
     pub fn backward(self, segments: &Segments, gradient: Tensor<2>) -> Tensor<2> {
         let rows = self.products.dims()[0];
         let of_rows = segments.of_rows.clone().narrow(0, self.first_row, rows);
@@ -132,7 +133,7 @@ impl Kernel<5, 1> for Pool {
     }
 }
 
-/// A unit takes the mean of a feature over a segment.
+/// Each unit computes the mean of one feature over one segment.
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn pool<F: Float, I: Numeric>(
     products: &[F],

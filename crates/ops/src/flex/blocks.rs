@@ -1,19 +1,19 @@
-//! Work cut into fixed blocks and spread over rayon's threads.
+//! Work split into fixed blocks that run on rayon's threads.
 //!
-//! The blocks depend on the sizes alone, never on the number of threads: with that, and with partial sums added in the order
-//! of the blocks, one thread and many give the same bits.
+//! The blocks depend on the sizes alone, never on the number of threads, and partial sums are added in the order of the blocks.
+//! Any number of threads therefore gives the same bits.
 
 use std::{marker::PhantomData, mem::MaybeUninit};
 
 use rayon::prelude::*;
 
-/// Elements per block of an elementwise operation: some tens of microseconds of work.
+/// Elements per block of an elementwise operation: tens of microseconds of work.
 pub(crate) const ELEMENTS: usize = 8192;
 
-/// Memory that waits for its first value.
+/// A block of memory that isn't initialised yet.
 pub(crate) type Uninit<'a> = &'a mut [MaybeUninit<f32>];
 
-/// Runs `work` for every index below `count`. A single one runs right here: waking a thread costs microseconds.
+/// Runs `work` for every index below `count`. A single index runs on this thread: waking another takes microseconds.
 pub(crate) fn for_each(count: usize, work: impl Fn(usize) + Send + Sync) {
     if count <= 1 {
         (0..count).for_each(work);
@@ -22,7 +22,7 @@ pub(crate) fn for_each(count: usize, work: impl Fn(usize) + Send + Sync) {
     }
 }
 
-/// `work` of every index below `count`, in order.
+/// The results of `work` for every index below `count`, in order.
 pub(crate) fn map<R: Send>(count: usize, work: impl Fn(usize) -> R + Send + Sync) -> Vec<R> {
     if count <= 1 {
         (0..count).map(work).collect()
@@ -31,7 +31,7 @@ pub(crate) fn map<R: Send>(count: usize, work: impl Fn(usize) -> R + Send + Sync
     }
 }
 
-/// Cuts each slice into blocks of the length beside it, and runs `work(index of the blocks, blocks)` on those of each index.
+/// Splits each slice into blocks of the length given with it, and runs `work(i, blocks)` on the `i`-th blocks of all slices.
 pub(crate) fn for_each_block<T: Send, const N: usize>(
     mut slices: [(&mut [T], usize); N],
     work: impl Fn(usize, [&mut [T]; N]) + Send + Sync,
@@ -53,7 +53,7 @@ pub(crate) fn for_each_block<T: Send, const N: usize>(
     }
 }
 
-/// Cuts a slice into parts of the given lengths and runs `work(index, first element, part)` on each.
+/// Splits a slice into parts of the given lengths, and runs `work(index, index of the first element, part)` on each.
 pub(crate) fn for_each_part(
     mut slice: &mut [f32],
     lengths: impl Iterator<Item = usize>,
@@ -71,8 +71,7 @@ pub(crate) fn for_each_part(
     numbered.for_each(|(index, (start, part))| work(index, start, part));
 }
 
-/// New vectors, filled in blocks by `work(index of the blocks, blocks)`. For each vector, the length of a block and of the
-/// whole.
+/// New vectors, filled block by block as in [`for_each_block`]. `lengths` are the lengths of a block and of the vector.
 ///
 /// # Safety
 /// `work` must initialise every element of its blocks.
@@ -94,7 +93,7 @@ pub(crate) unsafe fn fill<const N: usize>(
     vectors
 }
 
-/// `N` new vectors of `n` elements, filled in blocks by `work(first element, blocks)`.
+/// `N` new vectors of `n` elements, filled block by block by `work(index of the first element, blocks)`.
 ///
 /// # Safety
 /// As for [`fill`].
@@ -102,11 +101,11 @@ pub(crate) unsafe fn elementwise<const N: usize>(
     n: usize,
     work: impl Fn(usize, [Uninit; N]) + Send + Sync,
 ) -> [Vec<f32>; N] {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises that `work` initialises its blocks.
     unsafe { fill([(ELEMENTS, n); N], |index, blocks| work(index * ELEMENTS, blocks)) }
 }
 
-/// The sum of rows of length `row`, added in their order.
+/// The sum of all rows of length `row`, added in order.
 pub(crate) fn sum_rows(values: &[f32], row: usize) -> Vec<f32> {
     let mut total = vec![0.0; row];
     for values in values.chunks_exact(row.max(1)) {
@@ -117,7 +116,7 @@ pub(crate) fn sum_rows(values: &[f32], row: usize) -> Vec<f32> {
     total
 }
 
-/// Memory of one vector, written by many tasks in places that don't overlap.
+/// The memory of one vector, written by many tasks at places that don't overlap.
 #[derive(Clone, Copy)]
 pub(crate) struct Shared<'a> {
     start: *mut f32,
@@ -125,7 +124,7 @@ pub(crate) struct Shared<'a> {
     memory: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: it is an address and a length; whoever writes through it promises that the places don't overlap.
+// SAFETY: it is an address and a length. Whoever writes through it promises that the places don't overlap.
 unsafe impl Send for Shared<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for Shared<'_> {}
@@ -142,7 +141,7 @@ impl<'a> Shared<'a> {
     /// The address of an element.
     pub fn at(self, index: usize) -> *mut f32 {
         assert!(index < self.length, "element {index} of {}", self.length);
-        // SAFETY: it lies within the memory.
+        // SAFETY: the element lies within the memory.
         unsafe { self.start.add(index) }
     }
 }

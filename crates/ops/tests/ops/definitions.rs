@@ -1,7 +1,7 @@
 //! The gradients of the definitions against central differences in float64.
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use fpo_ops::{AttentionOptions, Encoder, TextStarts, definition};
+use fpo_ops::{Activation, AttentionOptions, Encoder, TextStarts, definition};
 
 use crate::support::{Numbers, autodiff, same, vec};
 
@@ -146,7 +146,7 @@ fn pooled_features() {
     let encoder = Encoder {
         w_enc: constant(5, [4, 9]),
         b_enc: constant(6, [9]),
-        threshold: constant(7, [9]),
+        activation: Activation::JumpRelu { threshold: constant(7, [9]) },
     };
     check("pooled_features", values([24]), |[h]| {
         fpo_ops::pooled_features(h.reshape([6, 4]), &encoder, &[1, 3, 2])

@@ -1,7 +1,7 @@
 //! Every fast path computes what its definition computes, in values and gradients, over awkward shapes.
 
 use burn::tensor::Tensor;
-use fpo_ops::{AttentionOptions, Encoder, TextStarts, definition};
+use fpo_ops::{Activation, AttentionOptions, Encoder, TextStarts, definition};
 
 use crate::support::{Numbers, autodiff, close, same, vec};
 
@@ -267,7 +267,9 @@ fn pooled_features() {
         let encoder = Encoder {
             w_enc: numbers.tensor([d, d_sae], 1.0, &autodiff()),
             b_enc: numbers.tensor([d_sae], 0.3, &autodiff()),
-            threshold: numbers.tensor([d_sae], 0.5, &autodiff()),
+            activation: Activation::JumpRelu {
+                threshold: numbers.tensor([d_sae], 0.5, &autodiff()),
+            },
         };
         let hidden = numbers.tensor([segments.iter().sum(), d], 1.0, &autodiff());
         // Few features with a gradient, and all.

@@ -2,7 +2,7 @@
 //! steps: 8 bits of mantissa are about two and a half digits.
 
 use burn::tensor::{FloatDType, Int, Tensor};
-use fpo_ops::{AttentionOptions, Encoder, definition};
+use fpo_ops::{Activation, AttentionOptions, Encoder, definition};
 
 use crate::support::{Numbers, autodiff, close};
 
@@ -138,7 +138,9 @@ fn pooled_features() {
     let encoder = Encoder {
         w_enc: constant([8, 40]),
         b_enc: constant([1, 40]).squeeze_dim(0),
-        threshold: constant([1, 40]).squeeze_dim::<1>(0) * 0.0 - 100.0,
+        activation: Activation::JumpRelu {
+            threshold: constant([1, 40]).squeeze_dim::<1>(0) * 0.0 - 100.0,
+        },
     };
     same(
         "pooled_features",

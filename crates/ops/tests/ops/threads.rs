@@ -1,7 +1,7 @@
 //! One thread and two give the same bits.
 
 use burn::tensor::{Device, Tensor};
-use fpo_ops::{AdamW, AttentionOptions, Encoder};
+use fpo_ops::{Activation, AdamW, AttentionOptions, Encoder};
 
 use crate::support::{Numbers, autodiff, vec};
 
@@ -108,7 +108,7 @@ fn pooled_features() {
     let encoder = Encoder {
         w_enc: random(1, [24, 1100]),
         b_enc: random(2, [1100]),
-        threshold: random(3, [1100]),
+        activation: Activation::JumpRelu { threshold: random(3, [1100]) },
     };
     same_bits("pooled_features", || {
         all([random(4, [300, 24])], |[h]| fpo_ops::pooled_features(h, &encoder, &[100, 150, 50]))

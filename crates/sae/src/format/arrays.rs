@@ -1,27 +1,38 @@
-//! The five arrays of an autoencoder as a file holds them, checked and folded.
+//! The arrays of an autoencoder as a file holds them: folded, checked, and turned into an [`Sae`].
 
 use std::{collections::BTreeMap, path::Path};
 
 use burn::tensor::{Device, Tensor, TensorData};
-use fpo_ops::Encoder;
+use fpo_ops::{Activation, Encoder};
 
-use crate::{Error, Provenance, Sae};
+use crate::{Error, Provenance, Sae, activation::Facts};
 
-/// The names by which everything is known here, whatever the file calls it.
-pub(super) const NAMES: [&str; 5] = ["W_enc", "b_enc", "W_dec", "b_dec", "threshold"];
+/// The arrays that every autoencoder has, under the names that every format's are mapped to.
+const NAMES: [&str; 4] = ["W_enc", "b_enc", "W_dec", "b_dec"];
+/// θ, of JumpReLU.
+const THRESHOLD: &str = "threshold";
 
-/// An array in C order.
+/// The activation function that a file names.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Stored {
+    /// z · 1\[z > θ\]
+    JumpRelu,
+    /// max(z, 0)
+    Relu,
+}
+
+/// An array, with its elements in C order.
 pub(super) struct Array {
     pub shape: Vec<usize>,
     pub values: Vec<f32>,
 }
 
-/// What a file holds, by name.
+/// The arrays of a file, by name.
 #[derive(Default)]
 pub(super) struct Arrays(pub BTreeMap<String, Array>);
 
 impl Arrays {
-    /// Adds an array; Gemma Scope's `w_enc` is `W_enc`.
+    /// Adds an array. Gemma Scope 2's `w_enc` and `w_dec` become `W_enc` and `W_dec`.
     pub fn insert(&mut self, name: &str, array: Array) {
         let name = match name {
             "w_enc" => "W_enc",
@@ -31,29 +42,25 @@ impl Arrays {
         self.0.insert(name.to_owned(), array);
     }
 
-    pub fn take(&mut self, path: &Path, name: &str) -> Result<Array, Error> {
+    fn take(&mut self, path: &Path, name: &str) -> Result<Array, Error> {
         self.0.remove(name).ok_or_else(|| {
-            Error::format(path, format!("no `{name}`: expected {}", NAMES.join(", ")))
+            let message = format!(
+                "no `{name}`: expected {} and, for JumpReLU, {THRESHOLD}",
+                NAMES.join(", ")
+            );
+            Error::format(path, message)
         })
     }
 
-    /// Turns `log_threshold` of older training checkpoints into `threshold`.
+    /// Turns the `log_threshold` of older training checkpoints into `threshold`.
     pub fn exponentiate_thresholds(&mut self) {
         if let Some(mut array) = self.0.remove("log_threshold") {
             array.values.iter_mut().for_each(|x| *x = x.exp());
-            self.0.insert("threshold".to_owned(), array);
+            self.0.insert(THRESHOLD.to_owned(), array);
         }
     }
 
-    /// For a plain ReLU, which is a JumpReLU with thresholds of zero.
-    pub fn zero_thresholds(&mut self) {
-        if let Some(b_enc) = self.0.get("b_enc") {
-            let (shape, values) = (b_enc.shape.clone(), vec![0.0; b_enc.values.len()]);
-            self.0.insert("threshold".to_owned(), Array { shape, values });
-        }
-    }
-
-    /// For an autoencoder that saw `scale · x`: W_enc ← scale · W_enc, and the reconstruction divided.
+    /// For an autoencoder trained on `scale · x`: W_enc ← scale · W_enc, W_dec ← W_dec / scale and b_dec ← b_dec / scale.
     pub fn fold_scale(&mut self, scale: f64) {
         for (name, factor) in [("W_enc", scale), ("W_dec", 1.0 / scale), ("b_dec", 1.0 / scale)] {
             if let Some(array) = self.0.get_mut(name) {
@@ -63,7 +70,7 @@ impl Arrays {
     }
 
     /// For an autoencoder that encodes x − b_dec: b_enc ← b_enc − b_dec · W_enc, summed in float64.
-    /// Shapes that don't fit are left for [`Self::assemble`] to refuse.
+    /// Shapes that don't fit are left alone: [`Self::assemble`] refuses them.
     pub fn fold_subtraction(&mut self) {
         let (Some(w_enc), Some(b_dec)) = (self.0.get("W_enc"), self.0.get("b_dec")) else { return };
         let &[d_in, d_sae] = w_enc.shape.as_slice() else { return };
@@ -86,60 +93,65 @@ impl Arrays {
     /// Checks names, shapes and values, and moves them to the device.
     pub fn assemble(
         mut self,
+        stored: Stored,
         path: &Path,
         provenance: Provenance,
         device: &Device,
     ) -> Result<Sae, Error> {
+        let wrong = |message: String| Error::format(path, message);
         let mut take = |name: &str| self.take(path, name);
-        let [w_enc, b_enc, w_dec, b_dec, threshold] =
-            [take("W_enc")?, take("b_enc")?, take("W_dec")?, take("b_dec")?, take("threshold")?];
-        if let Some(name) = self.0.keys().next() {
-            let message = format!(
-                "`{name}` is no part of a JumpReLU autoencoder, which has {}",
-                NAMES.join(", ")
-            );
-            return Err(Error::format(path, message));
-        }
+        let [w_enc, b_enc, w_dec, b_dec] =
+            [take("W_enc")?, take("b_enc")?, take("W_dec")?, take("b_dec")?];
         let &[d_in, d_sae] = w_enc.shape.as_slice() else {
-            return Err(Error::format(
-                path,
-                format!("W_enc is {:?}, not [d_in, d_sae]", w_enc.shape),
-            ));
+            return Err(wrong(format!("W_enc is {:?}, not [d_in, d_sae]", w_enc.shape)));
         };
         if d_in == 0 || d_sae == 0 {
-            return Err(Error::format(path, format!("W_enc is {:?}, which is empty", w_enc.shape)));
+            return Err(wrong(format!("W_enc is {:?}, which is empty", w_enc.shape)));
         }
-        for (name, array, shape) in [
-            ("b_enc", &b_enc, vec![d_sae]),
-            ("W_dec", &w_dec, vec![d_sae, d_in]),
-            ("b_dec", &b_dec, vec![d_in]),
-            ("threshold", &threshold, vec![d_sae]),
-        ] {
+        let check = |name: &str, array: &Array, shape: &[usize]| {
             if array.shape != shape {
-                let message = format!("{name} is {:?}, W_enc makes it {shape:?}", array.shape);
-                return Err(Error::format(path, message));
+                return Err(wrong(format!(
+                    "{name} is {:?}, W_enc makes it {shape:?}",
+                    array.shape
+                )));
             }
-        }
-        for (name, array) in NAMES.iter().zip([&w_enc, &b_enc, &w_dec, &b_dec, &threshold]) {
-            if let Some(i) = array.values.iter().position(|x| !x.is_finite()) {
-                return Err(Error::format(
-                    path,
-                    format!("{name} holds {} at {i}", array.values[i]),
-                ));
+            match array.values.iter().position(|x| !x.is_finite()) {
+                Some(i) => Err(wrong(format!("{name} holds {} at {i}", array.values[i]))),
+                None => Ok(()),
             }
-        }
-        if let Some(i) = threshold.values.iter().position(|&x| x < 0.0) {
-            let message = format!("threshold {i} is {}, which is negative", threshold.values[i]);
-            return Err(Error::format(path, message));
-        }
-        fn tensor<const D: usize>(array: Array, device: &Device) -> Tensor<D> {
-            Tensor::from_data(TensorData::new(array.values, array.shape), device)
+        };
+        check("W_enc", &w_enc, &[d_in, d_sae])?;
+        check("b_enc", &b_enc, &[d_sae])?;
+        check("W_dec", &w_dec, &[d_sae, d_in])?;
+        check("b_dec", &b_dec, &[d_in])?;
+        let activation = match stored {
+            Stored::JumpRelu => {
+                let threshold = self.take(path, THRESHOLD)?;
+                check(THRESHOLD, &threshold, &[d_sae])?;
+                if let Some(i) = threshold.values.iter().position(|&x| x < 0.0) {
+                    let value = threshold.values[i];
+                    return Err(wrong(format!("threshold {i} is {value}, which is negative")));
+                }
+                Activation::JumpRelu { threshold: tensor(threshold, device) }
+            }
+            // A JumpReLU whose thresholds are 0, whatever the file has for them.
+            Stored::Relu => {
+                self.0.remove(THRESHOLD);
+                let zeros = Array { shape: vec![d_sae], values: vec![0.0; d_sae] };
+                Activation::JumpRelu { threshold: tensor(zeros, device) }
+            }
+        };
+        if let Some(name) = self.0.keys().next() {
+            let known = NAMES.join(", ");
+            return Err(wrong(format!(
+                "`{name}` is unknown: an autoencoder has {known} and, for JumpReLU, {THRESHOLD}"
+            )));
         }
         Ok(Sae {
             encoder: Encoder {
                 w_enc: tensor(w_enc, device),
                 b_enc: tensor(b_enc, device),
-                threshold: tensor(threshold, device),
+                activation,
             },
             w_dec: tensor(w_dec, device),
             b_dec: tensor(b_dec, device),
@@ -148,16 +160,21 @@ impl Arrays {
     }
 }
 
-/// The arrays of an autoencoder, in float32, in the order of [`NAMES`].
-pub(super) fn named(sae: &Sae) -> [(&'static str, TensorData); 5] {
+fn tensor<const D: usize>(array: Array, device: &Device) -> Tensor<D> {
+    Tensor::from_data(TensorData::new(array.values, array.shape), device)
+}
+
+/// The arrays of an autoencoder in float32, by name: those that every autoencoder has, then the activation function's.
+pub(super) fn named(sae: &Sae) -> Vec<(&'static str, TensorData)> {
     let encoder = &sae.encoder;
-    let data = [
+    let weights = [
         encoder.w_enc.to_data(),
         encoder.b_enc.to_data(),
         sae.w_dec.to_data(),
         sae.b_dec.to_data(),
-        encoder.threshold.to_data(),
     ];
-    let mut names = NAMES.into_iter();
-    data.map(|data| (names.next().unwrap_or_default(), data.convert::<f32>()))
+    let vectors = Facts::of(&encoder.activation).vectors;
+    let vectors = vectors.into_iter().map(|(name, vector)| (name, vector.to_data()));
+    let arrays = NAMES.into_iter().zip(weights).chain(vectors);
+    arrays.map(|(name, data)| (name, data.convert::<f32>())).collect()
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::tensor::Device;
 
-use super::{read_config, tensors, text_of};
+use super::{arrays::Stored, read_config, tensors, text_of};
 use crate::{Error, Provenance, Sae};
 
 pub(super) const CONFIG: &str = "config.json";
@@ -12,13 +12,13 @@ pub(super) const WEIGHTS: &str = "params.safetensors";
 
 pub(super) fn load(folder: &Path, device: &Device) -> Result<Sae, Error> {
     let path = folder.join(CONFIG);
-    // Some of its folders have no configuration; the names of the tensors say enough.
+    // Some folders come without a configuration; the names of the tensors say enough.
     let provenance = match path.exists() {
         true => read_provenance(&path)?,
         false => Provenance::default(),
     };
     let path = folder.join(WEIGHTS);
-    tensors::read(&path)?.assemble(&path, provenance, device)
+    tensors::read(&path)?.assemble(Stored::JumpRelu, &path, provenance, device)
 }
 
 fn read_provenance(path: &Path) -> Result<Provenance, Error> {
@@ -26,7 +26,7 @@ fn read_provenance(path: &Path) -> Result<Provenance, Error> {
     match text_of(&config, "architecture").as_deref() {
         None | Some("jump_relu" | "jumprelu") => {}
         Some(other) => {
-            let message = format!("architecture `{other}` is not read, only `jump_relu`");
+            let message = format!("architecture `{other}` is not supported, only `jump_relu`");
             return Err(Error::format(path, message));
         }
     }
@@ -45,7 +45,7 @@ fn read_provenance(path: &Path) -> Result<Provenance, Error> {
     })
 }
 
-/// TransformerLens' name of a module's input or output in Hugging Face's names.
+/// TransformerLens' name for a module's input or output, given Hugging Face's.
 fn hook_name(point: &str) -> Option<String> {
     let (layer, part) = point.strip_prefix("model.layers.")?.split_once('.')?;
     let hook = match part {

@@ -1,5 +1,5 @@
-//! Files: SAELens folders and Gemma Scope's `params.npz` read and written, Gemma Scope 2's
-//! `params.safetensors` read.
+//! File formats: reads and writes SAELens folders and Gemma Scope's `params.npz`, and reads Gemma Scope 2's
+//! `params.safetensors`.
 
 mod arrays;
 mod gemma_scope_2;
@@ -12,6 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use arrays::Stored;
 use burn::tensor::Device;
 pub use npz::{Compression, save_npz};
 pub use sae_lens::save_sae_lens;
@@ -19,13 +20,12 @@ use serde_json::Value;
 
 use crate::{Error, Provenance, Sae};
 
-/// Files larger than this are refused before they are read: a 1M-feature autoencoder of a 27B model
-/// is 37 GB.
+/// In bytes; larger files are refused unread. An autoencoder of a million features for a 27B model takes 37 GB.
 const LARGEST: u64 = 64 << 30;
-/// Configurations larger than this are refused.
+/// In bytes; larger configurations are refused unread.
 const LARGEST_CONFIG: u64 = 16 << 20;
 
-/// How an autoencoder is kept.
+/// How an autoencoder is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
@@ -49,10 +49,10 @@ impl fmt::Display for Format {
 }
 
 impl Format {
-    /// What lies at `path`, and the file or folder to read: a folder may be given for the file in it.
+    /// The format of what is at `path`, and the file or folder to read. `path` may be the folder of the format's file.
     ///
     /// # Errors
-    /// Nothing that this crate knows lies there.
+    /// There is no autoencoder in a known format.
     pub fn detect(path: &Path) -> Result<(Self, PathBuf), Error> {
         let extension = path.extension().and_then(|e| e.to_str());
         let folder = path.parent().unwrap_or(Path::new(""));
@@ -73,7 +73,7 @@ impl Format {
             return Ok((Self::GemmaScope2, folder.to_owned()));
         }
         let message = format!(
-            "no sparse autoencoder: expected a folder with {} and {} (SAELens), {} (Gemma Scope), or a folder with {} and {} (Gemma Scope 2)",
+            "no sparse autoencoder here: expected a folder with {} and {} (SAELens), {} (Gemma Scope), or a folder with {} and {} (Gemma Scope 2)",
             sae_lens::CONFIG,
             sae_lens::WEIGHTS,
             npz::FILE,
@@ -84,22 +84,23 @@ impl Format {
     }
 }
 
-/// Reads an autoencoder in any [`Format`]. What a format keeps outside of the five arrays (the
-/// subtraction of b_dec from the input, a scale of the input, thresholds as logarithms) is folded into
-/// them, so that the result is one and the same function.
+/// Reads an autoencoder in any [`Format`]. What a format applies outside the arrays (subtracting b_dec from the input, scaling the
+/// input, storing the logarithm of thresholds) is folded into them, so that [`Sae`] computes the same function.
 ///
 /// # Errors
-/// Damage, an architecture or normalisation that cannot be folded, thresholds below zero, or values that
-/// are not finite.
+/// A damaged file, an architecture that isn't supported, a normalisation that can't be folded, negative thresholds, or values that
+/// aren't finite.
 pub fn load(path: &Path, device: &Device) -> Result<Sae, Error> {
     match Format::detect(path)? {
         (Format::SaeLens, folder) => sae_lens::load(&folder, device),
-        (Format::GemmaScope, file) => npz::read(&file)?.assemble(&file, from_path(path), device),
+        (Format::GemmaScope, file) => {
+            npz::read(&file)?.assemble(Stored::JumpRelu, &file, from_path(path), device)
+        }
         (Format::GemmaScope2, folder) => gemma_scope_2::load(&folder, device),
     }
 }
 
-/// What Gemma Scope's folders say: the repository `gemma-scope-2b-pt-res` and the folder `layer_25`.
+/// What Gemma Scope's folder names say: the repository `gemma-scope-2b-pt-res`, and in it the folder `layer_25`.
 fn from_path(path: &Path) -> Provenance {
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let names: Vec<&str> = path.iter().filter_map(|name| name.to_str()).collect();
@@ -115,7 +116,7 @@ fn from_path(path: &Path) -> Provenance {
         "att" => "attn.hook_z",
         _ => return Provenance::default(),
     };
-    // The base model's own name has no `pt`.
+    // Gemma-2's base models have no `pt` in their names.
     let model = model.trim_end_matches("-pt");
     Provenance {
         model_name: Some(format!("google/gemma-2-{model}")),
@@ -123,11 +124,11 @@ fn from_path(path: &Path) -> Provenance {
     }
 }
 
-/// Fails where a file is larger than the limit.
+/// The size of a file in bytes, which must not exceed `largest`.
 fn bounded(path: &Path, largest: u64) -> Result<u64, Error> {
     let size = std::fs::metadata(path).map_err(Error::io(path))?.len();
     match size > largest {
-        true => Err(Error::format(path, format!("{size} bytes are more than the {largest} read"))),
+        true => Err(Error::format(path, format!("{size} bytes, more than the limit of {largest}"))),
         false => Ok(size),
     }
 }
@@ -144,7 +145,7 @@ fn read_config(path: &Path) -> Result<Value, Error> {
     }
 }
 
-/// A text of a configuration, where it is one.
+/// The string at `key` of a configuration; None if there is no string.
 fn text_of(config: &Value, key: &str) -> Option<String> {
     config.get(key).and_then(Value::as_str).map(str::to_owned)
 }

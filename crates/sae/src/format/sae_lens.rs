@@ -1,4 +1,4 @@
-//! SAELens folders: version 6, older flat configurations, and its training checkpoints.
+//! SAELens folders: version 6, the flat configurations before it, and training checkpoints.
 
 use std::{collections::HashMap, path::Path};
 
@@ -7,33 +7,24 @@ use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Value, json};
 
 use super::{
-    arrays::{Array, Arrays, named},
+    arrays::{Array, Arrays, Stored, named},
     read_config, tensors, text_of,
 };
-use crate::{Error, Provenance, Sae};
+use crate::{Error, Provenance, Sae, activation::Facts};
 
 pub(super) const CONFIG: &str = "cfg.json";
 pub(super) const WEIGHTS: &str = "sae_weights.safetensors";
-/// Beside a training checkpoint whose inputs were scaled.
+/// Next to a training checkpoint whose inputs were scaled.
 const SCALER: &str = "activation_scaler.json";
-/// The version whose layout is written. Without one, SAELens takes a configuration for an older one and
-/// forgets the metadata.
+/// The version whose layout is written. SAELens takes a configuration without one for an old one, and drops its metadata.
 const VERSION: &str = "6.0.0";
-
-#[derive(Clone, Copy, PartialEq)]
-enum Activation {
-    /// z · 1\[z > θ\]
-    JumpRelu,
-    /// The same with θ = 0.
-    Relu,
-}
 
 pub(super) fn load(folder: &Path, device: &Device) -> Result<Sae, Error> {
     let path = folder.join(CONFIG);
     let config = read_config(&path)?;
-    let activation = activation(&config, &path)?;
+    let stored = stored(&config, &path)?;
     let scale = scale(&config, folder, &path)?;
-    // SAELens subtracts unless told not to, in every version.
+    // Every version of SAELens subtracts unless this is false.
     let subtracts = match config.get("apply_b_dec_to_input") {
         None | Some(Value::Bool(true)) => true,
         Some(Value::Bool(false)) => false,
@@ -47,9 +38,8 @@ pub(super) fn load(folder: &Path, device: &Device) -> Result<Sae, Error> {
     let path = folder.join(WEIGHTS);
     let mut arrays = tensors::read(&path)?;
     drop_unit_scaling(&mut arrays, &path)?;
-    match activation {
-        Activation::JumpRelu => arrays.exponentiate_thresholds(),
-        Activation::Relu => arrays.zero_thresholds(),
+    if stored == Stored::JumpRelu {
+        arrays.exponentiate_thresholds();
     }
     if let Some(scale) = scale {
         arrays.fold_scale(scale);
@@ -57,13 +47,14 @@ pub(super) fn load(folder: &Path, device: &Device) -> Result<Sae, Error> {
     if subtracts {
         arrays.fold_subtraction();
     }
-    arrays.assemble(&path, provenance, device)
+    arrays.assemble(stored, &path, provenance, device)
 }
 
-fn activation(config: &Value, path: &Path) -> Result<Activation, Error> {
+/// The activation function that a configuration names.
+fn stored(config: &Value, path: &Path) -> Result<Stored, Error> {
     let refuse = |key: &str, value: &str| {
         let message =
-            format!("{key} `{value}` is not read: only JumpReLU and ReLU autoencoders are");
+            format!("{key} `{value}` is not supported, only JumpReLU and ReLU autoencoders are");
         Err(Error::format(path, message))
     };
     let function = text_of(config, "activation_fn").or(text_of(config, "activation_fn_str"));
@@ -71,18 +62,18 @@ fn activation(config: &Value, path: &Path) -> Result<Activation, Error> {
         return refuse("activation_fn", &other);
     }
     match text_of(config, "architecture").as_deref() {
-        Some("jumprelu") => Ok(Activation::JumpRelu),
-        // What configurations without one meant.
-        Some("standard") | None => Ok(Activation::Relu),
+        Some("jumprelu") => Ok(Stored::JumpRelu),
+        // The default of configurations from before there was a choice.
+        Some("standard") | None => Ok(Stored::Relu),
         Some(other) => refuse("architecture", other),
     }
 }
 
-/// By what inputs are multiplied before the encoder.
+/// The factor by which inputs are multiplied before the encoder; None for 1.
 fn scale(config: &Value, folder: &Path, path: &Path) -> Result<Option<f64>, Error> {
     let normalize = match config.get("normalize_activations") {
         None | Some(Value::Null | Value::Bool(false)) => return Ok(None),
-        // Older configurations.
+        // In older configurations.
         Some(Value::Bool(true)) => "expected_average_only_in",
         Some(Value::String(text)) => text,
         Some(other) => return Err(Error::format(path, format!("normalize_activations = {other}"))),
@@ -101,7 +92,7 @@ fn scale(config: &Value, folder: &Path, path: &Path) -> Result<Option<f64>, Erro
                 None => Err(Error::format(
                     path,
                     format!(
-                        "normalize_activations = expected_average_only_in needs the scale of the inputs (`scaling_factor` in {SCALER}); fold it in SAELens by fold_activation_norm_scaling_factor"
+                        "normalize_activations = expected_average_only_in needs the scale of the inputs (`scaling_factor` in {SCALER}), which is missing: fold it with SAELens' fold_activation_norm_scaling_factor"
                     ),
                 )),
             }
@@ -109,7 +100,7 @@ fn scale(config: &Value, folder: &Path, path: &Path) -> Result<Option<f64>, Erro
         other => Err(Error::format(
             path,
             format!(
-                "normalize_activations = `{other}` is not supported: it divides every token by its own size, which no weights can take over"
+                "normalize_activations = `{other}` is not supported: it normalizes each token by itself, which can't be folded into the weights"
             ),
         )),
     }
@@ -123,36 +114,37 @@ fn provenance(config: &Value) -> Provenance {
     Provenance { model_name: find(&["model_name"]), hook_name: find(&["hook_name", "hook_point"]) }
 }
 
-/// Some old files hold a factor for each feature that was never trained: ones.
+/// Drops the per-feature factors of some old files, which were never trained and are all 1.
 fn drop_unit_scaling(arrays: &mut Arrays, path: &Path) -> Result<(), Error> {
     for name in ["scaling_factor", "finetuning_scaling_factor"] {
         let Some(Array { values, .. }) = arrays.0.remove(name) else { continue };
         if values.iter().any(|x| (x - 1.0).abs() > 1e-5) {
-            let message = format!("`{name}` differs from 1: finetuned scales are not supported");
+            let message = format!("`{name}` is not all 1: finetuned scales are not supported");
             return Err(Error::format(path, message));
         }
     }
     Ok(())
 }
 
-/// Writes a folder that `sae_lens.SAE.load_from_disk` opens. The folder must exist.
+/// Writes an autoencoder into an existing folder, which `sae_lens.SAE.load_from_disk` opens.
+///
+/// # Errors
+/// The files can't be written.
 pub fn save_sae_lens(sae: &Sae, folder: &Path) -> Result<(), Error> {
     let hook_name = &sae.provenance.hook_name;
     let by_head = hook_name.as_deref().is_some_and(|name| name.ends_with("hook_z"));
-    let config = json!({
-        "architecture": "jumprelu",
-        "d_in": sae.d_in(),
-        "d_sae": sae.d_sae(),
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": false,
-        "normalize_activations": "none",
-        "reshape_activations": if by_head { "hook_z" } else { "none" },
-        "metadata": {
-            "sae_lens_version": VERSION,
-            "model_name": sae.provenance.model_name,
-            "hook_name": hook_name,
-        },
+    let mut config = Facts::of(&sae.encoder.activation).sae_lens;
+    config["d_in"] = sae.d_in().into();
+    config["d_sae"] = sae.d_sae().into();
+    config["dtype"] = "float32".into();
+    config["device"] = "cpu".into();
+    config["apply_b_dec_to_input"] = false.into();
+    config["normalize_activations"] = "none".into();
+    config["reshape_activations"] = if by_head { "hook_z" } else { "none" }.into();
+    config["metadata"] = json!({
+        "sae_lens_version": VERSION,
+        "model_name": sae.provenance.model_name,
+        "hook_name": hook_name,
     });
     let path = folder.join(CONFIG);
     std::fs::write(&path, format!("{config:#}\n")).map_err(Error::io(&path))?;
@@ -166,7 +158,7 @@ pub fn save_sae_lens(sae: &Sae, folder: &Path) -> Result<(), Error> {
         views.push((*name, view.map_err(fail)?));
     }
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    // safetensors writes a file that its owner alone may read; here it gets what any new file gets.
+    // safetensors makes its file readable by the owner alone; give it the permissions of any new file.
     let new = std::fs::File::options().append(true).create(true).open(&path);
     let new = new.and_then(|file| file.metadata()).map_err(Error::io(&path))?;
     safetensors::serialize_to_file(views, Some(metadata), &path).map_err(fail)?;

@@ -1,4 +1,4 @@
-//! Safetensors files of floats.
+//! Arrays of floats in safetensors files.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::Error;
 
-/// Every tensor of a file, as float32.
+/// All tensors of a file, as float32.
 pub(super) fn read(path: &Path) -> Result<Arrays, Error> {
     bounded(path, LARGEST)?;
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
@@ -19,8 +19,10 @@ pub(super) fn read(path: &Path) -> Result<Arrays, Error> {
     let mut arrays = Arrays::default();
     for (name, view) in file.tensors() {
         let values = to_f32(&view).ok_or_else(|| {
-            let message =
-                format!("`{name}` is {:?}; F32, F64, F16 and BF16 are read", view.dtype());
+            let message = format!(
+                "`{name}` is {:?}, only F32, F64, F16 and BF16 are supported",
+                view.dtype()
+            );
             Error::format(path, message)
         })?;
         arrays.insert(&name, Array { shape: view.shape().to_vec(), values });

@@ -8,20 +8,20 @@ pub mod report;
 pub mod sae;
 pub mod sft;
 
-use std::path::Path;
+use std::{fmt, path::Path, str::FromStr};
 
 use anyhow::{Context, Result};
 use fpo_data::{Fingerprint, hash};
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::run::{Run, Stage};
 
 /// The stages in their order, by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum StageName {
     /// Data and tokenizer.
     Prepare,
-    /// The reference model.
+    /// Supervised fine-tuning, which makes the reference model.
     Sft,
     /// The sparse autoencoder.
     Sae,
@@ -29,19 +29,73 @@ pub enum StageName {
     Reference,
     /// Preference alignment.
     Align,
-    /// Before and after.
+    /// Measuring before and after.
     Evaluate,
-    /// The page.
+    /// The page that shows it all.
     Report,
 }
 
-/// Runs the stages up to and including `until`.
-pub fn run(run: &Run, until: StageName) -> Result<()> {
-    let Some(base) = Base::make(run, until)? else { return Ok(()) };
-    if until >= StageName::Align {
-        align_and_report(run, &base, until)?;
+impl StageName {
+    /// All stages, in their order.
+    pub const ALL: [Self; 7] = [
+        Self::Prepare,
+        Self::Sft,
+        Self::Sae,
+        Self::Reference,
+        Self::Align,
+        Self::Evaluate,
+        Self::Report,
+    ];
+
+    /// As it is written on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Prepare => "prepare",
+            Self::Sft => "sft",
+            Self::Sae => "sae",
+            Self::Reference => "reference",
+            Self::Align => "align",
+            Self::Evaluate => "evaluate",
+            Self::Report => "report",
+        }
     }
-    Ok(())
+}
+
+impl fmt::Display for StageName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for StageName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|stage| stage.name() == text);
+        found.ok_or_else(|| {
+            format!("no stage `{text}`: there are {}", Self::ALL.map(Self::name).join(", "))
+        })
+    }
+}
+
+/// Runs the stages up to and including `until`. What the report says, if it was reached.
+///
+/// # Errors
+/// Those of the stages.
+pub fn run(run: &Run, until: StageName) -> Result<Option<report::Finished>> {
+    let Some(base) = Base::make(run, until)? else { return Ok(None) };
+    if until < StageName::Align {
+        return Ok(None);
+    }
+    let align = align::align(run, &base)?;
+    if until < StageName::Evaluate {
+        return Ok(None);
+    }
+    let evaluation = evaluate::evaluate(run, &base, &align)?;
+    if until < StageName::Report {
+        return Ok(None);
+    }
+    report::report(run, &base, &align, &evaluation).map(Some)
 }
 
 /// What every method starts from.
@@ -52,62 +106,57 @@ pub struct Base {
     pub sft: Stage,
     /// The autoencoder's stage.
     pub sae: Stage,
-    /// The cache's stage.
-    pub reference: Stage,
+    /// The reference caches, and the reader of features.
+    pub caches: reference::Caches,
 }
 
 impl Base {
-    /// The stages before alignment; `None` if `until` ends among them.
+    /// The stages before alignment; none if `until` ends among them.
+    ///
+    /// # Errors
+    /// Those of the stages.
     pub fn make(run: &Run, until: StageName) -> Result<Option<Self>> {
         let prepared = prepare::prepare(run)?;
-        if until == StageName::Prepare {
+        if until < StageName::Sft {
             return Ok(None);
         }
         let sft = sft::sft(run, &prepared)?;
-        if until == StageName::Sft {
+        if until < StageName::Sae {
             return Ok(None);
         }
         let sae = sae::sae(run, &prepared, &sft)?;
-        if until == StageName::Sae {
+        if until < StageName::Reference {
             return Ok(None);
         }
-        let reference = reference::reference(run, &prepared, &sft, &sae)?;
-        Ok(Some(Self { prepared, sft, sae, reference }))
+        let caches = reference::reference(run, &prepared, &sft, &sae)?;
+        Ok(Some(Self { prepared, sft, sae, caches }))
     }
 }
 
-/// The stages that depend on the method. Returns what was measured, if evaluation was reached.
-pub fn align_and_report(
-    run: &Run,
-    base: &Base,
-    until: StageName,
-) -> Result<Option<evaluate::Evaluation>> {
-    let align = align::align(run, base)?;
-    if until == StageName::Align {
-        return Ok(None);
-    }
-    let evaluate = evaluate::evaluate(run, base, &align)?;
-    let evaluation = evaluate::Evaluation::load(&evaluate.folder)?;
-    if until == StageName::Report {
-        report::report(run, base, &align, &evaluation)?;
-    }
-    Ok(Some(evaluation))
-}
-
-/// Settings that say how a thing is computed and not what, but for rounding: an interrupted stage may go on with others.
+/// Settings that change how a stage computes but not what, apart from rounding: an interrupted stage may resume with others.
 const MAY_CHANGE: [&str; 3] = ["micro_batch_size", "checkpoint_every", "checkpoint_activations"];
+
+/// Settings that older runs lack, at the values that they had: left out, so that the stages of those runs stand.
+const NEWER: [(&str, Option<&str>); 1] = [("rendering", Some("auto"))];
 
 /// A settings section as an item of a fingerprint.
 fn section(settings: &impl Serialize) -> Result<String> {
     let mut section = serde_json::to_value(settings)?;
     if let Some(fields) = section.as_object_mut() {
         fields.retain(|key, _| !MAY_CHANGE.contains(&key.as_str()));
+        // Runs made before there was this setting had its default.
+        if fields.get("rendering").is_some_and(|rendering| rendering == "auto") {
+            fields.remove("rendering");
+        }
     }
     Ok(section.to_string())
 }
 
 /// The content of a file or folder as an item of a fingerprint.
-pub(crate) fn content(path: &Path) -> Result<String> {
+///
+/// # Errors
+/// It can't be read.
+pub fn content(path: &Path) -> Result<String> {
     let hash = match path.is_dir() {
         true => hash::hash_folder(path),
         false => hash::hash_file(path),
@@ -122,7 +171,7 @@ fn fingerprint(run: &Run) -> Fingerprint {
         .with("seed", run.settings.seed)
 }
 
-/// The same for the stages that compute something with a model.
+/// The same for the stages that compute with a model.
 fn fingerprint_of_model(run: &Run) -> Fingerprint {
     fingerprint(run).with("precision", run.settings.model.precision)
 }
@@ -134,7 +183,7 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 }
 
 /// Reads a value that [`write_json`] wrote.
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text =
         std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))

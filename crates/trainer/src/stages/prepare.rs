@@ -116,7 +116,7 @@ fn fill(run: &Run, given: Option<Tokenizer>, workspace: &Workspace) -> Result<()
     let template = TemplateChoice::from(tokenizer.chat_template()?);
     let truncation =
         Truncation { max_length: s.data.max_length, max_prompt_length: s.data.max_prompt_length };
-    let preparer = Preparer::new(&tokenizer, &template, truncation)?;
+    let preparer = Preparer::new(&tokenizer, &template, s.data.rendering, truncation)?;
 
     let (examples, sft) = preparer.prepare_examples(&raw.sft)?;
     let (train, train_summary) = preparer.prepare_pairs(&raw.train)?;
@@ -128,11 +128,15 @@ fn fill(run: &Run, given: Option<Tokenizer>, workspace: &Workspace) -> Result<()
             bail!("nothing is left for `{name}` after truncation to {} tokens", s.data.max_length);
         }
     }
-    let none = fpo_data::Fingerprint::default();
     let file = |name: &str| workspace.output.join(name);
-    SequenceStore::write(&file("sft.arrow"), &none, examples)?;
-    PairStore::write(&file("train.arrow"), &none, train)?;
-    PairStore::write(&file("held_out.arrow"), &none, held_out)?;
+    let fingerprint = preparer.fingerprint_of_examples(&raw.sft, &examples);
+    SequenceStore::write(&file("sft.arrow"), &fingerprint, examples)?;
+    for (name, raw, pairs) in
+        [("train.arrow", &raw.train, train), ("held_out.arrow", &raw.held_out, held_out)]
+    {
+        let fingerprint = preparer.fingerprint(raw, &pairs);
+        PairStore::write(&file(name), &fingerprint, pairs)?;
+    }
 
     let mut prompts = Vec::with_capacity(raw.prompts.len());
     for (prompt, expected, task) in raw.prompts {
@@ -150,15 +154,20 @@ fn fill(run: &Run, given: Option<Tokenizer>, workspace: &Workspace) -> Result<()
     if let Some(source) = summary.source
         && source.dropped_empty > 0
     {
-        eprintln!(
-            "{:>9}  {} of {} rows have an empty response and are left out",
-            "prepared", source.dropped_empty, source.rows
+        let (dropped, rows) = (source.dropped_empty, source.rows);
+        let note = format!("{dropped} of {rows} rows have an empty response and are left out");
+        run.reporter.note("prepared", note);
+    }
+    let already = summary.train.already_templated + summary.held_out.already_templated;
+    if already > 0 {
+        let note = format!(
+            "{already} rows already carry the chat template's tokens and are left as they are (data.rendering = \"auto\")"
         );
+        run.reporter.note("prepared", note);
     }
     let dropped = summary.train.dropped_empty + summary.held_out.dropped_empty;
-    eprintln!(
-        "{:>9}  done in {:.1} s  {} examples, {} pairs, {} held out, {} prompts; {} pairs dropped, {} clipped",
-        "prepared",
+    let note = format!(
+        "done in {:.1} s  {} examples, {} pairs, {} held out, {} prompts; {} pairs dropped, {} clipped",
         begun.elapsed().as_secs_f64(),
         summary.sft.kept,
         summary.train.kept,
@@ -167,6 +176,7 @@ fn fill(run: &Run, given: Option<Tokenizer>, workspace: &Workspace) -> Result<()
         dropped,
         summary.train.clipped + summary.held_out.clipped,
     );
+    run.reporter.note("prepared", note);
     Ok(())
 }
 
@@ -270,10 +280,5 @@ impl Prepared {
             train_summary: summary.train,
             stage,
         })
-    }
-
-    /// Tokens whose positions no autoencoder is trained on.
-    pub fn excluded_tokens(&self) -> Vec<u32> {
-        [self.tokenizer.bos_id(), self.tokenizer.eos_id()].into_iter().flatten().collect()
     }
 }

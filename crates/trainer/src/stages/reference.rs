@@ -1,26 +1,24 @@
-//! The offline reference: one pass of the reference model over all pairs, so that alignment needs
-//! only a few numbers of each.
+//! The offline reference: one pass of the reference model over all pairs, so that alignment needs only a few values of each.
 
-use std::fs;
+use std::{fs, path::PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use fpo_config::MoreSite;
 use fpo_data::{
-    Fingerprint, PairBatch, PairView, ReferenceCache,
-    reference::{CacheShape, SharedCache, StoredFeatures},
+    Fingerprint, PairStore, ReferenceCache,
+    reference::{CacheShape, Pass, ROWS_PER_SHARD, SharedCache, StoredFeatures},
 };
-use fpo_transformer::{Site, weights};
+use fpo_interp::reader::FeatureReader;
+use fpo_transformer::{Site, hash_model, weights};
 
 use super::prepare::Prepared;
 use crate::{
-    forward::FeatureReader,
-    progress::Progress,
-    reference_pass::{Pass, ROWS_PER_SHARD, reference_rows},
-    run::{Run, Stage},
-    settings::MoreSite,
+    reference::{FeatureBinding, Reference, fingerprint},
+    run::{Run, Stage, Workspace},
 };
 
-/// Which half of the data a cache is about.
-#[derive(Clone, Copy, Debug)]
+/// Which pairs a cache is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
     /// The training pairs.
     Train,
@@ -29,104 +27,145 @@ pub enum Split {
 }
 
 impl Split {
+    const ALL: [Self; 2] = [Self::Train, Self::HeldOut];
+
     const fn folder(self) -> &'static str {
         match self {
             Self::Train => "train",
             Self::HeldOut => "held_out",
         }
     }
+
+    /// Its pairs.
+    pub fn pairs(self, prepared: &Prepared) -> &PairStore {
+        match self {
+            Self::Train => &prepared.train,
+            Self::HeldOut => &prepared.held_out,
+        }
+    }
 }
 
-/// Everything that the numbers in a cache depend on.
-fn cache_fingerprint(
+/// The caches of a run: where they are and what they are bound to.
+pub struct Caches {
+    /// The stage.
+    pub stage: Stage,
+    /// Reads features as the reference's were read.
+    pub reader: FeatureReader,
+    folders: [PathBuf; 2],
+    bound: [Fingerprint; 2],
+}
+
+impl Caches {
+    /// Opens the cache of one half of the data; one that was made from other things is refused, and what differs is named.
+    ///
+    /// # Errors
+    /// A cache that can't be read, doesn't match, or lacks pairs.
+    pub fn open(&self, split: Split, prepared: &Prepared) -> Result<ReferenceCache> {
+        let cache =
+            ReferenceCache::open(&self.folders[split as usize], &self.bound[split as usize])?;
+        cache.require(split.pairs(prepared).iter().map(|pair| pair.id))?;
+        Ok(cache)
+    }
+}
+
+/// Makes what is missing. Its shards are checkpoints: those written before an interruption are not made again.
+///
+/// With `reference.path` the training pairs' cache is the one in that folder, as `fpo reference` wrote it.
+///
+/// # Errors
+/// An autoencoder that doesn't fit the model, or a cache in `reference.path` that was made from other things.
+pub fn reference(run: &Run, prepared: &Prepared, sft: &Stage, sae: &Stage) -> Result<Caches> {
+    let s = &run.settings;
+    let (reader, features) = feature_reader(run, prepared, sae)?;
+    let weights = hash_model(&sft.folder)?;
+    let bound = Split::ALL.map(|split| {
+        let tokens = split.pairs(prepared).binding();
+        fingerprint(tokens, weights.clone(), s.model.precision, Some(&features))
+    });
+    let given = s.reference.path.as_ref();
+    let mut made_from = super::fingerprint(run);
+    for (split, bound) in Split::ALL.into_iter().zip(&bound) {
+        if given.is_none() || split == Split::HeldOut {
+            made_from = made_from.with(split.folder(), bound.hash());
+        }
+    }
+    let stage = run.stage("reference", made_from, |workspace| {
+        fill(run, prepared, sft, &reader, &bound, workspace)
+    })?;
+    let folders = Split::ALL.map(|split| match given {
+        Some(path) if split == Split::Train => path.clone(),
+        _ => stage.folder.join(split.folder()),
+    });
+    let caches = Caches { stage, reader, folders, bound };
+    if given.is_some() {
+        // Refused before a model is loaded for training.
+        caches.open(Split::Train, prepared).context("reference.path")?;
+    }
+    Ok(caches)
+}
+
+fn fill(
     run: &Run,
     prepared: &Prepared,
     sft: &Stage,
-    sae: &Stage,
-) -> Result<Fingerprint> {
-    let s = &run.settings;
-    let mut fingerprint = Fingerprint::default();
-    for MoreSite { site, sae } in &s.align.more_sites {
-        fingerprint = fingerprint.with(&format!("sae at {site}"), super::content(sae)?);
-    }
-    Ok(fingerprint
-        .with("columns", "with shared_log_prob")
-        .with("weights", &sft.hash)
-        .with("sae", &sae.hash)
-        .with("tokenizer", prepared.tokenizer.hash())
-        .with("template", prepared.template.hash())
-        .with("max_length", s.data.max_length)
-        .with("max_prompt_length", format!("{:?}", s.data.max_prompt_length))
-        .with("site", &s.sae.site)
-        .with("pooling", s.align.pooling.name())
-        .with("pairs", &prepared.stage.hash)
-        .with("top_n", format!("{:?}", s.reference.top_n)))
-}
-
-/// The reader of sparse features, of all sites, that reference and policy share.
-pub fn feature_reader(run: &Run, prepared: &Prepared, sae: &Stage) -> Result<FeatureReader> {
-    let site: Site = run.settings.sae.site.parse()?;
-    let loaded = fpo_sae::load(&sae.folder, &run.device)?;
-    let pooling = run.settings.align.pooling;
-    let mut reader = FeatureReader::new(&loaded, site, pooling, prepared.excluded_tokens());
-    for MoreSite { site, sae } in &run.settings.align.more_sites {
-        reader = reader.and(&fpo_sae::load(sae, &run.device)?, site.parse()?);
-    }
-    Ok(reader)
-}
-
-/// Opens one half of the cache; one that was made from other things is refused.
-pub fn open_cache(
-    run: &Run,
-    prepared: &Prepared,
-    (sft, sae, reference): (&Stage, &Stage, &Stage),
-    split: Split,
-) -> Result<ReferenceCache> {
-    let expected = cache_fingerprint(run, prepared, sft, sae)?;
-    Ok(ReferenceCache::open(&reference.folder.join(split.folder()), &expected)?)
-}
-
-/// The stage. Its parts are checkpoints: what was written before it was interrupted need not be made
-/// again.
-pub fn reference(run: &Run, prepared: &Prepared, sft: &Stage, sae: &Stage) -> Result<Stage> {
-    let s = &run.settings;
-    let cache = cache_fingerprint(run, prepared, sft, sae)?;
-    let fingerprint = super::fingerprint_of_model(run).with("cache", cache.hash());
-    run.stage("reference", fingerprint, |workspace| {
-        let model = weights::load(&sft.folder, run.placement())?;
-        let reader = feature_reader(run, prepared, sae)?;
-        reader.check(model.config())?;
-        let pad = prepared.tokenizer.pad_id();
-        let rows = |batch: &[PairView]| {
-            reference_rows(&model, Some(&reader), &PairBatch::new(batch, pad)?)
+    reader: &FeatureReader,
+    bound: &[Fingerprint; 2],
+    workspace: &Workspace,
+) -> Result<()> {
+    let s = &run.settings.reference;
+    let model = weights::load(&sft.folder, run.placement())?;
+    reader.check(model.config())?;
+    let pad = prepared.tokenizer.pad_id();
+    let reference = Reference { model: &model, reader: Some(reader), pad };
+    let made = |split: &Split| s.path.is_none() || *split == Split::HeldOut;
+    let splits: Vec<Split> = Split::ALL.into_iter().filter(made).collect();
+    let total = splits.iter().map(|split| split.pairs(prepared).len()).sum();
+    let mut progress = run.reporter.begin("reference", "pairs", total, 0);
+    for &split in &splits {
+        let pairs = split.pairs(prepared);
+        let shape = CacheShape {
+            pairs: pairs.len(),
+            d_sae: reader.d_sae(),
+            stored: s.top_n.map_or(StoredFeatures::All, StoredFeatures::Top),
+            rows_per_shard: ROWS_PER_SHARD,
         };
-        let halves = [(Split::Train, &prepared.train), (Split::HeldOut, &prepared.held_out)];
-        let total = halves.iter().map(|(_, pairs)| pairs.len()).sum();
-        let mut progress = Progress::new("reference", "pairs", total, 0);
-        for (split, pairs) in halves {
-            let shape = CacheShape {
-                pairs: pairs.len(),
-                d_sae: reader.d_sae(),
-                stored: s.reference.top_n.map_or(StoredFeatures::All, StoredFeatures::Top),
-                rows_per_shard: ROWS_PER_SHARD,
-            };
-            let folder = workspace.checkpoints.join(split.folder());
-            let shared = SharedCache::open(&folder, &cache, shape, None)?;
-            let pass = Pass::new(pairs.iter().collect(), s.reference.batch_size.get());
-            for shard in 0..shared.shards() {
-                match shared.has(shard)? {
-                    true => progress.skip(pass.pairs_of(shard, shared.shards())),
-                    false => pass.write(&shared, shard, &rows, &mut progress)?,
-                }
+        let folder = workspace.checkpoints.join(split.folder());
+        let cache = SharedCache::open(&folder, &bound[split as usize], shape, None)?;
+        let pass = Pass::new(pairs.iter().collect(), s.batch_size.get());
+        for shard in 0..cache.shards() {
+            match cache.has(shard)? {
+                true => progress.skip(pass.pairs_of(shard, cache.shards())),
+                false => reference.write(&pass, &cache, shard, &mut progress)?,
             }
         }
-        for (split, _) in halves {
-            let (from, to) = [&workspace.checkpoints, &workspace.output]
-                .map(|folder| folder.join(split.folder()))
-                .into();
-            fs::rename(&from, &to).with_context(|| format!("moving {}", from.display()))?;
-        }
-        progress.finish(&format!("{total} pairs"));
-        Ok(())
-    })
+    }
+    for split in splits {
+        let (from, to) = [&workspace.checkpoints, &workspace.output]
+            .map(|folder| folder.join(split.folder()))
+            .into();
+        fs::rename(&from, &to).with_context(|| format!("moving {}", from.display()))?;
+    }
+    progress.finish(&format!("{total} pairs"));
+    Ok(())
+}
+
+/// The reader of sparse features at all sites, which reference and policy share, and what a cache of its features is bound to.
+fn feature_reader(
+    run: &Run,
+    prepared: &Prepared,
+    sae: &Stage,
+) -> Result<(FeatureReader, FeatureBinding)> {
+    let s = &run.settings;
+    let pooling = s.align.pooling;
+    let mut reader = FeatureReader::new(pooling, prepared.tokenizer.special_ids());
+    let mut bound = FeatureBinding { encoders: Vec::new(), pooling, top_n: s.reference.top_n };
+    let first = MoreSite { site: s.sae.site.clone(), sae: sae.folder.clone() };
+    for MoreSite { site, sae } in std::iter::once(&first).chain(&s.align.more_sites) {
+        let (loaded, site): (_, Site) = (fpo_sae::load(sae, &run.device)?, site.parse()?);
+        bound.push(&loaded, site);
+        reader = reader.with(&loaded, site);
+    }
+    let (k, smallest) = (s.align.k, reader.widths().into_iter().min().unwrap_or(0));
+    ensure!(k <= smallest, "align.k = {k} is more than the {smallest} features of the autoencoder");
+    Ok((reader, bound))
 }

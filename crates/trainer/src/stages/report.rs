@@ -7,82 +7,47 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use fpo_data::atomic;
+use fpo_data::{atomic, checkpoints::METRICS_FILE};
+use fpo_metrics::{chart, charts, table};
+use fpo_report::{Chart, Report, Sample, StageCurves, TableRow, render};
 use serde_json::{Map, Value};
 
 use super::{
     Base,
     evaluate::{Answer, Evaluation},
 };
-use crate::{
-    report::{
-        Better, Chart, Report, Sample, Series, StageCurves, TableRow, Unit, render, terminal_table,
-    },
-    run::{Run, Stage},
-    training::METRICS_FILE,
-};
+use crate::run::{Run, Stage};
 
 /// Answers shown on the page.
 const SAMPLES_SHOWN: usize = 24;
 
-/// Writes `report.html` and prints the table and the paths.
-pub fn report(run: &Run, base: &Base, align: &Stage, evaluation: &Evaluation) -> Result<()> {
-    let table = table(evaluation);
+/// What a finished run has to show.
+pub struct Finished {
+    /// Metrics before and after alignment.
+    pub table: Vec<TableRow>,
+    /// The aligned model's folder.
+    pub model: PathBuf,
+    /// The page.
+    pub page: PathBuf,
+}
+
+/// Writes `report.html`.
+///
+/// # Errors
+/// A metrics file that can't be read, or the disk's.
+pub fn report(run: &Run, base: &Base, align: &Stage, evaluation: &Evaluation) -> Result<Finished> {
+    let table = table(&evaluation.before, &evaluation.after);
     let path = run.folder.join("report.html");
-    let page = render(&page(run, base, align, evaluation, table.clone())?);
-    write_page(&path, &page)?;
-    println!("{}", terminal_table(&table));
-    println!("aligned model  {}", align.folder.display());
-    println!("report         {}", path.display());
-    Ok(())
+    write_page(&path, &render(&page(run, base, align, evaluation, table.clone())?))?;
+    Ok(Finished { table, model: align.folder.clone(), page: path })
 }
 
 /// Puts a page in its place, whole or not at all.
+///
+/// # Errors
+/// The disk's.
 pub fn write_page(path: &Path, page: &str) -> Result<()> {
     atomic::write_file(path, |file| -> Result<()> { Ok(file.write_all(page.as_bytes())?) })
-}
-
-/// The rows of the final table.
-pub fn table(evaluation: &Evaluation) -> Vec<TableRow> {
-    let (before, after) = (&evaluation.before, &evaluation.after);
-    let row = |metric: &str, explanation: &str, unit, better, before, after| TableRow {
-        metric: metric.into(),
-        explanation: explanation.into(),
-        before,
-        after,
-        unit,
-        better,
-    };
-    macro_rules! rows {
-        ($($metric:literal, $explanation:literal, $unit:ident, $better:ident, $field:ident;)*) => {
-            vec![$(row(
-                $metric, $explanation, Unit::$unit, Better::$better,
-                Some(before.$field), Some(after.$field),
-            )),*]
-        };
-    }
-    let mut rows = rows![
-        "Loss", "The method's loss on held-out pairs.", Plain, Lower, loss;
-        "Accuracy", "Held-out pairs whose chosen response has the higher average log-probability per token.", Percent, Higher, accuracy;
-        "Reward margin", "Mean difference of the method's own rewards, chosen minus rejected.", Plain, Higher, reward_margin;
-        "KL, chosen", "KL(reference ‖ model) summed over a response, mean over chosen responses.", Nats, Neither, chosen_kl;
-        "KL, rejected", "The same over rejected responses.", Nats, Neither, rejected_kl;
-        "D, chosen", "Feature distance to the reference (equation 10), mean over chosen responses.", Plain, Neither, chosen_distance;
-        "D, rejected", "The same over rejected responses.", Plain, Neither, rejected_distance;
-        "Entropy", "Mean entropy of the distributions from which answers were drawn.", Nats, Neither, entropy;
-        "Answer length", "Mean length of an answer.", Tokens, Neither, answer_tokens;
-    ];
-    if before.right.is_some() || after.right.is_some() {
-        rows.push(row(
-            "Right answers",
-            "Answers to held-out prompts that the built-in checker calls right, in content and in format.",
-            Unit::Percent,
-            Better::Higher,
-            before.right,
-            after.right,
-        ));
-    }
-    rows
 }
 
 fn page(
@@ -134,74 +99,42 @@ fn page(
     })
 }
 
-/// The curves of the stages that have any.
+/// The charts of the stages that have any.
 fn curves(sft: &Path, sae: &Path, align: &Path) -> Result<Vec<StageCurves>> {
-    // (title, y label, series: (name, key))
-    type Charts =
-        &'static [(&'static str, &'static str, &'static [(&'static str, &'static str)])];
-    const LOSS: (&str, &str, &[(&str, &str)]) = ("Loss", "nats", &[("Loss", "loss")]);
-    const RATE: (&str, &str, &[(&str, &str)]) =
-        ("Learning rate", "", &[("Learning rate", "learning_rate")]);
-    const NORM: (&str, &str, &[(&str, &str)]) =
-        ("Gradient norm", "", &[("Gradient norm", "grad_norm")]);
-    const SFT: Charts = &[LOSS, RATE, NORM];
-    const SAE: Charts = &[
-        ("Reconstruction error", "share of E‖x‖²", &[("Reconstruction error", "mse")]),
-        ("L0", "active features", &[("L0", "l0")]),
-        RATE,
-    ];
-    const ALIGN: Charts = &[
-        LOSS,
+    type Lines<'a> = &'a [Map<String, Value>];
+    let loss = |lines: Lines| chart("Loss", "nats", &[("Loss", "loss")], lines);
+    let rate =
+        |lines: Lines| chart("Learning rate", "", &[("Learning rate", "learning_rate")], lines);
+    let norm = |lines: Lines| chart("Gradient norm", "", &[("Gradient norm", "grad_norm")], lines);
+    let of_sft =
+        |lines: Lines| [loss(lines), rate(lines), norm(lines)].into_iter().flatten().collect();
+    let of_sae = |lines: Lines| {
+        let error = [("Reconstruction error", "mse")];
+        let error = chart("Reconstruction error", "share of E‖x‖²", &error, lines);
+        let l0 = chart("L0", "active features", &[("L0", "l0")], lines);
+        [error, l0, rate(lines)].into_iter().flatten().collect()
+    };
+    let of_align = |lines: Lines| {
+        charts(lines).into_iter().chain([rate(lines), norm(lines)].into_iter().flatten()).collect()
+    };
+    type Of<'a> = &'a dyn Fn(Lines) -> Vec<Chart>;
+    let stages: [(&str, &str, &Path, Of); 3] = [
+        ("SFT", "Supervised fine-tuning: the model that alignment starts from.", sft, &of_sft),
+        ("SAE", "The sparse autoencoder on that model's activations.", sae, &of_sae),
         (
-            "Accuracy",
-            "share",
-            &[("length-normalised", "accuracy"), ("reward", "rewards/accuracies")],
+            "Align",
+            "Preference alignment; each point is a batch of training pairs.",
+            align,
+            &of_align,
         ),
-        (
-            "Rewards",
-            "",
-            &[
-                ("chosen", "rewards/chosen"),
-                ("rejected", "rewards/rejected"),
-                ("margin", "rewards/margins"),
-            ],
-        ),
-        (
-            "Log-probability",
-            "nats per response",
-            &[("chosen", "logps/chosen"), ("rejected", "logps/rejected")],
-        ),
-        (
-            "Feature distance D",
-            "",
-            &[("chosen", "distance/chosen"), ("rejected", "distance/rejected")],
-        ),
-        ("KL to the reference", "nats", &[("chosen", "kl/chosen"), ("rejected", "kl/rejected")]),
-        RATE,
-        NORM,
-    ];
-    let stages: [(&str, &str, &Path, Charts); 3] = [
-        ("SFT", "Supervised fine-tuning: the model that alignment starts from.", sft, SFT),
-        ("SAE", "The sparse autoencoder on that model's activations.", sae, SAE),
-        ("Align", "Preference alignment; every point is a batch of training pairs.", align, ALIGN),
     ];
     let mut found = Vec::new();
-    for (stage, caption, folder, charts) in stages {
+    for (stage, caption, folder, of) in stages {
         let path = folder.join(METRICS_FILE);
         if !path.exists() {
             continue;
         }
-        let lines = read_metrics(&path)?;
-        let charts: Vec<Chart> = charts
-            .iter()
-            .map(|(title, y_label, series)| Chart {
-                title: (*title).into(),
-                x_label: "step".into(),
-                y_label: (*y_label).into(),
-                series: series.iter().filter_map(|(name, key)| curve(&lines, name, key)).collect(),
-            })
-            .filter(|chart| !chart.series.is_empty())
-            .collect();
+        let charts = of(&read_metrics(&path)?);
         if !charts.is_empty() {
             found.push(StageCurves { stage: stage.into(), caption: caption.into(), charts });
         }
@@ -209,14 +142,7 @@ fn curves(sft: &Path, sae: &Path, align: &Path) -> Result<Vec<StageCurves>> {
     Ok(found)
 }
 
-fn curve(lines: &[Map<String, Value>], name: &str, key: &str) -> Option<Series> {
-    let point =
-        |line: &Map<String, Value>| Some((line.get("step")?.as_f64()?, line.get(key)?.as_f64()?));
-    let points: Vec<(f64, f64)> = lines.iter().filter_map(point).collect();
-    (!points.is_empty()).then(|| Series { name: name.into(), points })
-}
-
-fn read_metrics(path: &PathBuf) -> Result<Vec<Map<String, Value>>> {
+fn read_metrics(path: &Path) -> Result<Vec<Map<String, Value>>> {
     let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     text.lines()
         .enumerate()

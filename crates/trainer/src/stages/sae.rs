@@ -3,22 +3,25 @@
 use std::fs;
 
 use anyhow::{Context, Result};
+use fpo_data::checkpoints::{Checkpoints, METRICS_FILE};
+use fpo_interp::{
+    activations::{ActivationStore, Source, StoreSettings},
+    autoencoder::open,
+    training::{SaeTrainingRun, quality},
+};
 use fpo_sae::{Sae, save_sae_lens};
 use fpo_transformer::{LanguageModel, Site, weights};
 
 use super::prepare::Prepared;
-use crate::{
-    activations::{ActivationStore, Source, StoreSettings},
-    autoencoder,
-    run::{Run, Stage, Workspace},
-    sae_training::{SaeTrainingRun, quality},
-    training::METRICS_FILE,
-};
+use crate::run::{Run, Stage, Workspace};
 
 /// Tokens kept for measuring, at most.
 const HELD_OUT: usize = 100_000;
 
-/// The stage.
+/// Trains an autoencoder, or reads the one that the settings name, and measures it.
+///
+/// # Errors
+/// An autoencoder that doesn't fit the model, or too few activations.
 pub fn sae(run: &Run, prepared: &Prepared, sft: &Stage) -> Result<Stage> {
     let s = &run.settings.sae;
     let mut fingerprint = super::fingerprint_of_model(run)
@@ -28,33 +31,38 @@ pub fn sae(run: &Run, prepared: &Prepared, sft: &Stage) -> Result<Stage> {
     if let Some(path) = &s.path {
         fingerprint = fingerprint.with("file", super::content(path)?);
     }
-    run.stage("sae", fingerprint, |workspace| {
-        let model = weights::load(&sft.folder, run.placement())?;
-        let site: Site = s.site.parse()?;
-        site.check(model.config().num_hidden_layers)?;
-        let given = match &s.path {
-            Some(path) => Some(autoencoder::open(path, site, &model, &sft.folder)?),
-            None => None,
-        };
-        let mut store = store(run, prepared, &model, site)?;
-        let sae = match given {
-            Some(sae) => sae,
-            None => train(run, &mut store, site, workspace)?,
-        };
-        let held_out = store.measuring_blocks()?.into_iter().next();
-        let quality = quality(&sae, &held_out.context("a site gives one block")?, &run.device)?;
-        eprintln!(
-            "{:>9}  L0 {:.1}, explained variance {:.3}, dead features {:.1} % of {} over {} tokens",
-            "sae",
-            quality.l0,
-            quality.explained_variance,
-            100.0 * quality.dead_features,
-            sae.d_sae(),
-            quality.tokens
-        );
-        super::write_json(&workspace.output.join("quality.json"), &quality)?;
-        Ok(save_sae_lens(&sae, &workspace.output)?)
-    })
+    run.stage("sae", fingerprint, |workspace| fill(run, prepared, sft, workspace))
+}
+
+fn fill(run: &Run, prepared: &Prepared, sft: &Stage, workspace: &Workspace) -> Result<()> {
+    let s = &run.settings.sae;
+    let model = weights::load(&sft.folder, run.placement())?;
+    let site: Site = s.site.parse()?;
+    site.check(model.config().num_hidden_layers)?;
+    let given = match &s.path {
+        Some(path) => {
+            Some(open(path, site, model.config(), &sft.folder, &run.device, &run.reporter)?)
+        }
+        None => None,
+    };
+    let mut store = store(run, prepared, &model, site)?;
+    let sae = match given {
+        Some(sae) => sae,
+        None => train(run, &mut store, site, workspace)?,
+    };
+    let held_out = store.measuring_blocks()?.into_iter().next();
+    let quality = quality(&sae, &held_out.context("a site gives one block")?, &run.device)?;
+    let summary = format!(
+        "L0 {:.1}, explained variance {:.3}, dead features {:.1} % of {} over {} tokens",
+        quality.l0,
+        quality.explained_variance,
+        100.0 * quality.dead_features,
+        sae.d_sae(),
+        quality.tokens
+    );
+    run.reporter.note("sae", summary);
+    super::write_json(&workspace.output.join("quality.json"), &quality)?;
+    Ok(save_sae_lens(&sae, &workspace.output)?)
 }
 
 fn store<'a>(
@@ -68,8 +76,9 @@ fn store<'a>(
         model,
         data: &prepared.sft,
         pad: prepared.tokenizer.pad_id(),
-        excluded: prepared.excluded_tokens(),
+        excluded: prepared.tokenizer.special_ids(),
         sites: vec![site],
+        reporter: run.reporter.clone(),
     };
     ActivationStore::new(
         source,
@@ -91,17 +100,19 @@ fn train(
     site: Site,
     workspace: &Workspace,
 ) -> Result<Sae> {
+    let checkpoints = Checkpoints::new(&workspace.checkpoints);
     let training = SaeTrainingRun {
         stage: "sae",
         settings: &run.settings.sae.training,
         sites: &[site],
         seed: run.settings.seed,
-        model_name: run.folder.join("sft").to_string_lossy().into_owned(),
-        checkpoints: &workspace.checkpoints,
+        // Not the run folder's path: equal runs in different places write equal files.
+        model_name: "sft".into(),
+        checkpoints: &checkpoints,
         checkpoint_every: run.settings.sae.checkpoint_every.get(),
     };
     let sae = training.run(store, &run.device)?.into_iter().next();
-    let metrics = workspace.checkpoints.join(METRICS_FILE);
+    let metrics = checkpoints.metrics();
     fs::copy(&metrics, workspace.output.join(METRICS_FILE))
         .with_context(|| format!("copying {}", metrics.display()))?;
     sae.context("a site gives one autoencoder")

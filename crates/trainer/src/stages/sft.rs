@@ -1,20 +1,23 @@
-//! Supervised fine-tuning: the model from which alignment starts, which is the reference too.
+//! Supervised fine-tuning: the model that alignment starts from, which is the reference too.
 
-use anyhow::{Context, Result, anyhow, bail};
-use fpo_data::{Batches, SequenceBatch};
-use fpo_transformer::{Family, LanguageModel, ModelConfig, Placement, Sizes, weights};
+use anyhow::{Result, anyhow, bail};
+use fpo_data::{Epochs, SequenceBatch};
+use fpo_transformer::{Family, ModelConfig, Sizes};
 use serde_json::Map;
 
 use super::prepare::Prepared;
 use crate::{
-    forward::{Activations, DeviceBatch, Forward},
+    forward::{DeviceBatch, Forward, Keep},
     optim::GradientMap,
-    run::{Run, Stage},
-    trained::Trained,
-    training::{StepResult, Training},
+    run::{Run, Stage, Workspace},
+    trained::{Initial, Trained},
+    training::{Frame, StepResult, Training},
 };
 
-/// The stage. A model that is taken as it is (no epochs) is used where it lies.
+/// Fine-tunes, or with no epochs uses the model where it lies.
+///
+/// # Errors
+/// A model or examples that don't fit together, or those of the training.
 pub fn sft(run: &Run, prepared: &Prepared) -> Result<Stage> {
     let s = &run.settings;
     let mut fingerprint = super::fingerprint(run)
@@ -33,66 +36,57 @@ pub fn sft(run: &Run, prepared: &Prepared) -> Result<Stage> {
         }
         fingerprint = fingerprint.with("weights", hash);
     }
-    run.stage("sft", fingerprint, |workspace| {
-        let frozen = run.placement();
-        let trained_in = frozen.autodiff();
-        let lengths = prepared.sft.lengths();
-        let steps_per_epoch = lengths.len().div_ceil(s.sft.batch_size.get());
-        let plans: Vec<Batches> = (0..s.sft.epochs)
-            .map(|epoch| Batches::shuffled(&lengths, s.sft.batch_size, s.seed, epoch as u64))
-            .collect();
-        let load = |placement: &Placement| initial_model(run, prepared, placement);
-        let trained = Trained::new(s.sft.lora.as_ref(), &frozen, s.model.path.as_deref(), load)?;
-        let training = Training {
-            stage: "sft",
-            workspace,
-            total_steps: s.sft.epochs * steps_per_epoch,
-            checkpoint_every: s.sft.checkpoint_every.get(),
-            optimizer: &s.sft.optimizer,
-            trained: &trained,
-        };
-        let activations = Activations::checkpointed(s.sft.checkpoint_activations);
-        let pad = prepared.tokenizer.pad_id();
-        let model = training.run(
-            &trained_in,
-            || trained.start(s.seed, &trained_in, load),
-            |model, step| {
-                let indices = plans[step / steps_per_epoch]
-                    .get(step % steps_per_epoch)
-                    .with_context(|| format!("no batch for step {step}"))?;
-                let examples = prepared.sft.views(indices)?;
-                let total: usize =
-                    examples.iter().map(|e| e.response.tokens.len() - e.response.prompt_len).sum();
-                let mut gradients = GradientMap::default();
-                let (mut loss, mut tokens) = (0.0, 0);
-                for examples in examples.chunks(s.sft.micro_batch_size.get()) {
-                    let batch = SequenceBatch::new(examples, pad)?.batch;
-                    let device_batch = DeviceBatch::new(&batch, &trained_in.device);
-                    let mut forward =
-                        Forward::for_training(model, &batch, &device_batch, None, activations);
-                    // The mean over all response tokens of the step, whichever part they are in.
-                    let part = -forward.token_log_probs(model, &device_batch).sum() / total as f64;
-                    gradients.add_of(&part, model, forward.tape.take());
-                    loss += part.into_scalar::<f64>();
-                    tokens += batch.real_tokens();
-                }
-                let ids = examples.iter().map(|e| e.id).collect();
-                Ok(StepResult { loss, gradients, tokens, ids, metrics: Map::new() })
-            },
-        )?;
-        trained.finish(&model, &workspace.output)?;
-        prepared.tokenizer.save(&workspace.output)?;
-        Ok(())
-    })
+    run.stage("sft", fingerprint, |workspace| train(run, prepared, workspace))
 }
 
-/// The checkpoint that the settings name, or random weights.
-fn initial_model(run: &Run, prepared: &Prepared, placement: &Placement) -> Result<LanguageModel> {
-    let s = &run.settings.model;
-    let tokenizer = &prepared.tokenizer;
-    if let Some(path) = &s.path {
-        return Ok(weights::load(path, placement)?);
+fn train(run: &Run, prepared: &Prepared, workspace: &Workspace) -> Result<()> {
+    let s = &run.settings.sft;
+    let placement = run.placement().autodiff();
+    let trained = Trained::new(initial(run, prepared)?, s.lora.as_ref(), &run.placement())?;
+    let epochs = Epochs::new(&prepared.sft.lengths(), s.batch_size, s.epochs, run.settings.seed);
+    let keep = Keep::checkpointed(s.checkpoint_activations);
+    let mut training = Training::start(Frame {
+        stage: "sft",
+        workspace,
+        total_steps: epochs.steps(),
+        checkpoint_every: s.checkpoint_every.get(),
+        optimizer: &s.optimizer,
+        trained: &trained,
+        placement: &placement,
+        seed: run.settings.seed,
+    })?;
+    while let Some(step) = training.next_step() {
+        let examples = prepared.sft.views(epochs.batch(step)?)?;
+        let response_tokens: usize =
+            examples.iter().map(|e| e.response.tokens.len() - e.response.prompt_len).sum();
+        let mut gradients = GradientMap::default();
+        let (mut loss, mut tokens) = (0.0, 0);
+        for micro_batch in examples.chunks(s.micro_batch_size.get()) {
+            let batch = SequenceBatch::new(micro_batch, prepared.tokenizer.pad_id())?.batch;
+            let on_device = DeviceBatch::new(&batch, &placement.device);
+            let model = training.model();
+            let mut forward = Forward::for_training(model, &batch, &on_device, None, keep);
+            // The mean over all response tokens of the step, whichever micro-batch they are in.
+            let share = -forward.token_log_probs().sum() / response_tokens as f64;
+            gradients.add_of(&share, model, forward.tape.take());
+            loss += share.into_scalar::<f64>();
+            tokens += batch.real_tokens();
+        }
+        let ids = examples.iter().map(|example| example.id).collect();
+        training.apply(StepResult { loss, gradients, tokens, ids, metrics: Map::new() })?;
     }
+    let model = training.finish()?;
+    trained.finish(&model, &workspace.output)?;
+    Ok(prepared.tokenizer.save(&workspace.output)?)
+}
+
+/// The checkpoint that the settings name, or random weights of their sizes.
+fn initial(run: &Run, prepared: &Prepared) -> Result<Initial> {
+    let s = &run.settings.model;
+    if let Some(path) = &s.path {
+        return Ok(Initial::Folder(path.clone()));
+    }
+    let tokenizer = &prepared.tokenizer;
     let sizes = Sizes { vocab_size: tokenizer.vocab_size(), ..s.sizes() };
     let config = Family::Gemma2.config(&sizes).map_err(|message| anyhow!("model: {message}"))?;
     let config = ModelConfig {
@@ -103,8 +97,6 @@ fn initial_model(run: &Run, prepared: &Prepared, placement: &Placement) -> Resul
         eos_token_ids: tokenizer.stop_ids(),
         ..config
     };
-    if let Err(message) = config.check() {
-        bail!("model: {message}");
-    }
-    Ok(weights::random(&config, run.settings.seed, placement)?)
+    config.check().map_err(|message| anyhow!("model: {message}"))?;
+    Ok(Initial::Random { config: Box::new(config), seed: run.settings.seed })
 }

@@ -2,11 +2,11 @@
 
 use super::*;
 use ::parquet::arrow::ArrowWriter;
-use arrow::array::{
-    ArrayRef, Float64Array, LargeStringArray, ListBuilder, RecordBatch, StringArray, StringBuilder,
-    StringViewArray, StructBuilder,
+use arrow_array::builder::{ListBuilder, StringBuilder, StructBuilder};
+use arrow_array::{
+    ArrayRef, Float64Array, LargeStringArray, RecordBatch, StringArray, StringViewArray,
 };
-use arrow::datatypes::{DataType, Field, Fields};
+use arrow_schema::{DataType, Field, Fields};
 use std::sync::Arc;
 
 fn fields() -> Fields {
@@ -98,7 +98,7 @@ fn kinds_of_text_columns() {
         Arc::new(
             [Some("a")]
                 .into_iter()
-                .collect::<arrow::array::DictionaryArray<arrow::datatypes::Int32Type>>(),
+                .collect::<arrow_array::DictionaryArray<arrow_array::types::Int32Type>>(),
         ),
     ];
     for column in columns {

@@ -1,0 +1,230 @@
+//! The floating-point operations that the mathematics of a step asks for, and the rate at which the device multiplies matrices.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use burn::tensor::{DType, Device, Distribution, Tensor};
+use fpo_transformer::{LoraConfig, ModelConfig, Precision, Projection};
+
+use crate::median;
+use fpo_device::sync;
+use fpo_plan as plan;
+
+/// A step, as far as its products are concerned.
+#[derive(Clone, Debug)]
+pub struct Products<'a> {
+    /// The model.
+    pub config: &'a ModelConfig,
+    /// Texts of the step, all of the same length.
+    pub texts: usize,
+    /// Tokens of each.
+    pub tokens: usize,
+    /// Of these the response's, whose log-probabilities are computed.
+    pub response: usize,
+    /// Adapters alone are trained.
+    pub lora: Option<&'a LoraConfig>,
+    /// A second model reads the texts as well, and its distributions are compared.
+    pub second_model: bool,
+    /// Features of the autoencoder that is read at response positions.
+    pub d_sae: Option<usize>,
+}
+
+impl Products<'_> {
+    /// Operations of one step, a multiplication with its addition counted as two.
+    ///
+    /// Every product of the forward pass once: linear layers at all tokens; scores and sums of attention for each pair of a query
+    /// and a key that it sees; the vocabulary and the autoencoder's encoder at response positions. In the backward pass a product
+    /// costs two of its size where both of its factors want a gradient, and one where a factor is frozen. What is recomputed is
+    /// not counted, nor is anything but products.
+    pub fn flops(&self) -> f64 {
+        let c = self.config;
+        let layers = c.num_hidden_layers as f64;
+        let tokens = (self.texts * self.tokens) as f64;
+        let response = (self.texts * self.response) as f64;
+        let linear = layers * tokens * self.per_block(|[rows, columns]| rows * columns);
+        let adapters = self.lora.map_or(0.0, |lora| {
+            let rank = lora.rank as f64;
+            let targets = |p: &Projection| lora.target_modules.contains(*p);
+            let of_block: f64 = Projection::ALL
+                .iter()
+                .filter(|p| targets(p))
+                .map(|&p| rank * plan::sizes(c, p).into_iter().sum::<usize>() as f64)
+                .sum();
+            layers * tokens * of_block
+        });
+        let width = (c.num_attention_heads * c.head_dim) as f64;
+        let attention = 2.0 * self.seen() * width;
+        let head = response * (c.hidden_size * c.vocab_size) as f64;
+        let encoder = self.d_sae.map_or(0.0, |d_sae| response * (c.hidden_size * d_sae) as f64);
+
+        let frozen = if self.lora.is_some() { 2.0 } else { 3.0 };
+        let policy = frozen * (linear + head) + 3.0 * (attention + adapters) + 2.0 * encoder;
+        let second = if self.second_model { linear + attention + head } else { 0.0 };
+        2.0 * (policy + second)
+    }
+
+    /// Summed over a block's linear layers.
+    fn per_block(&self, of: impl Fn([f64; 2]) -> f64) -> f64 {
+        Projection::ALL
+            .into_iter()
+            .map(|p| of(plan::sizes(self.config, p).map(|size| size as f64)))
+            .sum()
+    }
+
+    /// Pairs of a query and a key that it sees, of all texts and layers.
+    fn seen(&self) -> f64 {
+        let of_layer = |layer| {
+            let window = self.config.window(layer).unwrap_or(usize::MAX).min(self.tokens);
+            // The first queries see fewer keys than the window has.
+            window * (window + 1) / 2 + (self.tokens - window) * window
+        };
+        let seen: usize = (0..self.config.num_hidden_layers).map(of_layer).sum();
+        (self.texts * seen) as f64
+    }
+}
+
+/// Floating-point operations a second of the fastest product of two square matrices that was found, as Burn computes it in the
+/// type that products of a precision have: sizes double until one takes long enough to be measured well.
+///
+/// # Errors
+/// A device that fails.
+pub fn matmul_rate(device: &Device, precision: Precision) -> Result<f64> {
+    const LONG_ENOUGH: f64 = 5e-3;
+    const LARGEST: usize = 8192;
+    const RUNS: usize = 5;
+    let dtype = match precision {
+        Precision::Float32 => DType::F32,
+        Precision::Bf16Mixed => DType::BF16,
+    };
+    let mut best = 0.0f64;
+    let mut size = 1024;
+    loop {
+        let random = || {
+            Tensor::<2>::random([size, size], Distribution::Normal(0.0, 1.0), device).cast(dtype)
+        };
+        let (a, b) = (random(), random());
+        let mut times = Vec::with_capacity(RUNS);
+        for run in 0..=RUNS {
+            sync(device)?;
+            let begun = Instant::now();
+            drop(a.clone().matmul(b.clone()));
+            sync(device)?;
+            if run > 0 {
+                times.push(begun.elapsed().as_secs_f64());
+            }
+        }
+        let seconds = median(times);
+        best = best.max(2.0 * (size as f64).powi(3) / seconds);
+        if seconds > LONG_ENOUGH || size == LARGEST {
+            return Ok(best);
+        }
+        size *= 2;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fpo_transformer::{Family, PublishedModel, Sizes};
+
+    fn config(sliding_window: usize) -> ModelConfig {
+        let sizes = Sizes {
+            vocab_size: 50,
+            hidden_size: 12,
+            intermediate_size: 20,
+            num_hidden_layers: 3,
+            num_attention_heads: 4,
+            num_key_value_heads: 2,
+            head_dim: 6,
+        };
+        ModelConfig { sliding_window, ..Family::Gemma2.config(&sizes).unwrap() }
+    }
+
+    /// One product after the other, position by position: `[rows, inner]` times `[inner, columns]`.
+    fn slowly(p: &Products) -> f64 {
+        let c = p.config;
+        let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
+        let (d, ffn) = (c.hidden_size, c.intermediate_size);
+        let (mut trained, mut frozen, mut second) = (0, 0, 0);
+        for _text in 0..p.texts {
+            for layer in 0..c.num_hidden_layers {
+                for position in 0..p.tokens {
+                    let linear: [[usize; 2]; 7] =
+                        [[d, q], [d, kv], [d, kv], [q, d], [d, ffn], [d, ffn], [ffn, d]];
+                    for [inner, columns] in linear {
+                        let product = 2 * inner * columns;
+                        second += product;
+                        match p.lora {
+                            None => trained += product,
+                            Some(lora) => {
+                                frozen += product;
+                                trained += 2 * inner * lora.rank + 2 * lora.rank * columns;
+                            }
+                        }
+                    }
+                    for key in 0..=position {
+                        if c.window(layer).is_none_or(|window| position - key < window) {
+                            // A score, and a value that is added.
+                            trained += c.num_attention_heads * (2 * c.head_dim + 2 * c.head_dim);
+                            second += c.num_attention_heads * (2 * c.head_dim + 2 * c.head_dim);
+                        }
+                    }
+                }
+            }
+            for _position in 0..p.response {
+                let head = 2 * d * c.vocab_size;
+                second += head;
+                if p.lora.is_some() {
+                    frozen += head
+                } else {
+                    trained += head
+                }
+                frozen += p.d_sae.map_or(0, |d_sae| 2 * d * d_sae);
+            }
+        }
+        (3 * trained + 2 * frozen + if p.second_model { second } else { 0 }) as f64
+    }
+
+    #[test]
+    fn products_counted_one_by_one() {
+        let lora = LoraConfig { rank: 3, ..LoraConfig::default() };
+        for window in [1, 4, 7, 8, 4096] {
+            let config = config(window);
+            for lora in [None, Some(&lora)] {
+                for (second_model, d_sae) in [(false, Some(30)), (true, None)] {
+                    let products = Products {
+                        config: &config,
+                        texts: 2,
+                        tokens: 7,
+                        response: 5,
+                        lora,
+                        second_model,
+                        d_sae,
+                    };
+                    assert_eq!(products.flops(), slowly(&products), "{products:?}");
+                }
+            }
+        }
+    }
+
+    /// The usual estimate, 6 × parameters × tokens, holds where texts are short and every token is a response's.
+    #[test]
+    fn about_six_times_parameters_times_tokens() {
+        let config = "gemma-2-2b".parse::<PublishedModel>().unwrap().config();
+        let products = Products {
+            config: &config,
+            texts: 4,
+            tokens: 64,
+            response: 64,
+            lora: None,
+            second_model: false,
+            d_sae: None,
+        };
+        let estimate = 6.0 * plan::parameters(&config) as f64 * 4.0 * 64.0;
+        assert!(
+            (products.flops() / estimate - 1.0).abs() < 0.01,
+            "{}",
+            products.flops() / estimate
+        );
+    }
+}

@@ -1,0 +1,247 @@
+//! `fpo generate`.
+
+use std::{
+    io::{Write, stdout},
+    num::NonZeroUsize,
+    path::PathBuf,
+};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use fpo_data::{Message, Prompt, Rendering, Tokenizer, read_prompts};
+use fpo_transformer::{
+    Generated, GenerationOptions, LanguageModel, generate,
+    generate::{check_prompts, generate_with},
+};
+use serde::Serialize;
+
+use super::{
+    loaded::{ModelFolder, PlacementArgs},
+    score::write_lines,
+};
+use crate::terminal::reporter;
+
+/// Answers a prompt, or a file of prompts.
+///
+/// The answer to --prompt is printed as it comes. Answers to --prompts are JSON lines in the file's order:
+///   {"prompt": …, "response": "…", "tokens": …, "stopped": …}
+/// `tokens` is the number of tokens sampled, `stopped` whether a stop token ended the answer rather
+/// than --max-new-tokens.
+#[derive(Args)]
+#[command(verbatim_doc_comment, after_help = AFTER_HELP)]
+pub struct Generate {
+    /// A model's folder in Hugging Face's layout, with its tokenizer.
+    #[arg(long, value_name = "FOLDER")]
+    model: PathBuf,
+    #[command(flatten)]
+    prompts: Prompts,
+    /// Where JSON lines go; standard output where absent.
+    #[arg(long, value_name = "FILE", requires = "prompts")]
+    out: Option<PathBuf>,
+    /// Prompts answered at once.
+    #[arg(long, default_value = "16", value_name = "PROMPTS")]
+    batch_size: NonZeroUsize,
+    /// What goes through the chat template: auto (text prompts, if the tokenizer has one and they haven't
+    /// been through it), template (all text prompts) or none. Lists of messages always do.
+    #[arg(long, default_value_t, value_name = "auto|template|none", conflicts_with = "raw")]
+    rendering: Rendering,
+    /// The old name of --rendering none.
+    #[arg(long, hide = true)]
+    raw: bool,
+    #[command(flatten)]
+    sampling: Sampling,
+    #[command(flatten)]
+    placement: PlacementArgs,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Prompts {
+    /// The prompt; a user's message if the tokenizer has a chat template.
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// Prompts, one a line.
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Sampling {
+    /// At most so many tokens.
+    #[arg(long, default_value_t = 64, value_name = "TOKENS")]
+    max_new_tokens: usize,
+    /// 0 takes the most likely token, 1 samples from the model's own distribution.
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f64,
+    /// Samples among the K most likely tokens alone.
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Samples among the fewest most likely tokens whose probabilities reach P, after --top-k.
+    #[arg(long, value_name = "P")]
+    top_p: Option<f64>,
+    /// Divides positive logits of tokens that stand in the prompt or in the answer so far, and
+    /// multiplies negative ones; 1 is none.
+    #[arg(long, default_value_t = 1.0, value_name = "FACTOR")]
+    repetition_penalty: f64,
+    /// Seeds the sampling: the same seed, prompts and options give the same answers.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// A further token that ends an answer, by its text in the vocabulary; may be given again.
+    #[arg(long, value_name = "TOKEN")]
+    stop: Vec<String>,
+}
+
+const AFTER_HELP: &str = "\
+Prompts: the lines of a .txt file, or JSON lines (plain or gzip) or Parquet with `prompt` (a text, or a
+list of messages), `messages` or `text`.
+An answer ends at EOS, at the end of a turn, at what config.json names as eos_token_id, and at --stop.
+Penalty, temperature, top-k and top-p are Hugging Face's, in this order. A prompt that leaves the model
+no positions for --max-new-tokens is refused.";
+
+/// A line of the output.
+#[derive(Serialize)]
+struct Line<'a> {
+    prompt: PromptValue<'a>,
+    response: String,
+    tokens: usize,
+    stopped: bool,
+}
+
+/// A prompt as it was given.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum PromptValue<'a> {
+    Text(&'a str),
+    Messages(&'a [Message]),
+}
+
+impl Generate {
+    pub fn run(self) -> Result<()> {
+        let placement = self.placement.open()?;
+        let folder = ModelFolder::open(&self.model)?;
+        let options = self.sampling.options(&folder)?;
+        let prompts = self.prompts.read()?;
+        let tokens = self.tokenize(&folder, &prompts)?;
+        check_prompts(&folder.config, &tokens, options.max_new_tokens)?;
+        let model = folder.load(&placement)?;
+        let tokenizer = &folder.tokenizer;
+        match &self.prompts.prompt {
+            Some(_) => stream(&model, tokenizer, &tokens, &options),
+            None => self.answer_all(&model, tokenizer, &prompts, &tokens, &options),
+        }
+    }
+
+    fn tokenize(&self, folder: &ModelFolder, prompts: &[Prompt]) -> Result<Vec<Vec<u32>>> {
+        let rendering = match self.raw {
+            true => Rendering::None,
+            false => self.rendering,
+        };
+        let preparer = folder.preparer(rendering)?;
+        let tokens = prompts.iter().enumerate().map(|(index, prompt)| {
+            preparer.tokenize_prompt(prompt).with_context(|| format!("prompt {index}"))
+        });
+        tokens.collect()
+    }
+
+    fn answer_all(
+        &self,
+        model: &LanguageModel,
+        tokenizer: &Tokenizer,
+        prompts: &[Prompt],
+        tokens: &[Vec<u32>],
+        options: &GenerationOptions,
+    ) -> Result<()> {
+        let mut progress = reporter().begin("generate", "prompts", prompts.len(), 0);
+        let mut lines = Vec::with_capacity(prompts.len());
+        let size = self.batch_size.get();
+        for (batch, (prompts, tokens)) in prompts.chunks(size).zip(tokens.chunks(size)).enumerate()
+        {
+            let first_prompt = (batch * size) as u64;
+            let options = GenerationOptions { first_prompt, ..options.clone() };
+            for (prompt, answer) in prompts.iter().zip(generate(model, tokens, &options)?) {
+                let line = line(tokenizer, prompt, &answer)?;
+                match &self.out {
+                    Some(_) => lines.push(line),
+                    None => writeln!(stdout(), "{}", serde_json::to_string(&line)?)?,
+                }
+            }
+            progress.advance(prompts.len(), "");
+        }
+        progress.finish(&format!("{} prompts", prompts.len()));
+        match &self.out {
+            Some(path) => write_lines(path, &lines),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Prompts {
+    fn read(&self) -> Result<Vec<Prompt>> {
+        match (&self.prompt, &self.prompts) {
+            (Some(text), _) => Ok(vec![Prompt::Text(text.clone())]),
+            (None, Some(path)) => Ok(read_prompts(path)?),
+            (None, None) => bail!("--prompt or --prompts is needed"),
+        }
+    }
+}
+
+impl Sampling {
+    fn options(&self, folder: &ModelFolder) -> Result<GenerationOptions> {
+        let mut stop_tokens = folder.tokenizer.stop_ids();
+        stop_tokens.extend(&folder.config.eos_token_ids);
+        for token in &self.stop {
+            let id = folder.tokenizer.token_id(token).with_context(|| {
+                format!("--stop {token}: the vocabulary has no such token; a stop is one token")
+            })?;
+            stop_tokens.push(id);
+        }
+        let options = GenerationOptions {
+            max_new_tokens: self.max_new_tokens,
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed,
+            first_prompt: 0,
+            stop_tokens,
+        };
+        options.check()?;
+        Ok(options)
+    }
+}
+
+/// Prints the answer to one prompt while it comes.
+fn stream(
+    model: &LanguageModel,
+    tokenizer: &Tokenizer,
+    tokens: &[Vec<u32>],
+    options: &GenerationOptions,
+) -> Result<()> {
+    let mut text = tokenizer.text_stream();
+    let mut outcome = Ok(());
+    generate_with(model, tokens, options, |_, token| {
+        if outcome.is_ok() {
+            outcome = text.push(token).map_err(Into::into).and_then(|piece| print(&piece));
+        }
+    })?;
+    outcome?;
+    print(&(text.finish()? + "\n"))
+}
+
+fn print(text: &str) -> Result<()> {
+    let mut out = stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
+
+fn line<'a>(tokenizer: &Tokenizer, prompt: &'a Prompt, answer: &Generated) -> Result<Line<'a>> {
+    Ok(Line {
+        prompt: match prompt {
+            Prompt::Text(text) => PromptValue::Text(text),
+            Prompt::Messages(messages) => PromptValue::Messages(messages),
+        },
+        response: tokenizer.decode(&answer.tokens, true)?,
+        tokens: answer.tokens.len(),
+        stopped: answer.stopped,
+    })
+}

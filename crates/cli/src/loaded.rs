@@ -1,0 +1,131 @@
+//! What commands on a model have in common: where they compute, and a model's folder.
+
+use std::{
+    ops::Deref,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Result;
+use burn::tensor::Device;
+use clap::Args;
+use fpo_data::{Preparer, Rendering, TemplateChoice, Tokenizer, Truncation};
+use fpo_interp::autoencoder;
+use fpo_sae::Sae;
+use fpo_transformer::{LanguageModel, ModelConfig, Placement, Precision, Site, weights};
+
+use crate::terminal::reporter;
+use fpo_config::Settings;
+
+#[derive(Args)]
+pub struct SettingsArgs {
+    /// The settings to start from; `fpo recipes` lists them.
+    #[arg(long, default_value = "tiny")]
+    pub recipe: String,
+    /// A TOML file whose settings replace the recipe's.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Replaces one setting, such as align.method=dpo; may be given again.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    assignments: Vec<String>,
+}
+
+impl SettingsArgs {
+    pub fn resolve(&self) -> Result<Settings> {
+        Settings::resolve(&self.recipe, self.config.as_deref(), &self.assignments)
+    }
+}
+
+#[derive(Args)]
+pub struct DeviceArg {
+    /// Where to compute: cpu, cuda, wgpu, vulkan or metal, or one of several, as in cuda:1; `fpo devices` lists them.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+}
+
+impl DeviceArg {
+    pub fn open(&self) -> Result<Device> {
+        fpo_device::parse(&self.device)
+    }
+}
+
+#[derive(Args)]
+pub struct PlacementArgs {
+    #[command(flatten)]
+    device: DeviceArg,
+    /// In which types: float32 or bf16-mixed.
+    #[arg(long, default_value_t)]
+    precision: Precision,
+}
+
+impl PlacementArgs {
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    pub fn open(&self) -> Result<Placement> {
+        let device = self.device.open()?;
+        fpo_plan::check_precision(&device, self.precision)?;
+        Ok(Placement::new(device, self.precision))
+    }
+}
+
+/// A model's folder, all of it read but the weights: what is wrong with the data is found before they
+/// are loaded.
+pub struct ModelFolder {
+    path: PathBuf,
+    pub config: ModelConfig,
+    pub tokenizer: Tokenizer,
+    pub template: TemplateChoice,
+}
+
+impl ModelFolder {
+    pub fn open(path: &Path) -> Result<Self> {
+        let config = ModelConfig::load(path)?;
+        let tokenizer = Tokenizer::load(path)?;
+        let template = TemplateChoice::from(tokenizer.chat_template()?);
+        Ok(Self { path: path.to_owned(), config, tokenizer, template })
+    }
+
+    /// The weights.
+    pub fn load(&self, placement: impl Into<Placement>) -> Result<LanguageModel> {
+        Ok(weights::load(&self.path, placement)?)
+    }
+
+    /// Reads an autoencoder that fits at a site of the model; one whose file names another place is read with a warning.
+    pub fn open_sae(&self, path: &Path, site: Site, device: &Device) -> Result<Sae> {
+        autoencoder::open(path, site, &self.config, &self.path, device, &reporter())
+    }
+
+    /// Texts to tokens, none of them cut.
+    pub fn preparer(&self, rendering: Rendering) -> Result<Preparer<'_>> {
+        let truncation = Truncation { max_length: usize::MAX, max_prompt_length: None };
+        Ok(Preparer::new(&self.tokenizer, &self.template, rendering, truncation)?)
+    }
+}
+
+/// A model's folder with its weights.
+pub struct Loaded {
+    pub model: LanguageModel,
+    folder: ModelFolder,
+}
+
+impl Deref for Loaded {
+    type Target = ModelFolder;
+
+    fn deref(&self) -> &ModelFolder {
+        &self.folder
+    }
+}
+
+impl Loaded {
+    pub fn open(path: &Path, placement: impl Into<Placement>) -> Result<Self> {
+        let folder = ModelFolder::open(path)?;
+        let model = folder.load(placement)?;
+        Ok(Self { model, folder })
+    }
+
+    /// [`ModelFolder::open_sae`] on the model's device.
+    pub fn open_sae(&self, path: &Path, site: Site) -> Result<Sae> {
+        self.folder.open_sae(path, site, &self.model.device())
+    }
+}

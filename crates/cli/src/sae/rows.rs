@@ -1,0 +1,66 @@
+//! `--data`: rows of tokens for a model.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use fpo_data::{Fingerprint, OnEmpty, Preparer, Rendering, SequenceStore, Truncation, read_sft};
+use fpo_transformer::Site;
+use tempfile::TempDir;
+
+use crate::loaded::Loaded;
+use fpo_interp::activations::Source;
+
+/// Tokenised rows, in a memory-mapped file.
+pub struct Rows {
+    pub store: SequenceStore,
+    /// Removed with the rows, where they were tokenised for this command.
+    _folder: Option<TempDir>,
+}
+
+impl Rows {
+    /// Prepared examples (`sft.arrow` of a run), or a file of examples or pairs, whose chosen responses are
+    /// read, tokenised to at most `max_length` tokens a row.
+    pub fn open(
+        data: &Path,
+        loaded: &Loaded,
+        rendering: Rendering,
+        max_length: Option<usize>,
+    ) -> Result<Self> {
+        if data.extension().is_some_and(|e| e == "arrow") {
+            let store = SequenceStore::open(data)?;
+            let vocabulary = loaded.model.config().vocab_size;
+            let highest = store.iter().flat_map(|e| e.response.tokens).max().copied();
+            if let Some(token) = highest.filter(|token| *token as usize >= vocabulary) {
+                bail!(
+                    "{}: token {token} is none of the model's {vocabulary}: it was prepared for another one",
+                    data.display()
+                );
+            }
+            return Ok(Self { store, _folder: None });
+        }
+        let (examples, _) = read_sft(data, OnEmpty::Auto)?;
+        let positions = loaded.model.config().max_position_embeddings;
+        let truncation = Truncation {
+            max_length: max_length.unwrap_or(positions).min(positions),
+            max_prompt_length: None,
+        };
+        let preparer = Preparer::new(&loaded.tokenizer, &loaded.template, rendering, truncation)?;
+        let (rows, _) = preparer.prepare_examples(&examples)?;
+        let folder = TempDir::new().context("creating a temporary folder")?;
+        let path = folder.path().join("rows.arrow");
+        SequenceStore::write(&path, &Fingerprint::default(), rows)?;
+        Ok(Self { store: SequenceStore::open(&path)?, _folder: Some(folder) })
+    }
+
+    /// What activations of these sites are read from.
+    pub fn source<'a>(&'a self, loaded: &'a Loaded, sites: Vec<Site>) -> Source<'a> {
+        Source {
+            model: &loaded.model,
+            data: &self.store,
+            pad: loaded.tokenizer.pad_id(),
+            excluded: loaded.tokenizer.special_ids(),
+            sites,
+            reporter: crate::terminal::reporter(),
+        }
+    }
+}

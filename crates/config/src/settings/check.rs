@@ -1,0 +1,97 @@
+//! What settings must keep to, each by itself and beside the others.
+
+use anyhow::{Context, Result, anyhow, bail};
+use fpo_losses::Method;
+use fpo_transformer::Site;
+
+use super::{MoreSite, Settings};
+use fpo_data::reference::BLOCK;
+
+impl Settings {
+    pub(super) fn check(&self) -> Result<()> {
+        self.align.objective().check().map_err(|m| anyhow!("align: {m}"))?;
+        if self.align.feature_weights.is_some() && self.align.method != Method::FPO {
+            bail!(
+                "align.feature_weights weighs the features of fpo, {} has none",
+                self.align.method
+            );
+        }
+        if self.align.k == 0 {
+            bail!("align.k must be at least 1");
+        }
+        if self.sae.path.is_none() && self.align.k > self.sae.training.d_sae {
+            bail!(
+                "align.k = {} is more than the {} features of sae.training.d_sae",
+                self.align.k,
+                self.sae.training.d_sae
+            );
+        }
+        if let Some(n) = self.reference.top_n
+            && n.get() < self.align.k
+        {
+            bail!("reference.top_n = {n} is less than align.k = {}", self.align.k);
+        }
+        if self.reference.batch_size > BLOCK {
+            bail!("reference.batch_size = {} is more than {BLOCK}", self.reference.batch_size);
+        }
+        self.check_more_sites()?;
+        let site: Site = self.sae.site.parse()?;
+        if self.model.path.is_none() {
+            site.check(self.model.num_hidden_layers)?;
+        }
+        if self.sae.path.is_none() {
+            self.sae.training.check()?;
+        }
+        if !(0.0..1.0).contains(&self.data.hold_out) {
+            bail!("data.hold_out = {} is a share from 0 to 1", self.data.hold_out);
+        }
+        let (most, prompt) = (self.data.max_length, self.data.max_prompt_length);
+        if most < 2 || prompt.is_some_and(|prompt| !(1..most).contains(&prompt)) {
+            bail!(
+                "data.max_length = {most} leaves no room for a response{}; 1 ≤ data.max_prompt_length < data.max_length is needed",
+                prompt.map_or(String::new(), |n| format!(" after data.max_prompt_length = {n}"))
+            );
+        }
+        for (name, lora) in [("sft", &self.sft.lora), ("align", &self.align.lora)] {
+            if let Some(lora) = lora {
+                lora.check().map_err(|m| anyhow!("{name}.lora: {m}"))?;
+            }
+        }
+        for (name, o) in [("sft", &self.sft.optimizer), ("align", &self.align.optimizer)] {
+            let positive = [("learning_rate", o.learning_rate), ("max_grad_norm", o.max_grad_norm)];
+            for (key, value) in positive {
+                if !(value > 0.0 && value.is_finite()) {
+                    bail!("{name}.optimizer.{key} = {value} must be positive");
+                }
+            }
+            if !(o.weight_decay >= 0.0 && o.weight_decay.is_finite()) {
+                bail!("{name}.optimizer.weight_decay = {} must not be negative", o.weight_decay);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_more_sites(&self) -> Result<()> {
+        let more = &self.align.more_sites;
+        let mut seen = vec![self.sae.site.as_str()];
+        for MoreSite { site, .. } in more {
+            let parsed: Site = site.parse().with_context(|| format!("align.more_sites: {site}"))?;
+            if self.model.path.is_none() {
+                parsed.check(self.model.num_hidden_layers)?;
+            }
+            if seen.contains(&site.as_str()) {
+                bail!("align.more_sites: {site} stands there twice, or is sae.site");
+            }
+            seen.push(site);
+        }
+        if !more.is_empty() && self.reference.top_n.is_some() {
+            bail!(
+                "reference.top_n cuts the features of one site; leave it out with align.more_sites"
+            );
+        }
+        if !more.is_empty() && self.align.feature_weights.is_some() {
+            bail!("align.feature_weights are of one site; leave them out, or align.more_sites");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,179 @@
+//! The checkpoints of one training: folders `step-00000100`, each whole or absent, beside a log with one JSON line per step.
+
+use std::{
+    fs::{self, OpenOptions},
+    io,
+    path::{Path, PathBuf},
+};
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::atomic::{self, AtomicError};
+
+/// The log of a training stage: one JSON object per step.
+pub const METRICS_FILE: &str = "metrics.jsonl";
+
+/// The part of a checkpoint that is not a tensor.
+const STATE_FILE: &str = "state.json";
+
+/// Why checkpoints can't be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// A file or folder can't be accessed.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which one.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A checkpoint's state is not what was written.
+    #[error("{path} is damaged ({source}); remove {}, and the training resumes from an earlier state", path.parent().unwrap_or(path).display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// The checkpoint can't be put in place.
+    #[error(transparent)]
+    Atomic(#[from] AtomicError),
+}
+
+/// The folder that holds the checkpoints of a training, and its log.
+#[derive(Clone, Debug)]
+pub struct Checkpoints {
+    folder: PathBuf,
+}
+
+impl Checkpoints {
+    /// In a folder that exists.
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self { folder: folder.into() }
+    }
+
+    /// The log.
+    pub fn metrics(&self) -> PathBuf {
+        self.folder.join(METRICS_FILE)
+    }
+
+    /// All of them, oldest first.
+    ///
+    /// # Errors
+    /// The folder can't be listed.
+    pub fn all(&self) -> Result<Vec<PathBuf>, CheckpointError> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.folder).map_err(in_path(&self.folder))? {
+            let path = entry.map_err(in_path(&self.folder))?.path();
+            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("step-")) {
+                found.push(path);
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// The newest one and its state; none at the start of a training.
+    ///
+    /// # Errors
+    /// The folder can't be listed, or the state can't be read.
+    pub fn latest<S: DeserializeOwned>(&self) -> Result<Option<(PathBuf, S)>, CheckpointError> {
+        let Some(folder) = self.all()?.pop() else { return Ok(None) };
+        let path = folder.join(STATE_FILE);
+        let text = fs::read_to_string(&path).map_err(in_path(&path))?;
+        let state = serde_json::from_str(&text)
+            .map_err(|source| CheckpointError::Damaged { path, source })?;
+        Ok(Some((folder, state)))
+    }
+
+    /// Writes a checkpoint: what `fill` puts into its folder, and the state. Then removes the older ones.
+    ///
+    /// # Errors
+    /// Those of `fill`, or the disk's.
+    pub fn write<E: From<CheckpointError> + From<AtomicError>>(
+        &self,
+        step: usize,
+        state: &impl Serialize,
+        fill: impl FnOnce(&Path) -> Result<(), E>,
+    ) -> Result<PathBuf, E> {
+        let older = self.all()?;
+        let folder = self.folder.join(format!("step-{step:08}"));
+        atomic::replace_dir(&folder, |output| -> Result<(), E> {
+            fill(output)?;
+            let path = output.join(STATE_FILE);
+            let text = serde_json::to_string(state)
+                .map_err(|source| CheckpointError::Damaged { path: path.clone(), source })?;
+            Ok(fs::write(&path, text).map_err(in_path(&path))?)
+        })?;
+        for old in older.iter().filter(|old| **old != folder) {
+            fs::remove_dir_all(old).map_err(in_path(old))?;
+        }
+        Ok(folder)
+    }
+
+    /// Cuts the log to its length at a checkpoint, or creates it.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn truncate_metrics(&self, bytes: u64) -> Result<(), CheckpointError> {
+        let path = self.metrics();
+        let file = OpenOptions::new().create(true).write(true).truncate(false).open(&path);
+        file.and_then(|file| file.set_len(bytes)).map_err(in_path(&path))
+    }
+}
+
+fn in_path(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
+    let path = path.to_owned();
+    |source| CheckpointError::Io { path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(checkpoints: &Checkpoints, step: usize) -> Result<PathBuf, CheckpointError> {
+        checkpoints.write(step, &step, |folder| {
+            fs::write(folder.join("weights"), "x").map_err(in_path(folder))
+        })
+    }
+
+    #[test]
+    fn the_newest_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(folder.path());
+        assert_eq!(checkpoints.latest::<usize>().unwrap(), None);
+        for step in [9, 10, 100] {
+            write(&checkpoints, step).unwrap();
+        }
+        let (path, step) = checkpoints.latest::<usize>().unwrap().unwrap();
+        assert_eq!((step, checkpoints.all().unwrap()), (100, vec![path.clone()]));
+        assert_eq!(fs::read_to_string(path.join("weights")).unwrap(), "x");
+        // Again, as after a resume.
+        write(&checkpoints, 100).unwrap();
+        assert_eq!(checkpoints.all().unwrap(), [path]);
+    }
+
+    #[test]
+    fn what_fails_leaves_the_one_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(folder.path());
+        let before = write(&checkpoints, 1).unwrap();
+        let failed = checkpoints
+            .write(2, &2, |_| Err(in_path(Path::new("x"))(io::ErrorKind::StorageFull.into())));
+        assert!(failed.is_err());
+        assert_eq!(checkpoints.all().unwrap(), [before.clone()]);
+        fs::write(before.join(STATE_FILE), "{").unwrap();
+        let message = checkpoints.latest::<usize>().unwrap_err().to_string();
+        assert!(message.contains("is damaged"), "{message}");
+    }
+
+    #[test]
+    fn the_log_is_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(folder.path());
+        checkpoints.truncate_metrics(0).unwrap();
+        fs::write(checkpoints.metrics(), "one\ntwo\n").unwrap();
+        checkpoints.truncate_metrics(4).unwrap();
+        assert_eq!(fs::read_to_string(checkpoints.metrics()).unwrap(), "one\n");
+    }
+}

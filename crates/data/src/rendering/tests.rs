@@ -1,0 +1,137 @@
+use super::*;
+use crate::source::{Message, OnEmpty, Pair, read_pairs};
+use crate::tokenize::{PrepareError, PrepareSummary, Preparer, Truncation};
+use std::path::Path;
+
+const ROOM: Truncation = Truncation { max_length: 1000, max_prompt_length: None };
+const TURN: &str = "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n";
+
+fn tokenizer() -> Tokenizer {
+    Tokenizer::train_bpe(["user model Hi Yes Human Assistant"], 270).unwrap()
+}
+
+fn pair(prompt: Prompt, response: &str) -> Pair {
+    Pair { id: 0, prompt, chosen: response.into(), rejected: "No".into() }
+}
+
+fn text(prompt: &str) -> Prompt {
+    Prompt::Text(prompt.into())
+}
+
+fn messages() -> Prompt {
+    Prompt::Messages(vec![Message { role: "user".into(), content: "Hi".into() }])
+}
+
+/// The chosen row of a pair as text, cut between prompt and response, and the summary of the pair.
+fn prepared(
+    template: &TemplateChoice,
+    rendering: Rendering,
+    pair: Pair,
+) -> ((String, String), PrepareSummary) {
+    let tokenizer = tokenizer();
+    let preparer = Preparer::new(&tokenizer, template, rendering, ROOM).unwrap();
+    let alone = preparer.tokenize_prompt(&pair.prompt).unwrap();
+    let (pairs, summary) = preparer.prepare_pairs(&[pair]).unwrap();
+    let (prompt, response) = pairs[0].chosen.tokens.split_at(pairs[0].chosen.prompt_len);
+    assert_eq!(alone, prompt, "a prompt on its own is what generation begins with");
+    let decode = |ids: &[u32]| tokenizer.decode(ids, false).unwrap();
+    ((decode(prompt), decode(response)), summary)
+}
+
+#[test]
+fn with_a_template() {
+    use Rendering::{Auto, None, Template};
+    let template = TemplateChoice::Chat(ChatTemplate::plain("<bos>").unwrap());
+    let turn = TURN.strip_prefix("<bos>").unwrap();
+    let nested = format!("<bos><start_of_turn>user\n{turn}<end_of_turn>\n<start_of_turn>model\n")
+        .replace("model\n<end", "model<end");
+    // (rendering, prompt, response, the prompt's tokens as text, the response's tokens as text)
+    let cases = [
+        (Auto, text("Hi"), "Yes", TURN, "Yes<end_of_turn>"),
+        (Template, text("Hi"), "Yes", TURN, "Yes<end_of_turn>"),
+        (None, text("Hi"), "Yes", "<bos>Hi", "Yes<eos>"),
+        // A text that went through the template already, with and without BOS and an end.
+        (Auto, text(TURN), "Yes", TURN, "Yes<eos>"),
+        (Auto, text(turn), "Yes<end_of_turn>", TURN, "Yes<end_of_turn>"),
+        (Auto, text(turn), "Yes<end_of_turn>\n", TURN, "Yes<end_of_turn>\n<eos>"),
+        (Auto, text(turn), "Yes<end_of_turn><eos>", TURN, "Yes<end_of_turn><eos>"),
+        (None, text(turn), "Yes<end_of_turn>\n", TURN, "Yes<end_of_turn>\n<eos>"),
+        (Template, text(turn), "Yes", &nested, "Yes<end_of_turn>"),
+        (Auto, text("<bos>Hi"), "Yes<eos>", "<bos>Hi", "Yes<eos>"),
+        // Neither is one of the template's tokens.
+        (Auto, text("Hi<pad>"), "Yes", &TURN.replace("Hi", "Hi<pad>"), "Yes<end_of_turn>"),
+        (Auto, text("Hi<bos>"), "Yes", &TURN.replace("Hi", "Hi<bos>"), "Yes<end_of_turn>"),
+        // A response that brings its end.
+        (Auto, text("Hi"), "Yes<end_of_turn>\n", TURN, "Yes<end_of_turn>"),
+        (Auto, messages(), "Yes", TURN, "Yes<end_of_turn>"),
+        (Template, messages(), "Yes", TURN, "Yes<end_of_turn>"),
+        (None, messages(), "Yes", TURN, "Yes<end_of_turn>\n"),
+    ];
+    for (rendering, prompt, response, before, after) in cases {
+        let context = format!("{rendering} {prompt:?} {response:?}");
+        let templated = match (&prompt, rendering) {
+            (Prompt::Text(_), None) => [0, 0, 2],
+            (Prompt::Text(text), Auto) if *text != text.trim_start_matches('<') => [0, 2, 0],
+            _ => [2, 0, 0],
+        };
+        let (halves, summary) = prepared(&template, rendering, pair(prompt, response));
+        assert_eq!(halves, (before.to_owned(), after.to_owned()), "{context}");
+        let PrepareSummary { templated: through, already_templated, as_given, .. } = summary;
+        assert_eq!([through, already_templated, as_given], templated, "{context}");
+    }
+}
+
+#[test]
+fn without_a_template() {
+    let dialogue = "<bos>\n\nHuman: Hi\n\nAssistant: ";
+    for rendering in [Rendering::Auto, Rendering::None] {
+        for (prompt, before) in
+            [(text("Hi"), "<bos>Hi"), (messages(), dialogue), (text(TURN), TURN)]
+        {
+            let (halves, summary) = prepared(&TemplateChoice::None, rendering, pair(prompt, "Yes"));
+            assert_eq!(halves, (before.to_owned(), "Yes<eos>".to_owned()), "{rendering}");
+            assert_eq!((summary.templated, summary.as_given), (0, 2));
+        }
+    }
+    let tokenizer = tokenizer();
+    let refused = Preparer::new(&tokenizer, &TemplateChoice::None, Rendering::Template, ROOM);
+    let error = refused.unwrap_err();
+    assert!(matches!(error, PrepareError::NoTemplate), "{error}");
+    assert!(error.to_string().contains("chat_template.jinja"), "{error}");
+}
+
+#[test]
+fn names_are_read_as_they_are_written() {
+    for (name, rendering) in RENDERINGS {
+        assert_eq!((name.parse(), rendering.to_string()), (Ok(rendering), name.to_owned()));
+        assert_eq!(serde_json::to_value(rendering).unwrap(), name);
+    }
+    let error = "chat".parse::<Rendering>().unwrap_err();
+    assert!(error.contains("`chat`") && error.contains("auto, template or none"), "{error}");
+}
+
+/// Pairs as many public sets hold them: texts that Gemma's template has already been through. Oracle: TRL's rule for plain text.
+#[test]
+fn a_rendered_set_is_not_rendered_again() {
+    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/cases");
+    if !cases.is_dir() {
+        eprintln!("SKIPPED a_rendered_set_is_not_rendered_again: there is no {}", cases.display());
+        return;
+    }
+    let tokenizer = Tokenizer::load(&cases.join("base")).unwrap();
+    let template = TemplateChoice::from(tokenizer.chat_template().unwrap());
+    let (pairs, _) =
+        read_pairs(&cases.join("double-template/input.jsonl"), OnEmpty::Refuse).unwrap();
+    let turns = "<bos><start_of_turn>user\nthe price<end_of_turn>\n<start_of_turn>model\n";
+    for rendering in [Rendering::Auto, Rendering::None] {
+        let preparer = Preparer::new(&tokenizer, &template, rendering, ROOM).unwrap();
+        let pair = preparer.tokenize_pair(&pairs[0]).unwrap().unwrap();
+        for (row, response) in [(&pair.chosen, "one"), (&pair.rejected, "two")] {
+            let whole = format!("{turns}{response}<end_of_turn>\n<eos>");
+            assert_eq!(row.tokens, tokenizer.encode(&whole).unwrap().ids, "{rendering}");
+            assert_eq!(row.tokens[..2], [2, 4], "{rendering}");
+            assert_eq!(row.tokens.last(), Some(&1));
+            assert_eq!(tokenizer.decode(&row.tokens[..row.prompt_len], false).unwrap(), turns);
+        }
+    }
+}

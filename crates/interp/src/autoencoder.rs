@@ -1,0 +1,80 @@
+//! An autoencoder from a file, for a model: does it belong there?
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use burn::tensor::Device;
+use fpo_device::progress::Reporter;
+use fpo_sae::{Provenance, Sae};
+use fpo_transformer::{ModelConfig, Site};
+
+use crate::reader::check_fit;
+
+/// Reads an autoencoder onto a device for activations of `site`. One that doesn't fit there is refused; one whose file names
+/// another model or another site is read with a warning. `model` is the model's folder, whose name is compared.
+///
+/// # Errors
+/// A file that can't be read, a site that the model lacks, or another width.
+pub fn open(
+    path: &Path,
+    site: Site,
+    config: &ModelConfig,
+    model: &Path,
+    device: &Device,
+    reporter: &Reporter,
+) -> Result<Sae> {
+    let sae = fpo_sae::load(path, device)?;
+    check_fit(&sae.encoder, site, config).with_context(|| path.display().to_string())?;
+    for warning in warnings(&sae.provenance, site, model) {
+        reporter.warn(format!("{}: {warning}", path.display()));
+    }
+    Ok(sae)
+}
+
+/// The site that was named, or the one that the autoencoder's file names.
+pub fn site(named: Option<&str>, path: &Path) -> Result<Site> {
+    if let Some(named) = named {
+        return Ok(named.parse()?);
+    }
+    let sae = fpo_sae::load(path, &fpo_device::host())?;
+    let hook = sae.provenance.hook_name.as_deref();
+    hook.and_then(Site::from_hook_name).with_context(|| {
+        let hook = hook.unwrap_or("no site");
+        format!("{} names {hook}; say with --site where it belongs", path.display())
+    })
+}
+
+fn warnings(provenance: &Provenance, site: Site, model_path: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    if let Some(hook) = provenance.hook_name.as_deref().filter(|hook| *hook != site.hook_name()) {
+        found.push(format!("it was trained on {hook}, and is used on {}", site.hook_name()));
+    }
+    let last = |path: &str| path.rsplit('/').next().unwrap_or(path).to_lowercase();
+    let model = last(&model_path.to_string_lossy());
+    // Downloads often add something to a name, such as `gemma-2-2b-it-local`.
+    let differs = |theirs: &str| !model.contains(&last(theirs)) && !last(theirs).contains(&model);
+    if let Some(theirs) = provenance.model_name.as_deref().filter(|name| differs(name)) {
+        found.push(format!("it was trained on `{theirs}`, and the model is `{model}`"));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_from_elsewhere_is_warned_about() {
+        let from = |model: &str, hook: &str| Provenance {
+            model_name: Some(model.to_owned()),
+            hook_name: Some(hook.to_owned()),
+        };
+        let count = |from: Provenance| {
+            warnings(&from, Site::resid_post(25), Path::new("models/gemma-2-2b")).len()
+        };
+        assert_eq!(count(Provenance::default()), 0);
+        assert_eq!(count(from("google/gemma-2-2b", "blocks.25.hook_resid_post")), 0);
+        assert_eq!(count(from("gemma-2-9b", "blocks.25.hook_resid_post")), 1);
+        assert_eq!(count(from("gemma-2-9b", "blocks.24.hook_resid_post")), 2);
+    }
+}

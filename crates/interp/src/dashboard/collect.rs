@@ -1,0 +1,208 @@
+//! Two passes over the data: the first counts, and finds the rows on which each feature is strongest; the second
+//! reads the texts around them.
+
+use std::{collections::BTreeMap, num::NonZeroUsize, ops::Range};
+
+use anyhow::{Context, Result, bail};
+use burn::tensor::Tensor;
+use fpo_data::Batches;
+use fpo_sae::Sae;
+
+use super::{Example, Feature, Histogram, logits};
+use crate::activations::{Source, indices};
+
+/// Positions encoded at once.
+const POSITIONS: usize = 1024;
+
+/// What is collected.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Which features; all where absent.
+    pub features: Option<Vec<usize>>,
+    /// Tokens to read, at least, if the data has so many.
+    pub tokens: usize,
+    /// Rows a forward pass.
+    pub batch_size: NonZeroUsize,
+    /// Texts a feature.
+    pub examples: usize,
+    /// Tokens on either side of the strongest.
+    pub context: usize,
+    /// Tokens promoted and suppressed that are named.
+    pub logits: usize,
+}
+
+/// The strongest position of a row.
+#[derive(Clone, Copy)]
+struct Candidate {
+    activation: f32,
+    row: usize,
+    position: usize,
+}
+
+/// Sums over a feature's tokens.
+#[derive(Clone, Default)]
+struct Statistics {
+    active: usize,
+    sum: f64,
+    max: f32,
+    histogram: Histogram,
+    /// Strongest first.
+    candidates: Vec<Candidate>,
+}
+
+impl Statistics {
+    fn add(&mut self, activation: f32) {
+        self.active += 1;
+        self.sum += f64::from(activation);
+        self.max = self.max.max(activation);
+        self.histogram.add(activation);
+    }
+
+    fn offer(&mut self, candidate: Candidate, most: usize) {
+        let at = self.candidates.partition_point(|c| c.activation >= candidate.activation);
+        if at < most {
+            self.candidates.insert(at, candidate);
+            self.candidates.truncate(most);
+        }
+    }
+}
+
+/// What the features of an autoencoder, for the source's only site, do on its data. Returns the number of
+/// tokens read, too.
+pub fn collect(sae: &Sae, source: &Source<'_>, options: &Options) -> Result<(Vec<Feature>, usize)> {
+    let &[site] = source.sites.as_slice() else { bail!("an autoencoder has one site") };
+    let features = match &options.features {
+        Some(features) => features.clone(),
+        None => (0..sae.d_sae()).collect(),
+    };
+    if let Some(feature) = features.iter().find(|&&feature| feature >= sae.d_sae()) {
+        bail!("there is no feature {feature}: there are {}, from 0", sae.d_sae());
+    }
+    let reader = Reader { sae, source, features: &features };
+    let (statistics, tokens) = reader.count(options)?;
+    let examples = reader.read_examples(&statistics, options)?;
+    let effects = logits::effects(sae, source.model, site, &features, options.logits);
+    let found = features.iter().zip(statistics).zip(examples).zip(effects);
+    let features = found.map(|(((&index, statistics), examples), effect)| Feature {
+        index,
+        density: statistics.active as f64 / tokens as f64,
+        max: statistics.max,
+        mean: statistics.sum / statistics.active.max(1) as f64,
+        activations: statistics.histogram,
+        examples,
+        promoted: effect.promoted,
+        suppressed: effect.suppressed,
+        logits: effect.bars,
+    });
+    Ok((features.collect(), tokens))
+}
+
+struct Reader<'a> {
+    sae: &'a Sae,
+    source: &'a Source<'a>,
+    features: &'a [usize],
+}
+
+impl Reader<'_> {
+    /// Calls `each` with (row of the batch, position, activations of the features wanted) for every position of
+    /// some rows that is not excluded, in order. Returns how many there were.
+    fn read(&self, rows: &[usize], mut each: impl FnMut(usize, usize, &[f32])) -> Result<usize> {
+        let device = self.source.model.device();
+        let batch = self.source.batch(rows)?;
+        let kept = self.source.kept(&batch);
+        let output = self.source.model.activations(self.source.input(&batch), &self.source.sites);
+        let x = output.into_iter().next().context("a site gives one tensor")?;
+        let [rows, length, width] = x.dims();
+        let x: Tensor<2> = x.reshape([rows * length, width]);
+        let wanted = (self.features.len() < self.sae.d_sae())
+            .then(|| indices(self.features.iter().map(|&i| i as i32).collect(), &device));
+        for kept in kept.chunks(POSITIONS) {
+            let x = x.clone().select(0, indices(kept.to_vec(), &device));
+            let mut features = self.sae.encode(x);
+            if let Some(wanted) = &wanted {
+                features = features.select(1, wanted.clone());
+            }
+            let values: Vec<f32> = features.into_data().iter::<f32>().collect();
+            for (&at, values) in kept.iter().zip(values.chunks_exact(self.features.len())) {
+                each(at as usize / batch.width, at as usize % batch.width, values);
+            }
+        }
+        Ok(kept.len())
+    }
+
+    fn count(&self, options: &Options) -> Result<(Vec<Statistics>, usize)> {
+        let count = self.features.len();
+        let mut statistics = vec![Statistics::default(); count];
+        let total = self.source.data.lengths().iter().sum::<usize>().min(options.tokens);
+        let mut progress = self.source.reporter.begin("features", "tokens", total, 0);
+        let mut tokens = 0;
+        let batches = Batches::sequential(self.source.data.len(), options.batch_size);
+        for rows in batches.iter() {
+            if tokens >= options.tokens {
+                break;
+            }
+            // The strongest position of each feature in each of the rows.
+            let mut strongest: BTreeMap<(usize, usize), Candidate> = BTreeMap::new();
+            let read = self.read(rows, |row, position, values| {
+                let active = values.iter().enumerate().filter(|(_, value)| **value > 0.0);
+                for (slot, &activation) in active {
+                    statistics[slot].add(activation);
+                    let candidate = Candidate { activation, row: rows[row], position };
+                    let best = strongest.entry((row, slot)).or_insert(candidate);
+                    if activation > best.activation {
+                        *best = candidate;
+                    }
+                }
+            })?;
+            for ((_, slot), candidate) in strongest {
+                statistics[slot].offer(candidate, options.examples);
+            }
+            tokens += read;
+            progress.advance(read, "");
+        }
+        progress.finish(&format!("{tokens} tokens"));
+        if tokens == 0 {
+            bail!("the data has no tokens to look at");
+        }
+        Ok((statistics, tokens))
+    }
+
+    fn read_examples(
+        &self,
+        statistics: &[Statistics],
+        options: &Options,
+    ) -> Result<Vec<Vec<Example>>> {
+        // By row, so that each is read once: the feature, the rank, and the tokens shown.
+        let mut wanted: BTreeMap<usize, Vec<(usize, usize, Range<usize>)>> = BTreeMap::new();
+        let mut found: Vec<Vec<Example>> = Vec::with_capacity(statistics.len());
+        for (slot, statistics) in statistics.iter().enumerate() {
+            let mut examples = Vec::with_capacity(statistics.candidates.len());
+            for (rank, candidate) in statistics.candidates.iter().enumerate() {
+                let tokens = self.source.data.get(candidate.row)?.response.tokens;
+                let start = candidate.position.saturating_sub(options.context);
+                let range = start..(candidate.position + options.context + 1).min(tokens.len());
+                examples.push(Example {
+                    tokens: tokens[range.clone()].to_vec(),
+                    activations: vec![0.0; range.len()],
+                    strongest: candidate.position - start,
+                });
+                wanted.entry(candidate.row).or_default().push((slot, rank, range));
+            }
+            found.push(examples);
+        }
+        let rows: Vec<usize> = wanted.keys().copied().collect();
+        let mut progress = self.source.reporter.begin("examples", "rows", rows.len(), 0);
+        for rows in rows.chunks(options.batch_size.get()) {
+            self.read(rows, |row, position, values| {
+                for (slot, rank, range) in &wanted[&rows[row]] {
+                    if range.contains(&position) {
+                        found[*slot][*rank].activations[position - range.start] = values[*slot];
+                    }
+                }
+            })?;
+            progress.advance(rows.len(), "");
+        }
+        progress.finish("");
+        Ok(found)
+    }
+}

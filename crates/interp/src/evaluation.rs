@@ -1,0 +1,237 @@
+//! What an autoencoder keeps of a model: reconstruction, sparsity, and what becomes of the predictions when its
+//! reconstruction takes the activation's place. Definitions are those of `sae_lens.evals` (SAELens 6):
+//! positions that hold a special token keep their activation and are in no mean, while zero-ablation zeroes
+//! them too; a position's cross-entropy is that of the token after it.
+
+use std::num::NonZeroUsize;
+
+use anyhow::{Context, Result, bail};
+use burn::tensor::{Bool, Tensor, TensorData};
+use fpo_data::{Batches, TokenBatch};
+use fpo_ops::{linear_kl, linear_log_probs};
+use fpo_sae::{Quality, QualityMeter, Sae};
+use fpo_transformer::Site;
+use serde::Serialize;
+
+use crate::activations::{Source, indices};
+
+/// Positions encoded at once: `[positions, d_sae]` is never held for a whole batch.
+const POSITIONS: usize = 2048;
+
+/// How the cross-entropy fares, in nats per token.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct CrossEntropy {
+    /// Of the model as it is.
+    pub original: f64,
+    /// With the reconstruction spliced in.
+    pub spliced: f64,
+    /// With zeros in the activation's place.
+    pub zero_ablation: f64,
+    /// spliced − original.
+    pub delta: f64,
+    /// (zero − spliced) / (zero − original): 1 is perfect, 0 as bad as zeros.
+    pub score: f64,
+}
+
+/// KL(original ‖ changed) of the predictions, in nats per token.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Divergence {
+    /// With the reconstruction spliced in.
+    pub spliced: f64,
+    /// With zeros in the activation's place.
+    pub zero_ablation: f64,
+    /// (zero − spliced) / zero.
+    pub score: f64,
+}
+
+/// A bar of the histogram of densities.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct DensityBin {
+    /// Lower end, as log₁₀ of the share of tokens.
+    pub from: f64,
+    /// Upper end.
+    pub to: f64,
+    /// Features in between.
+    pub features: usize,
+}
+
+/// Everything measured.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SaeEvaluation {
+    /// Reconstruction and sparsity.
+    #[serde(flatten)]
+    pub quality: Quality,
+    /// Cross-entropy.
+    pub cross_entropy: CrossEntropy,
+    /// KL.
+    pub kl: Divergence,
+    /// Densities of the features that are active on some token.
+    pub density_histogram: Vec<DensityBin>,
+}
+
+/// Sums over positions.
+#[derive(Default)]
+struct Sums {
+    /// Positions with a token after them.
+    predicted: usize,
+    /// Positions.
+    positions: usize,
+    /// Cross-entropies: original, spliced, zeros.
+    cross_entropy: [f64; 3],
+    /// KL: spliced, zeros.
+    kl: [f64; 2],
+}
+
+/// Measures an autoencoder on the first rows of the source, whose only site is the autoencoder's, until
+/// `tokens` positions were seen.
+pub fn evaluate(
+    sae: &Sae,
+    source: &Source<'_>,
+    tokens: usize,
+    batch_size: NonZeroUsize,
+) -> Result<SaeEvaluation> {
+    let &[site] = source.sites.as_slice() else { bail!("an autoencoder has one site") };
+    let rows = Batches::sequential(source.data.len(), batch_size);
+    let total = source.data.lengths().iter().sum::<usize>().min(tokens);
+    let mut progress = source.reporter.begin("evaluate", "tokens", total, 0);
+    let mut meter = QualityMeter::new(sae.d_in(), sae.d_sae());
+    let mut sums = Sums::default();
+    for rows in rows.iter() {
+        if sums.positions >= tokens {
+            break;
+        }
+        let batch = source.batch(rows)?;
+        let before = sums.positions;
+        add(sae, source, site, &batch, &mut meter, &mut sums);
+        progress.advance(sums.positions - before, "");
+    }
+    progress.finish(&format!("{} tokens", sums.positions));
+    let quality = meter.quality().context("the data has no tokens to measure on")?;
+    if sums.predicted == 0 {
+        bail!("the data has no token to predict");
+    }
+    let [original, spliced, zero_ablation] =
+        sums.cross_entropy.map(|sum| sum / sums.predicted as f64);
+    let [kl_spliced, kl_zero] = sums.kl.map(|sum| sum / sums.positions as f64);
+    Ok(SaeEvaluation {
+        quality,
+        cross_entropy: CrossEntropy {
+            original,
+            spliced,
+            zero_ablation,
+            delta: spliced - original,
+            score: (zero_ablation - spliced) / (zero_ablation - original),
+        },
+        kl: Divergence {
+            spliced: kl_spliced,
+            zero_ablation: kl_zero,
+            score: (kl_zero - kl_spliced) / kl_zero,
+        },
+        density_histogram: histogram(&meter.densities()),
+    })
+}
+
+fn add(
+    sae: &Sae,
+    source: &Source<'_>,
+    site: Site,
+    batch: &TokenBatch,
+    meter: &mut QualityMeter,
+    sums: &mut Sums,
+) {
+    let (model, device) = (source.model, source.model.device());
+    let kept = source.kept(batch);
+    if kept.is_empty() {
+        return;
+    }
+    let input = source.input(batch);
+    let cells = batch.rows * batch.width;
+    let mut is_kept = vec![false; cells];
+    kept.iter().for_each(|&at| is_kept[at as usize] = true);
+
+    let original = model.forward(input.clone(), &[site]);
+    if let Some(x) = original.sites.into_iter().next() {
+        let x = flat(x);
+        for kept in kept.chunks(POSITIONS) {
+            meter.add(sae, x.clone().select(0, indices(kept.to_vec(), &device)));
+        }
+    }
+    let is_kept = Tensor::<2, Bool>::from_data(TensorData::new(is_kept, [cells, 1]), &device);
+    let spliced = model.forward_with(input.clone(), site, |x| {
+        let (shape, width) = (x.dims(), sae.d_in());
+        let x = flat(x);
+        let blocks = (0..cells).step_by(POSITIONS);
+        let blocks = blocks
+            .map(|start| sae.reconstruct(x.clone().narrow(0, start, POSITIONS.min(cells - start))));
+        let output = Tensor::cat(blocks.collect(), 0);
+        x.mask_where(is_kept.clone().expand([cells, width]), output).reshape(shape)
+    });
+    let zeros = model.forward_with(input, site, |x| x.zeros_like());
+
+    let hidden = [original.hidden_states, spliced, zeros].map(flat);
+    let (unembedding, cap) = (model.unembedding(), model.config().final_logit_softcapping);
+    let at = |x: &Tensor<2>, positions: &[i32]| {
+        x.clone().select(0, indices(positions.to_vec(), &device))
+    };
+    for positions in kept.chunks(POSITIONS) {
+        let original = at(&hidden[0], positions);
+        for (sum, changed) in sums.kl.iter_mut().zip(&hidden[1..]) {
+            let (reference, changed) = (original.clone(), at(changed, positions));
+            let kl = linear_kl(reference, unembedding.clone(), changed, unembedding.clone(), cap);
+            *sum += kl.sum().into_scalar::<f64>();
+        }
+        sums.positions += positions.len();
+    }
+    let width = batch.width as i32;
+    // A row's last token has none after it.
+    let predicting: Vec<i32> = kept
+        .into_iter()
+        .filter(|at| (at % width) as usize + 1 < batch.lens[(at / width) as usize])
+        .collect();
+    for positions in predicting.chunks(POSITIONS) {
+        let targets = positions.iter().map(|&at| batch.tokens[at as usize + 1]).collect();
+        let targets = indices(targets, &device);
+        for (sum, hidden) in sums.cross_entropy.iter_mut().zip(&hidden) {
+            let (hidden, targets) = (at(hidden, positions), targets.clone());
+            let log_probs = linear_log_probs(hidden, unembedding.clone(), targets, cap);
+            *sum -= log_probs.sum().into_scalar::<f64>();
+        }
+        sums.predicted += positions.len();
+    }
+}
+
+/// `[batch, tokens, width]` → `[batch · tokens, width]`
+fn flat(x: Tensor<3>) -> Tensor<2> {
+    let [batch, tokens, width] = x.dims();
+    x.reshape([batch * tokens, width])
+}
+
+/// Two bars a power of ten, from the rarest feature to the densest.
+pub fn histogram(densities: &[f64]) -> Vec<DensityBin> {
+    let logs: Vec<f64> = densities.iter().filter(|d| **d > 0.0).map(|d| d.log10()).collect();
+    let Some(lowest) = logs.iter().copied().reduce(f64::min) else { return Vec::new() };
+    // Half powers; a density of 1 belongs to the last bar.
+    let bar = |log: f64| ((2.0 * log).floor() as i64).min(-1);
+    (bar(lowest)..0)
+        .map(|index| DensityBin {
+            from: index as f64 / 2.0,
+            to: (index + 1) as f64 / 2.0,
+            features: logs.iter().filter(|log| bar(**log) == index).count(),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_active_feature_is_in_one_bar() {
+        let densities = [0.0, 1.0, 0.5, 0.1, 0.09, 1e-4, 2e-4];
+        let bars = histogram(&densities);
+        assert_eq!(bars.iter().map(|b| b.features).sum::<usize>(), 6);
+        assert_eq!((bars[0].from, bars[0].features), (-4.0, 2));
+        assert_eq!(bars.last().map(|b| (b.to, b.features)), Some((0.0, 2)));
+        assert!(histogram(&[0.0]).is_empty());
+    }
+}

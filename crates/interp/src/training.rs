@@ -1,0 +1,167 @@
+//! The training loop of autoencoders: one or several, for as many sites, from one stream of activations;
+//! with checkpoints from which it resumes bit for bit.
+
+use std::{
+    fs::OpenOptions,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use burn::tensor::{Device, Tensor};
+use fpo_data::checkpoints::Checkpoints;
+use fpo_device::guard;
+use fpo_sae::{Provenance, Quality, QualityMeter, Sae, SaeTrainer, SaeTraining};
+use fpo_transformer::Site;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::activations::{ActivationStore, Block, Cursor};
+
+/// Tokens measured at once, and tokens from which the inputs' scale and mean are taken.
+const TOKENS_AT_ONCE: usize = 4096;
+
+/// The frame of a training.
+pub struct SaeTrainingRun<'a> {
+    /// The stage's name, for progress and messages.
+    pub stage: &'static str,
+    /// Of every autoencoder.
+    pub settings: &'a SaeTraining,
+    /// The sites that the store reads, an autoencoder for each.
+    pub sites: &'a [Site],
+    /// Seeds the initial directions.
+    pub seed: u64,
+    /// The name of the model, for the files.
+    pub model_name: String,
+    /// Where checkpoints and metrics go.
+    pub checkpoints: &'a Checkpoints,
+    /// Steps between checkpoints.
+    pub checkpoint_every: usize,
+}
+
+/// The part of a checkpoint that is no tensor.
+#[derive(Serialize, Deserialize)]
+struct State {
+    cursor: Cursor,
+    /// Length of the metrics file at that moment, in bytes.
+    metrics_bytes: u64,
+}
+
+impl SaeTrainingRun<'_> {
+    /// Trains from the beginning, or from the last checkpoint where there is one. The metrics stay in the
+    /// folder of the checkpoints.
+    pub fn run(&self, store: &mut ActivationStore<'_>, device: &Device) -> Result<Vec<Sae>> {
+        let path = self.checkpoints.metrics();
+        let mut trainers = match self.checkpoints.latest()? {
+            Some((folder, state)) => self.restore(&folder, &state, store, device)?,
+            None => {
+                self.checkpoints.truncate_metrics(0)?;
+                self.begin(store, device)?
+            }
+        };
+        let first = trainers.first().map_or(0, SaeTrainer::steps_done);
+        let context = || format!("writing {}", path.display());
+        let mut metrics = OpenOptions::new().append(true).open(&path).with_context(context)?;
+        let reporter = store.source().reporter.clone();
+        let mut progress = reporter.begin(self.stage, "steps", self.settings.steps, first);
+        for step in first..self.settings.steps {
+            let (line, shown) = guard(|| {
+                let batch = store.next_batch(self.settings.batch_tokens, device)?;
+                self.step(step, &mut trainers, batch)
+            })
+            .with_context(|| format!("step {}", step + 1))?;
+            writeln!(metrics, "{line}").with_context(context)?;
+            progress.advance(1, &shown);
+            let done = step + 1;
+            if done.is_multiple_of(self.checkpoint_every) && done < self.settings.steps {
+                let metrics_bytes = metrics.metadata().with_context(context)?.len();
+                let state = State { cursor: store.cursor(), metrics_bytes };
+                self.checkpoints.write(done, &state, |output| -> Result<()> {
+                    for (index, trainer) in trainers.iter().enumerate() {
+                        trainer.save(&file(output, index))?;
+                    }
+                    Ok(())
+                })?;
+            }
+        }
+        let tokens = (self.settings.steps - first) * self.settings.batch_tokens;
+        let rate = tokens as f64 / progress.seconds().max(1e-9);
+        progress.finish(&format!("{rate:.0} tokens/s"));
+        let finished = trainers.into_iter().zip(self.sites).map(|(trainer, site)| {
+            trainer.finish(Provenance {
+                model_name: Some(self.model_name.clone()),
+                hook_name: Some(site.hook_name()),
+            })
+        });
+        Ok(finished.collect())
+    }
+
+    fn begin(&self, store: &mut ActivationStore<'_>, device: &Device) -> Result<Vec<SaeTrainer>> {
+        let sample = store.next_batch(TOKENS_AT_ONCE, device)?;
+        store.seek(Cursor::default());
+        let start = |sample| Ok(SaeTrainer::new(self.settings, sample, self.seed, device)?);
+        sample.into_iter().map(start).collect()
+    }
+
+    /// A step of every autoencoder: a line for the metrics, and what is shown.
+    fn step(
+        &self,
+        step: usize,
+        trainers: &mut [SaeTrainer],
+        batch: Vec<Tensor<2>>,
+    ) -> Result<(Value, String)> {
+        let mut line = Map::from_iter([("step".to_owned(), json!(step + 1))]);
+        let mut shown = String::new();
+        let one = trainers.len() == 1;
+        for ((trainer, x), site) in trainers.iter_mut().zip(batch).zip(self.sites) {
+            let report = trainer.step(x);
+            if !report.loss.is_finite() {
+                bail!("{site}: the loss is {}; a lower learning_rate may help", report.loss);
+            }
+            // With several, each has its own keys.
+            let key = |name: &str| if one { name.to_owned() } else { format!("{site}/{name}") };
+            for (name, value) in [
+                ("loss", report.loss),
+                ("mse", report.mse),
+                ("l0", report.l0),
+                ("dead", report.dead),
+                ("learning_rate", report.learning_rate),
+            ] {
+                line.insert(key(name), json!(value));
+            }
+            shown += &format!("loss {:.4}, L0 {:.1}  ", report.loss, report.l0);
+        }
+        Ok((Value::Object(line), shown))
+    }
+
+    fn restore(
+        &self,
+        folder: &Path,
+        state: &State,
+        store: &mut ActivationStore<'_>,
+        device: &Device,
+    ) -> Result<Vec<SaeTrainer>> {
+        store.seek(state.cursor);
+        self.checkpoints.truncate_metrics(state.metrics_bytes)?;
+        let restore = |index| Ok(SaeTrainer::restore(self.settings, &file(folder, index), device)?);
+        let trainers: Vec<SaeTrainer> =
+            (0..self.sites.len()).map(restore).collect::<Result<_>>()?;
+        let done = trainers.first().map_or(0, SaeTrainer::steps_done);
+        store.source().reporter.note(self.stage, format!("resumes from step {done}"));
+        Ok(trainers)
+    }
+}
+
+fn file(folder: &Path, index: usize) -> PathBuf {
+    folder.join(format!("sae-{index}.safetensors"))
+}
+
+/// Measures an autoencoder on a block of activations.
+pub fn quality(sae: &Sae, block: &Block, device: &Device) -> Result<Quality> {
+    let mut meter = QualityMeter::new(sae.d_in(), sae.d_sae());
+    for start in (0..block.tokens()).step_by(TOKENS_AT_ONCE) {
+        let end = (start + TOKENS_AT_ONCE).min(block.tokens());
+        meter.add(sae, block.rows(start..end, device));
+    }
+    meter.quality().context("no activations to measure on")
+}

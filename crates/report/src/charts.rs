@@ -1,0 +1,279 @@
+//! Curves as small inline SVG charts.
+//!
+//! `plotters` writes explicit colours. Each is drawn here with a stand-in and replaced by a CSS variable afterwards, so that one
+//! SVG follows the page between light and dark.
+
+use std::error::Error;
+use std::ops::Range;
+
+use maud::{Markup, PreEscaped, html};
+use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
+use plotters::prelude::*;
+
+use super::curve::{Axis, Curve};
+use super::format::number;
+use super::text::visible_inline;
+use super::{Chart, StageCurves};
+
+/// Size in CSS pixels at which text is set; the page scales the chart to its column.
+const SIZE: (u32, u32) = (380, 230);
+/// `plotters` rounds to whole pixels, so it draws on a finer grid.
+const FINE: u32 = 4;
+/// Height of axis text in CSS pixels.
+const TEXT: f64 = 11.5;
+/// Number of series colours that the style sheet defines; further series start over.
+const SERIES_COLOURS: usize = 8;
+/// Up to this many points, each is marked with a dot.
+const DOTTED: usize = 30;
+
+/// The charts of one stage.
+pub(super) fn stage(stage: &StageCurves) -> Markup {
+    html! {
+        h3 { (stage.stage) }
+        @if !stage.caption.is_empty() { p.caption { (stage.caption) } }
+        div.charts { @for chart in &stage.charts { (figure(chart)) } }
+    }
+}
+
+fn figure(chart: &Chart) -> Markup {
+    let curves: Vec<(usize, &str, Curve)> = chart
+        .series
+        .iter()
+        .enumerate()
+        .filter_map(|(index, series)| {
+            Some((index % SERIES_COLOURS, series.name.as_str(), Curve::new(&series.points)?))
+        })
+        .collect();
+    html! {
+        figure.chart {
+            figcaption {
+                strong { (chart.title) }
+                @if !chart.y_label.is_empty() { " " span.unit { (chart.y_label) } }
+                ul.legend {
+                    @for (colour, name, curve) in &curves {
+                        li {
+                            @if curves.len() > 1 || *name != chart.title {
+                                span.swatch style={ "background:" (variable(Ink::Series(*colour))) } {} (name) " "
+                            }
+                            span.end title="where the curve ends" { (number(curve.last())) }
+                        }
+                    }
+                }
+            }
+            @if curves.is_empty() {
+                p.empty { "no data" }
+            } @else {
+                @match draw(chart, &curves) {
+                    Ok(svg) => { (PreEscaped(svg)) }
+                    Err(error) => { p.empty { "could not be drawn: " (error) } }
+                }
+            }
+        }
+    }
+}
+
+/// What a reader who cannot see the chart is told.
+fn description(chart: &Chart, curves: &[(usize, &str, Curve)]) -> String {
+    let told: Vec<String> = curves
+        .iter()
+        .map(|(_, name, curve)| {
+            format!("{name} from {} to {}", number(curve.first()), number(curve.last()))
+        })
+        .collect();
+    format!("Line chart of {} by {}: {}.", chart.title, chart.x_label, told.join("; "))
+}
+
+fn draw(chart: &Chart, curves: &[(usize, &str, Curve)]) -> Result<String, Box<dyn Error>> {
+    let points = || curves.iter().flat_map(|(_, _, curve)| curve.raw.iter());
+    let x = Axis::around(points().map(|p| p.0).chain(origin(points().map(|p| p.0))), 0.0, 5);
+    let y = Axis::around(points().map(|p| p.1), 0.06, 6);
+    let y_text = y.ticks.iter().map(|&t| y.label(t).chars().count()).max().unwrap_or(1);
+    let fine = |pixels: f64| (pixels * f64::from(FINE)).round() as u32;
+
+    let mut svg = String::new();
+    {
+        let root =
+            SVGBackend::with_string(&mut svg, (SIZE.0 * FINE, SIZE.1 * FINE)).into_drawing_area();
+        let mut context = ChartBuilder::on(&root)
+            .margin_top(fine(8.0))
+            .margin_right(fine(18.0))
+            .x_label_area_size(fine(38.0))
+            .y_label_area_size(fine(12.0 + 0.58 * TEXT * y_text as f64))
+            .build_cartesian_2d(x, y)?;
+        // The backend divides font sizes by 1.24.
+        let text =
+            ("sans-serif", TEXT * 1.24 * f64::from(FINE)).into_font().color(&Ink::Text.colour());
+        context
+            .configure_mesh()
+            .disable_x_mesh()
+            .bold_line_style(Ink::Grid.colour().stroke_width(FINE))
+            .light_line_style(TRANSPARENT)
+            .axis_style(TRANSPARENT)
+            .set_all_tick_mark_size(fine(4.0))
+            .label_style(text.clone())
+            .axis_desc_style(text)
+            .x_desc(visible_inline(&chart.x_label))
+            .draw()?;
+        for (colour, _, curve) in curves {
+            let ink = Ink::Series(*colour).colour();
+            let raw = || curve.raw.iter().copied();
+            match &curve.smooth {
+                Some(smooth) => {
+                    context.draw_series(LineSeries::new(raw(), ink.mix(0.3).stroke_width(FINE)))?;
+                    context.draw_series(LineSeries::new(
+                        smooth.iter().copied(),
+                        ink.stroke_width(2 * FINE),
+                    ))?;
+                }
+                None => {
+                    context.draw_series(LineSeries::new(raw(), ink.stroke_width(fine(1.75))))?;
+                    if curve.raw.len() <= DOTTED {
+                        context.draw_series(
+                            raw().map(|point| Circle::new(point, fine(2.5), ink.filled())),
+                        )?;
+                    }
+                }
+            }
+        }
+        root.present()?;
+    }
+    let body = svg.split_once(">\n").map_or("", |(_, body)| body);
+    let opening = html! { (description(chart, curves)) }.into_string();
+    let (width, height) = (SIZE.0 * FINE, SIZE.1 * FINE);
+    Ok(with_variables(&format!(
+        r#"<svg viewBox="0 0 {width} {height}" role="img" aria-label="{opening}">{body}"#
+    )))
+}
+
+/// Zero, for an axis that starts just beside it: the first step is usually logged as 1 or 10.
+fn origin(xs: impl Iterator<Item = f64>) -> Option<f64> {
+    let (low, high) = xs.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), x| (l.min(x), h.max(x)));
+    (low > 0.0 && low <= 0.1 * high).then_some(0.0)
+}
+
+/// `plotters` asks an axis where a value lies, which values get a label, and how the label reads.
+impl Ranged for Axis {
+    type FormatOption = NoDefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, (from, to): (i32, i32)) -> i32 {
+        let share = (value - self.low) / (self.high - self.low);
+        from + (share * f64::from(to - from)).round() as i32
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, _: Hint) -> Vec<f64> {
+        self.ticks.clone()
+    }
+
+    fn range(&self) -> Range<f64> {
+        self.low..self.high
+    }
+}
+
+impl ValueFormatter<f64> for Axis {
+    fn format_ext(&self, value: &f64) -> String {
+        self.label(*value)
+    }
+}
+
+/// What a stroke stands for; the style sheet decides how it looks.
+#[derive(Clone, Copy)]
+enum Ink {
+    Text,
+    Grid,
+    Series(usize),
+}
+
+impl Ink {
+    fn all() -> impl Iterator<Item = Self> {
+        [Ink::Text, Ink::Grid].into_iter().chain((0..SERIES_COLOURS).map(Ink::Series))
+    }
+
+    /// The stand-in that `plotters` draws with.
+    fn colour(self) -> RGBAColor {
+        let code = match self {
+            Ink::Text => 0,
+            Ink::Grid => 1,
+            Ink::Series(index) => 2 + index as u8,
+        };
+        RGBColor(1, 0, code).to_rgba()
+    }
+}
+
+fn variable(ink: Ink) -> String {
+    match ink {
+        Ink::Text => "var(--muted)".to_owned(),
+        Ink::Grid => "var(--line)".to_owned(),
+        Ink::Series(index) => format!("var(--series-{index})"),
+    }
+}
+
+/// Replaces the stand-ins. Text in the SVG cannot be mistaken for one: its quotation marks are escaped.
+fn with_variables(svg: &str) -> String {
+    Ink::all().fold(svg.to_owned(), |svg, ink| {
+        let RGBAColor(r, g, b, _) = ink.colour();
+        ["fill", "stroke"].into_iter().fold(svg, |svg, property| {
+            let stand_in = format!("{property}=\"#{r:02X}{g:02X}{b:02X}\"");
+            svg.replace(&stand_in, &format!("style=\"{property}:{}\"", variable(ink)))
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Series;
+
+    fn chart(series: Vec<(&str, Vec<(f64, f64)>)>) -> String {
+        let series =
+            series.into_iter().map(|(name, points)| Series { name: name.into(), points }).collect();
+        figure(&Chart {
+            title: "loss".into(),
+            x_label: "step".into(),
+            y_label: "nats".into(),
+            series,
+        })
+        .into_string()
+    }
+
+    #[test]
+    fn a_chart_without_a_finite_point_says_so() {
+        for series in
+            [vec![], vec![("a", vec![])], vec![("a", vec![(0.0, f64::NAN), (f64::INFINITY, 1.0)])]]
+        {
+            let html = chart(series);
+            assert!(html.contains("no data") && !html.contains("<svg"), "{html}");
+        }
+    }
+
+    #[test]
+    fn nan_is_skipped_and_the_rest_is_drawn() {
+        let html = chart(vec![("train", vec![(0.0, 3.0), (1.0, f64::NAN), (2.0, 1.0)])]);
+        assert!(!html.contains("NaN") && !html.contains("inf"));
+        assert_eq!(html.matches("<circle").count(), 2);
+        assert!(html.contains("Line chart of loss by step: train from 3 to 1."));
+    }
+
+    #[test]
+    fn colours_follow_the_page() {
+        let series = (0..10).map(|i| ("s", vec![(0.0, i as f64), (1.0, i as f64 + 1.0)])).collect();
+        let html = chart(series);
+        assert!(!html.contains("=\"#"), "an explicit colour is left");
+        assert!(html.contains("stroke:var(--series-0)") && html.contains("stroke:var(--series-7)"));
+        assert!(!html.contains("--series-8"));
+    }
+
+    #[test]
+    fn a_noisy_curve_is_drawn_twice() {
+        let noisy = chart(vec![("train", (0..5000).map(|i| (i as f64, (i % 2) as f64)).collect())]);
+        assert_eq!(noisy.matches("<polyline").count(), 2);
+        let calm = chart(vec![("train", (0..20).map(|i| (i as f64, 1.0)).collect())]);
+        assert_eq!((calm.matches("<polyline").count(), calm.matches("<circle").count()), (1, 20));
+    }
+
+    #[test]
+    fn names_cannot_break_out_of_the_svg() {
+        let html = chart(vec![("\"><script>alert(1)</script>", vec![(0.0, 1.0), (1.0, 2.0)])]);
+        assert!(!html.contains("<script"));
+    }
+}

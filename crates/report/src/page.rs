@@ -1,0 +1,138 @@
+//! The page: head, sections and their order.
+
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use super::{Report, charts, features, samples, tables};
+
+/// The style that all our pages share: colours for light and dark, tables, charts.
+pub const STYLE: &str = include_str!("style.css");
+
+/// The browser is told to run and fetch nothing, whatever a model has written into the page.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:";
+
+pub(super) fn document(report: &Report) -> Markup {
+    let sections: Vec<Section> =
+        sections(report).into_iter().filter(|section| section.present).collect();
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                meta http-equiv="Content-Security-Policy" content=(POLICY);
+                title { (report.title) }
+                link rel="icon" href="data:,";
+                style { (PreEscaped(STYLE)) }
+            }
+            body {
+                a.skip href="#content" { "Skip to the content" }
+                header {
+                    h1 { (report.title) }
+                    @if !report.subtitle.is_empty() { p.subtitle { (report.subtitle) } }
+                    @if !report.summary.is_empty() {
+                        dl.facts { @for (name, value) in &report.summary { div { dt { (name) } dd { (value) } } } }
+                    }
+                    @if sections.len() > 1 {
+                        nav aria-label="Sections" { ul { @for s in &sections { li { a href={ "#" (s.id) } { (s.title) } } } } }
+                    }
+                }
+                main #content {
+                    @for section in &sections {
+                        section #(section.id) aria-labelledby={ (section.id) "-title" } {
+                            h2 id={ (section.id) "-title" } { (section.title) }
+                            @if !section.lead.is_empty() { p.lead { (section.lead) } }
+                            (section.body)
+                        }
+                    }
+                    @if sections.is_empty() { p.empty { "There is nothing to report yet." } }
+                }
+            }
+        }
+    }
+}
+
+struct Section {
+    id: &'static str,
+    title: &'static str,
+    lead: &'static str,
+    present: bool,
+    body: Markup,
+}
+
+fn sections(report: &Report) -> [Section; 7] {
+    [
+        Section {
+            id: "results",
+            title: "Before and after",
+            lead: "",
+            present: !report.table.is_empty(),
+            body: tables::before_and_after(&report.table),
+        },
+        Section {
+            id: "comparison",
+            title: "Methods side by side",
+            lead: "",
+            present: report.comparison.is_some(),
+            body: html! { @if let Some(table) = &report.comparison { (table.html()) } },
+        },
+        Section {
+            id: "notes",
+            title: "Notes",
+            lead: "",
+            present: !report.notes.is_empty(),
+            body: html! { ul.notes { @for note in &report.notes { li { (note) } } } },
+        },
+        Section {
+            id: "curves",
+            title: "Training curves",
+            lead: "Where a curve is noisy, the faint line is what was logged and the bold line is smoothed. \
+                   The number beside a name is where its line ends.",
+            present: !report.stages.is_empty(),
+            body: html! { @for stage in &report.stages { (charts::stage(stage)) } },
+        },
+        Section {
+            id: "samples",
+            title: "Samples",
+            lead: "The same prompts, answered by the model before and after alignment.",
+            present: !report.samples.is_empty(),
+            body: samples::section(&report.samples),
+        },
+        Section {
+            id: "features",
+            title: "Features that moved",
+            lead: "The features of the sparse autoencoder whose mean activation changed most, with texts on which they fire. \
+                   The stronger the colour, the stronger the activation; pointing at a token shows its value.",
+            present: !report.features.is_empty(),
+            body: features::section(&report.features),
+        },
+        Section {
+            id: "settings",
+            title: "Settings",
+            lead: "The resolved settings of the run. Saved as a file, they repeat it.",
+            present: !report.settings_toml.is_empty(),
+            body: settings(&report.settings_toml),
+        },
+    ]
+}
+
+/// TOML with its headings and comments set apart, line by line.
+fn settings(toml: &str) -> Markup {
+    html! {
+        details {
+            summary { "Show the settings" }
+            pre tabindex="0" {
+                code {
+                    @for line in toml.lines() {
+                        @match line.trim_start().chars().next() {
+                            Some('[') => { strong { (line) } }
+                            Some('#') => { span.unit { (line) } }
+                            _ => { (line) }
+                        }
+                        "\n"
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Training against data whose structure is known, and its checkpoints.
+
+use std::fs;
+
+use burn::tensor::{Device, Tensor};
+use fpo_sae::{Compute, Penalty, Provenance, QualityMeter, SaeTrainer, SaeTraining};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::support::{tensor, threshold, to_vec};
+
+/// Inputs are sparse sums of known directions, of which there are more than dimensions. Training must reach the target L0, explain
+/// the inputs and recover the directions.
+#[test]
+fn training_finds_known_structure() {
+    find_known_structure(Compute::Float32, 3);
+}
+
+/// The same with matrix products in bfloat16.
+#[test]
+fn training_in_half_precision_finds_known_structure() {
+    find_known_structure(Compute::Bfloat16, 1);
+}
+
+fn find_known_structure(compute: Compute, seeds: u64) {
+    let (d_in, truth, active) = (32, 48, 3);
+    let settings = SaeTraining {
+        d_sae: 64,
+        target_l0: active as f64,
+        sparsity: 0.3,
+        sparsity_warmup: 500,
+        warmup: 50,
+        revive: 0.0,
+        compute,
+        batch_tokens: 512,
+        steps: 2500,
+        ..small_training(Penalty::TargetL0)
+    };
+    for seed in 0..seeds {
+        let mut rng = ChaCha8Rng::seed_from_u64(7 + seed);
+        let directions = unit_rows(&mut rng, truth, d_in);
+        let mut sample = |tokens: usize| sparse_sums(&mut rng, tokens, &directions, d_in, active);
+        let mut trainer = SaeTrainer::new(&settings, sample(2048), seed, &Device::flex()).unwrap();
+        for _ in 0..settings.steps {
+            trainer.step(sample(settings.batch_tokens));
+        }
+        let sae = trainer.finish(Provenance::default());
+        let mut meter = QualityMeter::new(d_in, settings.d_sae);
+        meter.add(&sae, sample(4096));
+        let quality = meter.quality().unwrap();
+        let decoder = to_vec(sae.w_dec);
+        let cosine = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+        let is_found =
+            |direction: &&[f32]| decoder.chunks_exact(d_in).any(|row| cosine(row, direction) > 0.9);
+        let found = directions.chunks_exact(d_in).filter(is_found).count();
+        println!("seed {seed}: {quality:?}, {found} of {truth} directions");
+        assert!((quality.l0 / active as f64 - 1.0).abs() < 0.1, "{quality:?}");
+        assert!(quality.explained_variance > 0.9, "{quality:?}");
+        assert!(found * 10 >= truth * 8, "{found} of {truth} directions");
+    }
+}
+
+/// Directions of unit norm, `[count, width]`.
+fn unit_rows(rng: &mut ChaCha8Rng, count: usize, width: usize) -> Vec<f32> {
+    // The sum of twelve uniform values minus six is close enough to a normal value for a direction.
+    let mut normal = || (0..12).map(|_| rng.random::<f32>()).sum::<f32>() - 6.0;
+    let mut rows: Vec<f32> = (0..count * width).map(|_| normal()).collect();
+    for row in rows.chunks_exact_mut(width) {
+        let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt();
+        row.iter_mut().for_each(|x| *x /= norm);
+    }
+    rows
+}
+
+/// Each row is a sum of `active` random directions, with lengths between 5 and 10; `[tokens, d_in]`.
+fn sparse_sums(
+    rng: &mut ChaCha8Rng,
+    tokens: usize,
+    directions: &[f32],
+    d_in: usize,
+    active: usize,
+) -> Tensor<2> {
+    let mut x = vec![0f32; tokens * d_in];
+    for row in x.chunks_exact_mut(d_in) {
+        for _ in 0..active {
+            let which = rng.random_range(0..directions.len() / d_in);
+            let size = 5.0 * (1.0 + rng.random::<f32>());
+            let direction = &directions[which * d_in..][..d_in];
+            row.iter_mut().zip(direction).for_each(|(x, d)| *x += size * d);
+        }
+    }
+    tensor(&x, [tokens, d_in])
+}
+
+/// Sparse sums of 32 directions in 16 dimensions.
+fn structured(seed: u64, tokens: usize) -> Tensor<2> {
+    let directions = unit_rows(&mut ChaCha8Rng::seed_from_u64(1), 32, 16);
+    sparse_sums(&mut ChaCha8Rng::seed_from_u64(seed), tokens, &directions, 16, 3)
+}
+
+fn small_training(penalty: Penalty) -> SaeTraining {
+    SaeTraining {
+        d_sae: 48,
+        penalty,
+        target_l0: 4.0,
+        tanh_scale: 4.0,
+        sparsity: 0.02,
+        sparsity_warmup: 20,
+        learning_rate: 3e-3,
+        bias_rate: 1.0,
+        warmup: 10,
+        bandwidth: 0.1,
+        initial_threshold: 0.05,
+        revive: 0.01,
+        dead_after: 5,
+        compute: Compute::Float32,
+        batch_tokens: 128,
+        steps: 60,
+    }
+}
+
+#[test]
+fn training_resumes_from_a_checkpoint_to_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("checkpoint.safetensors");
+    for penalty in [Penalty::TargetL0, Penalty::Step, Penalty::Tanh] {
+        let settings = small_training(penalty);
+        let batch = |step: usize| structured(step as u64, settings.batch_tokens);
+        let device = Device::flex();
+        let mut whole = SaeTrainer::new(&settings, batch(1000), 0, &device).unwrap();
+        let mut reports = Vec::new();
+        for step in 0..settings.steps {
+            if step == 23 {
+                whole.save(&path).unwrap();
+            }
+            reports.push(whole.step(batch(step)));
+        }
+        let mut resumed = SaeTrainer::restore(&settings, &path, &device).unwrap();
+        assert_eq!(resumed.steps_done(), 23);
+        for (step, report) in reports.iter().enumerate().skip(23) {
+            assert_eq!(resumed.step(batch(step)), *report, "{penalty:?}, step {step}");
+        }
+        let [whole, resumed] = [whole, resumed].map(|t| t.finish(Provenance::default()));
+        assert_eq!(to_vec(whole.encoder.w_enc.clone()), to_vec(resumed.encoder.w_enc.clone()));
+        assert_eq!(threshold(&whole), threshold(&resumed));
+
+        let other = SaeTraining { d_sae: 47, ..settings.clone() };
+        assert!(SaeTrainer::restore(&other, &path, &device).is_err());
+        let bytes = fs::read(&path).unwrap();
+        for end in (0..bytes.len()).step_by(97) {
+            fs::write(&path, &bytes[..end]).unwrap();
+            assert!(SaeTrainer::restore(&settings, &path, &device).is_err());
+        }
+    }
+}
+
+/// Thresholds start so high that most features never fire. Without the pull they stay dead; with it they come to life and explain
+/// more.
+#[test]
+fn the_pull_on_dead_features_helps() {
+    let device = Device::flex();
+    let train = |revive: f64| {
+        let settings = SaeTraining {
+            initial_threshold: 0.9,
+            revive,
+            steps: 600,
+            sparsity: 0.3,
+            ..small_training(Penalty::TargetL0)
+        };
+        let batch = |step: usize| structured(step as u64, settings.batch_tokens);
+        let mut trainer = SaeTrainer::new(&settings, batch(10_000), 0, &device).unwrap();
+        for step in 0..settings.steps {
+            trainer.step(batch(step));
+        }
+        let mut meter = QualityMeter::new(16, settings.d_sae);
+        meter.add(&trainer.finish(Provenance::default()), structured(20_000, 4096));
+        let quality = meter.quality().unwrap();
+        println!("revive {revive}: {quality:?}");
+        quality
+    };
+    let (without, with) = (train(0.0), train(0.03));
+    assert!(without.dead_features > 0.2, "nothing dies here: {without:?}");
+    assert!(with.dead_features < 0.5 * without.dead_features, "{with:?}");
+    assert!(with.explained_variance > without.explained_variance, "{with:?}");
+}
