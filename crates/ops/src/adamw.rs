@@ -4,31 +4,31 @@
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 
-/// The settings of a step.
+/// The hyperparameters of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
-    /// The learning rate of this step.
+    /// Learning rate of this step.
     pub lr: f64,
-    /// The decay of the mean of gradients.
+    /// Decay of the first moment, the mean of the gradients.
     pub beta1: f64,
-    /// The decay of the mean of squared gradients.
+    /// Decay of the second moment, the mean of the squared gradients.
     pub beta2: f64,
-    /// Added to the root of the mean of squares, after the bias correction.
+    /// Added to the square root of the second moment, after its bias correction.
     pub eps: f64,
     /// Decoupled weight decay: the parameter shrinks by `lr · weight_decay`.
     pub weight_decay: f64,
-    /// Multiplies the gradient before all else: clipping by a global norm without a second copy.
+    /// Multiplies the gradient first, so that clipping by the global norm needs no second copy.
     pub grad_scale: f64,
 }
 
-/// The new parameter, mean of gradients and mean of squared gradients:
+/// Returns the new parameter and its moments:
 ///
 /// `g ← grad_scale·g`, `m ← m + (1−β₁)·(g − m)`, `v ← β₂·v + (1−β₂)·g²`,
 /// `p ← (1 − lr·λ)·p − lr/(1−β₁ᵗ) · m / (√v/√(1−β₂ᵗ) + eps)`
 /// (Loshchilov & Hutter, algorithm 2, in the order of operations of PyTorch).
 ///
-/// `step` t counts from 1. The tensors must not use autodiff. Buffers that nobody else holds are updated in place, so
-/// hand over the only handle of each.
+/// `step` t counts from 1. The tensors must be outside autodiff. A buffer without other owners is updated in place, so pass the
+/// only handle of each.
 ///
 /// # Shapes
 /// * `param`, `grad`, `m`, `v`: equal
@@ -63,7 +63,7 @@ pub fn adamw_step<const D: usize>(
     definition(param, grad, m, v, step, options)
 }
 
-/// [`adamw_step`] by plain tensor operations.
+/// [`adamw_step`] in plain tensor operations.
 pub fn definition<const D: usize>(
     param: Tensor<D>,
     grad: Tensor<D>,
@@ -91,7 +91,7 @@ impl AdamW {
     }
 }
 
-/// One pass over all four, in place where the buffers have no other owner.
+/// One pass over all four tensors, in place if a buffer has no other owner.
 #[cfg(feature = "flex")]
 fn fast(
     mut state: [FlexTensor; 3],

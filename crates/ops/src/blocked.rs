@@ -1,5 +1,5 @@
-//! Logits `softcap(h·Wᵀ)` in blocks, never all at once: what the operations on whole vocabularies share on backends without a path
-//! of their own. On GPUs kernels take the products; elsewhere tensor operations make logits of them.
+//! Logits `softcap(h·Wᵀ)` in blocks, never all of them at once. Shared by the operations on the whole vocabulary, on backends
+//! without a fast path. On GPUs kernels process the products `h·Wᵀ`; elsewhere tensor operations turn them into logits.
 
 use std::ops::Range;
 
@@ -7,7 +7,7 @@ use burn::tensor::{FloatDType, Int, Tensor};
 
 use crate::{Rows, graph::Plain, rms_norm::at_least_f32};
 
-/// How much is formed at once.
+/// Sizes of a block of logits.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Blocks {
     /// Rows of hidden states.
@@ -19,12 +19,12 @@ pub(crate) struct Blocks {
 /// A block of logits takes 128 MiB in float32.
 pub(crate) const BLOCKS: Blocks = Blocks { rows: 2048, tokens: 16384 };
 
-/// `0..length` in pieces of at most `size`.
+/// `0..length` in ranges of at most `size`.
 pub(crate) fn ranges(length: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
     (0..length).step_by(size).map(move |first| first..(first + size).min(length))
 }
 
-/// The last layer of a language model and the states that enter it, outside any graph.
+/// The unembedding of a language model and its inputs, outside any graph.
 #[derive(Clone, Debug)]
 pub(crate) struct Head {
     /// `[n, d]`
@@ -38,14 +38,14 @@ pub(crate) struct Head {
 /// Logits of a block, `[rows, tokens]`, in float32 at least.
 pub(crate) struct Logits {
     pub values: Tensor<2>,
-    /// The tanh of the soft-capping.
+    /// The tanh inside the soft-cap.
     tanh: Option<Tensor<2>>,
     pub rows: Range<usize>,
     pub tokens: Range<usize>,
 }
 
 impl Logits {
-    /// The gradient of these logits → that of the products `h·Wᵀ`: times `1 − tanh²`.
+    /// The gradient of the products `h·Wᵀ`, given that of these logits: times `1 − tanh²`.
     fn through_softcap(&self, gradient: Tensor<2>) -> Tensor<2> {
         match &self.tanh {
             Some(tanh) => gradient * (-tanh.clone().square() + 1.0),
@@ -53,7 +53,7 @@ impl Logits {
         }
     }
 
-    /// One where a row's target is in the block, else zero. `targets` are those of these rows.
+    /// One at each row's target if it is in this block, else zero. `targets` `[rows]` are those of these rows.
     pub fn one_hot(&self, targets: Tensor<1, Int>) -> Tensor<2> {
         let [rows, width] = self.values.dims();
         let tokens = self.tokens.start as i64..self.tokens.end as i64;
@@ -69,10 +69,10 @@ impl Head {
         Self { hidden, weight, softcap, blocks }
     }
 
-    /// From the inputs of an operation: the states, then the parts of the weight.
+    /// From the inputs of an operation: the hidden states, then the parts of the weight.
     pub fn of<const N: usize>(inputs: [Plain; N], softcap: Option<f64>, blocks: Blocks) -> Self {
         let mut inputs = inputs.into_iter().map(Tensor::from);
-        let hidden = inputs.next().expect("an operation on hidden states has them");
+        let hidden = inputs.next().expect("the first input is the hidden states");
         Self::new(hidden, Rows::new(inputs.collect()), softcap, blocks)
     }
 
@@ -80,7 +80,7 @@ impl Head {
         ranges(self.hidden.dims()[0], self.blocks.rows)
     }
 
-    /// No block has tokens of two parts.
+    /// Blocks of the vocabulary, none of which spans two parts of the weight.
     pub fn token_blocks(&self) -> impl Iterator<Item = Range<usize>> {
         self.parts().flat_map(|part| self.blocks_of(&part))
     }
@@ -104,9 +104,9 @@ impl Head {
         self.hidden.clone().narrow(0, rows.start, rows.len())
     }
 
-    /// Rounded to the type of the hidden states where it is of another, some rows at a time.
+    /// Some rows of the weight, in the type of the hidden states.
     fn weight(&self, tokens: &Range<usize>) -> Tensor<2> {
-        // The blocks may be those of another head, whose parts are others.
+        // The block may come from another head, whose weight is split differently.
         let pieces = self.weight.parts().iter().zip(self.parts()).filter_map(|(weight, part)| {
             let (start, end) = (tokens.start.max(part.start), tokens.end.min(part.end));
             (start < end).then(|| weight.clone().narrow(0, start - part.start, end - start))
@@ -136,7 +136,7 @@ impl Head {
         Logits { values, tanh, rows: rows.clone(), tokens: tokens.clone() }
     }
 
-    /// The gradients of the hidden states and of the parts of the weight that are wanted; `gradient` gives that of a block's
+    /// The wanted gradients of the hidden states and of the parts of the weight. `gradient` computes the gradient of a block of
     /// logits.
     pub fn backward<const N: usize>(
         &self,
@@ -150,7 +150,7 @@ impl Head {
         })
     }
 
-    /// The same where `d_products` gives the gradient of a block's products, in the type of the hidden states.
+    /// The same, where `d_products` computes the gradient of a block of products, in the type of the hidden states.
     pub fn backward_of_products<const N: usize>(
         &self,
         wanted: [bool; N],
@@ -187,7 +187,7 @@ impl Head {
     }
 }
 
-/// A sum that begins with its first term.
+/// Adds to a sum that may not have a first term yet.
 pub(crate) fn add<const D: usize>(sum: Option<Tensor<D>>, more: Tensor<D>) -> Tensor<D> {
     match sum {
         Some(sum) => sum + more,
@@ -202,8 +202,8 @@ pub(crate) struct LogSumExp {
 }
 
 impl LogSumExp {
-    /// Takes more logits in; returns the exponentials of these, and what sums so far are to be multiplied by, both relative to
-    /// the largest.
+    /// Adds a block of logits. Returns their exponentials relative to the new largest logit, and the factor that rescales earlier
+    /// sums to it.
     pub fn update(state: &mut Option<Self>, logits: &Tensor<2>) -> (Tensor<2>, Option<Tensor<2>>) {
         let largest = logits.clone().max_dim(1);
         let (largest, rescale) = match &state {
@@ -223,7 +223,7 @@ impl LogSumExp {
         (weights, rescale)
     }
 
-    /// `[rows, 1]`
+    /// `log Σ exp` of all logits so far, `[rows, 1]`.
     pub fn value(&self) -> Tensor<2> {
         self.largest.clone() + self.sum.clone().log()
     }

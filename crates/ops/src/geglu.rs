@@ -1,4 +1,4 @@
-//! The gated activation of Gemma-2's feed-forward layers.
+//! GEGLU, the gated activation of Gemma's MLP.
 
 use burn::tensor::Tensor;
 
@@ -29,7 +29,7 @@ pub fn geglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
     }
 }
 
-/// [`geglu`] by plain tensor operations.
+/// [`geglu`] in plain tensor operations.
 pub fn definition<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
     let dtype = gate.dtype();
     let (gate, up) = (at_least_f32(gate), at_least_f32(up));
@@ -37,7 +37,7 @@ pub fn definition<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
     (gate * 0.5 * (inner.tanh() + 1.0) * up).cast(dtype)
 }
 
-/// The definition with a backward pass that saves gate and up alone.
+/// The definition with a backward pass that only saves gate and up.
 mod recomputed {
     use burn::tensor::Tensor;
 
@@ -82,7 +82,7 @@ mod recomputed {
     }
 }
 
-/// One pass over gate and up in each direction; the backward pass recomputes the tanh.
+/// One pass over gate and up, forward and backward; the backward pass recomputes the tanh.
 #[cfg(feature = "flex")]
 mod fast {
     use burn::backend::flex::FlexTensor;

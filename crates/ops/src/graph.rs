@@ -1,5 +1,6 @@
-//! Operations whose backward pass is written by hand with tensor operations, for every backend without a path of its own: what
-//! lies between them and the graph. They save their inputs and little else, where autodiff would save every step.
+//! Operations with a hand-written backward pass in tensor operations, for every backend without a fast path, and their
+//! integration into the autodiff graph. They save their inputs and little else, where autodiff would save every intermediate
+//! result.
 
 use std::{fmt::Debug, marker::PhantomData};
 
@@ -52,13 +53,13 @@ impl From<Plain> for DispatchTensor {
 
 /// A differentiable operation with `N` inputs and one output.
 pub(crate) trait Operation<const N: usize>: Clone + Debug + Send + 'static {
-    /// What the backward pass needs beside the inputs.
+    /// What the backward pass needs in addition to the inputs.
     type Saved: Clone + Debug + Send;
 
-    /// The output, and what to save.
+    /// The output, and what to save for the backward pass.
     fn forward(&self, inputs: [Plain; N]) -> (Plain, Self::Saved);
 
-    /// The gradients of the inputs that want one, given that of the output.
+    /// The gradients of the `wanted` inputs, given that of the output.
     fn backward(
         &self,
         inputs: [Plain; N],
@@ -68,7 +69,7 @@ pub(crate) trait Operation<const N: usize>: Clone + Debug + Send + 'static {
     ) -> [Option<Plain>; N];
 }
 
-/// A backend that the operations know by name.
+/// A backend that this crate knows by name.
 trait Known: Backend {
     fn wrap(tensor: BackendTensor<Self>) -> DispatchTensorKind;
     fn unwrap(kind: DispatchTensorKind) -> Option<BackendTensor<Self>>;
@@ -82,7 +83,7 @@ macro_rules! known {
                 DispatchTensorKind::$backend(tensor)
             }
 
-            // With one backend compiled in, the other arm can't be reached.
+            // Unreachable if this is the only backend compiled in.
             #[allow(unreachable_patterns)]
             fn unwrap(kind: DispatchTensorKind) -> Option<BackendTensor<Self>> {
                 match kind {
@@ -96,7 +97,7 @@ macro_rules! known {
 known!(Flex, "flex");
 known!(Cube, "cube");
 
-/// Runs `operation`, recorded if an input is tracked; none on a backend that isn't known here.
+/// Runs `operation`, recorded in the graph if an input is tracked; `None` on an unknown backend.
 pub(crate) fn apply<const N: usize>(
     operation: impl Operation<N>,
     inputs: [DispatchTensor; N],
@@ -141,13 +142,13 @@ fn apply_on<B: Known, const N: usize>(
             },
         });
     }
-    let Ok(tensors) = <[_; N]>::try_from(tensors) else { unreachable!("one for each input") };
+    let Ok(tensors) = <[_; N]>::try_from(tensors) else { unreachable!("one tensor per input") };
     let nodes = tensors.each_ref().map(|tensor| tensor.node());
     let inputs = tensors.map(|tensor| plain::<B>(tensor.into_primitive()));
     let (output, saved) = operation.forward(inputs.clone());
     let output = primitive::<B>(output);
     let step = Step { operation: PhantomData };
-    // The checkpointing strategy matters to operations that may be recomputed; these say that they may not.
+    // The checkpointing strategy only matters for operations that may be recomputed; these are marked as compute-bound.
     let output = match Backward::<B, N>::prepare::<NoCheckpointing>(step, nodes)
         .compute_bound()
         .stateful()
@@ -169,11 +170,11 @@ fn plain<B: Known>(tensor: B::FloatTensorPrimitive) -> Plain {
 fn primitive<B: Known>(plain: Plain) -> B::FloatTensorPrimitive {
     match B::unwrap(plain.0.kind) {
         Some(BackendTensor::Float(tensor)) => tensor,
-        _ => unreachable!("an operation stays on its backend and outside the graph"),
+        _ => unreachable!("an operation's results are on its backend and outside the graph"),
     }
 }
 
-/// An [`Operation`] as a step of the graph.
+/// An [`Operation`] as a node of the graph.
 struct Step<O> {
     operation: PhantomData<O>,
 }

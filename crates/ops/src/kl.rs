@@ -1,4 +1,4 @@
-//! The Kullback-Leibler divergence of two language models, straight from their hidden states.
+//! The Kullback-Leibler divergence of two language models, directly from their hidden states.
 
 use burn::tensor::Tensor;
 
@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// `KL(reference ‖ policy) = Σ_v r_v·(log r_v − log p_v)` per row, with `r = softmax(softcap(h_r·W_rᵀ))` and
-/// `p = softmax(softcap(h·Wᵀ))` over the whole vocabulary (TDPO, equation 11). Gradients reach the policy only.
+/// `p = softmax(softcap(h·Wᵀ))` over the whole vocabulary (TDPO, equation 11). Gradients only reach the policy.
 ///
 /// # Shapes
 /// * `reference_hidden`: `[n, d_reference]`, `reference_weight`: `[vocabulary, d_reference]`
@@ -63,7 +63,7 @@ pub fn linear_kl(
     }
 }
 
-/// [`linear_kl`] by plain tensor operations.
+/// [`linear_kl`] in plain tensor operations.
 pub fn definition(
     reference_hidden: Tensor<2>,
     reference_weight: Tensor<2>,
@@ -80,7 +80,7 @@ pub fn definition(
     (log_r.clone().exp() * (log_r - log_p)).sum_dim(1).squeeze_dim(1)
 }
 
-/// The same in blocks, for the other backends.
+/// The same in blocks, for backends without a fast path.
 mod blocked {
     use burn::tensor::Tensor;
 
@@ -102,7 +102,7 @@ mod blocked {
         }
     }
 
-    /// The same with kernels for what comes after the products.
+    /// The same with kernels for everything after the products.
     #[cfg(feature = "cube")]
     impl LinearKl {
         fn has_kernels(&self, policy: &Head) -> bool {
@@ -157,7 +157,7 @@ mod blocked {
             (output.into(), sums.map(|sums| Tensor::cat(sums, 0)))
         }
 
-        /// With g the gradient of the row: `g·(p_v − r_v)` for each of the policy's logits.
+        /// With g the gradient of the row: `g·(p_v − r_v)` per logit of the policy.
         fn backward(
             &self,
             inputs: [Plain; N],
@@ -215,7 +215,7 @@ mod fast {
     struct State {
         reference: LogSumExp,
         policy: LogSumExp,
-        /// Σ eᶻ·(a − b) with a and b the logits of reference and policy, z = a − the largest a
+        /// Σ eᶻ·(a − b) with a and b the logits of reference and policy, and z = a − max a.
         difference: f32,
     }
 
@@ -251,7 +251,7 @@ mod fast {
             (output, (inputs, log_sums))
         }
 
-        /// With r and p the distributions, t the tanh of the policy's soft-capping and g the gradient of the row:
+        /// With r and p the distributions, t the tanh inside the policy's soft-cap and g the gradient of the row:
         /// `dz_v = g·(p_v − r_v)·(1 − t_v²)`.
         fn backward(
             &self,
@@ -296,7 +296,7 @@ mod tests {
         for (n, d, v, blocks) in heads() {
             for softcap in [None, Some(2.0)] {
                 for parts in partitions(v) {
-                    // The reference may be of another width, and in other parts.
+                    // The reference may have another width, and its weight may be split differently.
                     let [hidden, weight] = [random(7, [n, d + 1]), random(8, [v, d + 1])];
                     let rows = Rows::new(weight.clone().split_with_sizes(parts, 0));
                     let reference = Head::new(hidden.clone(), rows, softcap, blocks);

@@ -1,11 +1,10 @@
-//! How large a tensor may be.
+//! The largest tensor that a device can hold.
 
 use burn::tensor::Device;
 
-/// The most bytes that one tensor may have on a device; none where only its memory limits them.
+/// The most bytes that one tensor may have on a device; `None` if only its memory limits them.
 ///
-/// A GPU binds a tensor to a kernel as one buffer, whose size WGPU limits: to 2³¹ − 1 bytes at most, and to less on some
-/// hardware.
+/// A kernel binds a tensor as one buffer, whose size WGPU limits to 2³¹ − 1 bytes, and on some hardware to less.
 pub fn largest_tensor(device: &Device) -> Option<usize> {
     #[cfg(feature = "cube")]
     if let burn::backend::DispatchDevice::Cube(device) =
@@ -13,7 +12,7 @@ pub fn largest_tensor(device: &Device) -> Option<usize> {
     {
         let client = device.client();
         let memory = &client.properties().memory;
-        // What is allocated is a multiple of the alignment.
+        // Allocations are multiples of the alignment.
         let bytes = memory.max_page_size / memory.alignment * memory.alignment;
         return Some(usize::try_from(bytes).unwrap_or(usize::MAX));
     }

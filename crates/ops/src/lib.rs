@@ -1,24 +1,24 @@
 //! Tensor operations for preference alignment that Burn lacks or runs slowly.
 //!
-//! Each file is one operation. It starts with the *definition* by plain tensor operations, which is at once the
-//! documentation and the oracle of the tests ([`definition`]). After it may come the same with a backward pass of its own, which
-//! forms what is large in blocks and saves little. Last comes the fast path of the CPU backend Flex (feature `flex`). Which path
-//! runs is decided by the tensors, never by the caller:
+//! Each file is one operation. It starts with the *definition* in plain tensor operations, which is both the documentation and
+//! the oracle of the tests ([`definition`]). Then there may be a *blocked* version with its own backward pass, which computes
+//! large intermediate tensors block by block and saves little for the backward pass. Last comes the fast path for the CPU backend
+//! Flex (feature `flex`). The tensors decide which path runs, never the caller:
 //!
 //! | tensors | path |
 //! |---|---|
-//! | float32 on Flex | its own, with SIMD and all cores |
-//! | float64 and half precision on Flex | the blocks, by tensor operations |
-//! | float32 and half precision on GPUs (features `cuda`, `wgpu`) | the blocks; between Burn's products the kernels of the folder `cube` for attention weights, for all that is taken of logits, and for pooled features; kernels for `rms_norm`; tensor operations, which Burn fuses, for what is element-wise |
-//! | float64 on GPUs | the blocks, by tensor operations |
+//! | float32 on Flex | the fast path, with SIMD on all cores |
+//! | float64 and half precision on Flex | blocked, in tensor operations |
+//! | float32 and half precision on GPUs (features `cuda`, `wgpu`) | blocked, with Burn's matrix products and the kernels in `cube` between them (attention weights, everything computed from logits, pooled features); a kernel for `rms_norm`; tensor operations, which Burn fuses, for element-wise operations |
+//! | float64 on GPUs | blocked, in tensor operations |
 //!
 //! # Invariants
 //!
 //! * This crate knows no model and no file: tensors in, tensors out.
-//! * Every path computes what its definition computes, in values and in gradients; a test holds each to that.
-//! * Results don't depend on the number of threads: the blocks are fixed, and partial sums are added in a fixed order.
-//! * No graph is recorded for tensors without autodiff; a constant among the inputs costs no gradient.
-//! * A wrong shape is a bug of the caller and panics with a message that names the operation and the shapes.
+//! * Every path computes what its definition computes, values and gradients; a test checks each of them.
+//! * Results don't depend on the number of threads: blocks are fixed, and partial sums are added in a fixed order.
+//! * No graph is recorded for tensors without autodiff, and no gradient is computed for constant inputs.
+//! * A wrong shape is a bug in the caller: it panics with a message that names the operation and the shapes.
 //!
 //! # Example
 //!
@@ -36,6 +36,9 @@
 //! assert_eq!(hidden.grad(&gradients).expect("hidden is tracked").dims(), [2, 2]);
 //! # }
 //! ```
+
+// With no backend compiled in only the definitions can run, and everything else is never instantiated.
+#![cfg_attr(not(any(feature = "flex", feature = "cube")), allow(dead_code, unused_variables))]
 
 mod adamw;
 mod attention;
@@ -77,7 +80,7 @@ pub use rows::Rows;
 pub use softcap::softcap;
 pub use statistics::{TokenStatistics, linear_token_statistics};
 
-/// The operations as plain tensor operations, whatever the backend: the oracle for tests and benchmarks.
+/// The operations in plain tensor operations, on any backend: the oracle of tests and benchmarks.
 pub mod definition {
     pub use crate::adamw::definition as adamw_step;
     pub use crate::attention::{

@@ -12,7 +12,7 @@ use crate::graph;
 /// * result: `[…, out]`
 pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
     let (d, [_, d_in]) = (x.dims()[D - 1], weight.dims());
-    assert_eq!(d, d_in, "linear: x ends in {d} features, the weight takes {d_in}");
+    assert_eq!(d, d_in, "linear: x has {d} features, but the weight takes {d_in}");
     #[cfg(feature = "flex")]
     if let Some(output) =
         crate::flex::apply(fast::Linear, [crate::flex::operand(&x), crate::flex::operand(&weight)])
@@ -22,7 +22,7 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
     definition(x, weight)
 }
 
-/// The same with both factors rounded to bfloat16, whatever they are; so is the result. Gradients come in the types of `x` and of
+/// The same with both factors and the result in bfloat16, whatever types the inputs have. The gradients have the types of `x` and
 /// `weight`.
 ///
 /// # Shapes
@@ -35,12 +35,12 @@ pub fn linear_bf16<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D>
     }
 }
 
-/// [`linear_bf16`] by plain tensor operations.
+/// [`linear_bf16`] in plain tensor operations.
 pub fn bf16_definition<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
     definition(x.cast(FloatDType::BF16), weight.cast(FloatDType::BF16))
 }
 
-/// [`linear`] by plain tensor operations.
+/// [`linear`] in plain tensor operations.
 pub fn definition<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
     let mut shape = x.dims();
     let [d_out, _] = weight.dims();
@@ -55,7 +55,7 @@ fn rows<const D: usize>(x: Tensor<D>) -> Tensor<2> {
     x.reshape([rows, shape[D - 1]])
 }
 
-/// The definition with a backward pass that saves its inputs as they are, which others hold anyway, and rounds them once more.
+/// The definition with a backward pass that saves the unrounded inputs, which are in memory anyway, and rounds them again.
 mod rounded {
     use burn::tensor::{FloatDType, Tensor};
 
@@ -91,8 +91,8 @@ mod rounded {
     }
 }
 
-/// Three products in fixed blocks. The weight's gradient comes out in the layout of the weight, where the definition's is a
-/// transposed view, which slows every later pass over it.
+/// Three products in fixed blocks. The weight's gradient has the layout of the weight; the definition's is a transposed view, which
+/// slows down every later pass over it.
 #[cfg(feature = "flex")]
 mod fast {
     use burn::backend::flex::FlexTensor;

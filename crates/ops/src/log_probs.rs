@@ -1,14 +1,14 @@
-//! Log-probabilities of target tokens straight from hidden states.
+//! Log-probabilities of target tokens directly from hidden states, without the logits in memory.
 
 use burn::tensor::{Int, Tensor, activation::log_softmax};
 
 use crate::{Rows, blocked::BLOCKS, linear, rows, softcap::optional_softcap};
 
-/// `log softmax(softcap(h·Wᵀ))[target]` per row, in float32 at least; gradients reach `hidden` and `weight`. A weight of another
-/// type than the hidden states is rounded to theirs, and gets its gradient in its own.
+/// `log softmax(softcap(h·Wᵀ))[target]` per row in nats, in float32 at least; gradients reach `hidden` and `weight`. If the weight
+/// has another type than the hidden states, it is cast to theirs, and its gradient is cast back.
 ///
 /// # Shapes
-/// * `hidden`: `[n, d]`, states that predict a token (already shifted: row i predicts `targets[i]`)
+/// * `hidden`: `[n, d]`, already shifted: row i predicts `targets[i]`
 /// * `weight`: `[vocabulary, d]`, the unembedding, whole or in parts
 /// * `targets`: `[n]`, each in `0..vocabulary`
 /// * result: `[n]`
@@ -44,7 +44,7 @@ pub fn linear_log_probs(
     }
 }
 
-/// [`linear_log_probs`] by plain tensor operations.
+/// [`linear_log_probs`] in plain tensor operations.
 pub fn definition(
     hidden: Tensor<2>,
     weight: Tensor<2>,
@@ -65,7 +65,7 @@ pub(crate) fn log_distribution(
     log_softmax(optional_softcap(logits, softcap), 1)
 }
 
-/// The conditions shared by the operations on `[n, d]`, `[vocabulary, d]` and `[n]`.
+/// Checks hidden states `[n, d]`, a weight `[vocabulary, d]` and targets `[n]`.
 pub(crate) fn check_shapes(
     operation: &str,
     hidden: &Tensor<2>,
@@ -82,7 +82,7 @@ pub(crate) fn check_shapes(
     );
 }
 
-/// The same in blocks, for the other backends.
+/// The same in blocks, for backends without a fast path.
 mod blocked {
     use burn::tensor::{Int, Tensor};
 
@@ -106,7 +106,7 @@ mod blocked {
 
     #[cfg(feature = "cube")]
     impl LinearLogProbs {
-        /// Forward with a kernel for what comes after the products.
+        /// The forward pass with a kernel for everything after the products.
         fn by_kernels(&self, head: &Head) -> (Plain, Tensor<2>) {
             let (mut log_probs, mut log_sums) = (Vec::new(), Vec::new());
             for summary in crate::cube::head::summaries(head, &self.targets) {
@@ -148,7 +148,7 @@ mod blocked {
             (output.into(), Tensor::cat(log_sums, 0))
         }
 
-        /// With p the softmax and g the gradient of the row: `g·(1[v = target] − p_v)` for each logit.
+        /// With p the softmax and g the gradient of the row: `g·(1[v = target] − p_v)` per logit.
         fn backward(
             &self,
             inputs: [Plain; N],
@@ -177,7 +177,7 @@ mod blocked {
     }
 }
 
-/// Logits in blocks, recomputed in the backward pass: nothing of the size n × vocabulary.
+/// Logits in blocks, recomputed in the backward pass: nothing of size n × vocabulary is in memory.
 #[cfg(feature = "flex")]
 mod fast {
     use std::sync::Arc;
@@ -225,7 +225,7 @@ mod fast {
             (tensor(log_probs.collect(), [n]), (inputs, tensor(log_sums, [n])))
         }
 
-        /// With p the softmax, t the tanh of the soft-capping and g the gradient of the row:
+        /// With p the softmax, t the tanh inside the soft-cap and g the gradient of the row:
         /// `dz_v = g·(1[v = target] − p_v)·(1 − t_v²)`.
         fn backward(
             &self,

@@ -1,4 +1,4 @@
-//! Gemma-2's RMS normalisation, whose weight is stored as its difference from one.
+//! RMS normalisation whose weight is stored as gain − 1, as in Gemma-2.
 
 use burn::tensor::{DType, FloatDType, Tensor};
 
@@ -12,7 +12,7 @@ use crate::graph;
 /// * `weight`: `[d]`
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Tensor<D> {
     let (d, [d_weight]) = (x.dims()[D - 1], weight.dims());
-    assert_eq!(d, d_weight, "rms_norm: x ends in {d} features, the weight has {d_weight}");
+    assert_eq!(d, d_weight, "rms_norm: x has {d} features, but the weight has {d_weight}");
     #[cfg(feature = "flex")]
     if let Some(output) = crate::flex::apply(
         fast::RmsNorm { eps: eps as f32 },
@@ -34,7 +34,7 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Te
     }
 }
 
-/// [`rms_norm`] by plain tensor operations.
+/// [`rms_norm`] in plain tensor operations.
 pub fn definition<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Tensor<D> {
     let dtype = x.dtype();
     let (x, weight) = (at_least_f32(x), at_least_f32(weight));
@@ -42,7 +42,7 @@ pub fn definition<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> 
     (x * scale * (weight + 1.0).unsqueeze()).cast(FloatDType::from(dtype))
 }
 
-/// Half-precision tensors as float32; float32 and float64 as they are.
+/// Half precision as float32; float32 and float64 unchanged.
 pub fn at_least_f32<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     match x.dtype() {
         DType::F16 | DType::BF16 => x.cast(FloatDType::F32),
@@ -50,7 +50,7 @@ pub fn at_least_f32<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     }
 }
 
-/// The definition with a backward pass that saves the inputs alone.
+/// The definition with a backward pass that only saves the inputs.
 mod recomputed {
     use burn::tensor::{FloatDType, Tensor};
 
@@ -100,7 +100,7 @@ mod recomputed {
     }
 }
 
-/// One pass over the rows in each direction, each row twice while it is in the cache.
+/// One pass over the rows forward and one backward; each row is read twice while it is in the cache.
 #[cfg(feature = "flex")]
 mod fast {
     use burn::backend::flex::FlexTensor;
@@ -112,7 +112,7 @@ mod fast {
         tensor, values,
     };
 
-    /// Rows per block; fixed, for the sum of the weight's gradient.
+    /// Rows per block. Fixed, because it determines the order of summation in the weight's gradient.
     const ROWS: usize = 64;
 
     #[derive(Clone, Debug)]
@@ -212,7 +212,7 @@ mod fast {
 mod tests {
     use crate::graph::{Operation, Plain};
 
-    /// With the weight as `[1, d]`, because the comparison takes matrices.
+    /// With the weight as `[1, d]`, because the comparison works on matrices.
     #[derive(Clone, Debug)]
     struct Flat(super::recomputed::RmsNorm<2>);
 

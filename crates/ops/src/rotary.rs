@@ -1,13 +1,13 @@
-//! Rotary position embedding in the rotate-half layout of Hugging Face.
+//! Rotary position embedding in Hugging Face's rotate-half layout.
 
 use burn::tensor::Tensor;
 
 use crate::rms_norm::at_least_f32;
 
-/// Rotates feature `i` of the first half of a head together with feature `i` of the second half:
+/// Rotates feature `i` of the first half of a head with feature `i` of the second half:
 /// `out₁ = x₁·cos − x₂·sin`, `out₂ = x₂·cos + x₁·sin` (RoFormer, equation 34, in Hugging Face's order of features).
 ///
-/// `cos` and `sin` are constants: no gradient reaches them.
+/// `cos` and `sin` are constants: they get no gradient.
 ///
 /// # Shapes
 /// * `x`: `[batch, tokens, heads, head_dim]`
@@ -31,7 +31,7 @@ pub fn rotary(x: Tensor<4>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<4> {
     definition(x, cos, sin)
 }
 
-/// [`rotary`] by plain tensor operations.
+/// [`rotary`] in plain tensor operations.
 pub fn definition(x: Tensor<4>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<4> {
     let [_, tokens, _, head_dim] = x.dims();
     let (half, dtype) = (head_dim / 2, x.dtype());
@@ -45,7 +45,7 @@ pub fn definition(x: Tensor<4>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<4> {
     Tensor::cat(vec![out1, out2], 3).cast(dtype)
 }
 
-/// One pass in each direction: the backward pass is the rotation by the opposite angle.
+/// One pass over the elements; the backward pass is the rotation by the opposite angle.
 #[cfg(feature = "flex")]
 mod fast {
     use burn::backend::flex::FlexTensor;

@@ -1,4 +1,4 @@
-//! Soft-capping: a smooth bound on logits.
+//! The soft-cap, a smooth bound on logits.
 
 use burn::tensor::Tensor;
 
@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 /// # Shapes
 /// * `x`: any
 pub fn softcap<const D: usize>(x: Tensor<D>, cap: f64) -> Tensor<D> {
-    assert!(cap > 0.0, "softcap: the cap is {cap}, it must be positive");
+    assert!(cap > 0.0, "softcap: the cap is {cap}, but must be positive");
     #[cfg(feature = "flex")]
     if let Some(output) =
         crate::flex::apply(fast::Softcap { cap: cap as f32 }, [crate::flex::operand(&x)])
@@ -17,12 +17,12 @@ pub fn softcap<const D: usize>(x: Tensor<D>, cap: f64) -> Tensor<D> {
     definition(x, cap)
 }
 
-/// [`softcap`] by plain tensor operations.
+/// [`softcap`] in plain tensor operations.
 pub fn definition<const D: usize>(x: Tensor<D>, cap: f64) -> Tensor<D> {
     (x / cap).tanh() * cap
 }
 
-/// [`definition`] where a cap is given, else the identity.
+/// [`definition`] if there is a cap, else the identity.
 pub(crate) fn optional_softcap<const D: usize>(x: Tensor<D>, cap: Option<f64>) -> Tensor<D> {
     match cap {
         Some(cap) => definition(x, cap),
@@ -30,7 +30,7 @@ pub(crate) fn optional_softcap<const D: usize>(x: Tensor<D>, cap: Option<f64>) -
     }
 }
 
-/// One pass in each direction.
+/// One pass over the elements, forward and backward.
 #[cfg(feature = "flex")]
 mod fast {
     use burn::backend::flex::FlexTensor;

@@ -1,4 +1,4 @@
-//! What a language model thinks of given tokens: log-probability, entropy, most probable token.
+//! A language model's predictions at given tokens: log-probability, entropy, most probable token.
 
 use burn::tensor::{Int, Tensor};
 
@@ -8,18 +8,18 @@ use crate::{
     log_probs::{check_shapes, log_distribution},
 };
 
-/// Per row of hidden states, in nats.
+/// Statistics per row of hidden states.
 #[derive(Clone, Debug)]
 pub struct TokenStatistics {
-    /// The log-probability of the target, `[n]`.
+    /// Log-probability of the target in nats, `[n]`.
     pub log_probs: Tensor<1>,
-    /// The entropy of the distribution, `[n]`.
+    /// Entropy of the distribution in nats, `[n]`.
     pub entropy: Tensor<1>,
-    /// The most probable token (the first of equals), `[n]`.
+    /// Most probable token (the first on ties), `[n]`.
     pub argmax: Tensor<1, Int>,
 }
 
-/// The statistics of `softmax(softcap(h·Wᵀ))` per row; nothing is recorded for a gradient.
+/// The statistics of `softmax(softcap(h·Wᵀ))` per row, outside any graph.
 ///
 /// # Shapes
 /// * `hidden`: `[n, d]`
@@ -43,7 +43,7 @@ pub fn linear_token_statistics(
     blocked(&head, targets.without_autodiff())
 }
 
-/// The same in blocks, for the other backends.
+/// The same in blocks, for backends without a fast path.
 fn blocked(head: &Head, targets: Tensor<1, Int>) -> TokenStatistics {
     #[cfg(feature = "cube")]
     if crate::cube::takes(&head.hidden) {
@@ -53,7 +53,7 @@ fn blocked(head: &Head, targets: Tensor<1, Int>) -> TokenStatistics {
     for rows in head.row_blocks() {
         let targets = targets.clone().narrow(0, rows.start, rows.len());
         let mut state: Option<LogSumExp> = None;
-        // The target's logit, Σ eᶻ·z relative to the largest, and the largest's place; `[rows, 1]` each.
+        // The target's logit, Σ eᶻ·logit with z relative to the largest logit, and the token of the largest; `[rows, 1]` each.
         let mut found: Option<(Tensor<2>, Tensor<2>, Tensor<2, Int>)> = None;
         for tokens in head.token_blocks() {
             let logits = head.logits(&rows, &tokens);
@@ -64,7 +64,7 @@ fn blocked(head: &Head, targets: Tensor<1, Int>) -> TokenStatistics {
             let place = logits.values.clone().argmax(1) + tokens.start as i64;
             found = Some(match (found, before, rescale) {
                 (Some((target, sum, best)), Some(before), Some(rescale)) => {
-                    // Of equals the first stays.
+                    // The first on ties stays.
                     let better = logits.values.max_dim(1).greater(before);
                     (target + here, sum * rescale + mean, best.mask_where(better, place))
                 }
@@ -84,7 +84,7 @@ fn blocked(head: &Head, targets: Tensor<1, Int>) -> TokenStatistics {
     }
 }
 
-/// The same with one kernel for what comes after the products of a block.
+/// The same with one kernel for everything after the products of a block.
 #[cfg(feature = "cube")]
 fn by_kernels(head: &Head, targets: &Tensor<1, Int>) -> TokenStatistics {
     let (mut log_probs, mut entropy, mut argmax) = (Vec::new(), Vec::new(), Vec::new());
@@ -101,7 +101,7 @@ fn by_kernels(head: &Head, targets: &Tensor<1, Int>) -> TokenStatistics {
     }
 }
 
-/// [`linear_token_statistics`] by plain tensor operations.
+/// [`linear_token_statistics`] in plain tensor operations.
 pub fn definition(
     hidden: Tensor<2>,
     weight: Tensor<2>,
@@ -161,7 +161,7 @@ fn fast(
                     state.weighted = rescale * (state.weighted - shift * before.sum);
                 }
                 let position = logits.iter().position(|&logit| logit == largest);
-                state.argmax = first + position.expect("the largest came from these logits");
+                state.argmax = first + position.expect("the largest logit is one of these");
             }
             state.weighted += sum(
                 [logits],

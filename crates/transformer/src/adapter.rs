@@ -1,4 +1,4 @@
-//! Adapters in and out: PEFT's folder of `adapter_config.json` and `adapter_model.safetensors`.
+//! Adapters in and out, in PEFT's format: a folder with `adapter_config.json` and `adapter_model.safetensors`.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -15,10 +15,13 @@ use crate::{
 /// PEFT's names of the two files.
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
-/// What PEFT's wrappers add to a parameter's path.
+/// The prefix that PEFT's wrappers add to a parameter's path.
 const PREFIX: &str = "base_model.model.";
 
-/// Writes the adapters of `model`, which must have some, into a folder that exists.
+/// Writes the adapters of `model` into a folder, which must exist.
+///
+/// # Errors
+/// A model without adapters, or a file that can't be written.
 pub fn save(model: &LanguageModel, folder: &Path) -> Result<(), Error> {
     let path = folder.join(CONFIG);
     let Some(config) = model.lora() else {
@@ -56,12 +59,12 @@ pub fn save(model: &LanguageModel, folder: &Path) -> Result<(), Error> {
     tensor_file::write(&folder.join(WEIGHTS), tensors)
 }
 
-/// `model` with the adapters of a folder on `device`; trainable where that device has autodiff. The
-/// weights of `model` are shared, not copied.
+/// `model` with the adapters of a folder, held on `device` and trainable if it has autodiff. The weights of `model` are
+/// shared, not copied.
 ///
 /// # Errors
-/// A damaged file; a setting of PEFT's that is not supported, by its name; or (all at once) every tensor
-/// that is missing, mis-shaped, of another type or unknown.
+/// A damaged file, an unsupported PEFT setting (named), or tensors that don't fit the model: every one that is missing, unknown,
+/// or of the wrong shape or type is listed.
 pub fn load(model: &LanguageModel, folder: &Path, device: &Device) -> Result<LanguageModel, Error> {
     let config = read_config(&folder.join(CONFIG))?;
     let files = Files::open([folder.join(WEIGHTS)])?;
@@ -73,7 +76,7 @@ pub fn load(model: &LanguageModel, folder: &Path, device: &Device) -> Result<Lan
         let values = match views.get(&name) {
             None => Err(format!("`{name}` {shape:?} is missing")),
             Some(view) if view.shape() != shape => Err(format!(
-                "`{name}` is {:?}, the model and r = {} make it {shape:?}",
+                "`{name}` is {:?}, but the model and r = {} require {shape:?}",
                 view.shape(),
                 config.rank
             )),
@@ -103,7 +106,7 @@ fn read_config(path: &Path) -> Result<LoraConfig, Error> {
     parse_config(&text).map_err(|message| Error::Config { path: path.to_owned(), message })
 }
 
-/// Fields that say nothing about what an adapter computes.
+/// Fields that don't change what an adapter computes.
 const WITHOUT_EFFECT: [&str; 9] = [
     "auto_mapping",
     "base_model_name_or_path",
@@ -132,7 +135,7 @@ fn parse_config(text: &str) -> Result<LoraConfig, String> {
                 return Err(wrong("only CAUSAL_LM is supported"));
             }
             "bias" if value != "none" => return Err(wrong("only none is supported")),
-            // The others start from changed base weights.
+            // The other initialisations change the base weights.
             "init_lora_weights" if !(value.is_boolean() || value == "gaussian") => {
                 return Err(wrong("only true, false and gaussian are supported"));
             }
@@ -153,14 +156,14 @@ fn parse_config(text: &str) -> Result<LoraConfig, String> {
                     .map_err(|e| format!("`{name}`: {e}"))?;
             }
             _ if WITHOUT_EFFECT.contains(&name.as_str()) || is_off(value) => {}
-            _ => return Err(wrong("this part of PEFT is not supported")),
+            _ => return Err(wrong("this PEFT option is not supported")),
         }
     }
     config.check()?;
     Ok(config)
 }
 
-/// Whether a field of PEFT's asks for nothing.
+/// Whether a PEFT field has no effect.
 fn is_off(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,

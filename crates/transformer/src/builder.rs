@@ -1,4 +1,4 @@
-//! Where a model's parameters come from, and how they get onto a device: tensor by tensor.
+//! Building parameters on a device, one tensor at a time.
 
 use std::ops::Range;
 
@@ -9,14 +9,14 @@ use burn::{
 
 use crate::{Error, Linear, Placement, RmsNorm};
 
-/// Some rows of a parameter; all of them, but for a table that is in parts.
+/// Some rows of a parameter: all of them, except for an embedding table in several parts.
 #[derive(Clone, Debug)]
 pub struct Piece<'a> {
     /// The parameter's name in a checkpoint.
     pub name: &'a str,
     /// The shape of the whole parameter.
     pub shape: &'a [usize],
-    /// Which of its rows (the first dimension); those before them have been asked for.
+    /// Which of its rows (first dimension). Pieces of a parameter are asked for in order.
     pub rows: Range<usize>,
 }
 
@@ -28,22 +28,22 @@ impl Piece<'_> {
         dims
     }
 
-    /// The places of their numbers among those of the whole parameter.
+    /// The positions of their elements in the whole, flattened parameter.
     pub fn places(&self) -> Range<usize> {
         let row = self.shape[1..].iter().product::<usize>();
         self.rows.start * row..self.rows.end * row
     }
 
-    /// Whether these are its first rows.
+    /// Whether these are the parameter's first rows.
     pub fn is_first(&self) -> bool {
         self.rows.start == 0
     }
 }
 
-/// Gives the values of a piece of a parameter: a checkpoint, or a random generator.
+/// Provides the values of a piece of a parameter, from a checkpoint or a random generator.
 pub type Provider<'a> = &'a mut dyn FnMut(&Piece) -> Result<TensorData, Error>;
 
-/// Builds parameters where they are to live.
+/// Builds parameters on their device and in their type.
 pub(crate) struct Builder<'a> {
     pub(crate) provider: Provider<'a>,
     pub(crate) placement: Placement,
@@ -72,13 +72,13 @@ impl Builder<'_> {
         Ok(RmsNorm { weight: self.param(format!("{name}.weight"), [width])?, eps })
     }
 
-    /// The type of a parameter that enters matrix products.
+    /// The type of parameters that are factors of matrix products.
     pub(crate) fn matrix_type(&self) -> DType {
         let Placement { device, precision, .. } = &self.placement;
         precision.of_matrix(device)
     }
 
-    /// A parameter in one tensor.
+    /// A parameter in a single tensor.
     fn whole<const D: usize>(
         &mut self,
         name: &str,
@@ -101,7 +101,7 @@ impl Builder<'_> {
     ) -> Result<Param<Tensor<D>>, Error> {
         let data = (self.provider)(piece)?;
         let device = &self.placement.device;
-        // On a plain device this flag does nothing, on one with autodiff it makes the tensor a leaf.
+        // On a device with autodiff this makes the tensor a leaf of the graph.
         let tensor = Tensor::from_data(data, (device, dtype));
         let tensor = if device.is_autodiff() { tensor.require_grad() } else { tensor };
         Ok(Param::initialized(ParamId::new(), tensor))

@@ -1,19 +1,19 @@
-//! The key-value cache of a generation.
+//! The key-value cache of generation.
 
 use std::ops::Range;
 
 use burn::tensor::{Device, Int, Tensor, TensorData, activation::softmax};
 use fpo_ops::at_least_f32;
 
-/// A score that no softmax sees, finite so that a row without any real key gives no NaN.
+/// The score of a masked key. Finite, so that a row without any real key doesn't become NaN.
 const MASKED: f64 = -1e30;
 
-/// Keys and values of one layer for a batch of left-padded rows: all there were, or as many as a
-/// sliding window can still show.
+/// Keys and values of one layer for a batch of left-padded rows: all of them, or only those that later queries can see through
+/// the sliding window.
 pub(crate) struct LayerCache {
-    /// Padding before each row's first token.
+    /// Padding tokens before each row's first token.
     padding: Vec<usize>,
-    /// Tokens whose keys and values no query will see again.
+    /// Number of tokens whose keys and values were dropped, because no later query sees them.
     forgotten: usize,
     /// `[batch, kv_heads, tokens kept, head_dim]`
     keys_values: Option<(Tensor<4>, Tensor<4>)>,
@@ -24,9 +24,12 @@ impl LayerCache {
         Self { padding: padding.to_vec(), forgotten: 0, keys_values: None }
     }
 
-    /// Appends the new keys and values and attends with the new queries to everything that they may
-    /// see. `q` `[batch, new, heads, head_dim]`, `k` and `v` `[batch, new, kv_heads, head_dim]` →
-    /// `[batch, new, heads · head_dim]`.
+    /// Appends the new keys and values, and returns the attention of the new queries.
+    ///
+    /// # Shapes
+    /// * `q`: `[batch, new, heads, head_dim]`
+    /// * `k`, `v`: `[batch, new, kv_heads, head_dim]`
+    /// * result: `[batch, new, heads · head_dim]`
     pub(crate) fn attend(
         &mut self,
         q: Tensor<4>,
@@ -64,11 +67,10 @@ impl LayerCache {
         z.reshape([batch, new, heads * width])
     }
 
-    /// Keeps what the queries after these can see: behind a window of w tokens, which counts the
-    /// query's own, the last w − 1.
+    /// Keeps what later queries can see: the last w − 1 tokens for a window of w, which includes the query's own.
     fn keep(&mut self, keys: &Tensor<4>, values: &Tensor<4>, window: Option<usize>) {
         let [batch, heads, total, width] = keys.dims();
-        // At least one, because a tensor without tokens is more trouble than it is worth.
+        // At least one, because empty tensors are a special case everywhere.
         let kept = window.map_or(total, |w| (w - 1).clamp(1, total));
         let newest = |x: &Tensor<4>| match kept == total {
             true => x.clone(),
@@ -78,8 +80,8 @@ impl LayerCache {
         self.forgotten += total - kept;
     }
 
-    /// Zero where query `i` of the `new` last tokens sees key `j`, else [`MASKED`]; `keys` are the places of the
-    /// keys at hand. `[batch, 1, new, keys]`
+    /// Zero where a query (one of the `new` last tokens) sees a key, else [`MASKED`]. `keys` are the positions of the keys in the
+    /// cache. `[batch, 1, new, keys]`
     fn mask(
         &self,
         new: usize,
@@ -105,9 +107,9 @@ mod tests {
     use super::*;
     use burn::tensor::Distribution;
 
-    /// Oracle: attention over everything, the window only in the mask (one call for all tokens).
+    /// Oracle: one call for all tokens, where the window is only a mask.
     #[test]
-    fn a_window_bounds_what_is_kept() {
+    fn the_window_bounds_the_cache() {
         let device = Device::flex();
         let random = |heads| Tensor::<4>::random([2, 12, heads, 4], Distribution::Default, &device);
         let (q, k, v) = (random(4), random(2), random(2));
@@ -127,7 +129,7 @@ mod tests {
                 let kept = cache.keys_values.as_ref().map(|(keys, _)| keys.dims()[2]);
                 assert_eq!(kept, Some(window.map_or(t + 1, |w| (w - 1).clamp(1, t + 1))));
             }
-            // The padding of the second row sees nothing and means nothing.
+            // Outputs at the second row's padding are meaningless.
             for (row, first) in [(0, 0), (1, 3)] {
                 let real = |x: Tensor<3>| x.slice([row..row + 1, first..12, 0..16]);
                 let parts = real(Tensor::cat(parts.clone(), 1));

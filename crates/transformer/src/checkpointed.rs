@@ -1,8 +1,8 @@
-//! Activation checkpointing by layer: the forward pass keeps what goes into each block and nothing
-//! else, the backward pass runs each block again when its turn comes.
+//! Activation checkpointing per block: the forward pass keeps only the input of each block, and the backward pass recomputes
+//! the rest block by block.
 //!
-//! The forward pass runs outside any graph. Its results are leaves of a new one, on which the caller
-//! computes a loss; from the gradients of these leaves a [`Tape`] goes on down to the embedding.
+//! The forward pass runs outside any graph. Its outputs are leaves of a new graph, on which the caller computes a loss. From the
+//! gradients of these leaves a [`Tape`] continues the backward pass down to the embedding.
 
 use burn::{
     module::Module,
@@ -20,22 +20,22 @@ use crate::{
 pub struct Tape {
     tokens: Tensor<2, Int>,
     layout: Layout,
-    /// What goes into each block, `[batch, tokens, d_model]`.
+    /// The input of each block, `[batch, tokens, d_model]`.
     inputs: Vec<Tensor<3>>,
-    /// What goes into the final norm.
+    /// The input of the final norm, `[batch, tokens, d_model]`.
     last: Tensor<3>,
     sites: Vec<Site>,
-    /// The leaves that the caller got.
+    /// The leaves that the caller received.
     hidden_states: Tensor<3>,
     activations: Vec<Tensor<3>>,
 }
 
 impl LanguageModel {
-    /// [`LanguageModel::forward`] in less memory: the output holds leaves, and what a loss on them says
-    /// reaches the parameters through [`Tape::backward`].
+    /// [`LanguageModel::forward`] in less memory. The outputs are leaves; [`Tape::backward`] takes their gradients to the
+    /// parameters.
     ///
     /// # Panics
-    /// If a site's layer is not in the model; [`Site::check`] tells beforehand.
+    /// If the model lacks a site's layer; see [`Site::check`].
     pub fn forward_checkpointed(
         &self,
         tokens: Tensor<2, Int>,
@@ -58,10 +58,9 @@ impl LanguageModel {
 }
 
 impl Tape {
-    /// Goes from the gradients of the outputs down through `model`, which must be the one of the
-    /// forward pass. `found` gets the gradients of the norm, of each block and of the embedding in
-    /// turn: a parameter that is used in several places (the embedding, by the head too) gets its
-    /// gradient in parts, which add up.
+    /// The backward pass from the gradients of the outputs through `model`, which must be the one of the forward pass. `found`
+    /// is called with the gradients of the final norm, of each block from the last to the first, and of the embedding. The
+    /// gradient of a parameter that is used in several places (the embedding is also the head) is the sum of its parts.
     pub fn backward(
         mut self,
         model: &LanguageModel,
@@ -97,7 +96,7 @@ impl Tape {
     }
 }
 
-/// Runs a block again and goes back through it: the gradient of its input.
+/// Recomputes a block and returns the gradient of its input.
 fn through_block(
     block: &Block,
     x: Tensor<3>,
@@ -113,13 +112,13 @@ fn through_block(
     back(&x, ends, found)
 }
 
-/// Goes back from outputs whose gradients are known to the leaf `x`, and hands the others' gradients on.
+/// The backward pass from outputs with known gradients: returns the gradient of the leaf `x`, and passes all others to `found`.
 fn back(
     x: &Tensor<3>,
     ends: Vec<(Tensor<3>, Tensor<3>)>,
     found: &mut impl FnMut(Gradients),
 ) -> Option<Tensor<3>> {
-    // The gradient of Σ output · g by the output is g.
+    // The gradient of Σ output · g with respect to the output is g.
     let products = ends.into_iter().map(|(output, gradient)| (output * gradient).sum());
     let mut gradients = products.reduce(|a, b| a + b)?.backward();
     let gradient = x.grad_remove(&mut gradients);
@@ -127,7 +126,7 @@ fn back(
     gradient
 }
 
-/// The start of a new graph.
+/// `x` as a leaf of a new graph.
 fn leaf(x: Tensor<3>) -> Tensor<3> {
     x.autodiff().require_grad()
 }

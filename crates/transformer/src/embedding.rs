@@ -1,4 +1,4 @@
-//! The embedding table, which is the unembedding too: one tensor, or several where a device can't hold so large a one.
+//! The tied embedding table: one tensor, or several if it is too large for one tensor of the device.
 
 use std::ops::Range;
 
@@ -13,17 +13,17 @@ use crate::{
     builder::{Builder, Piece},
 };
 
-/// Its name in a checkpoint.
+/// The table's name in a checkpoint.
 pub(crate) const TABLE: &str = "model.embed_tokens.weight";
-/// What the paths of the parts after the first begin with.
+/// Prefix of the paths of all parts but the first.
 const REST: &str = "model.embed_tokens.weight_rest.";
 
-/// The (tied) embedding table.
+/// The embedding table, which is also the unembedding.
 #[derive(Module, Debug)]
 pub struct Embedding {
-    /// `[vocab_size, d_model]`, or the first of its rows.
+    /// `[vocab_size, d_model]`, or the first of these rows.
     pub weight: Param<Tensor<2>>,
-    /// The rows after them.
+    /// The remaining rows, in order.
     pub weight_rest: Vec<Param<Tensor<2>>>,
 }
 
@@ -48,14 +48,14 @@ impl Embedding {
         Ok(Self { weight: parts.remove(0), weight_rest })
     }
 
-    /// All rows.
+    /// All rows, whatever tensors they are in.
     pub(crate) fn rows(&self) -> Rows {
         let parts = std::iter::once(&self.weight).chain(&self.weight_rest);
         Rows::new(parts.map(Param::val).collect())
     }
 }
 
-/// `rows` in as few ranges of almost equal length as keep each within `limit` bytes; none where that takes too many.
+/// `0..rows` in as few ranges as keep each within `limit` bytes, of almost equal length; `None` if that takes too many.
 fn parts(rows: usize, row_bytes: usize, limit: Option<usize>) -> Option<Vec<Range<usize>>> {
     let most = limit.map_or(rows, |limit| limit / row_bytes);
     if most == 0 || rows.div_ceil(most) > Rows::MOST_PARTS {
@@ -66,8 +66,8 @@ fn parts(rows: usize, row_bytes: usize, limit: Option<usize>) -> Option<Vec<Rang
     Some(starts.map(|start| start..(start + length).min(rows)).collect())
 }
 
-/// The name in a checkpoint of the tensor that holds a parameter of this path in a model. Parameters of one name are parts of one
-/// tensor, its rows in the order of the parameters.
+/// The name in a checkpoint of the parameter at this path of a model. Parameters with the same name are consecutive rows of one
+/// tensor.
 pub fn stored_name(path: &str) -> &str {
     if path.starts_with(REST) { TABLE } else { path }
 }

@@ -1,8 +1,8 @@
-//! What can go wrong between a checkpoint's folder and a model.
+//! Errors of loading, saving and generating.
 
 use std::path::PathBuf;
 
-/// An error of this crate; every message says what was wrong, where, and what to do.
+/// Every message says what is wrong, where, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file could not be read or written.
@@ -10,7 +10,7 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
     /// `config.json` describes a model, or `adapter_config.json` an adapter, that isn't supported.
@@ -18,10 +18,10 @@ pub enum Error {
     Config {
         /// The configuration file.
         path: PathBuf,
-        /// What is wrong and what would be right.
+        /// What is wrong and what is expected.
         message: String,
     },
-    /// A safetensors file is damaged or holds something unexpected.
+    /// A safetensors file is damaged or has unexpected contents.
     #[error("{path}: not a readable safetensors file: {message}")]
     Format {
         /// The weights file.
@@ -29,35 +29,35 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
-    /// The tensors of a checkpoint are not those that its configuration asks for.
-    #[error("{path}: the weights do not fit config.json:\n  {}", problems.join("\n  "))]
+    /// The tensors of a checkpoint don't match its configuration.
+    #[error("{path}: the weights don't match config.json:\n  {}", problems.join("\n  "))]
     Weights {
         /// The checkpoint's folder.
         path: PathBuf,
         /// Every missing, extra or mis-shaped tensor, one line each.
         problems: Vec<String>,
     },
-    /// The tensors of an adapter are not those that its configuration and the model ask for.
-    #[error("{path}: the adapter does not fit the model:\n  {}", problems.join("\n  "))]
+    /// The tensors of an adapter don't match its configuration and the model.
+    #[error("{path}: the adapter doesn't match the model:\n  {}", problems.join("\n  "))]
     Adapter {
         /// The adapter's folder.
         path: PathBuf,
         /// Every missing, extra or mis-shaped tensor, one line each.
         problems: Vec<String>,
     },
-    /// A parameter is larger than any tensor on the device.
+    /// A parameter is larger than the largest tensor that the device can hold.
     #[error(
-        "`{name}` takes {bytes} bytes, and the device takes no tensor of more than {largest}{}: use another device, such as cpu",
-        match parts { 1 => String::new(), parts => format!(" (and this one in at most {parts} parts)") }
+        "`{name}` takes {bytes} bytes, but the device's largest tensor has {largest}{}: use another device, such as cpu",
+        match parts { 1 => String::new(), parts => format!(" (and it can be split into at most {parts} parts)") }
     )]
     TooLarge {
-        /// Its name in a checkpoint.
+        /// The parameter's name in a checkpoint.
         name: String,
-        /// Its size.
+        /// The parameter's size in bytes.
         bytes: usize,
-        /// The device's limit, in bytes.
+        /// The device's limit for one tensor, in bytes.
         largest: usize,
-        /// How many tensors of that size it may be in.
+        /// The most tensors that the parameter may be split into.
         parts: usize,
     },
     /// No published model has this name.
@@ -68,16 +68,16 @@ pub enum Error {
         /// The names that are known, separated by commas.
         known: String,
     },
-    /// An activation site could not be understood, or the model lacks it.
+    /// An activation site is malformed, or the model lacks it.
     #[error("site `{0}`: {1}")]
     Site(String, String),
-    /// Options by which nothing can be generated.
+    /// Invalid generation options.
     #[error("generation: {0}")]
     Generation(String),
-    /// A prompt does not fit the model.
+    /// A prompt doesn't fit the model.
     #[error("prompt {index}: {message}")]
     Prompt {
-        /// Which of the prompts, 0-based.
+        /// The prompt's index, from 0.
         index: usize,
         /// What is wrong with it.
         message: String,

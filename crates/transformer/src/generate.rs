@@ -1,4 +1,4 @@
-//! Sampling continuations of a batch of prompts with a key-value cache.
+//! Generation: continuations of a batch of prompts, with a key-value cache.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::SeedableRng;
@@ -13,23 +13,23 @@ use crate::{
 /// How to continue a prompt.
 #[derive(Clone, Debug)]
 pub struct GenerationOptions {
-    /// At most so many tokens, the stop token included.
+    /// The most tokens to generate, stop token included.
     pub max_new_tokens: usize,
-    /// 0 takes the most likely token, 1 samples from the model's own distribution.
+    /// 0 is greedy; 1 samples from the model's own distribution.
     pub temperature: f64,
-    /// Samples among the `k` most likely tokens alone.
+    /// Samples only from the `k` most likely tokens.
     pub top_k: Option<usize>,
-    /// Samples among the most likely tokens whose probabilities first add up to `p`.
+    /// Samples only from the most likely tokens whose probabilities add up to `p`.
     pub top_p: Option<f64>,
-    /// Divides positive logits of tokens that stand in the prompt or the answer, multiplies negative
-    /// ones; 1 is no penalty.
+    /// Divides the positive and multiplies the negative logits of tokens that already occurred in prompt or response; 1 is no
+    /// penalty.
     pub repetition_penalty: f64,
-    /// The same seed, prompts and options give the same tokens.
+    /// Same seed, prompts and options: same tokens.
     pub seed: u64,
-    /// The number of the first prompt, where a long list of them is answered in parts: an answer
-    /// depends on the seed and its prompt's number, not on how the list was cut.
+    /// The first prompt's index in the whole list, when a long list is processed in parts: a response depends on the seed and
+    /// its prompt's index, not on how the list was split.
     pub first_prompt: u64,
-    /// Tokens that end an answer; the configuration's `eos_token_id` where empty.
+    /// Tokens that end a response; defaults to the configuration's `eos_token_id` if empty.
     pub stop_tokens: Vec<u32>,
 }
 
@@ -48,23 +48,22 @@ impl Default for GenerationOptions {
     }
 }
 
-/// One continuation.
+/// The continuation of one prompt.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Generated {
-    /// Without the prompt, without the stop token.
+    /// The response, without prompt and stop token.
     pub tokens: Vec<u32>,
-    /// Entropy of the model's distribution (at temperature 1) at every sampled position, in nats;
-    /// one more than `tokens` where a stop token was sampled.
+    /// Entropy of the model's distribution (at temperature 1) at every sampled position, in nats. One more than `tokens` if a
+    /// stop token was sampled.
     pub entropies: Vec<f32>,
-    /// Whether a stop token ended it, rather than `max_new_tokens`.
+    /// Whether it ended with a stop token rather than at `max_new_tokens`.
     pub stopped: bool,
 }
 
-/// Continues every prompt; rows of unequal length are padded on the left inside.
+/// Continues every prompt. Prompts of unequal length are padded on the left.
 ///
 /// # Errors
-/// A prompt is empty, holds a token beyond the vocabulary, or is too long for the model's positions;
-/// options that make no sense.
+/// A prompt that is empty, has a token beyond the vocabulary, or is too long for the model; invalid options.
 pub fn generate(
     model: &LanguageModel,
     prompts: &[Vec<u32>],
@@ -73,8 +72,7 @@ pub fn generate(
     generate_with(model, prompts, options, |_, _| {})
 }
 
-/// [`generate`], and `on_token` is told of every token of an answer as it comes: which prompt's, and
-/// the token. Stop tokens are not told.
+/// [`generate`], calling `on_token(prompt index, token)` for every token as it is sampled, stop tokens excepted.
 ///
 /// # Errors
 /// As [`generate`].
@@ -97,7 +95,7 @@ pub fn generate_with(
     };
     let mut samplers: Vec<_> = (0..prompts.len())
         .map(|row| {
-            // A stream for each row, so that an answer doesn't depend on its neighbours.
+            // One stream per row, so that a response doesn't depend on its neighbours.
             let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
             rng.set_stream(options.first_prompt.wrapping_add(row as u64));
             rng
@@ -150,10 +148,10 @@ pub fn generate_with(
     Ok(results)
 }
 
-/// Whether a model can continue all of these prompts by so many tokens.
+/// Checks that a model can continue all of these prompts by `max_new_tokens`.
 ///
 /// # Errors
-/// [`Error::Prompt`] with the number of the first that it cannot.
+/// [`Error::Prompt`] for the first prompt that it can't continue.
 pub fn check_prompts(
     config: &ModelConfig,
     prompts: &[Vec<u32>],
@@ -171,7 +169,7 @@ fn check_prompt(
 ) -> Result<(), Error> {
     let fail = |message| Err(Error::Prompt { index, message });
     if prompt.is_empty() {
-        return fail("has no tokens".into());
+        return fail("is empty".into());
     }
     if let Some(id) = prompt.iter().find(|&&id| id as usize >= config.vocab_size) {
         return fail(format!(
@@ -182,7 +180,7 @@ fn check_prompt(
     let (length, most) = (prompt.len() + new, config.max_position_embeddings);
     if length > most {
         return fail(format!(
-            "{} tokens and {new} new ones are more than the model's {most} positions; shorten it, or ask for fewer",
+            "{} tokens and {new} new ones exceed the model's {most} positions: shorten the prompt or generate fewer",
             prompt.len()
         ));
     }

@@ -1,17 +1,16 @@
-//! Where the tokens of a batch stand: their positions, by which queries and keys are turned, and the texts
-//! that attention keeps apart.
+//! The layout of a batch: the positions of its tokens, for the rotary embedding, and the texts that attention keeps apart.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use fpo_ops::{AttentionOptions, TextStarts};
 
 use crate::ModelConfig;
 
-/// How the rows of a batch are to be read.
+/// How a batch is laid out in rows.
 #[derive(Clone, Debug)]
 pub(crate) enum Layout {
     /// Each row is one text, padded on the right.
     Padded(Rotary),
-    /// Each row is several texts, one after the other.
+    /// Each row is several texts in sequence.
     Packed(Rotary, TextStarts),
 }
 
@@ -26,12 +25,12 @@ impl Layout {
         texts: &TextStarts,
         config: &ModelConfig,
     ) -> Self {
-        assert_eq!(tokens.dims(), texts.dims(), "the texts are not those of the tokens");
+        assert_eq!(tokens.dims(), texts.dims(), "the text layout doesn't match the tokens");
         let rotary = Rotary::new(texts.positions(), config, &tokens.device());
         Self::Packed(rotary, texts.clone())
     }
 
-    /// Attention of queries `[batch, tokens, heads, head_dim]` to keys and values of as many tokens.
+    /// Attention of queries `[batch, tokens, heads, head_dim]` over keys and values of the same tokens.
     pub(crate) fn attend(
         &self,
         q: Tensor<4>,
@@ -51,7 +50,7 @@ impl Layout {
     }
 }
 
-/// The rotary embedding's angles: cosines and sines, `[tokens, head_dim / 2]` each.
+/// Cosines and sines of the rotary embedding's angles, `[tokens, head_dim / 2]` each.
 #[derive(Clone, Debug)]
 pub(crate) struct Rotary {
     cos: Tensor<2>,
@@ -59,7 +58,7 @@ pub(crate) struct Rotary {
 }
 
 impl Rotary {
-    /// The angles of the given positions; computed in float64, kept in float32.
+    /// The angles at the given positions. Frequencies are computed in float64 and rounded to float32.
     pub(crate) fn new(
         positions: impl Iterator<Item = usize>,
         config: &ModelConfig,
@@ -80,13 +79,12 @@ impl Rotary {
         Self { cos: tensor(f32::cos), sin: tensor(f32::sin) }
     }
 
-    /// Rotates `[batch, tokens, heads, head_dim]`, every row of the batch at the same positions.
+    /// Rotates `[batch, tokens, heads, head_dim]`, where every row has the same positions.
     fn shared(&self, x: Tensor<4>) -> Tensor<4> {
         fpo_ops::rotary(x, self.cos.clone(), self.sin.clone())
     }
 
-    /// Rotates `[batch, tokens, heads, head_dim]` where the angles are those of all `batch · tokens`
-    /// positions in turn.
+    /// Rotates `[batch, tokens, heads, head_dim]`, where each of the `batch · tokens` tokens has its own position.
     pub(crate) fn per_row(&self, x: Tensor<4>) -> Tensor<4> {
         let [batch, tokens, heads, width] = x.dims();
         let flat = x.reshape([1, batch * tokens, heads, width]);

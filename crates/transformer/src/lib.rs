@@ -1,14 +1,21 @@
-//! The Gemma-2 backbone: configuration, blocks, activation sites, weights in and out, generation.
+//! Decoder-only language models: configuration, blocks, activation sites, the head, weights in and out, generation.
+//!
+//! [`LanguageModel`] is built from a [`ModelConfig`]. What is particular to a family of models, such as Gemma-2, is in its
+//! [`Family`]: how its `config.json` is read and written, its constants, its published sizes. Whoever uses a model asks the
+//! model: [`LanguageModel::forward`] for hidden states and activations, [`LanguageModel::head`] for everything that takes the
+//! unembedding, [`generate`] for text.
 //!
 //! # Invariants
 //! * Knows no sparse autoencoder, no loss and no data format: tokens go in, hidden states and the
-//!   activations of the sites that were asked for come out.
-//! * Parameters bear Hugging Face's names; a parameter's path in the module is its name in a checkpoint.
-//!   (An adapter's A and B are `….q_proj.lora.a` and `.b` here and have PEFT's names in its files; the parts of an embedding table
-//!   that no tensor of the device holds are `embed_tokens.weight`, `embed_tokens.weight_rest.0` and so on, and one tensor in files.)
+//!   activations of the requested sites come out.
+//! * Parameters have Hugging Face's names: a parameter's path in the module is its name in a checkpoint. There are two
+//!   exceptions. An adapter's A and B are `….q_proj.lora.a` and `.b` here and have PEFT's names in its files. An embedding table
+//!   that is too large for one tensor of the device is `embed_tokens.weight`, `embed_tokens.weight_rest.0` and so on here, and
+//!   one tensor in files.
 //! * Only [`weights`], [`adapter`], [`tensor_file`] and [`ModelConfig::load`] touch the disk. What they read is
 //!   untrusted: damage is an [`Error`], never a panic.
-//! * Works on whatever device its parameters live on; no backend is named here.
+//! * The model works on whatever device its parameters are on; no backend is named here.
+//! * Results don't depend on the number of threads.
 //!
 //! ```
 //! use burn::tensor::{Device, Int, Tensor};

@@ -1,4 +1,4 @@
-//! A linear layer, with a low-rank adapter beside it where one is attached.
+//! A linear layer with an optional low-rank adapter.
 
 use std::ops::Range;
 
@@ -9,12 +9,12 @@ use burn::{
 
 use crate::Precision;
 
-/// `x · Wᵀ` without bias, and the adapter's part where there is one.
+/// `x · Wᵀ`, plus the adapter's output if there is one; no bias.
 #[derive(Module, Debug)]
 pub struct Linear {
     /// `[out, in]`
     pub weight: Param<Tensor<2>>,
-    /// What is trained instead of the weight.
+    /// The adapter, trained in place of the weight.
     pub lora: Option<Lora>,
     #[module(skip)]
     precision: Precision,
@@ -35,7 +35,7 @@ impl Linear {
         }
     }
 
-    /// The adapter becomes part of the weight: `W + s · B · A`.
+    /// The layer with the adapter merged into its weight: `W + s · B · A`.
     pub(crate) fn merged(self) -> Self {
         match self.lora {
             None => self,
@@ -61,12 +61,12 @@ pub struct Lora {
 
 impl Lora {
     fn forward<const D: usize>(&self, x: Tensor<D>, precision: Precision) -> Tensor<D> {
-        // Scaled where it is narrow.
+        // Scaled here because this tensor is the narrow one.
         let narrow = precision.linear(x, self.a.val()) * self.scale;
         precision.linear(narrow, self.b.val())
     }
 
-    /// What it adds to some rows of the weight, `[rows, in]`, outside any graph.
+    /// Its contribution to some rows of the weight, `[rows, in]`, outside any graph.
     pub(crate) fn delta(&self, rows: Range<usize>) -> Tensor<2> {
         let (a, b) = (self.a.val().without_autodiff(), self.b.val().without_autodiff());
         b.narrow(0, rows.start, rows.len()).matmul(a) * self.scale

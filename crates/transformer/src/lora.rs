@@ -1,4 +1,4 @@
-//! Low-rank adapters on the linear layers of the blocks: which, how large, how they begin.
+//! Low-rank adapters on the linear layers of the blocks: targets, sizes, initial values.
 
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
@@ -12,17 +12,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Block, Error, LanguageModel, Linear, Provider, builder::Builder, linear::Lora};
 
-/// The shape of adapters, by PEFT's names for it.
+/// Sizes, scale and targets of adapters, with PEFT's names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoraConfig {
-    /// r
+    /// r, the inner dimension of B · A.
     pub rank: usize,
-    /// An adapter's part is multiplied by `alpha / rank`.
+    /// The adapter's output is multiplied by `alpha / rank`.
     pub alpha: f64,
-    /// Which linear layers get one: a list of names, or "all-linear".
+    /// Which linear layers get an adapter: a list of names, or "all-linear".
     pub target_modules: Targets,
-    /// Multiplies by `alpha / √rank` instead (Kalajdzievski 2023, "rank stabilization").
+    /// Multiplies by `alpha / √rank` instead (rank-stabilised LoRA, Kalajdzievski 2023).
     pub use_rslora: bool,
 }
 
@@ -33,10 +33,10 @@ impl Default for LoraConfig {
 }
 
 impl LoraConfig {
-    /// What is wrong with the values, if anything.
+    /// Checks the values; the error is a sentence.
     pub fn check(&self) -> Result<(), String> {
         if self.rank == 0 {
-            return Err("rank = 0: an adapter has at least 1".into());
+            return Err("rank = 0 must be at least 1".into());
         }
         if !(self.alpha > 0.0 && self.alpha.is_finite()) {
             return Err(format!("alpha = {} must be positive", self.alpha));
@@ -63,14 +63,14 @@ pub enum Projection {
     O,
     /// The MLP's gate.
     Gate,
-    /// The MLP's values.
+    /// The MLP's up-projection.
     Up,
     /// The MLP's output.
     Down,
 }
 
 impl Projection {
-    /// All of a block.
+    /// Every linear layer of a block.
     pub const ALL: [Self; 7] =
         [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
 
@@ -130,12 +130,12 @@ impl FromStr for Projection {
     }
 }
 
-/// A set of [`Projection`]s that is not empty; written as a list of names or as "all-linear".
+/// A non-empty set of [`Projection`]s, written as a list of names or as "all-linear".
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Names", into = "Names")]
 pub struct Targets(BTreeSet<Projection>);
 
-/// As PEFT writes them.
+/// Targets as PEFT writes them.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(untagged)]
 enum Names {
@@ -166,7 +166,7 @@ impl TryFrom<Names> for Targets {
     fn try_from(names: Names) -> Result<Self, String> {
         match names {
             Names::One(name) if name == "all-linear" => Ok(Self::all()),
-            // PEFT takes it for a regular expression.
+            // PEFT takes any other string as a regular expression.
             Names::One(name) => Err(format!(
                 "target modules \"{name}\": expected \"all-linear\" or a list of names"
             )),
@@ -191,9 +191,11 @@ impl fmt::Display for Targets {
 }
 
 impl LanguageModel {
-    /// The same model with adapters on `device` beside its weights, which stay what they are and where
-    /// they are, but get no gradients any more. Adapters that it had are replaced. `provider` is asked for
-    /// `model.layers.0.self_attn.q_proj.lora_A.weight` and the like.
+    /// The same model with adapters on `device`, in place of any that it had. Its weights are shared and no longer trained.
+    /// `provider` gives the values of `model.layers.0.self_attn.q_proj.lora_A.weight` and so on.
+    ///
+    /// # Errors
+    /// Those of `provider`, or an adapter that the device can't hold.
     pub fn with_lora(
         &self,
         config: &LoraConfig,
@@ -223,8 +225,11 @@ impl LanguageModel {
         Ok(model)
     }
 
-    /// Adapters as PEFT begins: A uniform within ±1/√in (Kaiming's with a = √5), B zero, so that the model
-    /// computes what it did before. The same seed gives the same values on every device.
+    /// New adapters, initialised as in PEFT: A uniform in ±1/√in (Kaiming with a = √5) and B zero, so that the model's outputs
+    /// don't change. The same seed gives the same values on every device.
+    ///
+    /// # Errors
+    /// An adapter that the device can't hold.
     pub fn with_new_lora(
         &self,
         config: &LoraConfig,
@@ -243,12 +248,12 @@ impl LanguageModel {
         })
     }
 
-    /// The shape of its adapters, where it has some.
+    /// The configuration of its adapters; `None` if it has none.
     pub fn lora(&self) -> Option<&LoraConfig> {
         self.lora.as_ref()
     }
 
-    /// Every adapter and the path of its layer, such as `model.layers.0.self_attn.q_proj`.
+    /// Every adapter with the path of its layer, such as `model.layers.0.self_attn.q_proj`.
     pub(crate) fn adapters(&self) -> impl Iterator<Item = (String, &Lora)> {
         self.model.layers.iter().enumerate().flat_map(|(layer, block)| {
             Projection::ALL.into_iter().filter_map(move |projection| {
@@ -258,8 +263,7 @@ impl LanguageModel {
         })
     }
 
-    /// The same function without adapters: they become part of the weights. A model without adapters is
-    /// returned as it is.
+    /// The same function with the adapters merged into the weights; a copy of the model if it has no adapters.
     pub fn merged(&self) -> Self {
         let mut model = self.valid();
         for block in &mut model.model.layers {

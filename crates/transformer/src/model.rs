@@ -1,6 +1,6 @@
-//! Gemma-2, read from top to bottom: norm, rotary embedding, attention, MLP, block, model.
+//! The decoder, from top to bottom: norm, attention, MLP, block, model.
 //!
-//! Fields bear the checkpoint's names, so that a parameter's path is its name in safetensors.
+//! Fields have the checkpoint's names, so that a parameter's path is its name in safetensors.
 
 use burn::{
     module::{Module, Param},
@@ -19,7 +19,7 @@ use crate::{
 /// `x · rsqrt(mean(x²) + eps) · (1 + w)`
 #[derive(Module, Debug)]
 pub struct RmsNorm {
-    /// `[width]`, zero meaning a gain of one.
+    /// `[width]`, stored as the gain minus one.
     pub weight: Param<Tensor<1>>,
     pub(crate) eps: f64,
 }
@@ -30,7 +30,7 @@ impl RmsNorm {
     }
 }
 
-/// Grouped-query attention with rotary positions, soft-capped scores and, in some layers, a window.
+/// Grouped-query attention with rotary positions; scores may be soft-capped, and a layer may have a sliding window.
 #[derive(Module, Debug)]
 pub struct Attention {
     /// Queries, `[heads · head_dim, d_model]`
@@ -53,7 +53,7 @@ impl Attention {
         x.reshape([batch, tokens, width / self.head_dim, self.head_dim])
     }
 
-    /// The concatenated heads, before the output projection. `[batch, tokens, heads · head_dim]`
+    /// The concatenated heads before the output projection. `[batch, tokens, heads · head_dim]`
     fn z(&self, x: Tensor<3>, layout: &Layout) -> Tensor<3> {
         let [batch, tokens, _] = x.dims();
         let q = self.heads(self.q_proj.forward(x.clone()));
@@ -65,7 +65,7 @@ impl Attention {
         z.reshape([batch as i32, tokens as i32, -1])
     }
 
-    /// The same for the newest tokens of a generation, whose past is in `cache`.
+    /// The same for the newest tokens of a generation, with the previous ones in `cache`.
     fn z_cached(&self, x: Tensor<3>, rotary: &Rotary, cache: &mut LayerCache) -> Tensor<3> {
         let q = rotary.per_row(self.heads(self.q_proj.forward(x.clone())));
         let k = rotary.per_row(self.heads(self.k_proj.forward(x.clone())));
@@ -93,7 +93,7 @@ impl Mlp {
     }
 }
 
-/// What a block leaves behind at the sites that can be asked for. `[batch, tokens, width]`
+/// The activations of a block at its sites. `[batch, tokens, width]`
 pub(crate) struct BlockOutput {
     attn_z: Tensor<3>,
     mlp_out: Tensor<3>,
@@ -110,20 +110,20 @@ impl BlockOutput {
     }
 }
 
-/// A transformer block with a norm before and after both of its parts.
+/// A transformer block, with a norm before and after both attention and MLP.
 #[derive(Module, Debug)]
 pub struct Block {
-    /// Attention.
+    /// `[batch, tokens, d_model]` → the same
     pub self_attn: Attention,
-    /// Gated MLP.
+    /// `[batch, tokens, d_model]` → the same
     pub mlp: Mlp,
-    /// Before attention.
+    /// On the input of attention.
     pub input_layernorm: RmsNorm,
-    /// After attention, before it is added.
+    /// On the output of attention, before it is added to the residual stream.
     pub post_attention_layernorm: RmsNorm,
-    /// Before the MLP.
+    /// On the input of the MLP.
     pub pre_feedforward_layernorm: RmsNorm,
-    /// After the MLP, before it is added.
+    /// On the output of the MLP, before it is added to the residual stream.
     pub post_feedforward_layernorm: RmsNorm,
 }
 
@@ -148,42 +148,45 @@ impl Block {
     }
 }
 
-/// Everything below the head, under the prefix `model.` of a checkpoint.
+/// Everything below the head: the parameters with the prefix `model.` in a checkpoint.
 #[derive(Module, Debug)]
 pub struct Backbone {
-    /// Token embedding, which is the unembedding too.
+    /// Token embedding, tied to the unembedding.
     pub embed_tokens: Embedding,
-    /// The blocks.
+    /// Blocks, from the embedding to the final norm.
     pub layers: Vec<Block>,
-    /// The final norm.
+    /// Applied to the last block's output.
     pub norm: RmsNorm,
 }
 
-/// A Gemma-2 language model.
+/// A decoder-only language model with a tied head.
 #[derive(Module, Debug)]
 pub struct LanguageModel {
-    /// The parameters.
+    /// All parameters.
     pub model: Backbone,
     #[module(skip)]
     config: ModelConfig,
     #[module(skip)]
     precision: Precision,
-    /// Where the blocks have low-rank adapters.
+    /// The configuration of the blocks' adapters, if they have any.
     #[module(skip)]
     pub(crate) lora: Option<LoraConfig>,
 }
 
-/// What one forward pass returns.
+/// The result of a forward pass.
 #[derive(Debug)]
 pub struct ForwardOutput {
-    /// After the final norm, ready for the unembedding. `[batch, tokens, d_model]`
+    /// After the final norm: the input of the head. `[batch, tokens, d_model]`
     pub hidden_states: Tensor<3>,
-    /// The activations asked for, in the order asked. `[batch, tokens, width of the site]`
+    /// The activations at the requested sites, in that order. `[batch, tokens, width of the site]`
     pub sites: Vec<Tensor<3>>,
 }
 
 impl LanguageModel {
-    /// Builds a model whose every parameter comes from `provider`.
+    /// Builds a model with the parameters that `provider` gives.
+    ///
+    /// # Errors
+    /// Those of `provider`, or a parameter that the device can't hold.
     pub fn build(
         config: &ModelConfig,
         placement: impl Into<Placement>,
@@ -231,7 +234,7 @@ impl LanguageModel {
         &self.config
     }
 
-    /// The types that it is held and computed in.
+    /// The types in which it is stored and computed.
     pub fn precision(&self) -> Precision {
         self.precision
     }
@@ -241,7 +244,7 @@ impl LanguageModel {
         self.unembedding().device()
     }
 
-    /// The rows of the head, which are the tied embedding's. `[vocab_size, d_model]`
+    /// The rows of the head, which are those of the tied embedding. `[vocab_size, d_model]`
     pub fn unembedding(&self) -> Rows {
         self.model.embed_tokens.rows()
     }
@@ -250,27 +253,26 @@ impl LanguageModel {
     pub(crate) fn embed(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
         let [batch, length] = tokens.dims();
         let rows = self.model.embed_tokens.rows().select(tokens.reshape([batch * length]));
-        // Rounded like every other use of a matrix.
+        // Rounded as in every other use of a matrix.
         let scaled = at_least_f32(self.precision.factor(rows)) * self.config.embedding_scale;
         scaled.reshape([batch as i32, length as i32, -1])
     }
 
-    /// One pass over right-padded `tokens` `[batch, tokens]`. Padding needs no mask: attention is
-    /// causal, so that a real position never sees the padding after it; what stands at the padded
-    /// positions themselves has no meaning.
+    /// The forward pass over right-padded `tokens` `[batch, tokens]`. Padding needs no mask: attention is causal, so a real
+    /// position never sees the padding after it. Outputs at padded positions are meaningless.
     ///
     /// # Panics
-    /// If a site's layer is not in the model; [`Site::check`] tells beforehand.
+    /// If the model lacks a site's layer; see [`Site::check`].
     pub fn forward(&self, tokens: Tensor<2, Int>, sites: &[Site]) -> ForwardOutput {
         let layout = Layout::padded(&tokens, &self.config);
         self.forward_in(&layout, tokens, sites)
     }
 
-    /// One pass over `tokens` `[rows, tokens]` with several texts in each row: every position gets what it
-    /// would get with its text alone in a row.
+    /// The forward pass over `tokens` `[rows, tokens]` with several texts in each row: the outputs are those that each text would
+    /// get in a row of its own.
     ///
     /// # Panics
-    /// If the texts are of other rows, or a site's layer is not in the model.
+    /// If `texts` has another shape than `tokens`, or the model lacks a site's layer.
     pub fn forward_packed(
         &self,
         tokens: Tensor<2, Int>,
@@ -287,20 +289,19 @@ impl LanguageModel {
         ForwardOutput { hidden_states: self.final_norm(x), sites }
     }
 
-    /// The activations at `sites` alone: the pass ends after the last layer that is needed.
+    /// Only the activations at `sites`: the forward pass ends after the last layer that is needed.
     pub fn activations(&self, tokens: Tensor<2, Int>, sites: &[Site]) -> Vec<Tensor<3>> {
         let depth = sites.iter().map(|site| site.layer + 1).max().unwrap_or(0);
         let layout = Layout::padded(&tokens, &self.config);
         self.blocks(&layout, tokens, sites, depth, |_| {}).1
     }
 
-    /// The last block's output, normed, as it enters the head. `[batch, tokens, d_model]`
+    /// The final norm of the last block's output: the input of the head. `[batch, tokens, d_model]`
     pub(crate) fn final_norm(&self, x: Tensor<3>) -> Tensor<3> {
         self.precision.factor(self.model.norm.forward(x))
     }
 
-    /// The first `depth` blocks: what comes out of the last of them, and the activations at `sites`.
-    /// `entering` sees what goes into each block.
+    /// The output of the first `depth` blocks and the activations at `sites`. `entering` is called with the input of each block.
     pub(crate) fn blocks(
         &self,
         layout: &Layout,
@@ -324,8 +325,8 @@ impl LanguageModel {
         (x, found.collect())
     }
 
-    /// The final hidden states (`[batch, tokens, d_model]`) of [`Self::forward`] with the activation of `site`,
-    /// `[batch, tokens, width]`, replaced by what `replace` makes of it.
+    /// The final hidden states of [`Self::forward`], `[batch, tokens, d_model]`, with the activation at `site`,
+    /// `[batch, tokens, width]`, replaced by `replace` of it.
     pub fn forward_with(
         &self,
         tokens: Tensor<2, Int>,
@@ -351,8 +352,8 @@ impl LanguageModel {
         self.final_norm(x)
     }
 
-    /// The final hidden states of `tokens` `[batch, tokens]`, the continuation of what `caches`
-    /// hold, at the given positions (one for each of the `batch · tokens`).
+    /// The final hidden states of `tokens` `[batch, tokens]`, which continue the tokens in `caches`, at the given positions (one
+    /// for each of the `batch · tokens`).
     pub(crate) fn forward_cached(
         &self,
         tokens: Tensor<2, Int>,

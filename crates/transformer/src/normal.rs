@@ -1,4 +1,4 @@
-//! Normally distributed weights, drawn by all threads: every value has its own place in the generator's stream.
+//! Normally distributed weights, drawn on all threads: every value has a fixed place in the generator's stream.
 
 use std::ops::Range;
 
@@ -6,17 +6,17 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-/// Pairs that a thread draws at a time.
+/// Pairs per task of a thread.
 const PAIRS: usize = 1 << 14;
-/// 32-bit words of the stream that a pair takes: two uniform numbers of 64 bits.
+/// 32-bit words of the stream per pair: two uniform samples of 64 bits.
 const WORDS: u128 = 4;
 
-/// Normal numbers by the Box-Muller transform, which makes a pair of two uniform ones. The parameters of a model follow one
-/// another in the stream; each begins with a new pair.
+/// Normal samples by the Box-Muller transform, which turns two uniform samples into two normal ones. The parameters of a model
+/// follow one another in the stream; each begins with a new pair.
 pub(crate) struct Normal {
     rng: ChaCha8Rng,
     std: f64,
-    /// Where in the stream the present parameter begins, and the one after it, in words.
+    /// The words of the stream that belong to the current parameter.
     parameter: Range<u128>,
 }
 
@@ -25,13 +25,13 @@ impl Normal {
         Self { rng: ChaCha8Rng::seed_from_u64(seed), std, parameter: 0..0 }
     }
 
-    /// Goes on to the next parameter, which has `count` elements.
+    /// Moves to the next parameter, which has `count` elements.
     pub(crate) fn next_parameter(&mut self, count: usize) {
         let start = self.parameter.end;
         self.parameter = start..start + count.div_ceil(2) as u128 * WORDS;
     }
 
-    /// The values at these places of the parameter.
+    /// The values at these positions of the current parameter.
     pub(crate) fn values(&self, places: Range<usize>) -> Vec<f32> {
         let (first, end) = (places.start / 2, places.end.div_ceil(2));
         let mut values = vec![0f32; 2 * (end - first)];
@@ -56,7 +56,7 @@ impl Normal {
 mod tests {
     use super::*;
 
-    /// Oracle: one thread that draws from the stream in turn.
+    /// Oracle: one thread that draws from the stream in order.
     #[test]
     fn every_thread_finds_its_place_in_the_stream() {
         let (seed, std) = (3, 0.5);
@@ -72,7 +72,7 @@ mod tests {
             expected.truncate(count);
             normal.next_parameter(count);
             assert!(normal.values(0..count) == expected, "{count} values");
-            // Cut anywhere, the pieces have the same values.
+            // The pieces have the same values wherever the parameter is cut.
             for cut in [0, 1, count / 3, count / 2, count - 1, count] {
                 let pieces = [normal.values(0..cut), normal.values(cut..count)].concat();
                 assert!(pieces == expected, "{count} values, cut at {cut}");

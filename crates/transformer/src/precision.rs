@@ -1,28 +1,28 @@
-//! In which types a model is held and computed.
+//! The types and the device of a model.
 
 use std::{fmt, str::FromStr};
 
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use serde::{Deserialize, Serialize};
 
-/// The types of a model's numbers.
+/// The types in which a model is stored and computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {
-    /// All of it float32.
+    /// Everything in float32.
     #[default]
     Float32,
-    /// Matrix products, queries, keys, values and the MLP's activations in bfloat16. The residual stream, norms, the
-    /// softmax and losses in float32. Parameters that are trained are float32 and rounded where they are used; the
-    /// matrices of a model that is not trained are held in bfloat16, which gives the same values.
+    /// Matrix products, queries, keys, values and the MLP's activations in bfloat16; the residual stream, norms, the softmax and
+    /// losses in float32. Trained parameters are stored in float32 and rounded where they are used. The matrices of a model that
+    /// isn't trained are stored in bfloat16, which gives the same results.
     Bf16Mixed,
 }
 
 impl Precision {
-    /// All there are.
+    /// Every precision.
     pub const ALL: [Self; 2] = [Self::Float32, Self::Bf16Mixed];
 
-    /// Its name in settings.
+    /// The name in settings.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Float32 => "float32",
@@ -30,7 +30,7 @@ impl Precision {
         }
     }
 
-    /// Bytes of a number that enters a product.
+    /// Bytes per element of a matrix product's factors.
     pub const fn factor_bytes(self) -> usize {
         match self {
             Self::Float32 => 4,
@@ -38,7 +38,7 @@ impl Precision {
         }
     }
 
-    /// The type in which a matrix of parameters is held on a device.
+    /// The type in which a parameter matrix is stored on a device.
     pub(crate) fn of_matrix(self, device: &Device) -> DType {
         match self {
             Self::Bf16Mixed if !device.is_autodiff() => DType::BF16,
@@ -54,7 +54,7 @@ impl Precision {
         }
     }
 
-    /// Rounded as what enters a matrix product is.
+    /// Rounded to the type of a matrix product's factors.
     pub(crate) fn factor<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
         match self {
             Self::Float32 => x,
@@ -76,30 +76,30 @@ impl FromStr for Precision {
         Self::ALL
             .into_iter()
             .find(|precision| precision.name() == text)
-            .ok_or_else(|| format!("precision `{text}`: there are float32 and bf16-mixed"))
+            .ok_or_else(|| format!("precision `{text}` is unknown: use float32 or bf16-mixed"))
     }
 }
 
-/// Where a model's parameters go, and in which types it is held and computed.
+/// The device of a model's parameters, and the types in which it is stored and computed.
 #[derive(Clone, Debug)]
 pub struct Placement {
-    /// Where.
+    /// The device of the parameters; with autodiff if they are trained.
     pub device: Device,
-    /// In which types.
+    /// The types.
     pub precision: Precision,
-    /// The most bytes of one tensor there, where that is limited: the embedding table is kept in as many parts as it takes, and any
-    /// other parameter that is larger is refused.
+    /// The device's limit for one tensor in bytes, if it has one. The embedding table is split into as many parts as necessary;
+    /// any other parameter that is larger is refused.
     pub largest_tensor: Option<usize>,
 }
 
 impl Placement {
-    /// With the limit of the device.
+    /// With the device's own limit for one tensor.
     pub fn new(device: Device, precision: Precision) -> Self {
         let largest_tensor = fpo_ops::largest_tensor(&device);
         Self { device, precision, largest_tensor }
     }
 
-    /// The same for a model that is trained.
+    /// The same with autodiff, for a model that is trained.
     pub fn autodiff(&self) -> Self {
         Self { device: self.device.clone().autodiff(), ..*self }
     }

@@ -1,6 +1,6 @@
 //! From logits to a token: repetition penalty, temperature, top-k, top-p.
 //!
-//! The definitions are those of Hugging Face's logits processors, in their order.
+//! Defined and ordered like Hugging Face's logits processors.
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -8,10 +8,10 @@ use rand_chacha::ChaCha8Rng;
 use crate::{Error, GenerationOptions};
 
 impl GenerationOptions {
-    /// Options that make no sense are refused with a sentence.
+    /// Refuses invalid options.
     ///
     /// # Errors
-    /// [`Error::Generation`].
+    /// [`Error::Generation`], which names the option.
     pub fn check(&self) -> Result<(), Error> {
         let fail = |message: String| Err(Error::Generation(message));
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
@@ -33,9 +33,8 @@ impl GenerationOptions {
     }
 }
 
-/// Divides the positive logits of tokens that were there before by `penalty` and multiplies the
-/// negative ones, once each however often they occurred (Keskar et al. 2019, arXiv 1909.05858, as
-/// Hugging Face defines it for either sign).
+/// Divides the positive logits of the tokens in `seen` by `penalty` and multiplies the negative ones, once per token however
+/// often it occurred (Keskar et al. 2019, arXiv 1909.05858; negative logits as in Hugging Face).
 pub fn penalise(logits: &mut [f32], seen: impl IntoIterator<Item = u32>, penalty: f64) {
     if penalty == 1.0 {
         return;
@@ -50,9 +49,9 @@ pub fn penalise(logits: &mut [f32], seen: impl IntoIterator<Item = u32>, penalty
     }
 }
 
-/// The tokens that may be sampled and their probabilities, which sum to 1: the distribution of
-/// `logits / temperature`, cut to the `top_k` most likely tokens, then to the fewest of them whose
-/// probabilities reach `top_p`. At temperature 0 the most likely token alone, the first of equals.
+/// The tokens that may be sampled and their probabilities, which sum to 1: the distribution of `logits / temperature`, reduced to
+/// the `top_k` most likely tokens, then to the fewest of them whose probabilities reach `top_p`. At temperature 0 only the most
+/// likely token; the first on ties.
 pub fn candidates(logits: &[f32], options: &GenerationOptions) -> Vec<(u32, f64)> {
     if options.temperature <= 0.0 {
         return vec![(most_likely(logits), 1.0)];
@@ -63,7 +62,7 @@ pub fn candidates(logits: &[f32], options: &GenerationOptions) -> Vec<(u32, f64)
         candidates.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     }
     if let Some(&(token, _)) = options.top_k.and_then(|k| candidates.get(k.max(1) - 1)) {
-        // Whatever equals the k-th stays.
+        // Ties with the k-th stay.
         let smallest = logits[token as usize];
         candidates.retain(|(token, _)| logits[*token as usize] >= smallest);
         normalise(&mut candidates);
@@ -87,7 +86,7 @@ fn normalise(candidates: &mut [(u32, f64)]) {
     candidates.iter_mut().for_each(|(_, p)| *p /= sum);
 }
 
-/// One token of the candidates.
+/// Samples one of the candidates.
 pub(crate) fn sample(candidates: &[(u32, f64)], rng: &mut ChaCha8Rng) -> u32 {
     if let [(token, _)] = candidates {
         return *token;
@@ -99,11 +98,11 @@ pub(crate) fn sample(candidates: &[(u32, f64)], rng: &mut ChaCha8Rng) -> u32 {
             return token;
         }
     }
-    // Rounding can leave a sliver past the last one.
+    // Rounding can leave the probabilities a little short of 1.
     candidates.iter().rev().find(|(_, p)| *p > 0.0).map_or(0, |(token, _)| *token)
 }
 
-/// The first of equals, as argmax does elsewhere.
+/// The first on ties, like argmax elsewhere.
 fn most_likely(logits: &[f32]) -> u32 {
     let best = logits
         .iter()
@@ -122,7 +121,7 @@ pub(crate) fn softmax(logits: &[f32], temperature: f64) -> Vec<f64> {
     weights
 }
 
-/// In nats.
+/// Shannon entropy in nats.
 pub(crate) fn entropy(probabilities: &[f64]) -> f32 {
     let terms = probabilities.iter().filter(|&&p| p > 0.0).map(|p| -p * p.ln());
     terms.sum::<f64>() as f32
@@ -134,14 +133,14 @@ mod tests {
 
     /// Oracle: arithmetic by hand.
     #[test]
-    fn a_penalty_counts_once_and_pushes_either_sign_down() {
+    fn a_penalty_applies_once_and_lowers_either_sign() {
         let mut logits = [2.0, -2.0, 0.5, -0.5];
         penalise(&mut logits, [0, 1, 1, 0, 2], 2.0);
         assert_eq!(logits, [1.0, -4.0, 0.25, -0.5]);
     }
 
     #[test]
-    fn options_that_make_no_sense_are_refused() {
+    fn invalid_options_are_refused() {
         let good = GenerationOptions::default();
         good.check().unwrap();
         for (bad, says) in [

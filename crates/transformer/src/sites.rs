@@ -1,36 +1,36 @@
-//! Where activations are read: the residual stream, an MLP's output, the heads of an attention.
+//! Activation sites: the residual stream, MLP outputs, attention heads.
 
 use std::{fmt, str::FromStr};
 
 use crate::{Error, ModelConfig};
 
-/// Which tensor of a block.
+/// A tensor of a block that can be read or replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum SiteKind {
-    /// The block's output, before the final norm: Hugging Face's output of `model.layers.L`.
+    /// The residual stream after the block, before the final norm: output of Hugging Face's `model.layers.L`.
     ResidPost,
-    /// What the MLP adds to the residual stream: output of `model.layers.L.post_feedforward_layernorm`.
+    /// What the MLP adds to the residual stream, after its norm: output of `model.layers.L.post_feedforward_layernorm`.
     MlpOut,
-    /// The concatenated heads before the output projection: input of `self_attn.o_proj`.
+    /// The concatenated heads before the output projection: input of `model.layers.L.self_attn.o_proj`.
     AttnZ,
 }
 
 /// An activation site: a kind of tensor and a 0-based layer, written `resid_post:25`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Site {
-    /// Which tensor.
+    /// Which tensor of the block.
     pub kind: SiteKind,
-    /// Of which block, 0-based.
+    /// The block, from 0.
     pub layer: usize,
 }
 
 impl Site {
-    /// The block's output.
+    /// The residual stream after block `layer`.
     pub const fn resid_post(layer: usize) -> Self {
         Self { kind: SiteKind::ResidPost, layer }
     }
 
-    /// TransformerLens' name, by which autoencoder files say where they belong.
+    /// The name in TransformerLens, with which autoencoder files name their site, such as `blocks.25.hook_resid_post`.
     pub fn hook_name(self) -> String {
         let hook = match self.kind {
             SiteKind::ResidPost => "hook_resid_post",
@@ -40,7 +40,7 @@ impl Site {
         format!("blocks.{}.{hook}", self.layer)
     }
 
-    /// The width of its activations.
+    /// The number of features of its activations.
     pub fn width(self, config: &ModelConfig) -> usize {
         match self.kind {
             SiteKind::ResidPost | SiteKind::MlpOut => config.hidden_size,
@@ -48,7 +48,7 @@ impl Site {
         }
     }
 
-    /// The site with this [`Self::hook_name`].
+    /// The site with this [`Self::hook_name`]; `None` if there is none.
     pub fn from_hook_name(name: &str) -> Option<Self> {
         let (layer, hook) = name.strip_prefix("blocks.")?.split_once('.')?;
         let kind = match hook {
@@ -60,7 +60,10 @@ impl Site {
         Some(Self { kind, layer: layer.parse().ok()? })
     }
 
-    /// Fails where the model has too few layers.
+    /// Checks that a model of `num_layers` layers has this site.
+    ///
+    /// # Errors
+    /// [`Error::Site`] if it has too few layers.
     pub fn check(self, num_layers: usize) -> Result<Self, Error> {
         if self.layer < num_layers {
             return Ok(self);
@@ -95,9 +98,9 @@ impl FromStr for Site {
             "resid_post" => SiteKind::ResidPost,
             "mlp_out" => SiteKind::MlpOut,
             "attn_z" => SiteKind::AttnZ,
-            _ => return Err(fail("the kind is resid_post, mlp_out or attn_z")),
+            _ => return Err(fail("the kind must be resid_post, mlp_out or attn_z")),
         };
-        let layer = layer.parse().map_err(|_| fail("the layer is a number from 0"))?;
+        let layer = layer.parse().map_err(|_| fail("the layer must be a whole number from 0"))?;
         Ok(Self { kind, layer })
     }
 }

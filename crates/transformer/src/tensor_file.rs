@@ -1,4 +1,4 @@
-//! Safetensors files: read through a memory map some rows at a time, written without a copy of what is written.
+//! Safetensors files: read through a memory map and written a few rows at a time, so that no copy of a file is in memory.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,17 +20,17 @@ use safetensors::{
 
 use crate::Error;
 
-/// Numbers that are in memory on their way into a file.
+/// Elements written at a time.
 const PIECE: usize = 1 << 20;
 
 /// The memory-mapped files of a checkpoint.
 pub struct Files(Vec<(PathBuf, Mmap)>);
 
 impl Files {
-    /// Maps files.
+    /// Maps files into memory.
     ///
     /// # Errors
-    /// One of them cannot be read.
+    /// A file that can't be read.
     pub fn open(paths: impl IntoIterator<Item = PathBuf>) -> Result<Self, Error> {
         paths.into_iter().map(map).collect::<Result<_, _>>().map(Self)
     }
@@ -46,28 +46,30 @@ impl Files {
             let file = SafeTensors::deserialize(map).map_err(|e| fail(e.to_string()))?;
             for (name, view) in file.tensors() {
                 if views.insert(name.clone(), view).is_some() {
-                    return Err(fail(format!("`{name}` stands in two files")));
+                    return Err(fail(format!("`{name}` is in two files")));
                 }
             }
         }
         Ok(views)
     }
 
-    /// Some numbers of a tensor of these files, by their places in it, in float32. The memory behind them is let go of: whoever
-    /// reads them again gets them from the disk. So a checkpoint is never in memory twice.
+    /// Some elements of a tensor in these files, given by their positions in the flattened tensor, in float32. Their pages are
+    /// released, so that a checkpoint is never in memory twice; reading them again goes to the disk.
     ///
     /// # Errors
-    /// Its type is not one of weights, or it has not so many numbers.
+    /// An unsupported element type, or positions beyond the tensor.
     pub fn read(&self, view: &TensorView, places: Range<usize>) -> Result<Vec<f32>, String> {
         let size = match view.dtype() {
             Dtype::F32 => 4,
             Dtype::BF16 | Dtype::F16 => 2,
             other => {
-                return Err(format!("{other:?} weights are not supported: F32, BF16, F16 are"));
+                return Err(format!(
+                    "{other:?} weights are not supported, only F32, BF16 and F16 are"
+                ));
             }
         };
         let Some(bytes) = view.data().get(places.start * size..places.end * size) else {
-            return Err(format!("has no numbers {places:?}, its shape is {:?}", view.shape()));
+            return Err(format!("has no elements {places:?}: its shape is {:?}", view.shape()));
         };
         let values = match view.dtype() {
             Dtype::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
@@ -85,7 +87,7 @@ impl Files {
         for (_, map) in &self.0 {
             let offset = (part.as_ptr() as usize).wrapping_sub(map.as_ptr() as usize);
             if offset < map.len() {
-                // SAFETY: the map is of a file and only read, so that its pages hold nothing that the file doesn't.
+                // SAFETY: the map is a read-only view of a file, so its pages can be read again.
                 let _ = unsafe {
                     map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, part.len())
                 };
@@ -98,19 +100,19 @@ impl Files {
 
 fn map(path: PathBuf) -> Result<(PathBuf, Mmap), Error> {
     let file = File::open(&path).map_err(Error::io(&path))?;
-    // SAFETY: the map is only read. A file that shrinks meanwhile ends the process, as with every program
-    // that maps checkpoints.
+    // SAFETY: the map is only read. If the file shrinks meanwhile, the process ends, as with every program that maps
+    // checkpoints.
     let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
     Ok((path, map))
 }
 
-/// A tensor on its way into a file: its numbers are made when their turn comes.
+/// A tensor to be written to a file; its elements are produced a few rows at a time while the file is written.
 pub struct Stored<'a> {
-    /// Its name there.
+    /// The name in the file.
     pub name: String,
-    /// Its shape there.
+    /// The shape in the file.
     pub shape: Vec<usize>,
-    /// Its rows (the first dimension), one part after the other.
+    /// Its rows (first dimension), part by part.
     parts: Vec<Part<'a>>,
 }
 
@@ -119,11 +121,11 @@ struct Part<'a> {
     numbers: Numbers<'a>,
 }
 
-/// Gives the numbers of some of a part's rows.
+/// Produces the elements of some of a part's rows.
 type Numbers<'a> = Box<dyn Fn(Range<usize>) -> Result<Vec<f32>, Error> + 'a>;
 
 impl<'a> Stored<'a> {
-    /// Of a tensor on a device.
+    /// From a tensor on a device.
     pub fn new<const D: usize>(name: String, values: Tensor<D>) -> Self {
         let values = values.without_autodiff();
         let shape = values.dims().to_vec();
@@ -133,7 +135,7 @@ impl<'a> Stored<'a> {
         })
     }
 
-    /// Of whatever gives the numbers of some of its rows.
+    /// From a function that produces the elements of some of its rows.
     pub fn of(
         name: String,
         shape: Vec<usize>,
@@ -143,13 +145,13 @@ impl<'a> Stored<'a> {
         Self { name, shape, parts: vec![part] }
     }
 
-    /// Puts the rows of `other` behind those that are there.
+    /// Appends the rows of `other`.
     pub fn append(&mut self, other: Self) {
         self.shape[0] += other.shape[0];
         self.parts.extend(other.parts);
     }
 
-    /// Adds numbers to those that are there.
+    /// Adds `more(rows)` to the elements of any rows.
     #[must_use]
     pub fn plus(self, more: impl Fn(Range<usize>) -> Vec<f32> + 'a) -> Self {
         Self::of(self.name.clone(), self.shape.clone(), move |rows| {
@@ -159,10 +161,10 @@ impl<'a> Stored<'a> {
         })
     }
 
-    /// The numbers of some of its rows.
+    /// The elements of some of its rows.
     ///
     /// # Errors
-    /// Where they come from cannot be read.
+    /// A source that can't be read.
     pub fn numbers(&self, rows: Range<usize>) -> Result<Vec<f32>, Error> {
         let mut numbers = Vec::with_capacity(rows.len() * self.row());
         let mut first = 0;
@@ -176,12 +178,12 @@ impl<'a> Stored<'a> {
         Ok(numbers)
     }
 
-    /// Numbers in a row.
+    /// Elements per row.
     fn row(&self) -> usize {
         self.shape[1..].iter().product()
     }
 
-    /// Bytes in a file.
+    /// Bytes in the file.
     pub fn bytes(&self) -> usize {
         size_of::<f32>() * self.shape[0] * self.row()
     }
@@ -197,10 +199,10 @@ impl<'a> Stored<'a> {
     }
 }
 
-/// Writes tensors in float32 and in the order of their names, some rows at a time.
+/// Writes tensors in float32, sorted by name, a few rows at a time.
 ///
 /// # Errors
-/// The file cannot be written, or what the numbers come from not read.
+/// A file that can't be written, or a source that can't be read.
 pub fn write(path: &Path, mut tensors: Vec<Stored>) -> Result<(), Error> {
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     let mut end = 0;
@@ -214,7 +216,7 @@ pub fn write(path: &Path, mut tensors: Vec<Stored>) -> Result<(), Error> {
     let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let header = Metadata::new(Some(format), infos.collect()).map_err(|e| fail(e.to_string()))?;
     let mut header = serde_json::to_vec(&header).map_err(|e| fail(e.to_string()))?;
-    // The numbers begin at a multiple of eight bytes.
+    // The data begins at a multiple of eight bytes.
     header.resize(header.len().next_multiple_of(8), b' ');
 
     let mut file = BufWriter::new(File::create(path).map_err(Error::io(path))?);
@@ -235,7 +237,7 @@ mod tests {
 
     /// Oracle: the safetensors library.
     #[test]
-    fn files_are_those_of_the_library() {
+    fn files_are_byte_for_byte_those_of_the_library() {
         let folder = tempfile::tempdir().unwrap();
         let values: Vec<f32> = (0..30).map(|i| (i as f32).sin()).collect();
         let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();

@@ -22,7 +22,7 @@ use crate::{
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-/// A file of weights is cut before this many bytes.
+/// The most bytes in one weight file.
 const SHARD_BYTES: usize = 5_000_000_000;
 
 /// A model with normally distributed weights of the configuration's `initializer_range`; the same seed gives the same weights on
@@ -38,7 +38,7 @@ pub fn random(
     let mut normal = Normal::new(seed, config.initializer_range);
     LanguageModel::build(config, placement, &mut |piece| {
         let places = piece.places();
-        // A norm's weight is added to one: zero is where it starts.
+        // A norm's weight is its gain minus one, so it starts at zero.
         let values = match piece.name.ends_with("norm.weight") {
             true => vec![0.0; places.len()],
             false => {
@@ -52,12 +52,12 @@ pub fn random(
     })
 }
 
-/// Reads `config.json` and the weights of a checkpoint's folder, one file or sharded, in float32,
-/// bfloat16 or float16. Files are memory-mapped; a tensor is converted when its turn comes.
+/// Reads a checkpoint's folder: `config.json` and the weights, in one file or sharded, in float32, bfloat16 or float16. Files are
+/// memory-mapped and converted tensor by tensor.
 ///
 /// # Errors
-/// A damaged file, (all at once) every tensor that is missing, mis-shaped, of another type or unknown, or a tensor that the device
-/// can't hold.
+/// A damaged file, a tensor that the device can't hold, or weights that don't match `config.json`: every tensor that is missing,
+/// unknown, or of the wrong shape or type is listed.
 pub fn load(folder: &Path, placement: impl Into<Placement>) -> Result<LanguageModel, Error> {
     let config = ModelConfig::load(folder)?;
     let files = Files::open(file_names(folder)?)?;
@@ -78,7 +78,7 @@ pub fn load(folder: &Path, placement: impl Into<Placement>) -> Result<LanguageMo
         }))
     })?;
     for (name, view) in &views {
-        // Some exports store the tied head a second time: harmless where it is the embedding's copy.
+        // Some exports store the tied head as well, which is harmless if it equals the embedding.
         let tied = name == "lm_head.weight"
             && views.get(TABLE).is_some_and(|table| table.data() == view.data());
         if !used.contains(name) && !tied {
@@ -91,7 +91,7 @@ pub fn load(folder: &Path, placement: impl Into<Placement>) -> Result<LanguageMo
     }
 }
 
-/// A tensor that a model has, or what is wrong with the checkpoint's.
+/// The view of a tensor that the model has; the error says what is wrong with the checkpoint.
 fn expected<'a>(
     views: &'a BTreeMap<String, TensorView<'a>>,
     name: &str,
@@ -100,13 +100,13 @@ fn expected<'a>(
     match views.get(name) {
         None => Err(format!("`{name}` {shape:?} is missing")),
         Some(view) if view.shape() != shape => {
-            Err(format!("`{name}` is {:?}, config.json makes it {shape:?}", view.shape()))
+            Err(format!("`{name}` is {:?}, but config.json requires {shape:?}", view.shape()))
         }
         Some(view) => Ok(view),
     }
 }
 
-/// The files of weights in a checkpoint's folder.
+/// The weight files of a checkpoint's folder.
 fn file_names(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     let index = folder.join(INDEX);
     if !index.exists() {
@@ -119,7 +119,7 @@ fn file_names(folder: &Path) -> Result<Vec<PathBuf>, Error> {
         .map_err(|e| fail(format!("weight_map: {e}")))?;
     let names: BTreeSet<String> = map.into_values().collect();
     for name in &names {
-        // A component that is the whole name: no `..`, no root, no trailing slash.
+        // A plain file name: no `..`, no root, no trailing slash.
         let plain = Path::new(name).file_name().is_some_and(|file| file == name.as_str());
         if !plain {
             return Err(fail(format!("weight_map names `{name}`, which is not a plain file name")));
@@ -128,13 +128,13 @@ fn file_names(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(names.into_iter().map(|name| folder.join(name)).collect())
 }
 
-/// Stands in for a tensor that will be reported; the model that holds it is thrown away. A single zero,
-/// because a damaged configuration can ask for a shape that no memory holds.
+/// Stands in for a tensor that will be reported; the model that holds it is thrown away. A single zero, because a damaged
+/// configuration can require a shape that doesn't fit into memory.
 pub(crate) fn placeholder(shape: &[usize]) -> TensorData {
     TensorData::zeros::<f32, _>(vec![1; shape.len()])
 }
 
-/// Every parameter but adapters' as it is stored, in the model's order.
+/// Collects every parameter except adapters as stored tensors, in the model's order.
 #[derive(Default)]
 struct Named {
     path: Vec<String>,
@@ -169,19 +169,21 @@ impl ModuleVisitor for Named {
     }
 }
 
-/// Writes `config.json`, `generation_config.json` and the weights in float32, in the layout that
-/// `AutoModelForCausalLM.from_pretrained` opens. Adapters are merged into the weights, each when its turn comes. Tokenizer
-/// files are the caller's to add. The folder must exist; write into a temporary one and rename it where a crash
-/// must leave nothing half done.
+/// Writes a folder that `AutoModelForCausalLM.from_pretrained` opens: `config.json`, `generation_config.json` and the weights in
+/// float32, with any adapters merged into them. The folder must exist. The tokenizer's files are left to the caller, and so is
+/// writing into a temporary folder and renaming it if a crash must not leave a partial checkpoint.
+///
+/// # Errors
+/// A file that can't be written.
 pub fn save(model: &LanguageModel, folder: &Path) -> Result<(), Error> {
     save_sharded(model, Named::of(model), folder, SHARD_BYTES)
 }
 
-/// The same for a model whose adapters were trained beside the checkpoint in `base`, where all else is read again: the model in
-/// memory may hold it rounded.
+/// [`save`] for a model whose adapters were trained on the checkpoint in `base`. The base weights are read from there again,
+/// because the model in memory may hold them rounded to bfloat16.
 ///
 /// # Errors
-/// As [`load`] for `base`, and what cannot be written.
+/// As in [`load`] for `base`, or a file that can't be written.
 pub fn save_merged(model: &LanguageModel, base: &Path, folder: &Path) -> Result<(), Error> {
     let files = Files::open(file_names(base)?)?;
     let views = files.views()?;
@@ -272,7 +274,7 @@ mod tests {
 
     use super::*;
 
-    /// Oracle: the tensors of the model that was saved.
+    /// Oracle: the tensors of the saved model.
     #[test]
     fn shards_hold_the_same_bits() {
         let config = r#"{"model_type": "gemma2", "vocab_size": 19, "hidden_size": 8,
@@ -290,7 +292,7 @@ mod tests {
         };
         let tensors = bits(&model);
         let total = 4 * tensors.iter().map(|(_, bits)| bits.len()).sum::<usize>();
-        // One file; a few; one for every tensor, each larger than the limit.
+        // One file; several; one per tensor, each larger than the limit.
         for (limit, files) in
             [(total, 1..=1), (total / 3, 3..=6), (1, tensors.len()..=tensors.len())]
         {

@@ -1,6 +1,5 @@
-//! The same some queries at a time, for the other backends: the scores of all positions with all others are never there at once,
-//! and the backward pass forms those of each block again. What lies between the products is a kernel on GPUs, and tensor
-//! operations elsewhere.
+//! Attention in blocks of queries, for backends without a fast path: the full matrix of scores is never in memory, and the backward
+//! pass recomputes the scores of each block. Between the products there is a kernel on GPUs, and tensor operations elsewhere.
 
 use std::ops::Range;
 
@@ -17,7 +16,7 @@ use crate::{
 pub(super) struct Blocked {
     pub options: AttentionOptions,
     pub texts: Option<TextStarts>,
-    /// Queries of a block.
+    /// Queries per block.
     pub queries: usize,
 }
 
@@ -26,7 +25,7 @@ pub(super) struct Blocked {
 struct Sizes {
     batch: usize,
     kv_heads: usize,
-    /// Query heads that share a key head.
+    /// Query heads per key-value head.
     group: usize,
     tokens: usize,
     kv_tokens: usize,
@@ -44,13 +43,13 @@ impl Sizes {
         self.kv_heads * self.group
     }
 
-    /// Queries are the last of the keys' positions.
+    /// Positions of queries among the keys: the queries are the last of them.
     fn counted_like_keys(&self, queries: &Range<usize>) -> Range<usize> {
         let offset = self.kv_tokens - self.tokens;
         queries.start + offset..queries.end + offset
     }
 
-    /// `[batch, tokens, heads, head_dim]` → the queries of a block that share a key head one after another,
+    /// The queries of a block, grouped by key-value head: `[batch, tokens, heads, head_dim]` →
     /// `[batch · kv_heads, group · block, head_dim]`.
     fn queries(&self, x: &Tensor<4>, block: &Range<usize>) -> Tensor<3> {
         let Self { batch, kv_heads, group, width, .. } = *self;
@@ -86,7 +85,7 @@ impl Sizes {
     }
 }
 
-/// A block of queries, and the keys that any of them sees.
+/// A block of queries, and the keys that at least one of them sees.
 struct Block {
     queries: Range<usize>,
     keys: Range<usize>,
@@ -98,18 +97,18 @@ impl Block {
     }
 }
 
-/// Weights of a block by tensor operations.
+/// Attention weights of a block, in tensor operations.
 struct Weights {
     /// `[batch, heads, queries, keys]`, in float32 at least.
     values: Tensor<4>,
-    /// The tanh of the soft-capping, of the same shape.
+    /// The tanh inside the soft-cap, of the same shape.
     tanh: Option<Tensor<4>>,
 }
 
-/// What makes weights of products.
+/// How products become attention weights.
 enum Path {
     Operations,
-    /// The first position of each position's text, `[batch · tokens]`, or `[1]` where each row is one text.
+    /// The first position of each position's text, `[batch · tokens]`, or `[1]` if each row is one text.
     #[cfg(feature = "cube")]
     Kernels(Box<Tensor<1, Int>>),
 }
@@ -131,14 +130,14 @@ impl Blocked {
         Path::Operations
     }
 
-    /// The first key that a query sees; queries are counted like keys.
+    /// The first key that a query sees, where `query` is its position among the keys.
     fn first_key(&self, row: usize, query: usize) -> usize {
         let of_window = self.options.window.map_or(0, |window| (query + 1).saturating_sub(window));
         let of_text = self.texts.as_ref().map_or(0, |texts| texts.of(row, query));
         of_window.max(of_text)
     }
 
-    /// For the queries of a block, in each row of the batch or, where all rows are alike, in one.
+    /// [`Self::first_key`] of the queries of a block, for each row of the batch, or once if all rows are alike.
     fn first_keys(&self, sizes: &Sizes, queries: &Range<usize>) -> Vec<usize> {
         let rows = self.texts.as_ref().map_or(1, |_| sizes.batch);
         let queries = sizes.counted_like_keys(queries);
@@ -155,7 +154,7 @@ impl Blocked {
         })
     }
 
-    /// Which keys each query doesn't see: `[rows, 1, queries, keys]`, rows being 1 where all are alike.
+    /// Whether each key is hidden from each query: `[rows, 1, queries, keys]`, where rows is 1 if all rows are alike.
     fn hidden(&self, sizes: &Sizes, block: &Block, device: &Device) -> Tensor<4, Bool> {
         let firsts = self.first_keys(sizes, &block.queries);
         let queries = sizes.counted_like_keys(&block.queries);
@@ -173,7 +172,7 @@ impl Blocked {
         before.bool_or(key.greater(own.expand(shape)))
     }
 
-    /// The weights of `products`, `[batch · kv_heads, group · queries, keys]`.
+    /// The attention weights of `products` `[batch · kv_heads, group · queries, keys]`.
     fn by_operations(&self, sizes: &Sizes, block: &Block, products: Tensor<3>) -> Weights {
         let hidden = self.hidden(sizes, block, &products.device());
         let scores = sizes.by_head(at_least_f32(products), block.queries.len());
@@ -204,7 +203,7 @@ impl Blocked {
         }
     }
 
-    /// Products `[batch · kv_heads, group · queries, keys]` → weights, in the products' type.
+    /// Products `[batch · kv_heads, group · queries, keys]` → attention weights of the same shape and type.
     fn weights(&self, path: &Path, sizes: &Sizes, block: &Block, products: Tensor<3>) -> Tensor<3> {
         match path {
             Path::Operations => {
@@ -216,8 +215,8 @@ impl Blocked {
         }
     }
 
-    /// The weights p again and the gradient of the products, given that of the weights: `p·(dp − Σ dp·p)`, through the
-    /// soft-capping and the scale.
+    /// Recomputes the weights p, and returns them with the gradient of the products, given that of the weights:
+    /// `p·(dp − Σ dp·p)` through soft-cap and scale.
     fn differentiate(
         &self,
         path: &Path,
@@ -260,7 +259,7 @@ impl Operation<3> for Blocked {
         (Tensor::cat(blocks.collect(), 1).into(), ())
     }
 
-    /// With p the weights, g the gradient of a block and `dp = g·vᵀ`: `ds` as [`Blocked::differentiate`] has it; then
+    /// With p the weights, g the gradient of a block, `dp = g·vᵀ` and `ds` from [`Blocked::differentiate`]:
     /// `dq = ds·k`, `dk = dsᵀ·q`, `dv = pᵀ·g`.
     fn backward(
         &self,

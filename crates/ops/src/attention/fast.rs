@@ -1,7 +1,7 @@
-//! Causal attention on Flex: blocks of queries against all the keys that they see, one block of scores per thread.
+//! Causal attention on Flex: blocks of queries against all keys that they see, one block of scores per thread.
 //!
 //! A task is one key-value head of one row. The backward pass recomputes the scores from the saved logarithm of each
-//! softmax's denominator, so nothing of the size tokens × tokens outlives a block.
+//! softmax's denominator, so nothing of size tokens × tokens is ever in memory.
 
 use std::ops::Range;
 
@@ -22,7 +22,7 @@ const QUERIES: usize = 64;
 #[derive(Clone, Debug)]
 pub(super) struct Attention {
     pub options: AttentionOptions,
-    /// Where a row has several texts.
+    /// `None` if each row is one text.
     pub texts: Option<TextStarts>,
 }
 
@@ -121,12 +121,12 @@ impl Operation<3> for Attention {
 }
 
 impl Attention {
-    /// What the dot products are multiplied by: with soft-capping, the tanh takes its argument in units of the cap.
+    /// The factor of the dot products: with a soft-cap, it includes the division by the cap inside the tanh.
     fn factor(&self) -> f32 {
         (self.options.scale / self.options.softcap.unwrap_or(1.0)) as f32
     }
 
-    /// Turns rows of scaled dot products into rows of attention weights, zero where a key is hidden.
+    /// Turns rows of scaled dot products into rows of attention weights, which are zero for hidden keys.
     #[inline(always)]
     fn softmax(&self, scores: &mut [f32], block: &Block, sizes: &Sizes, log_sums: &mut Vec<f32>) {
         for (row, query) in scores.chunks_exact_mut(block.width()).zip(block.queries.clone()) {
@@ -167,8 +167,8 @@ impl Attention {
         }
     }
 
-    /// Turns `weights` from scaled dot products s into attention weights p, and `d_scores` from the gradients of the weights
-    /// g into those of the dot products: `scale · p·(g − Σ p·g) · tanh′`. `slopes` is room for p·tanh′.
+    /// Turns `weights` from scaled dot products into attention weights p, and `d_scores` from the gradients g of the weights into
+    /// those of the dot products: `scale · p·(g − Σ p·g) · tanh′`. `slopes` is scratch space for p·tanh′.
     #[inline(always)]
     fn softmax_backward(
         &self,
@@ -237,7 +237,7 @@ fn whole_lanes(range: &Range<usize>) -> Range<usize> {
     range.start - range.start % LANES..range.end.next_multiple_of(LANES)
 }
 
-/// Replaces each element by `f` of it.
+/// Applies `f` to each element in place.
 #[inline(always)]
 fn each(chunks: &mut [[f32; LANES]], f: impl Fn(f32) -> f32) {
     for chunk in chunks {
@@ -262,7 +262,7 @@ struct Sizes<'a> {
 /// Some queries of one head, and the keys that at least one of them sees.
 struct Block {
     row: usize,
-    /// Counted over the rows, as in `[batch, heads]`.
+    /// Index into `[batch, heads]`, flattened.
     head: usize,
     kv_head: usize,
     queries: Range<usize>,
@@ -270,7 +270,7 @@ struct Block {
 }
 
 impl Block {
-    /// The length of a row of scores in memory: whole lanes.
+    /// The row stride of the scores, in whole lanes.
     fn width(&self) -> usize {
         self.keys.len().next_multiple_of(LANES)
     }
@@ -311,19 +311,19 @@ impl<'a> Sizes<'a> {
         self.heads / self.kv_heads
     }
 
-    /// Room for the scores of one block.
+    /// Scratch space for the scores of one block.
     fn scratch(&self) -> Vec<f32> {
         vec![0.0; QUERIES.min(self.tokens) * self.kv_tokens.next_multiple_of(LANES)]
     }
 
-    /// The keys that a query of a row sees.
+    /// The keys that a query sees.
     fn visible(&self, row: usize, query: usize) -> Range<usize> {
         let end = query + 1 + self.kv_tokens - self.tokens;
         let first = self.texts.map_or(0, |texts| texts.of(row, query));
         end.saturating_sub(self.window).max(first)..end
     }
 
-    /// The same within the keys of a block.
+    /// The same, relative to the keys of a block.
     fn seen(&self, query: usize, block: &Block) -> Range<usize> {
         let visible = self.visible(block.row, query);
         visible.start - block.keys.start..visible.end - block.keys.start
@@ -347,7 +347,7 @@ impl<'a> Sizes<'a> {
         })
     }
 
-    /// The queries of a row in blocks, none of which goes beyond the end of a text.
+    /// The queries of a row in blocks, none of which spans two texts.
     fn query_ranges(&self, row: usize) -> impl Iterator<Item = Range<usize>> {
         let next = move |first: usize| {
             let end = (first + QUERIES).min(self.tokens);

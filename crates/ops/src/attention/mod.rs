@@ -1,4 +1,4 @@
-//! Causal grouped-query attention with soft-capped scores and a sliding window, over one text in each row or several.
+//! Causal grouped-query attention with optional soft-cap and sliding window, over one or several texts per row.
 
 mod blocked;
 #[cfg(feature = "flex")]
@@ -10,30 +10,30 @@ use burn::tensor::{Bool, Device, FloatDType, Int, Tensor, TensorData, activation
 
 use crate::{graph, rms_norm::at_least_f32, softcap::optional_softcap};
 
-/// Scores that are formed at once, 128 MiB in float32.
+/// Scores per block: 128 MiB in float32.
 const BLOCK: usize = 1 << 25;
 
-/// What Gemma-2 does to an attention score.
+/// How attention scores are scaled, capped and masked.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionOptions {
-    /// The factor of the dot product, `query_pre_attn_scalar^(-1/2)`.
+    /// Multiplies the dot products; in Gemma-2 `query_pre_attn_scalar^-½`.
     pub scale: f64,
-    /// The bound of the soft-capping of scores, applied before the mask.
+    /// The soft-cap of the scores, applied before the mask.
     pub softcap: Option<f64>,
-    /// The sliding window: position i attends to j with i − window < j ≤ i.
+    /// The sliding window in tokens: position i attends to j with i − window < j ≤ i.
     pub window: Option<usize>,
 }
 
-/// Where the texts begin that stand one after the other in each row of a batch.
+/// Where the texts start in a batch whose rows hold several texts in sequence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TextStarts {
     rows: usize,
-    /// For each position of each row, the first position of its text in that row.
+    /// The first position of each position's text in its row, row by row.
     starts: Arc<[usize]>,
 }
 
 impl TextStarts {
-    /// From the lengths of each row's texts, one list a row. What they leave of `width` is one more text: padding.
+    /// From the lengths of the texts in tokens, one list per row. The rest of `width` is one more text: padding.
     ///
     /// # Panics
     /// If the texts of a row are longer than `width`.
@@ -41,7 +41,7 @@ impl TextStarts {
         let mut starts = Vec::with_capacity(lengths.len() * width);
         for (row, lengths) in lengths.iter().enumerate() {
             let total = lengths.iter().sum::<usize>();
-            assert!(total <= width, "row {row}: texts of {total} tokens in a row of {width}");
+            assert!(total <= width, "row {row}: texts of {total} tokens don't fit into {width}");
             let mut first = 0;
             for &length in lengths.iter().chain([&(width - total)]) {
                 starts.extend(std::iter::repeat_n(first, length));
@@ -51,18 +51,18 @@ impl TextStarts {
         Self { rows: lengths.len(), starts: starts.into() }
     }
 
-    /// Rows and positions.
+    /// Number of rows, and positions per row.
     pub fn dims(&self) -> [usize; 2] {
         [self.rows, self.starts.len() / self.rows.max(1)]
     }
 
-    /// For each position of each row in turn, its place in its own text.
+    /// The position of each token in its own text, row by row.
     pub fn positions(&self) -> impl Iterator<Item = usize> {
         let [_, width] = self.dims();
         self.starts.iter().enumerate().map(move |(i, start)| i % width - start)
     }
 
-    /// The first position of a position's text.
+    /// The first position of the text at `position`.
     fn of(&self, row: usize, position: usize) -> usize {
         self.starts[row * self.dims()[1] + position]
     }
@@ -70,8 +70,8 @@ impl TextStarts {
 
 /// `softmax(mask(softcap(scale · q·kᵀ)))·v` with the causal mask.
 ///
-/// Head h of `q` uses head `h / (heads / kv_heads)` of `k` and `v`. When `k` has more tokens than `q`, the queries are the
-/// last of them (generation with a cache). Padding on the right needs no mask: a real position never attends to a later one.
+/// Head h of `q` uses head `h / (heads / kv_heads)` of `k` and `v`. If `k` has more tokens than `q`, the queries are the last of
+/// them (generation with a cache). Padding on the right needs no mask: a real position never attends to a later one.
 ///
 /// # Shapes
 /// * `q`: `[batch, tokens, heads, head_dim]`
@@ -86,11 +86,11 @@ pub fn causal_attention(
     attention(q, k, v, options, None)
 }
 
-/// [`causal_attention`] within each text of each row: a position sees nothing of the texts before its own.
+/// [`causal_attention`] within each text of each row: a position sees no text before its own.
 ///
 /// # Shapes
 /// * `q`, `k`, `v`: as in [`causal_attention`], with `kv_tokens = tokens`
-/// * `texts`: of `batch` rows and `tokens` positions
+/// * `texts`: `[batch, tokens]`
 pub fn packed_attention(
     q: Tensor<4>,
     k: Tensor<4>,
@@ -101,7 +101,7 @@ pub fn packed_attention(
     let [batch, tokens, ..] = q.dims();
     assert!(
         texts.dims() == [batch, tokens] && k.dims()[1] == tokens,
-        "packed_attention: q {:?}, k {:?} and texts in {:?} don't fit together",
+        "packed_attention: q {:?}, k {:?} and texts {:?} don't fit together",
         q.dims(),
         k.dims(),
         texts.dims()
@@ -129,7 +129,7 @@ fn attention(
         k.dims(),
         v.dims()
     );
-    assert!(options.window != Some(0), "causal_attention: a window of 0 hides every position");
+    assert!(options.window != Some(0), "causal_attention: a window of 0 tokens hides every key");
     #[cfg(feature = "flex")]
     if let Some(output) = crate::flex::apply(
         fast::Attention { options: *options, texts: texts.cloned() },
@@ -146,7 +146,7 @@ fn attention(
     }
 }
 
-/// [`causal_attention`] by plain tensor operations.
+/// [`causal_attention`] in plain tensor operations.
 pub fn definition(
     q: Tensor<4>,
     k: Tensor<4>,
@@ -156,7 +156,7 @@ pub fn definition(
     by_definition(q, k, v, options, None)
 }
 
-/// [`packed_attention`] by plain tensor operations.
+/// [`packed_attention`] in plain tensor operations.
 pub fn packed_definition(
     q: Tensor<4>,
     k: Tensor<4>,
@@ -204,7 +204,7 @@ fn by_definition(
     weights.matmul(v).swap_dims(1, 2)
 }
 
-/// Which keys stand before each query's text, `[rows, 1, tokens, tokens]`.
+/// Whether each key comes before each query's text, `[rows, 1, tokens, tokens]`.
 fn foreign(texts: &TextStarts, device: &Device) -> Tensor<4, Bool> {
     let [rows, tokens] = texts.dims();
     let starts: Vec<i32> = texts.starts.iter().map(|&start| start as i32).collect();
@@ -214,7 +214,7 @@ fn foreign(texts: &TextStarts, device: &Device) -> Tensor<4, Bool> {
     key.expand([rows, 1, tokens, tokens]).lower(starts)
 }
 
-/// Which keys each query must not see, `[tokens, kv_tokens]`.
+/// Whether each key is hidden from each query, `[tokens, kv_tokens]`.
 fn hidden(
     tokens: usize,
     kv_tokens: usize,

@@ -1,5 +1,5 @@
-//! From the products `q·kᵀ` of a block of queries to its attention weights in one kernel, and back in another. Which keys a query
-//! sees follows from its place: no mask is ever formed.
+//! From the products `q·kᵀ` of a block of queries to its attention weights in one kernel; another computes the gradient. Which keys
+//! a query sees follows from its position: there is no mask in memory.
 
 use burn::{
     backend::fusion::custom::TensorSpec,
@@ -15,32 +15,32 @@ use super::{
     softcap::{score, slope},
 };
 
-/// What stands in a block of products `[batch · kv_heads, heads of a key head · queries, keys]`, and what becomes of it.
+/// The layout of a block of products `[batch · kv_heads, group · queries, keys]`, and the attention options.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Block {
     pub scale: f64,
     pub softcap: Option<f64>,
     pub window: Option<usize>,
-    /// All heads of a text.
+    /// Query heads per row of the batch.
     pub heads: usize,
-    /// Queries of the block.
+    /// Queries per head in this block.
     pub queries: usize,
-    /// The first of them, counted like keys.
+    /// The first query's position among the keys.
     pub first_query: usize,
     pub first_key: usize,
-    /// Positions for which there are starts in each row of the batch; 0 where one start does for all.
+    /// Positions per row of the batch for which there are text starts; 0 if each row is one text.
     pub positions: usize,
 }
 
 impl Block {
-    /// `softmax(mask(softcap(scale · products)))`, in the type of the products. The starts `[batch · positions]`, or `[1]`, are
-    /// the first position of each position's text.
+    /// `softmax(mask(softcap(scale · products)))`, in the type of the products. `starts` `[batch · positions]`, or `[1]`, has the
+    /// first position of each position's text.
     pub fn weights(self, products: Tensor<3>, starts: &Tensor<1, Int>) -> Tensor<3> {
         let [weights] = run(Weights(self), [products.into(), starts.clone().into()]);
         weights.into()
     }
 
-    /// The weights p again, and the gradient of the products given that of the weights:
+    /// Recomputes the weights p, and returns them with the gradient of the products, given that of the weights:
     /// `p·(dp − Σ dp·p)·(1 − tanh²)·scale`.
     pub fn backward(
         self,
@@ -58,7 +58,7 @@ impl Block {
             self.queries,
             self.first_query,
             self.first_key,
-            // As long as the longest text there can be.
+            // Longer than any text.
             self.window.unwrap_or(u32::MAX as usize / 2),
             self.positions,
             self.scale as f32,
@@ -67,7 +67,7 @@ impl Block {
     }
 }
 
-/// [`Block`] as the kernels get it.
+/// [`Block`] as an argument of the kernels.
 #[derive(CubeType, CubeLaunch)]
 struct Seen {
     rows_of_text: usize,
@@ -82,7 +82,7 @@ struct Seen {
 
 #[cube]
 impl Seen {
-    /// The columns that a row's query sees, from the first to behind the last.
+    /// The columns that a row's query sees: the first, and the one past the last.
     fn columns<I: Numeric>(&self, row: usize, starts: &[I]) -> (usize, usize) {
         let query = self.first_query + row % self.queries;
         let text = row / self.rows_of_text;
@@ -113,8 +113,8 @@ impl Kernel<2, 1> for Weights {
         let address = address([&products, &output]);
         let strides = [products.stride, output.stride];
         let types = [products.element(), starts.element()];
-        // SAFETY: the kernel keeps to `rows` rows of `width` elements, which these tensors have, and to the starts of positions
-        // of the batch.
+        // SAFETY: the kernel only accesses `rows` rows of `width` elements, which these tensors have, and the starts of positions
+        // in the batch.
         unsafe {
             weights::launch_unchecked(
                 &products.client(),
@@ -206,7 +206,7 @@ impl Kernel<3, 2> for Backward {
         let address = address([&products, &gradient, &output, &d_products]);
         let strides = [products.stride, gradient.stride, output.stride, d_products.stride];
         let types = [products.element(), gradient.element(), starts.element()];
-        // SAFETY: as for the weights.
+        // SAFETY: as in `Weights`.
         unsafe {
             backward::launch_unchecked(
                 &products.client(),
@@ -260,7 +260,7 @@ fn backward<F: Float, G: Float, I: Numeric>(
     let mut end = 0usize;
     let mut own_largest = f32::new(LOWEST);
     let mut own_sum = 0.0f32;
-    // Σ eᶻ·dp beside Σ eᶻ.
+    // Σ eᶻ·dp, alongside Σ eᶻ.
     let mut own_dot = 0.0f32;
     if row < rows {
         let (b, e) = seen.columns::<I>(row, starts);

@@ -1,5 +1,5 @@
-//! The Kullback-Leibler divergence of two models from blocks of their products `h·Wᵀ`, one pass over each pair of blocks; and the
-//! gradient of the policy's products in another.
+//! The Kullback-Leibler divergence of two models from blocks of their products `h·Wᵀ`, in one pass over each pair of blocks; a
+//! second kernel computes the gradient of the policy's products.
 
 use std::ops::Range;
 
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::blocked::Head;
 
-/// What the logits of each block of the policy's rows and the same of the reference's sum up to, one block after another.
+/// A summary of both models' logits for each block of rows.
 pub(crate) fn summaries(reference: &Head, policy: &Head) -> impl Iterator<Item = Summary> {
     policy.row_blocks().map(move |rows| {
         let none = Summary::new(rows.len(), &policy.hidden.device());
@@ -28,7 +28,7 @@ pub(crate) fn summaries(reference: &Head, policy: &Head) -> impl Iterator<Item =
     })
 }
 
-/// The products of reference and policy for the same rows and tokens, `[rows, tokens]` each; logits are `softcap(products)`.
+/// The products of reference and policy for the same rows and tokens, `[rows, tokens]` each. Logits are `softcap(products)`.
 #[derive(Clone, Debug)]
 pub(crate) struct Blocks {
     reference: Tensor<2>,
@@ -36,21 +36,21 @@ pub(crate) struct Blocks {
     softcap: Option<f64>,
 }
 
-/// What the logits a of the reference and b of the policy have summed up to so far.
+/// Running sums over the logits a of the reference and b of the policy.
 #[derive(Clone, Debug)]
 pub(crate) struct Summary {
-    /// `[5, rows]`: the largest a, `Σ eᶻ` with z = a less that, the same two of b, and `Σ eᶻ·(a − b)`.
+    /// `[5, rows]`: max a, `Σ eᶻ` with z = a − max a, the same two for b, and `Σ eᶻ·(a − b)`.
     state: Tensor<2>,
 }
 
 impl Summary {
-    /// Of no logits.
+    /// The summary of no logits.
     fn new(rows: usize, device: &Device) -> Self {
         let state = TensorData::from([[LOWEST], [0.0], [LOWEST], [0.0], [0.0]]);
         Self { state: Tensor::<2>::from_data(state, (device, DType::F32)).expand([5, rows]) }
     }
 
-    /// Takes a pair of blocks in.
+    /// Adds a pair of blocks.
     fn update(self, blocks: Blocks) -> Self {
         let kernel = Summarise { softcap: blocks.softcap };
         let inputs = [blocks.reference.into(), blocks.policy.into(), self.state.into()];
@@ -62,12 +62,12 @@ impl Summary {
         self.state.clone().narrow(0, i, 1).squeeze_dim(0)
     }
 
-    /// log Σ exp of each model's logits, the reference's first, `[rows]`.
+    /// log Σ exp of the logits of reference and policy, `[rows]` each.
     pub fn log_sums(&self) -> [Tensor<1>; 2] {
         [0, 2].map(|i| self.line(i) + self.line(i + 1).log())
     }
 
-    /// The mean of a − b by the reference's probabilities, `[rows]`.
+    /// The mean of a − b under the reference's distribution, `[rows]`.
     pub fn difference(&self) -> Tensor<1> {
         self.line(4) / self.line(1)
     }
@@ -113,8 +113,8 @@ impl Kernel<3, 1> for Summarise {
         let address = address([&reference, &policy, &output]);
         let strides = [reference.stride, policy.stride, state.stride, output.stride];
         let types = [reference.element(), policy.element()];
-        // SAFETY: the kernel keeps to `rows` rows of `width` elements, which the products have, and to five lines of as many in
-        // the states.
+        // SAFETY: the kernel only accesses `rows` rows of `width` elements, which the products have, and five rows of `rows`
+        // elements, which the states have.
         unsafe {
             summarise::launch_unchecked(
                 &policy.client(),
@@ -236,7 +236,7 @@ impl Kernel<5, 1> for Differentiate {
         let address = address([&reference, &policy, &output]);
         let strides = [reference.stride, policy.stride, output.stride];
         let types = [reference.element(), policy.element()];
-        // SAFETY: the kernel keeps to `rows` rows of `width` elements, which these tensors have.
+        // SAFETY: the kernel only accesses `rows` rows of `width` elements, which these tensors have.
         unsafe {
             differentiate::launch_unchecked(
                 &policy.client(),

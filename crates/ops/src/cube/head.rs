@@ -1,5 +1,5 @@
-//! From blocks of products `h·Wᵀ` to what each row's softmax over the whole vocabulary is summed up by, one pass over each block;
-//! and from the products to their gradient, in another.
+//! From blocks of products `h·Wᵀ` to a summary of each row's softmax over the whole vocabulary, in one pass over each block; a second
+//! kernel computes the gradient of the products.
 
 use std::ops::Range;
 
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::blocked::Head;
 
-/// What the logits of each block of rows sum up to, one block after another; `targets` `[n]` are those of all rows.
+/// A summary of the logits for each block of rows. `targets` `[n]` are those of all rows.
 pub(crate) fn summaries(head: &Head, targets: &Tensor<1, Int>) -> impl Iterator<Item = Summary> {
     head.row_blocks().map(move |rows| {
         let targets = targets.clone().narrow(0, rows.start, rows.len());
@@ -28,7 +28,7 @@ pub(crate) fn summaries(head: &Head, targets: &Tensor<1, Int>) -> impl Iterator<
     })
 }
 
-/// A block of products, `[rows, tokens]`; its logits are `softcap(products)`.
+/// A block of products, `[rows, tokens]`. Logits are `softcap(products)`.
 #[derive(Clone, Debug)]
 pub(crate) struct Block {
     products: Tensor<2>,
@@ -36,21 +36,21 @@ pub(crate) struct Block {
     first_token: usize,
 }
 
-/// What the logits of some rows have summed up to so far.
+/// Running sums over the logits of some rows.
 #[derive(Clone, Debug)]
 pub(crate) struct Summary {
-    /// `[5, rows]`: the largest logit m, `Σ eᶻ` with z a logit less m, `Σ eᶻ·logit`, the target's logit, the place of m.
+    /// `[5, rows]`: the largest logit m, `Σ eᶻ` with z = logit − m, `Σ eᶻ·logit`, the target's logit, and the token of m.
     state: Tensor<2>,
 }
 
 impl Summary {
-    /// Of no logits.
+    /// The summary of no logits.
     fn new(rows: usize, device: &Device) -> Self {
         let state = TensorData::from([[LOWEST], [0.0], [0.0], [0.0], [0.0]]);
         Self { state: Tensor::<2>::from_data(state, (device, DType::F32)).expand([5, rows]) }
     }
 
-    /// Takes a block in; `targets` `[rows]` are those of its rows.
+    /// Adds a block. `targets` `[rows]` are those of its rows.
     fn update(self, block: Block, targets: &Tensor<1, Int>) -> Self {
         let kernel = Summarise { softcap: block.softcap, first_token: block.first_token };
         let [state] =
@@ -67,7 +67,7 @@ impl Summary {
         self.line(0) + self.line(1).log()
     }
 
-    /// The mean of the logits by their probabilities, `[rows]`.
+    /// The mean of the logits under their own distribution, `[rows]`.
     pub fn mean(&self) -> Tensor<1> {
         self.line(2) / self.line(1)
     }
@@ -77,7 +77,7 @@ impl Summary {
         self.line(3)
     }
 
-    /// The token of the largest logit, the first of equals, `[rows]`; float32 holds every token's number.
+    /// The token of the largest logit (the first on ties), `[rows]`. Token ids are exact in float32.
     pub fn largest_token(&self) -> Tensor<1, Int> {
         self.line(4).int()
     }
@@ -123,8 +123,8 @@ impl Kernel<3, 1> for Summarise {
         let address = address([&products, &output]);
         let strides = [products.stride, state.stride, output.stride];
         let types = [products.element(), targets.element()];
-        // SAFETY: the kernel keeps to `rows` rows of `width` elements, which the products have, and to five lines of as many in
-        // the states.
+        // SAFETY: the kernel only accesses `rows` rows of `width` elements, which the products have, and five rows of `rows`
+        // elements, which the states have.
         unsafe {
             summarise::launch_unchecked(
                 &products.client(),
@@ -195,7 +195,7 @@ fn summarise<F: Float, I: Numeric>(
     let rescale = (own_largest - largest).exp();
     let sum = sum_of_group(own_sum * rescale, &mut scratch, group);
     let weighted = sum_of_group(own_weighted * rescale, &mut scratch, group);
-    // Of equals the first: the largest of negated places.
+    // The first on ties: the maximum of the negated positions.
     let mut candidate = f32::new(LOWEST);
     if own_largest == largest {
         candidate = 0.0f32 - f32::cast_from(own_place);
@@ -244,7 +244,7 @@ impl Kernel<4, 1> for Differentiate {
         let address = address([&products, &output]);
         let strides = [products.stride, output.stride];
         let types = [products.element(), targets.element()];
-        // SAFETY: the kernel keeps to `rows` rows of `width` elements, which these tensors have.
+        // SAFETY: the kernel only accesses `rows` rows of `width` elements, which these tensors have.
         unsafe {
             differentiate::launch_unchecked(
                 &products.client(),

@@ -1,4 +1,4 @@
-//! Tensors as the kernels see them: rows of their last dimension.
+//! Tensors as matrices for the kernels: rows along the last dimension.
 
 use burn::backend::ir::TensorIr;
 use burn_cubecl::{
@@ -12,16 +12,16 @@ use burn_cubecl::{
     tensor::CubeTensor,
 };
 
-/// A tensor whose rows lie one after another at equal distances, each in one piece.
+/// A tensor whose rows are contiguous and equally spaced.
 #[derive(Clone, Debug)]
 pub(crate) struct Matrix {
     tensor: CubeTensor,
-    /// Elements from the beginning of a row to that of the next; a device may prefer rows that begin at round addresses.
+    /// Elements from the start of one row to the next. May exceed the width, because devices align rows.
     pub stride: usize,
 }
 
 impl Matrix {
-    /// A copy where the tensor isn't laid out so.
+    /// `tensor` itself, or a copy if it isn't laid out like this.
     pub fn new(tensor: CubeTensor) -> Self {
         match stride(&tensor) {
             Some(stride) if !tensor.meta.is_tiled() => Self { tensor, stride },
@@ -33,7 +33,7 @@ impl Matrix {
         }
     }
 
-    /// A new tensor as described, where `like` is.
+    /// A new, uninitialised tensor on the device of `like`.
     pub fn empty(description: &TensorIr, like: &CubeTensor) -> Self {
         let (client, device) = (like.client.clone(), like.device.clone());
         Self::new(empty_device_dtype(client, device, description.shape.clone(), description.dtype))
@@ -51,7 +51,7 @@ impl Matrix {
         self.tensor
     }
 
-    /// Elements of a row.
+    /// Elements per row.
     pub fn width(&self) -> usize {
         self.tensor.meta.shape().last().copied().unwrap_or(1)
     }
@@ -60,7 +60,7 @@ impl Matrix {
         self.tensor.meta.num_elements() == 0
     }
 
-    /// Rows.
+    /// Number of rows.
     pub fn count(&self) -> usize {
         self.tensor.meta.num_elements() / self.width().max(1)
     }
@@ -74,13 +74,13 @@ impl Matrix {
     }
 }
 
-/// The type of index that reaches every element of these.
+/// The index type that reaches every element of these tensors.
 pub(super) fn address<const N: usize>(tensors: [&Matrix; N]) -> AddressType {
     let types = tensors.map(|rows| rows.tensor.required_address_type());
     types.into_iter().max().unwrap_or_default()
 }
 
-/// The distance of rows, where it is the same throughout.
+/// The distance between rows; `None` if it isn't the same everywhere.
 fn stride(tensor: &CubeTensor) -> Option<usize> {
     let (shape, strides) = (tensor.meta.shape(), tensor.meta.strides());
     let (&width, outer) = shape.split_last()?;
@@ -88,7 +88,7 @@ fn stride(tensor: &CubeTensor) -> Option<usize> {
     if width > 1 && step != 1 {
         return None;
     }
-    // The distance of rows, and what the next dimension's is to be.
+    // The distance between rows, and the stride that the next dimension has to have.
     let mut found: Option<(usize, usize)> = None;
     let dimensions = outer.iter().zip(outer_strides).rev().filter(|(size, _)| **size > 1);
     for (&size, &stride) in dimensions {

@@ -1,8 +1,8 @@
-//! Kernels for the GPU backends, written in CubeCL: CUDA and WGPU run the same source. There is one where fusion needs several
-//! passes over a large tensor; what is element-wise stays with fusion, and products stay with Burn.
+//! Kernels for the GPU backends in CubeCL; CUDA and WGPU run the same source. There is a kernel wherever fusion would need several
+//! passes over a large tensor. Element-wise operations are left to fusion, and matrix products to Burn.
 //!
-//! A [`Kernel`] says what it makes of its inputs and how it is launched; [`run`] puts it into Burn's queue of operations, where
-//! fusion takes it for one that can't be fused.
+//! A [`Kernel`] describes its outputs and how it is launched. [`run`] puts it into Burn's queue of operations, where fusion treats
+//! it as an operation that can't be fused.
 
 pub(crate) mod attention;
 pub(crate) mod divergence;
@@ -34,21 +34,21 @@ use burn_cubecl::{
 use self::matrix::Matrix;
 use crate::graph::Plain;
 
-/// Work of the device on tensors outside any graph.
+/// A kernel with `N` inputs and `M` outputs, on tensors outside any graph.
 pub(crate) trait Kernel<const N: usize, const M: usize>:
     Clone + std::fmt::Debug + Send + Sync + 'static
 {
-    /// Under which fusion knows it.
+    /// The name under which fusion registers it.
     const NAME: &'static str;
 
     /// Shapes and types of the outputs.
     fn outputs(&self, inputs: [&TensorSpec; N]) -> [TensorSpec; M];
 
-    /// Queues what writes every element of the outputs.
+    /// Launches the kernel, which writes every element of the outputs.
     fn launch(&self, inputs: [Matrix; N], outputs: [Matrix; M]);
 }
 
-/// Whether the kernels take such a tensor: one on a GPU, and of a type that float32 holds exactly.
+/// Whether the kernels accept a tensor: on a GPU, and of a type that float32 represents exactly.
 pub(crate) fn takes<const D: usize>(x: &Tensor<D>) -> bool {
     let of_type = matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16);
     of_type
@@ -58,10 +58,10 @@ pub(crate) fn takes<const D: usize>(x: &Tensor<D>) -> bool {
         }
 }
 
-/// Queues a kernel.
+/// Queues a kernel and returns its outputs.
 ///
 /// # Panics
-/// If an input is on another backend: a bug, because [`takes`] is asked first.
+/// If an input is on another backend, which is a bug: callers check [`takes`] first.
 pub(crate) fn run<K: Kernel<N, M>, const N: usize, const M: usize>(
     kernel: K,
     inputs: [Plain; N],
@@ -81,7 +81,7 @@ pub(crate) fn run<K: Kernel<N, M>, const N: usize, const M: usize>(
         .map(plain)
 }
 
-/// A kernel that waits for its turn.
+/// A kernel in the queue.
 #[derive(Debug)]
 struct Queued<K, const N: usize, const M: usize> {
     kernel: K,
@@ -96,7 +96,7 @@ impl<K: Kernel<N, M>, const N: usize, const M: usize> Operation<FusionCubeRuntim
         &self,
         handles: &mut HandleContainer<CubeFusionHandle>,
     ) -> Result<(), ExecutionError> {
-        // A tensor of integers has the same handle.
+        // Integer tensors have the same kind of handle.
         let inputs = self
             .inputs
             .each_ref()

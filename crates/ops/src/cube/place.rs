@@ -1,20 +1,20 @@
-//! Which rows and elements a unit works on, and sums over the units of a row.
+//! How rows are assigned to units, and reductions over the units of a row.
 //!
-//! A cube is [`UNITS`] units; a group of them, a power of two, shares a row. Sums go through shared memory in a fixed order, so
-//! that no device needs operations on its subgroups, and results don't depend on the device's.
+//! A cube has [`UNITS`] units; a group of them, a power of two, shares a row. Reductions go through shared memory in a fixed order,
+//! so that devices don't need subgroup operations and results don't depend on the size of a device's subgroups.
 
 use burn_cubecl::cubecl::{self, prelude::*};
 
-/// Units of a cube; every WebGPU device has as many.
+/// Units per cube; every WebGPU device allows this many.
 pub(super) const UNITS: usize = 256;
 
-/// Below every finite score and far enough from the end of float32 for differences; WGSL knows no infinity.
+/// Below every score, and small enough in magnitude that differences don't overflow; WGSL has no infinity.
 pub(super) const LOWEST: f32 = -1e38;
 
 /// Cubes along a dimension of the grid, of which WebGPU allows 65,535.
 const LONGEST: usize = 1 << 15;
 
-/// How rows are dealt out to cubes.
+/// How rows are assigned to cubes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
     /// Units that share a row.
@@ -23,7 +23,7 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// A warp to a short row, a cube to a long one.
+    /// A warp per short row, a cube per long row.
     pub fn of_rows(rows: usize, width: usize) -> Self {
         let group = if width <= 1024 { 32 } else { UNITS };
         Self { group, cubes: rows.div_ceil(UNITS / group) }
@@ -33,7 +33,7 @@ impl Plan {
         CubeDim::new_2d(self.group as u32, (UNITS / self.group) as u32)
     }
 
-    /// A grid of at least as many cubes; none for no rows.
+    /// A grid of at least this many cubes; empty if there are no rows.
     pub fn cube_count(&self) -> CubeCount {
         let across = self.cubes.min(LONGEST);
         let down = self.cubes.div_ceil(across.max(1));
@@ -41,13 +41,13 @@ impl Plan {
     }
 }
 
-/// The row of this unit; it may lie behind the last.
+/// The row of this unit; may be past the last row.
 #[cube]
 pub(super) fn own_row() -> usize {
     CUBE_POS * CUBE_DIM_Y as usize + UNIT_POS_Y as usize
 }
 
-/// Σ of one value of each unit of a row, known to all of them. Every unit of the cube has to come here.
+/// The sum over the units of a row, returned to all of them. Every unit of the cube must call it.
 #[cube]
 pub(super) fn sum_of_group(
     value: f32,
@@ -57,7 +57,7 @@ pub(super) fn sum_of_group(
     merge_group(value, scratch, group, Merge::Sum)
 }
 
-/// The largest of one value of each unit of a row, known to all of them. Every unit of the cube has to come here.
+/// The maximum over the units of a row, returned to all of them. Every unit of the cube must call it.
 #[cube]
 pub(super) fn largest_of_group(
     value: f32,
@@ -67,7 +67,7 @@ pub(super) fn largest_of_group(
     merge_group(value, scratch, group, Merge::Largest)
 }
 
-/// How two values become one.
+/// How two values are combined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Merge {
     Sum,
@@ -97,7 +97,7 @@ fn merge_group(
         sync_cube();
     }
     let merged = scratch[first];
-    // Nobody writes again before all have read.
+    // No unit may write again before all have read.
     sync_cube();
     merged
 }

@@ -1,4 +1,4 @@
-//! [`rms_norm`](crate::rms_norm) in one kernel forward; one for the gradient of x and one for that of the weight.
+//! [`rms_norm`](crate::rms_norm) in one kernel, with one kernel for the gradient of x and one for that of the weight.
 
 use burn::{
     backend::fusion::custom::TensorSpec,
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::graph::{Operation, Plain};
 
-/// Sums for the gradient of the weight, each over a piece of the rows.
+/// Partial sums of the weight's gradient, each over a piece of the rows.
 const PIECES: usize = 64;
 
 #[derive(Clone, Debug)]
@@ -53,7 +53,7 @@ impl Operation<2> for RmsNorm {
     }
 }
 
-/// x `[…, d]` and the weight `[d]` → the output like x, and the rows' scales `[rows]`.
+/// x `[…, d]` and weight `[d]` → output `[…, d]`, and scale of each row `[rows]`.
 #[derive(Clone, Debug)]
 struct Normalise {
     eps: f32,
@@ -72,7 +72,7 @@ impl Kernel<2, 2> for Normalise {
         let plan = Plan::of_rows(rows, width);
         let (address, strides) = (address([&x, &output]), [x.stride, output.stride]);
         let types = [x.element(), weight.element()];
-        // SAFETY: the kernel keeps to `rows` rows of `width` elements, which these tensors have.
+        // SAFETY: the kernel only accesses `rows` rows of `width` elements, which these tensors have.
         unsafe {
             normalise::launch_unchecked(
                 &x.client(),
@@ -133,7 +133,7 @@ fn normalise<F: Float, W: Float>(
     }
 }
 
-/// x, the weight, the scales and the gradient of the output → that of x. With r the scale, n = x·r and h = g·(1 + w):
+/// x, weight, scales and the gradient of the output → the gradient of x. With r the scale, n = x·r and h = g·(1 + w):
 /// `dx = r·(h − n·mean(h·n))`.
 #[derive(Clone, Debug)]
 struct Differentiate;
@@ -151,7 +151,7 @@ impl Kernel<4, 1> for Differentiate {
         let address = address([&x, &gradient, &output]);
         let strides = [x.stride, gradient.stride, output.stride];
         let types = [x.element(), weight.element(), gradient.element()];
-        // SAFETY: the kernel keeps to `rows` rows of `width` elements, which these tensors have.
+        // SAFETY: the kernel only accesses `rows` rows of `width` elements, which these tensors have.
         unsafe {
             differentiate::launch_unchecked(
                 &x.client(),
@@ -214,12 +214,12 @@ fn differentiate<F: Float, W: Float, G: Float>(
     }
 }
 
-/// x, the scales and the gradient of the output → `Σ g·x·r` over each of at most [`PIECES`] pieces of the rows, `[pieces, d]`.
+/// x, scales and the gradient g of the output → `Σ g·x·r` over each of at most [`PIECES`] pieces of the rows, `[pieces, d]`.
 #[derive(Clone, Debug)]
 struct SumProducts;
 
 impl SumProducts {
-    /// Matrix of a piece.
+    /// Rows per piece.
     fn length(rows: usize) -> usize {
         rows.div_ceil(PIECES).max(PIECES)
     }
@@ -242,7 +242,7 @@ impl Kernel<3, 1> for SumProducts {
         let address = address([&x, &gradient]);
         let strides = [x.stride, gradient.stride, output.stride];
         let types = [x.element(), gradient.element()];
-        // SAFETY: the kernel keeps to `rows` rows of `width` elements, which these tensors have.
+        // SAFETY: the kernel only accesses `rows` rows of `width` elements, which these tensors have.
         unsafe {
             sum_products::launch_unchecked(
                 &x.client(),
@@ -266,7 +266,7 @@ impl Kernel<3, 1> for SumProducts {
     }
 }
 
-/// A unit sums a column of a piece.
+/// Each unit sums a column of a piece.
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn sum_products<F: Float, G: Float>(
     x: &[F],

@@ -1,4 +1,4 @@
-//! What becomes of a product on its way to the softmax, and the derivative of that.
+//! From a product to the argument of the softmax, and the derivative.
 
 use burn_cubecl::cubecl::{self, prelude::*};
 
@@ -7,7 +7,7 @@ use burn_cubecl::cubecl::{self, prelude::*};
 pub(super) fn score(product: f32, scale: f32, cap: f32, #[comptime] capped: bool) -> f32 {
     let score = product * scale;
     if capped {
-        // Some drivers compute tanh from exponentials that overflow; from here on it is ±1 in float32. What is no number stays so.
+        // Some drivers compute tanh from exponentials that overflow. Beyond 15 it is ±1 in float32. NaN stays NaN.
         let mut x = score / cap;
         if x > 15.0f32 {
             x = f32::new(15.0);
@@ -20,7 +20,7 @@ pub(super) fn score(product: f32, scale: f32, cap: f32, #[comptime] capped: bool
     }
 }
 
-/// The derivative by the product where the result was `score`.
+/// The derivative with respect to the product, given the result `score`.
 #[cube]
 pub(super) fn slope(score: f32, scale: f32, cap: f32, #[comptime] capped: bool) -> f32 {
     if capped {

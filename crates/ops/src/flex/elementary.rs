@@ -1,11 +1,11 @@
 //! Elementary functions of float32, written so that the compiler vectorises the loops that call them.
 //!
-//! Everything here is a fixed sequence of IEEE operations (fused multiply-adds included), so that the results are the same
-//! bits whatever the width of the processor's vectors. Not a number stays not a number.
+//! Everything here is a fixed sequence of IEEE operations (fused multiply-adds included), so that the results are the same to the
+//! bit whatever the width of the processor's vectors. NaN stays NaN.
 
-/// Runs `work` compiled for the widest vectors that the processor has.
+/// Runs `work`, compiled for the widest vectors of the processor.
 ///
-/// What isn't inlined into it isn't compiled so: mark the closure `#[inline(always)]`, and what it calls as well.
+/// This only affects inlined code: mark the closure and everything that it calls `#[inline(always)]`.
 #[inline(always)]
 pub(crate) fn vectorised<R>(work: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(work)
@@ -33,30 +33,30 @@ fn split_exp(x: f32) -> (f32, f32) {
     ((r * r).mul_add(p, r), power)
 }
 
-/// `eˣ` within 1.1 units of the last place (measured by the test below), for x ≤ 88; zero below −87, where the smallest normal
-/// numbers are near.
+/// `eˣ` to 1.1 units in the last place (measured by the test below) for x ≤ 88; zero below −87, close to the smallest normal
+/// number.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     let (p, power) = split_exp(x.clamp(-87.0, 88.0));
     if x < -87.0 { 0.0 } else { power.mul_add(p, power) }
 }
 
-/// `tanh x` within 2.4 units of the last place (measured by the test below), as `m/(m+2)` with `m = expm1(2|x|)`, which doesn't
-/// cancel near zero.
+/// `tanh x` to 2.4 units in the last place (measured by the test below), as `m/(m+2)` with `m = expm1(2|x|)`, which avoids
+/// cancellation near zero.
 #[inline(always)]
 pub(crate) fn tanh(x: f32) -> f32 {
-    // Beyond 9.1 the result rounds to 1. Not `min`, which would swallow a NaN.
+    // Beyond 9.1 the result rounds to 1. Not `min`, which would drop a NaN.
     let a = x.abs();
     let (p, power) = split_exp(2.0 * if a > 9.1 { 9.1 } else { a });
     let expm1 = power.mul_add(p, power - 1.0);
     (expm1 / (expm1 + 2.0)).copysign(x)
 }
 
-/// Lanes of the reductions below: the order of additions is fixed by it, not by the processor. Loops over whole multiples
-/// of it leave no remainder to scalar code.
+/// Lanes of the reductions below. They fix the order of additions, whatever the processor. Loops over whole multiples leave no
+/// remainder to scalar code.
 pub(crate) const LANES: usize = 16;
 
-/// `Σ f(element of each slice)` over slices of one length.
+/// `Σ f(one element of each slice)` over slices of equal length.
 #[inline(always)]
 pub(crate) fn sum<const N: usize>(slices: [&[f32]; N], f: impl Fn([f32; N]) -> f32) -> f32 {
     reduce(
@@ -68,7 +68,7 @@ pub(crate) fn sum<const N: usize>(slices: [&[f32]; N], f: impl Fn([f32; N]) -> f
     )
 }
 
-/// The largest element; −∞ for none.
+/// The largest element; −∞ for an empty slice.
 #[inline(always)]
 pub(crate) fn max(slice: &[f32]) -> f32 {
     reduce(
@@ -115,7 +115,7 @@ fn reduce<const N: usize>(
 mod tests {
     use super::*;
 
-    /// The largest error over a grid, in units of the last place, against float64.
+    /// The largest error on a grid in units in the last place, compared with float64.
     fn worst(grid: impl Iterator<Item = f32>, f: fn(f32) -> f32, exact: fn(f64) -> f64) -> f64 {
         grid.map(|x| {
             let exact = exact(f64::from(x));

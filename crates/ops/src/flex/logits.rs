@@ -1,8 +1,8 @@
-//! Logits `softcap(h·Wᵀ)` in blocks, never all at once: what the operations on whole vocabularies share.
+//! Logits `softcap(h·Wᵀ)` in blocks, never all of them at once. Shared by the operations on the whole vocabulary.
 //!
-//! Forwards, a task takes some rows through the vocabulary in chunks and keeps running sums. Backwards, a slab of rows gets
-//! the gradients of its logits chunk by chunk, each chunk of the vocabulary a task that also adds to its own part of the
-//! weight's gradient; then the slab is multiplied by the weight.
+//! In the forward pass a task takes some rows through the vocabulary in chunks and keeps running sums. In the backward pass a
+//! slab of rows gets the gradients of its logits; each chunk of the vocabulary is a task, which also adds to its part of the
+//! weight's gradient. Then the slab is multiplied by the weight.
 
 use std::ops::Range;
 
@@ -15,18 +15,18 @@ use super::{
     values,
 };
 
-/// Rows of a task.
+/// Rows per task.
 const ROWS: usize = 64;
-/// Tokens of a chunk of the vocabulary: whole lanes.
+/// Tokens per chunk of the vocabulary; a multiple of the lanes.
 const CHUNK: usize = 256;
-/// Rows of a task of the forward scan: the more, the less often a chunk of the weight is laid out anew for the product.
+/// Rows per task of the forward scan: the more, the less often a chunk of the weight is packed for the product.
 const SCAN_ROWS: usize = 256;
-/// Logits of a slab (32 MiB), when that is at least [`ROWS`] rows: the more rows, the longer the inner sums of the weight's gradient.
+/// Logits per slab (32 MiB), but at least [`ROWS`] rows: the more rows, the longer the inner sums of the weight's gradient.
 const SLAB: usize = 1 << 23;
-/// Stands for the logits that fill up the last chunk's lanes: its exponential is zero, and so is its product with zero.
+/// The logit that fills up the last chunk's lanes. Its exponential is zero, and it is finite, so that times zero it is zero.
 const PADDING: f32 = -1e30;
 
-/// The last layer of a language model and the states that enter it.
+/// The unembedding of a language model and its inputs.
 #[derive(Clone, Copy)]
 pub(crate) struct Head<'a> {
     /// `[n, d]`
@@ -38,7 +38,7 @@ pub(crate) struct Head<'a> {
 }
 
 impl<'a> Head<'a> {
-    /// Of dense `hidden` `[n, d]` and `weight` `[vocabulary, d]`.
+    /// From contiguous `hidden` `[n, d]` and `weight` `[vocabulary, d]`.
     pub fn new(hidden: &'a FlexTensor, weight: &'a FlexTensor, softcap: Option<f32>) -> Self {
         let d = hidden.layout().shape()[1];
         Self { hidden: values(hidden), weight: values(weight), d, softcap }
@@ -68,12 +68,12 @@ impl<'a> Head<'a> {
         Matrix::dense(values, tokens.len(), self.d)
     }
 
-    /// The logits' arguments of the tanh (without soft-capping: the logits), in rows of [`CHUNK`].
+    /// The arguments of the soft-cap's tanh (the logits, if there is no soft-cap), in rows of [`CHUNK`].
     fn products(&self, rows: &Range<usize>, tokens: &Range<usize>, output: &mut [f32]) {
         assert!(output.len() >= rows.len() * CHUNK && tokens.len() <= CHUNK);
         let factor = 1.0 / self.softcap.unwrap_or(1.0);
         let (hidden, weight) = (self.hidden(rows), self.weight(tokens).t());
-        // SAFETY: the slice holds as many rows of that stride, and is exclusive.
+        // SAFETY: the slice holds this many rows of that stride, and is exclusive.
         unsafe {
             multiply_into(output.as_mut_ptr(), CHUNK, Write::Replace, factor, hidden, weight);
         }
@@ -100,8 +100,8 @@ impl<'a> Head<'a> {
     }
 }
 
-/// Takes every row through the vocabulary: `update` sees the row's number, the first token of a chunk and the logits of each
-/// head there, in whole lanes. Returns what it made of the default value, row by row.
+/// Takes every row through the vocabulary. `update` gets the row's state, the row's index, the first token of a chunk, and the
+/// logits of each head in this chunk, padded to whole lanes. Returns the final state of each row.
 #[inline(always)]
 pub(crate) fn scan<A: Clone + Default + Send, const H: usize>(
     heads: [Head; H],
@@ -132,11 +132,11 @@ pub(crate) fn scan<A: Clone + Default + Send, const H: usize>(
     blocks.into_iter().flatten().collect()
 }
 
-/// The gradients of the hidden states and of the weight that are wanted.
+/// The wanted gradients of the hidden states and of the weight.
 ///
-/// `gradient` turns one row of a chunk, given as arguments of the tanh (without soft-capping: logits), into the gradients of
-/// these arguments in units of the cap. It sees the row's number, the first token of the chunk, and the logits of `other`
-/// there (nothing without it).
+/// `gradient` turns one row of a chunk in place: from arguments of the soft-cap's tanh (logits, if there is no soft-cap) into the
+/// gradients of the products `h·Wᵀ`. It gets the row's index, the first token of the chunk, the row, and the logits of `other`
+/// in this chunk (empty if there is none).
 #[inline(always)]
 pub(crate) fn backward(
     head: Head,
@@ -194,7 +194,7 @@ pub(crate) fn backward(
     [hidden_wanted.then_some(d_hidden), weight_wanted.then_some(d_weight)]
 }
 
-/// `log Σ exp` of logits that arrive in chunks.
+/// Running `log Σ exp` of logits that arrive in chunks.
 #[derive(Clone, Copy)]
 pub(crate) struct LogSumExp {
     pub largest: f32,
@@ -208,7 +208,7 @@ impl Default for LogSumExp {
 }
 
 impl LogSumExp {
-    /// Takes more logits in; returns what the sum so far was multiplied by, because of a new largest.
+    /// Adds logits. Returns the factor by which the sum so far was rescaled to the new largest logit.
     #[inline(always)]
     pub fn update(&mut self, logits: &[f32]) -> f32 {
         let largest = max(logits);

@@ -1,6 +1,6 @@
 //! Strided float32 matrices and their products.
 
-/// A matrix within a slice.
+/// A strided view of a slice.
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a> {
     values: &'a [f32],
@@ -11,7 +11,7 @@ pub(crate) struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    /// Rows one after another.
+    /// A matrix without gaps between rows.
     pub fn dense(values: &'a [f32], rows: usize, columns: usize) -> Self {
         Self::strided(values, rows, columns, columns)
     }
@@ -38,7 +38,7 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// What a product does to its destination.
+/// Whether a product replaces its destination or is added to it.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Write {
     Replace,
@@ -58,11 +58,11 @@ pub(crate) unsafe fn multiply_into(
     a: Matrix,
     b: Matrix,
 ) {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe { gemm(destination, row_stride, write, factor, a, b, gemm::Parallelism::None) }
 }
 
-/// The call behind the products.
+/// The call of the gemm crate behind all products.
 ///
 /// # Safety
 /// As for [`multiply_into`].
@@ -75,8 +75,8 @@ unsafe fn gemm(
     b: Matrix,
     parallelism: gemm::Parallelism,
 ) {
-    assert_eq!(a.columns, b.rows, "the inner sizes of a product differ");
-    // SAFETY: the operands lie within their slices, checked where they were made; the destination is the caller's promise.
+    assert_eq!(a.columns, b.rows, "the inner dimensions of a product differ");
+    // SAFETY: the operands are within their slices, as checked by `Matrix::strided`; the caller guarantees the destination.
     unsafe {
         gemm::gemm(
             a.rows,
@@ -107,7 +107,7 @@ pub(crate) fn multiply(destination: &mut [f32], write: Write, factor: f32, a: Ma
     assert_eq!(
         destination.len(),
         a.rows * b.columns,
-        "the destination of a product has another size"
+        "the destination of a product has the wrong size"
     );
     // SAFETY: the slice is as large as the product, and exclusive.
     unsafe { multiply_into(destination.as_mut_ptr(), b.columns, write, factor, a, b) }
@@ -115,12 +115,12 @@ pub(crate) fn multiply(destination: &mut [f32], write: Write, factor: f32, a: Ma
 
 /// `a·b`, dense, on all threads.
 ///
-/// gemm shares out tiles of the result and never cuts the inner sum, so the number of threads doesn't change a bit.
+/// gemm distributes tiles of the result and never splits the inner sum, so the result doesn't depend on the number of threads.
 pub(crate) fn product(a: Matrix, b: Matrix) -> Vec<f32> {
     let length = a.rows * b.columns;
     let mut output = Vec::with_capacity(length);
     let destination: *mut f32 = output.as_mut_ptr();
-    // SAFETY: the new vector has room for the dense product, which gemm writes completely.
+    // SAFETY: the vector has the capacity of the dense product, and gemm writes all of it.
     unsafe {
         gemm(destination, b.columns, Write::Replace, 1.0, a, b, gemm::Parallelism::Rayon(0));
         output.set_len(length);

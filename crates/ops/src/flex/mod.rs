@@ -1,4 +1,4 @@
-//! What the fast paths for the CPU backend Flex share: from tensors to slices and back, with or without a graph.
+//! Shared by the fast paths of the CPU backend Flex: from tensors to slices and back, with or without a graph.
 
 pub(crate) mod blocks;
 pub(crate) mod elementary;
@@ -30,7 +30,7 @@ pub(crate) trait Operation<const N: usize>: Clone + Debug + Send + 'static {
     /// The output, and what to save for the backward pass.
     fn forward(&self, inputs: [FlexTensor; N]) -> (FlexTensor, Self::Saved);
 
-    /// The gradients of the inputs that want one, given the gradient of the output.
+    /// The gradients of the `wanted` inputs, given the gradient of the output.
     fn backward(
         &self,
         saved: Self::Saved,
@@ -39,19 +39,19 @@ pub(crate) trait Operation<const N: usize>: Clone + Debug + Send + 'static {
     ) -> [Option<FlexTensor>; N];
 }
 
-/// A float32 tensor on Flex, with its node in the graph if it uses autodiff.
+/// A float32 tensor on Flex, with its node of the graph if it uses autodiff.
 pub(crate) enum Operand {
     Plain(FlexTensor),
     Autodiff(FloatTensor<Autodiff<Flex>>, DispatchAutodiffContext),
 }
 
-/// `tensor` as an operand of a fast path; none if it isn't a float32 tensor on Flex.
+/// `tensor` as an operand of a fast path; `None` if it isn't a float32 tensor on Flex.
 pub(crate) fn operand<const D: usize>(tensor: &Tensor<D>) -> Option<Operand> {
     if tensor.dtype() != DType::F32 {
         return None;
     }
     let DispatchTensor { kind, autodiff } = tensor.clone().into_dispatch();
-    // With Flex as the only backend compiled in, some arms can't be reached.
+    // Some arms are unreachable if Flex is the only backend compiled in.
     #[allow(unreachable_patterns)]
     match kind {
         DispatchTensorKind::Flex(BackendTensor::Float(tensor)) => Some(Operand::Plain(tensor)),
@@ -65,7 +65,7 @@ pub(crate) fn operand<const D: usize>(tensor: &Tensor<D>) -> Option<Operand> {
     }
 }
 
-/// A float32 tensor on Flex as a dense block outside any graph; none if it lives elsewhere or is of another type.
+/// A float32 tensor on Flex in contiguous memory, outside any graph; `None` for another backend or type.
 pub(crate) fn constant<const D: usize>(tensor: &Tensor<D>) -> Option<FlexTensor> {
     if tensor.dtype() != DType::F32 {
         return None;
@@ -81,7 +81,7 @@ pub(crate) fn is_plain<const D: usize>(tensor: &Tensor<D>) -> bool {
     matches!(operand(tensor), Some(Operand::Plain(_)))
 }
 
-/// Takes a tensor that [`is_plain`], as a dense block. A buffer without other owners stays so.
+/// Takes a tensor that [`is_plain`], in contiguous memory. A contiguous buffer isn't copied.
 pub(crate) fn take<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
     match tensor.into_dispatch().kind {
         DispatchTensorKind::Flex(BackendTensor::Float(tensor)) => {
@@ -91,23 +91,26 @@ pub(crate) fn take<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
                 _ => tensor.to_contiguous(),
             }
         }
-        _ => unreachable!("the caller has asked `is_plain`"),
+        _ => unreachable!("the caller checked `is_plain`"),
     }
 }
 
-/// The values of an integer tensor on Flex, all of them in `0..bound`; none if it lives elsewhere.
+/// The values of an integer tensor on Flex, checked to be in `0..bound`; `None` on another backend.
+///
+/// # Panics
+/// If a value is out of bounds.
 pub(crate) fn indices(
     tensor: &Tensor<1, Int>,
     bound: usize,
     operation: &str,
 ) -> Option<Vec<usize>> {
-    // As above.
+    // Irrefutable if Flex is the only backend compiled in.
     #[allow(irrefutable_let_patterns)]
     let DispatchTensorKind::Flex(_) = tensor.clone().into_dispatch().kind else {
         return None;
     };
     let values = tensor.to_data_as::<i64>();
-    let values = values.as_slice::<i64>().expect("converted to i64 just now");
+    let values = values.as_slice::<i64>().expect("converted to i64 above");
     let checked = |&value: &i64| match usize::try_from(value) {
         Ok(index) if index < bound => index,
         _ => panic!("{operation}: the index {value} is not in 0..{bound}"),
@@ -115,7 +118,7 @@ pub(crate) fn indices(
     Some(values.iter().map(checked).collect())
 }
 
-/// Runs `operation`, recorded if an operand is tracked; none if an operand can't take the fast path.
+/// Runs `operation`, recorded in the graph if an operand is tracked; `None` if an operand can't take the fast path.
 pub(crate) fn apply<const N: usize>(
     operation: impl Operation<N>,
     operands: [Option<Operand>; N],
@@ -146,7 +149,7 @@ pub(crate) fn apply<const N: usize>(
     let inputs = tensors.map(|tensor| tensor.into_primitive().to_contiguous());
     let (output, saved) = operation.forward(inputs);
     let step = Step { operation: PhantomData };
-    // The checkpointing strategy matters to operations that may be recomputed; these say that they may not.
+    // The checkpointing strategy only matters for operations that may be recomputed; these are marked as compute-bound.
     let output = match Backward::<Flex, N>::prepare::<NoCheckpointing>(step, nodes)
         .compute_bound()
         .stateful()
@@ -162,7 +165,7 @@ pub(crate) fn apply<const N: usize>(
     })
 }
 
-/// An [`Operation`] as a step of the graph.
+/// An [`Operation`] as a node of the graph.
 struct Step<O> {
     operation: PhantomData<O>,
 }
@@ -194,7 +197,7 @@ impl<O: Operation<N>, const N: usize> Backward<Flex, N> for Step<O> {
     }
 }
 
-/// A tensor of Flex, outside any graph, for the high-level interface.
+/// A Flex tensor outside any graph, for the high-level tensor type.
 pub(crate) fn plain(tensor: FlexTensor) -> DispatchTensor {
     DispatchTensor {
         kind: DispatchTensorKind::Flex(BackendTensor::Float(tensor)),
@@ -207,12 +210,12 @@ pub(crate) fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(values, shape.into()))
 }
 
-/// The values of a dense float32 tensor.
+/// The values of a contiguous float32 tensor.
 pub(crate) fn values(tensor: &FlexTensor) -> &[f32] {
-    tensor.as_slice().expect("dense float32 by construction")
+    tensor.as_slice().expect("contiguous float32 by construction")
 }
 
-/// Values as tensors with the shapes of `like`, in order.
+/// Values as tensors with the shapes of `like`.
 pub(crate) fn tensors_like<const N: usize>(
     values: [Option<Vec<f32>>; N],
     like: &[FlexTensor; N],

@@ -82,7 +82,7 @@ fn an_index_beyond_the_vocabulary_is_refused() {
 }
 
 #[test]
-#[should_panic(expected = "linear: x ends in 6 features, the weight takes 5")]
+#[should_panic(expected = "linear: x has 6 features, but the weight takes 5")]
 fn a_wrong_shape_is_refused() {
     let device = Device::flex();
     linear(Tensor::<2>::zeros([1, 6], &device), Tensor::zeros([9, 5], &device));

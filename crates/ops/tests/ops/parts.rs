@@ -149,7 +149,7 @@ fn selected_rows() {
 }
 
 #[test]
-#[should_panic(expected = "no matrix of 1 to 4 parts")]
+#[should_panic(expected = "expected 1 to 4 non-empty parts of equal width")]
 fn parts_of_other_widths_are_refused() {
     let narrow = Tensor::zeros([2, WIDTH - 1], &Device::flex());
     Rows::new(vec![random(1, 4, DType::F32), narrow]);
