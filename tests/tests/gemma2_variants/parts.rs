@@ -251,7 +251,8 @@ fn other_moments_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("moments");
     optimizer.save(&path).unwrap();
-    for (vocabulary, what) in [(VOCABULARY - 1, "does not fit"), (VOCABULARY + 1, "has no elements")]
+    for (vocabulary, what) in
+        [(VOCABULARY - 1, "does not fit"), (VOCABULARY + 1, "has no elements")]
     {
         for limit in [None, Some(101 * 4 * D_MODEL + 3)] {
             let config = ModelConfig { vocab_size: vocabulary, ..config() };
