@@ -1,5 +1,7 @@
 //! Autoencoders as plain vectors, from proptest or from a seed.
 
+use std::cell::RefCell;
+
 use burn::tensor::{Device, Tensor, TensorData};
 use fpo_ops::{Activation, Encoder};
 use fpo_sae::{Provenance, Sae};
@@ -20,9 +22,14 @@ pub fn to_vec<const D: usize>(x: Tensor<D>) -> Vec<f32> {
     x.into_data().iter::<f32>().collect()
 }
 
+/// The per-feature parameters of the activation function: θ, for JumpReLU.
 pub fn threshold(sae: &Sae) -> Vec<f32> {
-    let Activation::JumpRelu { threshold } = &sae.encoder.activation;
-    to_vec(threshold.clone())
+    let found = RefCell::new(Vec::new());
+    sae.encoder.activation.map(|x| {
+        found.borrow_mut().extend(to_vec(x.clone()));
+        x
+    });
+    found.into_inner()
 }
 
 /// The parameters of a JumpReLU autoencoder.
