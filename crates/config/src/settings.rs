@@ -53,7 +53,7 @@ pub struct DataSettings {
     pub hold_out: f64,
     /// Examples for supervised fine-tuning, a file or folder; the chosen responses of the pairs if not set.
     pub sft: Option<PathBuf>,
-    /// Maximum number of training pairs; all if not set.
+    /// Reads only this many pairs of `train`, the first ones; all if not set.
     pub limit: Option<usize>,
     /// What to do with rows that have an empty response.
     pub on_empty: OnEmpty,
