@@ -1,9 +1,9 @@
-//! The settings of a run, and the recipes they start from.
+//! Settings of a run, and the recipes they start from.
 //!
 //! # Invariants
-//! * A setting is declared once, in [`Settings`]; its key in TOML and on the command line is its path there.
+//! * A setting is declared once, in [`Settings`]. Its key in TOML and on the command line is its path in that struct.
 //! * Settings resolve as recipe < configuration file < `KEY=VALUE`. An unknown key is an error that names the nearest known one.
-//! * Settings that can't work are refused here, before anything is read or written.
+//! * Settings that can't work are refused here, before a run reads or writes anything.
 //!
 //! ```
 //! use fpo_config::Settings;

@@ -1,4 +1,4 @@
-//! The settings of a run: recipe < configuration file < `--set`, checked key by key.
+//! The settings of a run. They resolve as recipe < configuration file < `KEY=VALUE`, and every key is checked.
 
 mod check;
 mod layers;
@@ -19,25 +19,25 @@ use toml::Table;
 use crate::recipes;
 use layers::{known_keys, merge, parse_assignment};
 
-/// Everything a run depends on. Every key is in the recipe's TOML, with its meaning.
+/// Everything a run depends on. The recipe `tiny` lists every key with a comment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// Seeds the data, the initial weights, the order of batches and sampling.
+    /// Seeds the built-in data, initial weights, batch order and sampling.
     pub seed: u64,
     /// Preference data and tokenisation.
     pub data: DataSettings,
-    /// The language model.
+    /// The language model: a checkpoint, or sizes for random weights.
     pub model: ModelSettings,
-    /// Supervised fine-tuning, which makes the reference model.
+    /// Supervised fine-tuning. Its result is the reference model.
     pub sft: SftSettings,
-    /// The sparse autoencoder.
+    /// The sparse autoencoder: a file, or how to train one.
     pub sae: SaeSettings,
-    /// The offline reference.
+    /// The cache of reference log-probabilities and features.
     pub reference: ReferenceSettings,
-    /// Preference alignment.
+    /// Preference alignment: objective, batches, optimiser.
     pub align: AlignSettings,
-    /// Measuring before and after.
+    /// Evaluation before and after alignment.
     pub evaluate: EvaluateSettings,
 }
 
@@ -45,26 +45,26 @@ pub struct Settings {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSettings {
-    /// A file or folder of preference pairs; the built-in dataset where absent.
+    /// A file or folder of preference pairs; the built-in dataset if not set.
     pub train: Option<PathBuf>,
-    /// Held-out pairs; a share of the training file where absent.
+    /// Held-out pairs, a file or folder; a share of `train` if not set.
     pub eval: Option<PathBuf>,
-    /// That share, 0 to 1.
+    /// Share of `train` held out if `eval` is not set, in [0, 1).
     pub hold_out: f64,
-    /// Examples for supervised fine-tuning; the chosen responses of the pairs where absent.
+    /// Examples for supervised fine-tuning, a file or folder; the chosen responses of the pairs if not set.
     pub sft: Option<PathBuf>,
-    /// Reads at most so many pairs.
+    /// Reads only this many pairs of `train`, the first ones; all if not set.
     pub limit: Option<usize>,
-    /// What to do with a row whose response is empty.
+    /// What to do with rows that have an empty response.
     pub on_empty: OnEmpty,
-    /// What goes through the chat template.
+    /// Which texts go through the chat template.
     #[serde(default)]
     pub rendering: Rendering,
-    /// Tokens of prompt and response together, at most.
+    /// Maximum number of tokens of prompt and response together.
     pub max_length: usize,
-    /// Tokens of the prompt, at most.
+    /// Maximum number of tokens of the prompt; bounded by `max_length` alone if not set.
     pub max_prompt_length: Option<usize>,
-    /// Sizes of the built-in dataset.
+    /// Size of the built-in dataset, which is used if `train` is not set.
     pub built_in: BuiltInSizes,
 }
 
@@ -78,7 +78,7 @@ pub struct BuiltInSizes {
     pub pairs: usize,
     /// Held-out pairs.
     pub held_out_pairs: usize,
-    /// Held-out prompts to answer.
+    /// Held-out prompts, for which evaluation generates responses.
     pub held_out_prompts: usize,
 }
 
@@ -88,25 +88,25 @@ pub struct BuiltInSizes {
 pub struct ModelSettings {
     /// A Gemma-2 checkpoint in Hugging Face's layout, with its tokenizer.
     pub path: Option<PathBuf>,
-    /// A folder with `tokenizer.json`; that of `path`, or a trained one, where absent.
+    /// A folder with `tokenizer.json`. If not set, the tokenizer in `path`, or a byte-level BPE trained on the data.
     pub tokenizer: Option<PathBuf>,
-    /// In which types it is held and computed, in every stage.
+    /// Data types of parameters and matrix products, in every stage.
     pub precision: Precision,
-    /// Vocabulary of a trained tokenizer.
+    /// Vocabulary size, also of a trained tokenizer.
     pub vocab_size: usize,
-    /// d_model.
+    /// d_model, the width of the residual stream.
     pub hidden_size: usize,
     /// Width of the MLP.
     pub intermediate_size: usize,
-    /// Blocks.
+    /// Number of transformer blocks.
     pub num_hidden_layers: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub num_attention_heads: usize,
-    /// Key and value heads.
+    /// Number of key and value heads.
     pub num_key_value_heads: usize,
-    /// Width of a head.
+    /// Width of one attention head.
     pub head_dim: usize,
-    /// Window of every other layer.
+    /// Tokens in the sliding window of every other layer.
     pub sliding_window: usize,
     /// Standard deviation of random weights.
     pub initializer_range: f64,
@@ -127,43 +127,43 @@ impl ModelSettings {
     }
 }
 
-/// How a learning rate moves after its warm-up.
+/// How the learning rate changes after warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Schedule {
-    /// Stays.
+    /// Stays at its peak.
     Constant,
-    /// Falls to zero along half a cosine.
+    /// Decays to 0 along half a cosine.
     Cosine,
-    /// Falls to zero in a line.
+    /// Decays to 0 linearly.
     Linear,
 }
 
-/// The optimiser.
+/// The update rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerKind {
-    /// Adam with decoupled weight decay; plain Adam where the decay is 0.
+    /// Adam with decoupled weight decay; plain Adam if the decay is 0.
     Adamw,
-    /// RMSprop as in PyTorch: smoothing 0.99, no momentum.
+    /// RMSprop as in PyTorch, with smoothing 0.99 and no momentum.
     Rmsprop,
 }
 
-/// What SFT and alignment share.
+/// The optimiser of fine-tuning or alignment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OptimizerSettings {
-    /// Which one.
+    /// The update rule.
     pub kind: OptimizerKind,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Steps of linear warm-up.
     pub warmup_steps: usize,
-    /// After the warm-up.
+    /// Learning rate after warm-up.
     pub schedule: Schedule,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Gradients of a larger global norm are scaled down to it.
+    /// Gradients are scaled down to this global L2 norm if they exceed it.
     pub max_grad_norm: f64,
 }
 
@@ -171,41 +171,41 @@ pub struct OptimizerSettings {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SftSettings {
-    /// Passes over the examples; 0 takes the model as it is.
+    /// Epochs over the examples; 0 skips fine-tuning and takes the model as it is.
     pub epochs: usize,
-    /// Examples a step.
+    /// Examples per step.
     pub batch_size: NonZeroUsize,
-    /// Examples a forward pass; the gradients of a step's passes add up.
+    /// Examples per forward pass; gradients accumulate over the micro-batches of a step.
     pub micro_batch_size: NonZeroUsize,
-    /// A checkpoint after every so many steps.
+    /// Steps between checkpoints.
     pub checkpoint_every: NonZeroUsize,
-    /// Computes each block a second time in the backward pass rather than keep all its activations.
+    /// Recomputes each block in the backward pass instead of storing its activations.
     pub checkpoint_activations: bool,
-    /// Trains adapters of this shape rather than the model itself, where present.
+    /// LoRA adapters to train instead of the full model; the full model if not set.
     pub lora: Option<LoraConfig>,
-    /// How weights move.
+    /// Optimiser and learning-rate schedule.
     pub optimizer: OptimizerSettings,
 }
 
-/// The sparse autoencoder: a file, or a training.
+/// The sparse autoencoder: a file, or how to train one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SaeSettings {
-    /// A SAELens folder or Gemma Scope's `params.npz`; trained where absent.
+    /// A SAELens folder or Gemma Scope's `params.npz`; trained by the run if not set.
     pub path: Option<PathBuf>,
-    /// Where its activations are read, such as `resid_post:25`.
+    /// Site where it reads activations, such as `resid_post:25`.
     pub site: String,
-    /// Tokens whose activations it is trained on and measured on.
+    /// Number of tokens whose activations are used for training and measurement.
     pub tokens: usize,
-    /// Activations held in memory and shuffled together, at least.
+    /// Minimum number of activations held in memory and shuffled together; defaults to 250,000.
     #[serde(default = "quarter_million")]
     pub buffer_tokens: NonZeroUsize,
-    /// Leaves out tokens whose activation is longer than so many times the median.
+    /// Skips tokens whose activation norm exceeds this multiple of the median; skips none if not set.
     pub max_norm: Option<f64>,
-    /// A checkpoint after every so many steps.
+    /// Steps between checkpoints.
     #[serde(default = "thousand")]
     pub checkpoint_every: NonZeroUsize,
-    /// The training.
+    /// Hyperparameters of training.
     pub training: SaeTraining,
 }
 
@@ -217,26 +217,26 @@ const fn thousand() -> NonZeroUsize {
     NonZeroUsize::new(1000).unwrap()
 }
 
-/// The offline reference.
+/// The cache of reference log-probabilities and features.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReferenceSettings {
-    /// The training pairs' cache, as `fpo reference` wrote it; computed by the run if absent.
+    /// The cache of the training pairs, as written by `fpo reference`; computed by the run if not set.
     #[serde(default)]
     pub path: Option<PathBuf>,
     /// Pairs per forward pass.
     pub batch_size: NonZeroUsize,
-    /// Keeps the n largest pooled activations of a response; all that are not zero where absent.
+    /// Number of pooled activations stored per response, the largest ones; all nonzero ones if not set.
     pub top_n: Option<NonZeroUsize>,
 }
 
-/// A further site of FPO's constraint (appendix D.2), with an autoencoder that exists.
+/// An additional site of FPO's constraint (appendix D.2 of the paper) with a trained autoencoder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MoreSite {
-    /// Such as `resid_post:7`.
+    /// The site, such as `resid_post:7`.
     pub site: String,
-    /// A sparse autoencoder's file or folder.
+    /// The autoencoder's file or folder.
     pub sae: PathBuf,
 }
 
@@ -244,51 +244,51 @@ pub struct MoreSite {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AlignSettings {
-    /// One of [`Method::all`].
+    /// The objective, one of [`Method::all`].
     pub method: Method,
-    /// β; the paper's for the method where absent.
+    /// β; [`Method::default_beta`] if not set.
     pub beta: Option<f64>,
-    /// α, the weight of the constraint.
+    /// α, the weight of the constraint in fpo, tdpo2 and simpo-kl.
     pub alpha: f64,
-    /// γ, SimPO's margin.
+    /// γ, the margin of simpo and simpo-kl.
     pub gamma: f64,
-    /// FPO's stop-gradient on the chosen side.
+    /// Stops the gradient of the constraint's chosen side.
     pub stop_gradient: bool,
-    /// The options that only some methods have, as keys of this table.
+    /// Options that only some methods have; in TOML they are keys of this table.
     #[serde(flatten)]
     pub options: Options,
-    /// Logs entropy and token accuracy of the policy: one more pass over the logits.
+    /// Logs entropy and token accuracy of the policy, which costs one more pass over the logits.
     pub token_statistics: bool,
-    /// k: features compared are the k strongest of policy and reference.
+    /// k: features are compared over the union of the policy's and the reference's top k.
     pub k: usize,
-    /// A file of features whose squares FPO weighs, as `fpo features find` writes it; all weigh 1 where absent.
+    /// Weights of FPO's squared feature differences, a file from `fpo features find`; all 1 if not set.
     pub feature_weights: Option<PathBuf>,
-    /// Whether only these features count, or all but them.
+    /// Whether only the features in that file count, or all others.
     #[serde(default)]
     pub feature_selection: FeatureSelection,
-    /// Sites beside `sae.site` whose features are compared too; D is summed over all.
+    /// Sites besides `sae.site` whose features are compared too; D is summed over all sites.
     #[serde(default)]
     pub more_sites: Vec<MoreSite>,
-    /// Positions whose features are averaged.
+    /// Positions over which features are averaged.
     pub pooling: Pooling,
-    /// Passes over the pairs.
+    /// Epochs over the pairs.
     pub epochs: usize,
-    /// Pairs a step.
+    /// Pairs per step.
     pub batch_size: NonZeroUsize,
-    /// Pairs a forward pass; the gradients of a step's passes add up.
+    /// Pairs per forward pass; gradients accumulate over the micro-batches of a step.
     pub micro_batch_size: NonZeroUsize,
-    /// A checkpoint after every so many steps.
+    /// Steps between checkpoints.
     pub checkpoint_every: NonZeroUsize,
-    /// Computes each block a second time in the backward pass rather than keep all its activations.
+    /// Recomputes each block in the backward pass instead of storing its activations.
     pub checkpoint_activations: bool,
-    /// Trains adapters of this shape rather than the model itself, where present.
+    /// LoRA adapters to train instead of the full model; the full model if not set.
     pub lora: Option<LoraConfig>,
-    /// How weights move.
+    /// Optimiser and learning-rate schedule.
     pub optimizer: OptimizerSettings,
 }
 
 impl AlignSettings {
-    /// The objective with its constants.
+    /// The objective with its constants; β is resolved to the method's default if not set.
     pub fn objective(&self) -> Objective {
         Objective {
             method: self.method,
@@ -300,7 +300,7 @@ impl AlignSettings {
         }
     }
 
-    /// The same settings for another method, without the options that it lacks.
+    /// The same settings for another method; options it doesn't have are dropped.
     pub fn for_method(&self, method: Method) -> Self {
         Self {
             method,
@@ -311,22 +311,25 @@ impl AlignSettings {
     }
 }
 
-/// Measuring before and after.
+/// Evaluation before and after alignment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EvaluateSettings {
-    /// Pairs a forward pass, and prompts answered at once.
+    /// Pairs per forward pass, and prompts per generation batch.
     pub batch_size: NonZeroUsize,
-    /// Held-out prompts that are answered.
+    /// Number of held-out prompts to generate responses for.
     pub prompts: usize,
-    /// Longest answer, in tokens.
+    /// Maximum number of tokens per generated response.
     pub max_new_tokens: usize,
-    /// 0 is greedy.
+    /// Sampling temperature; 0 is greedy decoding.
     pub temperature: f64,
 }
 
 impl Settings {
-    /// Resolves recipe, configuration file and `KEY=VALUE` assignments, the later ones winning.
+    /// Resolves recipe, configuration file and `KEY=VALUE` assignments; later ones win.
+    ///
+    /// # Errors
+    /// A recipe that doesn't exist, a file that can't be read, an unknown key, or settings that can't work together.
     pub fn resolve(recipe: &str, config: Option<&Path>, assignments: &[String]) -> Result<Self> {
         let mut table = recipes::table(recipe)?;
         let defaults: Self =
@@ -344,12 +347,16 @@ impl Settings {
             let layer = parse_assignment(assignment)?;
             merge(&mut table, layer, "", &known).with_context(|| format!("--set {assignment}"))?;
         }
-        let settings: Self = table.try_into().context("the settings don't fit together")?;
+        let settings: Self =
+            table.try_into().context("the settings have a missing or wrong value")?;
         settings.check()?;
         Ok(settings)
     }
 
-    /// The resolved settings as TOML.
+    /// The resolved settings as TOML, as saved in a run's folder.
+    ///
+    /// # Errors
+    /// A value that TOML can't represent.
     pub fn to_toml(&self) -> Result<String> {
         Ok(toml::to_string_pretty(self)?)
     }
@@ -380,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn an_absent_table_begins_with_its_first_key() {
+    fn setting_a_key_creates_its_table() {
         assert_eq!(resolve(&[]).unwrap().align.lora, None);
         let set = ["align.lora.rank=4", "align.lora.target_modules=[\"q_proj\", \"v_proj\"]"];
         let settings = resolve(&set).unwrap();
@@ -394,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn methods_may_be_named_as_in_trl() {
+    fn methods_accept_their_names_in_trl() {
         let settings = resolve(&["align.method=sigmoid_norm"]).unwrap();
         assert_eq!(settings.align.method.name(), "sigmoid-norm");
         let cdpo = resolve(&["align.method=cdpo", "align.label_smoothing=0.2"]).unwrap().align;
@@ -406,7 +413,7 @@ mod tests {
         }
     }
 
-    /// Fingerprints of runs hash these keys in this order, null for an option that isn't set.
+    /// Fingerprints of runs hash these keys in this order, with null for an option that isn't set.
     #[test]
     fn options_are_keys_of_the_alignment() {
         let align = serde_json::to_value(resolve(&[]).unwrap().align).unwrap();
@@ -427,9 +434,9 @@ mod tests {
         assert!(options.iter().all(|key| align[key].is_null()));
     }
 
-    /// A saved `run.toml` is read without layers.
+    /// A saved `run.toml` is read directly, not as layers.
     #[test]
-    fn an_unknown_key_of_a_whole_file_is_refused() {
+    fn an_unknown_key_in_a_saved_file_is_refused() {
         let text = resolve(&["align.method=cdpo", "align.label_smoothing=0.2"]).unwrap();
         let text = text.to_toml().unwrap();
         assert!(toml::from_str::<Settings>(&text).is_ok());
@@ -446,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_name_what_to_do() {
+    fn refused_settings_say_what_to_do() {
         for (method, set, says) in [
             ("cdpo", "align.label_smoothing=0.6", "label_smoothing = 0.6 must be from 0 to ½"),
             ("robust", "align.label_smoothing=0.5", "below ½"),
@@ -457,7 +464,7 @@ mod tests {
             ("ada-dpo", "align.ada_tau=[2.0, 1.0]", "ascending"),
             ("dpo", "align.ld_alpha=1.5", "from 0 to 1"),
             ("dpo", "align.ld_alpha=nan", "from 0 to 1"),
-            ("dpo", "align.feature_weights=x.toml", "dpo has none"),
+            ("dpo", "align.feature_weights=x.toml", "dpo doesn't use features"),
             ("aot", "align.use_weighting=true", "aot has no use_weighting"),
         ] {
             let method = format!("align.method={method}");
@@ -476,12 +483,12 @@ mod tests {
             ("align.ld_alpha=0.5", "choose one of dpo, cdpo"),
             ("align.discopop_tau=0.05", "choose one of discopop"),
             ("align.feature_selection=none", "except"),
-            ("align.more_sites=[{ site = \"resid_post:2\", sae = \"x\" }]", "is sae.site"),
+            ("align.more_sites=[{ site = \"resid_post:2\", sae = \"x\" }]", "repeats"),
             ("align.more_sites=[{ site = \"resid_post:9\", sae = \"x\" }]", "resid_post:9"),
             ("align.more_sites=[{ sight = \"resid_post:1\", sae = \"x\" }]", "sight"),
             ("align.k=0", "align.k"),
             ("align.k=100000", "align.k = 100000"),
-            ("data.hold_out=1.5", "share"),
+            ("data.hold_out=1.5", "[0, 1)"),
             ("data.max_length=64", "after data.max_prompt_length = 64"),
             ("data.max_prompt_length=0", "1 ≤ data.max_prompt_length"),
             ("sae.site=resid_post:9", "resid_post:9"),

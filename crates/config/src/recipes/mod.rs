@@ -1,11 +1,11 @@
-//! The recipes, compiled in.
+//! The recipes: TOML files compiled into the binary. One may extend another.
 
 use anyhow::{Context, Result, bail};
 use toml::{Table, Value};
 
 macro_rules! recipes {
     ($($name:literal),* $(,)?) => {
-        /// Names of all recipes, and their TOML texts.
+        /// Name and TOML text of every recipe.
         const ALL: &[(&str, &str)] = &[$(($name, include_str!(concat!($name, ".toml")))),*];
     };
 }
@@ -27,7 +27,7 @@ recipes!(
     "gemma-2-9b-fpo-lora",
 );
 
-/// Names the recipe whose settings hold where one has none of its own.
+/// Key that names the recipe whose settings apply unless overridden.
 const EXTENDS: &str = "extends";
 
 /// Names of all recipes.
@@ -35,18 +35,23 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     ALL.iter().map(|(name, _)| *name)
 }
 
-/// The TOML text of a recipe.
+/// The TOML text of a recipe, without the recipes it extends.
 ///
 /// # Errors
-/// There is no such recipe.
+/// No recipe of that name.
 pub fn source(name: &str) -> Result<&'static str> {
     match ALL.iter().find(|(known, _)| *known == name) {
         Some((_, text)) => Ok(text),
-        None => bail!("no recipe `{name}`: there are {}", names().collect::<Vec<_>>().join(", ")),
+        None => {
+            bail!("no recipe `{name}`; choose one of {}", names().collect::<Vec<_>>().join(", "))
+        }
     }
 }
 
-/// A recipe and those that it extends, the closest first.
+/// The TOML texts of a recipe and of the recipes it extends, itself first.
+///
+/// # Errors
+/// No recipe of that name.
 pub fn chain(name: &str) -> Result<Vec<&'static str>> {
     let mut found = Vec::new();
     let mut next = Some(name.to_owned());
@@ -58,11 +63,14 @@ pub fn chain(name: &str) -> Result<Vec<&'static str>> {
     Ok(found)
 }
 
-/// All settings of a recipe, with those that it extends.
-pub fn table(name: &str) -> Result<Table> {
+/// All settings of a recipe, including those it inherits.
+///
+/// # Errors
+/// No recipe of that name.
+pub(crate) fn table(name: &str) -> Result<Table> {
     let mut whole = Table::new();
     for text in chain(name)?.into_iter().rev() {
-        lay_over(&mut whole, parse(name, text)?);
+        override_with(&mut whole, parse(name, text)?);
     }
     whole.remove(EXTENDS);
     Ok(whole)
@@ -72,10 +80,10 @@ fn parse(name: &str, text: &str) -> Result<Table> {
     toml::from_str(text).with_context(|| format!("recipe `{name}`"))
 }
 
-fn lay_over(below: &mut Table, above: Table) {
+fn override_with(below: &mut Table, above: Table) {
     for (key, value) in above {
         match (below.get_mut(&key), value) {
-            (Some(Value::Table(below)), Value::Table(above)) => lay_over(below, above),
+            (Some(Value::Table(below)), Value::Table(above)) => override_with(below, above),
             (_, value) => drop(below.insert(key, value)),
         }
     }

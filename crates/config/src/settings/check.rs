@@ -1,18 +1,18 @@
-//! What settings must keep to, each by itself and beside the others.
+//! Constraints on settings, each on its own and in combination.
 
 use anyhow::{Context, Result, anyhow, bail};
+use fpo_data::reference::BLOCK;
 use fpo_losses::Method;
 use fpo_transformer::Site;
 
 use super::{MoreSite, Settings};
-use fpo_data::reference::BLOCK;
 
 impl Settings {
     pub(super) fn check(&self) -> Result<()> {
         self.align.objective().check().map_err(|m| anyhow!("align: {m}"))?;
         if self.align.feature_weights.is_some() && self.align.method != Method::FPO {
             bail!(
-                "align.feature_weights weighs the features of fpo, {} has none",
+                "align.feature_weights is for fpo only; {} doesn't use features",
                 self.align.method
             );
         }
@@ -21,7 +21,7 @@ impl Settings {
         }
         if self.sae.path.is_none() && self.align.k > self.sae.training.d_sae {
             bail!(
-                "align.k = {} is more than the {} features of sae.training.d_sae",
+                "align.k = {} exceeds the {} features of sae.training.d_sae",
                 self.align.k,
                 self.sae.training.d_sae
             );
@@ -29,10 +29,10 @@ impl Settings {
         if let Some(n) = self.reference.top_n
             && n.get() < self.align.k
         {
-            bail!("reference.top_n = {n} is less than align.k = {}", self.align.k);
+            bail!("reference.top_n = {n} must be at least align.k = {}", self.align.k);
         }
         if self.reference.batch_size > BLOCK {
-            bail!("reference.batch_size = {} is more than {BLOCK}", self.reference.batch_size);
+            bail!("reference.batch_size = {} must be at most {BLOCK}", self.reference.batch_size);
         }
         self.check_more_sites()?;
         let site: Site = self.sae.site.parse()?;
@@ -43,12 +43,12 @@ impl Settings {
             self.sae.training.check()?;
         }
         if !(0.0..1.0).contains(&self.data.hold_out) {
-            bail!("data.hold_out = {} is a share from 0 to 1", self.data.hold_out);
+            bail!("data.hold_out = {} must be in [0, 1)", self.data.hold_out);
         }
         let (most, prompt) = (self.data.max_length, self.data.max_prompt_length);
         if most < 2 || prompt.is_some_and(|prompt| !(1..most).contains(&prompt)) {
             bail!(
-                "data.max_length = {most} leaves no room for a response{}; 1 ≤ data.max_prompt_length < data.max_length is needed",
+                "data.max_length = {most} leaves no room for a response{}; it must be at least 2, with 1 ≤ data.max_prompt_length < data.max_length",
                 prompt.map_or(String::new(), |n| format!(" after data.max_prompt_length = {n}"))
             );
         }
@@ -80,17 +80,15 @@ impl Settings {
                 parsed.check(self.model.num_hidden_layers)?;
             }
             if seen.contains(&site.as_str()) {
-                bail!("align.more_sites: {site} stands there twice, or is sae.site");
+                bail!("align.more_sites: {site} repeats sae.site or an earlier entry");
             }
             seen.push(site);
         }
         if !more.is_empty() && self.reference.top_n.is_some() {
-            bail!(
-                "reference.top_n cuts the features of one site; leave it out with align.more_sites"
-            );
+            bail!("reference.top_n works with a single site; remove it or align.more_sites");
         }
         if !more.is_empty() && self.align.feature_weights.is_some() {
-            bail!("align.feature_weights are of one site; leave them out, or align.more_sites");
+            bail!("align.feature_weights works with a single site; remove it or align.more_sites");
         }
         Ok(())
     }

@@ -1,17 +1,17 @@
-//! Layers of settings as TOML: the keys that there are, one layer over another, `KEY=VALUE`.
+//! Settings as TOML layers: known keys, merging, and `KEY=VALUE` assignments.
 
 use anyhow::{Result, anyhow, bail};
 use toml::{Table, Value};
 
 use super::Settings;
 
-/// Every key there is, dotted, leaves and tables.
+/// All dotted keys, of values and of tables.
 pub(super) fn known_keys(settings: &Settings) -> Result<Vec<String>> {
-    // Tables that may be absent have keys nevertheless.
+    // Optional tables count even if the recipe doesn't set them.
     let mut settings = settings.clone();
     settings.sft.lora.get_or_insert_default();
     settings.align.lora.get_or_insert_default();
-    // JSON, because it has a null for what is absent.
+    // JSON rather than TOML, which omits options that are None.
     fn walk(value: &serde_json::Value, prefix: &str, keys: &mut Vec<String>) {
         let Some(object) = value.as_object() else { return };
         for (name, value) in object {
@@ -28,7 +28,7 @@ pub(super) fn known_keys(settings: &Settings) -> Result<Vec<String>> {
     Ok(keys)
 }
 
-/// Lays `layer` over `table`; an unknown key is an error that names the nearest known one.
+/// Merges `layer` into `table`, overriding its values. An unknown key is an error that names the nearest known one.
 pub(super) fn merge(table: &mut Table, layer: Table, prefix: &str, known: &[String]) -> Result<()> {
     for (name, value) in layer {
         let key = match prefix {
@@ -48,8 +48,10 @@ pub(super) fn merge(table: &mut Table, layer: Table, prefix: &str, known: &[Stri
         }
         match (table.get_mut(&name), value) {
             (Some(Value::Table(below)), Value::Table(above)) => merge(below, above, &key, known)?,
-            (Some(Value::Table(_)), _) => bail!("`{key}` is a table of settings, not a value"),
-            // A table that was absent: its keys are to be checked too.
+            (Some(Value::Table(_)), _) => {
+                bail!("`{key}` is a table of settings and can't be set to a value")
+            }
+            // The keys of a new table are checked too.
             (None, Value::Table(above)) => {
                 let mut below = Table::new();
                 merge(&mut below, above, &key, known)?;
@@ -63,7 +65,7 @@ pub(super) fn merge(table: &mut Table, layer: Table, prefix: &str, known: &[Stri
     Ok(())
 }
 
-/// The whole name of the first setting in `value`, which stands under `key`.
+/// The full dotted name of the first leaf in `value`, which is at `key`.
 fn first_leaf(key: &str, value: &Value) -> String {
     match value.as_table().and_then(|table| table.iter().next()) {
         Some((name, value)) => first_leaf(&format!("{key}.{name}"), value),
@@ -71,7 +73,7 @@ fn first_leaf(key: &str, value: &Value) -> String {
     }
 }
 
-/// `a.b=value` as nested tables; a value that is no TOML is taken as a string.
+/// `a.b=value` as nested tables; a value that isn't valid TOML is taken as a string.
 pub(super) fn parse_assignment(text: &str) -> Result<Table> {
     let (key, value) = text
         .split_once('=')
@@ -88,6 +90,6 @@ pub(super) fn parse_assignment(text: &str) -> Result<Table> {
     }
     match value {
         Value::Table(table) => Ok(table),
-        _ => bail!("--set {text}: no key"),
+        _ => bail!("--set {text}: the key is missing"),
     }
 }
