@@ -18,7 +18,7 @@ fn main() {
         ),
         (&[-8.2, -9.9], &[-8.0, -9.0], &[6.0, 8.0]),
     ];
-    let objective = Objective::paper(Method::Dpo);
+    let objective = Objective::paper(Method::DPO);
     let mut pairs = Pairs::default();
     for (policy, reference, tokens) in micro_batches {
         let log_probs = split(policy).map(Tensor::require_grad);

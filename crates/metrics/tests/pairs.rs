@@ -59,7 +59,7 @@ fn close(found: f64, expected: f64) {
 
 #[test]
 fn values_are_those_that_were_added() {
-    let objective = Objective { beta: 0.5, ..Objective::paper(Method::Dpo) };
+    let objective = Objective { beta: 0.5, ..Objective::paper(Method::DPO) };
     let pairs = gathered(&objective, &[4]).read();
     let sides = |pair: [f64; 2]| Sides::new(pair[0], pair[1]);
     for (i, pair) in pairs.iter().enumerate() {
@@ -84,7 +84,7 @@ fn values_are_those_that_were_added() {
 /// The oracle is the definition: one sum over everything, divided once.
 #[test]
 fn ragged_micro_batches_average_like_the_whole() {
-    let objective = Objective::paper(Method::Fpo);
+    let objective = Objective::paper(Method::FPO);
     let whole = gathered(&objective, &[4]).read();
     for ends in [&[1, 4][..], &[3, 4], &[1, 2, 4]] {
         let parts = gathered(&objective, ends).read();
@@ -112,7 +112,7 @@ fn ragged_micro_batches_average_like_the_whole() {
 #[test]
 fn losses_may_be_of_other_batches_than_quantities() {
     let device = Device::flex();
-    let objective = Objective::paper(Method::AotUnpaired);
+    let objective = Objective::paper("aot-unpaired".parse().unwrap());
     let mut pairs = Pairs::default();
     for range in [0..1, 1..4] {
         pairs.add(&quantities(range, &device));
@@ -128,7 +128,7 @@ fn losses_may_be_of_other_batches_than_quantities() {
 #[test]
 fn graphs_stay_with_the_caller() {
     let device = Device::flex().autodiff();
-    let objective = Objective::paper(Method::Dpo);
+    let objective = Objective::paper(Method::DPO);
     let mut q = quantities(0..4, &device);
     q.log_probs = q.log_probs.map(Tensor::require_grad);
     let policy = q.log_probs.clone();
@@ -152,10 +152,10 @@ fn graphs_stay_with_the_caller() {
 fn margins_are_what_the_method_subtracts() {
     let reference = |i: usize, side: usize| REFERENCE[i][side] / TOKENS[i][side];
     let cases: [(Method, &dyn Fn(usize) -> f64); 4] = [
-        (Method::Dpo, &|i| 0.1 * (REFERENCE[i][0] - REFERENCE[i][1])),
-        (Method::Tdpo2, &|i| 0.1 * (REFERENCE[i][0] - REFERENCE[i][1])),
-        (Method::Simpo, &|_| 0.5),
-        (Method::Fpo, &|i| 0.1 * (reference(i, 0) - reference(i, 1))),
+        (Method::DPO, &|i| 0.1 * (REFERENCE[i][0] - REFERENCE[i][1])),
+        (Method::TDPO2, &|i| 0.1 * (REFERENCE[i][0] - REFERENCE[i][1])),
+        (Method::SIMPO, &|_| 0.5),
+        (Method::FPO, &|i| 0.1 * (reference(i, 0) - reference(i, 1))),
     ];
     for (method, expected) in cases {
         let objective = Objective::paper(method);
