@@ -16,7 +16,7 @@ use fpo_transformer::{
 
 use fpo_config::{OptimizerKind, OptimizerSettings, Schedule};
 
-/// Numbers of a gradient that are squared at once.
+/// Elements of a gradient squared at once, so that the squares never take as much memory as the gradient.
 const NORM_PIECE: usize = 1 << 22;
 
 /// The gradients of a model's parameters by name, flattened.
@@ -24,14 +24,14 @@ const NORM_PIECE: usize = 1 << 22;
 pub struct GradientMap(BTreeMap<String, Tensor<1>>);
 
 impl GradientMap {
-    /// Goes back from a loss, and on through the blocks of a tape where the forward pass has left one.
+    /// The backward pass from a loss, and through the blocks of a tape if the forward pass left one.
     pub fn of(loss: &Tensor<1>, model: &LanguageModel, tape: Option<Tape>) -> Self {
         let mut gradients = Self::default();
         gradients.add_of(loss, model, tape);
         gradients
     }
 
-    /// Adds the gradients of [`Self::of`], of a tape block by block, so that they are never there twice.
+    /// Adds the gradients of [`Self::of`]; those of a tape block by block, so that no second copy of all of them exists.
     pub fn add_of(&mut self, loss: &Tensor<1>, model: &LanguageModel, tape: Option<Tape>) {
         let mut gradients = loss.backward();
         self.add(Self::collect(model, &mut gradients));
@@ -85,7 +85,6 @@ impl GradientMap {
 
     /// The Euclidean norm of all gradients together.
     pub fn norm(&self) -> f64 {
-        // In pieces, so that no second copy of a large gradient is formed.
         let pieces = self.0.values().flat_map(|g| g.clone().split(NORM_PIECE, 0));
         let squares: Vec<Tensor<1>> = pieces.map(|piece| piece.square().sum()).collect();
         if squares.is_empty() {
@@ -108,7 +107,7 @@ struct Moments {
     second: Tensor<1>,
 }
 
-/// Moves a model's weights.
+/// Moves a model's weights; its state is the moments and the number of steps done.
 pub struct Optimizer {
     settings: OptimizerSettings,
     total_steps: usize,
@@ -116,7 +115,7 @@ pub struct Optimizer {
     moments: BTreeMap<String, Moments>,
 }
 
-/// What a step of the optimiser saw.
+/// What one step of the optimiser used.
 #[derive(Clone, Copy, Debug)]
 pub struct StepInfo {
     /// Global norm of the gradients, before clipping.
@@ -126,7 +125,7 @@ pub struct StepInfo {
 }
 
 impl Optimizer {
-    /// For a training of `total_steps`.
+    /// For a training of `total_steps` steps, over which the learning rate follows its schedule.
     pub fn new(settings: &OptimizerSettings, total_steps: usize) -> Self {
         Self { settings: settings.clone(), total_steps, step: 0, moments: BTreeMap::new() }
     }
@@ -145,7 +144,7 @@ impl Optimizer {
         s.learning_rate * warm * fall
     }
 
-    /// One step: clips the gradients to the largest global norm and moves the weights.
+    /// One step: clips the gradients by their global norm and moves the weights.
     pub fn step(
         &mut self,
         model: LanguageModel,
@@ -223,7 +222,7 @@ impl Optimizer {
         }
     }
 
-    /// Writes the moments as safetensors, those of a tensor's parts as one; the step is the caller's to keep.
+    /// Writes the moments as safetensors, those of a tensor held in parts as one. The number of the step is the caller's to keep.
     pub fn save(&self, path: &Path) -> Result<()> {
         let mut stored: BTreeMap<String, Stored> = BTreeMap::new();
         // By their paths, the parts of a table come in the order of its rows.
@@ -242,13 +241,15 @@ impl Optimizer {
         Ok(tensor_file::write(path, stored.into_values().collect())?)
     }
 
-    /// Goes on after `step` steps with the moments that [`Self::save`] wrote; `model` is the one they are of, its tensors in as many
-    /// parts as they may be.
+    /// Resumes from step `step` with the moments that [`Self::save`] wrote for `model`, whose tensors may be held in other parts now.
+    ///
+    /// # Errors
+    /// A file that can't be read, or moments that don't fit the model.
     pub fn restore(&mut self, path: &Path, step: usize, model: &LanguageModel) -> Result<()> {
         let device = model.device().without_autodiff();
         let files = Files::open([path.to_owned()])?;
         let views = files.views()?;
-        // How much of each has found its place.
+        // Elements of each stored tensor that were read so far.
         let mut read: BTreeMap<&str, usize> = BTreeMap::new();
         let mut moments = BTreeMap::new();
         for (parameter, count) in sizes(model) {
@@ -280,7 +281,7 @@ impl Optimizer {
     }
 }
 
-/// The path of every parameter and the number of its values, in the model's order.
+/// The path of every parameter and its number of elements, in the model's order.
 fn sizes(model: &LanguageModel) -> Vec<(String, usize)> {
     #[derive(Default)]
     struct Sizes(Vec<String>, Vec<(String, usize)>);

@@ -1,5 +1,5 @@
-//! The folder of a run: stages that appear whole or not at all, and are skipped while what they were
-//! made from stands.
+//! The folder of a run. A stage appears in it whole or not at all, with a fingerprint of what it was made from, and is skipped as long
+//! as that fingerprint is the same.
 
 use std::{
     cell::RefCell,
@@ -21,7 +21,7 @@ use serde_json::Value;
 
 const STAGE_FILE: &str = "stage.json";
 
-/// What a finished stage was made from.
+/// The note in a finished stage's folder: what it was made from.
 #[derive(Serialize, Deserialize)]
 struct StageFile {
     stage: String,
@@ -30,11 +30,11 @@ struct StageFile {
 
 /// A run in progress.
 pub struct Run {
-    /// Its folder.
+    /// Holds a folder per stage.
     pub folder: PathBuf,
-    /// Its resolved settings.
+    /// Resolved and checked.
     pub settings: Settings,
-    /// Where it computes, without autodiff.
+    /// The device, without autodiff.
     pub device: Device,
     /// Told what the stages do.
     pub reporter: Reporter,
@@ -44,12 +44,12 @@ pub struct Run {
     _lock: File,
 }
 
-/// A stage that stands.
+/// A finished stage.
 #[derive(Clone, Debug)]
 pub struct Stage {
-    /// Its folder.
+    /// Its files.
     pub folder: PathBuf,
-    /// The hash of all that it was made from: what the stages after it depend on.
+    /// Hash of everything that it was made from, which enters the fingerprints of later stages.
     pub hash: String,
 }
 
@@ -117,7 +117,7 @@ impl Run {
         Self::open(&self.folder.join(name), settings, device, self.resume, reporter)
     }
 
-    /// Where a model goes that is not trained.
+    /// Device and precision of models that are not trained.
     pub fn placement(&self) -> Placement {
         Placement::new(self.device.clone(), self.settings.model.precision)
     }
@@ -157,10 +157,10 @@ impl Run {
         Ok(stage)
     }
 
-    /// The folder of a stage's checkpoints: kept if `--resume` asks for it, else empty.
+    /// The folder of a stage's checkpoints: kept with `--resume`, else emptied.
     ///
     /// # Errors
-    /// `--resume`, and checkpoints that were made from other things: they are not thrown away unasked.
+    /// `--resume` with checkpoints that were made from other settings or data: they are not deleted unasked.
     fn prepare_checkpoints(&self, name: &str, fingerprint: &Fingerprint) -> Result<PathBuf> {
         let folder = self.folder.join("checkpoints").join(name);
         let path = folder.join(STAGE_FILE);
@@ -192,7 +192,7 @@ impl Run {
     }
 }
 
-/// Whether a folder of checkpoints holds more than the note of what they are made from.
+/// Whether a folder holds checkpoints, not only the note of what they would be made from.
 fn holds_work(folder: &Path) -> Result<bool> {
     if !folder.exists() {
         return Ok(false);
@@ -206,7 +206,7 @@ fn holds_work(folder: &Path) -> Result<bool> {
     Ok(false)
 }
 
-/// What differs between two fingerprints, settings one by one.
+/// What differs between two fingerprints, setting by setting.
 fn changes(now: &Fingerprint, then: &Fingerprint) -> String {
     let mut changes = Vec::new();
     for difference in now.differences(then) {
@@ -249,7 +249,7 @@ fn write_fingerprint(path: &Path, stage: &str, fingerprint: &Fingerprint) -> Res
     fs::write(path, text + "\n").with_context(|| format!("writing {}", path.display()))
 }
 
-/// Removes what a killed process left of a stage's unfinished folder.
+/// Removes the unfinished folder that a killed process left behind.
 fn remove_leftovers(run: &Path, stage: &str) -> Result<()> {
     let prefix = format!(".{stage}.");
     for entry in fs::read_dir(run).with_context(|| format!("listing {}", run.display()))? {

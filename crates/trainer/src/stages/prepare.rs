@@ -12,20 +12,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::run::{Run, Stage, Workspace};
 
-/// A held-out prompt that the models answer.
+/// A held-out prompt for the models to answer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct EvalPrompt {
-    /// As shown in the report.
+    /// The text that the report shows.
     pub text: String,
-    /// As the model gets it.
+    /// The tokens that the model gets.
     pub tokens: Vec<u32>,
-    /// The answer wanted: the right one of the built-in data, else the chosen response.
+    /// The right answer of the built-in data, else the chosen response.
     pub expected: String,
-    /// Where the built-in checker can judge.
+    /// For the checker of the built-in data.
     pub task: Option<Task>,
 }
 
-/// What preparing read, kept and dropped.
+/// What was read, kept and dropped.
 #[derive(Debug, Serialize, Deserialize)]
 struct Summary {
     source: Option<ReadSummary>,
@@ -34,13 +34,13 @@ struct Summary {
     held_out: PrepareSummary,
 }
 
-/// The prepared data, opened.
+/// The stage's files, opened.
 pub struct Prepared {
-    /// The stage.
+    /// Its folder and hash.
     pub stage: Stage,
-    /// The tokenizer.
+    /// The model's own, or the one trained on the data.
     pub tokenizer: Tokenizer,
-    /// How prompts and responses become one text.
+    /// Turns conversations into text.
     pub template: TemplateChoice,
     /// Examples for supervised fine-tuning.
     pub sft: SequenceStore,
@@ -48,13 +48,13 @@ pub struct Prepared {
     pub train: PairStore,
     /// Held-out pairs.
     pub held_out: PairStore,
-    /// Held-out prompts.
+    /// Held-out prompts, at most `evaluate.prompts`.
     pub prompts: Vec<EvalPrompt>,
-    /// What tokenising did to the training pairs.
+    /// How many training pairs were clipped or dropped.
     pub train_summary: PrepareSummary,
 }
 
-/// Pairs, examples and prompts before they are tokens.
+/// Pairs, examples and prompts before tokenisation.
 struct Raw {
     sft: Vec<SftExample>,
     train: Vec<Pair>,
@@ -63,7 +63,10 @@ struct Raw {
     summary: Option<ReadSummary>,
 }
 
-/// The stage.
+/// Reads the data, trains a tokenizer if there is none, and tokenises.
+///
+/// # Errors
+/// Data that can't be read, or none left after truncation.
 pub fn prepare(run: &Run) -> Result<Prepared> {
     let s = &run.settings;
     let mut fingerprint = super::fingerprint(run)
@@ -180,7 +183,7 @@ fn fill(run: &Run, given: Option<Tokenizer>, workspace: &Workspace) -> Result<()
     Ok(())
 }
 
-/// The built-in dataset.
+/// Generates the built-in dataset.
 fn built_in(run: &Run) -> Raw {
     let sizes = &run.settings.data.built_in;
     let data = generate(
@@ -217,7 +220,7 @@ fn built_in(run: &Run) -> Raw {
     }
 }
 
-/// Other people's preference pairs.
+/// Reads the files that the settings name.
 fn external(run: &Run, path: &Path) -> Result<Raw> {
     let s = &run.settings.data;
     let (mut pairs, summary) = read_pairs(path, s.on_empty)?;
