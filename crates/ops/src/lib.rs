@@ -52,6 +52,7 @@ mod largest;
 mod linear;
 mod log_probs;
 mod pooled;
+mod product;
 mod rms_norm;
 mod rotary;
 mod rows;
@@ -74,6 +75,15 @@ pub use rotary::rotary;
 pub use rows::Rows;
 pub use softcap::softcap;
 pub use statistics::{TokenStatistics, linear_token_statistics};
+
+/// Matrix products on GPUs by a named strategy, and what tells the strategies apart.
+#[cfg(feature = "cube")]
+pub mod products {
+    pub use crate::cube::products::{
+        Case, CubeK, ProductError, ProductStrategy, Routine, Sample, Tiles, awkward, check, chosen,
+        first_refusal, product,
+    };
+}
 
 /// The operations as plain tensor operations, whatever the backend: the oracle for tests and benchmarks.
 pub mod definition {
