@@ -11,13 +11,12 @@ use std::{
     sync::Mutex,
 };
 
-use burn::tensor::DType;
+use burn::{backend::fusion::custom::StreamId, tensor::DType};
 use burn_cubecl::{
     cubecl::{
         cuda::CudaRuntime,
         device::DeviceId,
         device_handle::DeviceHandle,
-        environment::stream::StreamId,
         server::{BufferBinding, ServerStorage},
     },
     tensor::CubeTensor,

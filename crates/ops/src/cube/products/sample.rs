@@ -282,7 +282,7 @@ fn draw_kernel<F: Float>(
 ) {
     let i = ABSOLUTE_POS;
     if i < elements {
-        let bits = (i as u32) * 0x9e37_79b9u32 + seed;
+        let bits = u32::cast_from(i) * 0x9e37_79b9u32 + seed;
         let bits = (bits ^ (bits >> 16)) * 0x7feb_352du32;
         let bits = (bits ^ (bits >> 15)) * 0x846c_a68bu32;
         let value = (f32::cast_from(bits >> 24) * 2.0f32 - 255.0f32) / 256.0f32;

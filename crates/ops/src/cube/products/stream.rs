@@ -5,7 +5,7 @@
 
 use std::fmt::Debug;
 
-use burn_cubecl::cubecl::environment::stream::StreamId;
+use burn::backend::fusion::custom::StreamId;
 
 /// The handle of a stream that has been used; None if the server's print looks different from that of CubeCL 0.11.
 pub(super) fn raw(server: &impl Debug, id: StreamId) -> Option<usize> {
