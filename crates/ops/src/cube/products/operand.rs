@@ -7,6 +7,7 @@ use super::ProductError;
 
 /// A matrix as it is stored: rows of one stride.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
 pub(super) struct Layout {
     /// Whether the rows in memory are the columns of the matrix.
     pub transposed: bool,
@@ -16,6 +17,7 @@ pub(super) struct Layout {
 
 /// Everything about a product but where its matrices are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
 pub(super) struct Layouts {
     pub m: usize,
     pub n: usize,
