@@ -5,7 +5,12 @@ use std::ops::Range;
 
 use burn::tensor::{FloatDType, Int, Tensor};
 
-use crate::{Rows, graph::Plain, rms_norm::at_least_f32};
+use crate::{
+    Rows,
+    graph::Plain,
+    product::{Factor, product},
+    rms_norm::at_least_f32,
+};
 
 /// Sizes of a block of logits.
 #[derive(Clone, Copy, Debug)]
@@ -121,7 +126,7 @@ impl Head {
 
     /// `h·Wᵀ` of a block, `[rows, tokens]`, in the type of the hidden states.
     pub fn products(&self, rows: &Range<usize>, tokens: &Range<usize>) -> Tensor<2> {
-        self.hidden(rows).matmul(self.weight(tokens).transpose())
+        product(self.hidden(rows), Factor::transposed(self.weight(tokens)))
     }
 
     pub fn logits(&self, rows: &Range<usize>, tokens: &Range<usize>) -> Logits {
@@ -169,11 +174,14 @@ impl Head {
                 for (rows, d_rows) in rows.iter().zip(&mut d_hidden) {
                     let d_products = d_products(rows, &tokens);
                     if hidden_wanted {
-                        let more = at_least_f32(d_products.clone().matmul(self.weight(&tokens)));
+                        let more = at_least_f32(product(d_products.clone(), self.weight(&tokens)));
                         *d_rows = Some(add(d_rows.take(), more));
                     }
                     if parts_wanted[i] {
-                        let more = at_least_f32(d_products.transpose().matmul(self.hidden(rows)));
+                        let more = at_least_f32(product(
+                            Factor::transposed(d_products),
+                            self.hidden(rows),
+                        ));
                         d_tokens = Some(add(d_tokens, more));
                     }
                 }

@@ -56,6 +56,7 @@ mod largest;
 mod linear;
 mod log_probs;
 mod pooled;
+mod product;
 mod rms_norm;
 mod rotary;
 mod rows;
@@ -79,6 +80,15 @@ pub use rotary::rotary;
 pub use rows::Rows;
 pub use softcap::softcap;
 pub use statistics::{TokenStatistics, linear_token_statistics};
+
+/// Matrix products on GPUs by a named strategy, and what tells the strategies apart.
+#[cfg(feature = "cube")]
+pub mod products {
+    pub use crate::cube::products::{
+        Case, CubeK, ProductError, ProductStrategy, Routine, Sample, Tiles, awkward, check, chosen,
+        first_refusal, product,
+    };
+}
 
 /// The operations in plain tensor operations, on any backend: the oracle of tests and benchmarks.
 pub mod definition {

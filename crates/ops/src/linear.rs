@@ -59,8 +59,11 @@ fn rows<const D: usize>(x: Tensor<D>) -> Tensor<2> {
 mod rounded {
     use burn::tensor::{FloatDType, Tensor};
 
-    use super::{bf16_definition, rows};
-    use crate::graph::{Operation, Plain};
+    use super::rows;
+    use crate::{
+        graph::{Operation, Plain},
+        product::{Factor, product},
+    };
 
     #[derive(Clone, Debug)]
     pub(super) struct Linear<const D: usize>;
@@ -69,7 +72,11 @@ mod rounded {
         type Saved = ();
 
         fn forward(&self, [x, weight]: [Plain; 2]) -> (Plain, ()) {
-            (bf16_definition(Tensor::<D>::from(x), weight.into()).into(), ())
+            let (x, weight) = (Tensor::<D>::from(x), Tensor::<2>::from(weight));
+            let mut shape = x.dims();
+            shape[D - 1] = weight.dims()[0];
+            let [x, weight] = [rows(x), weight].map(|x| x.cast(FloatDType::BF16));
+            (product(x, Factor::transposed(weight)).reshape(shape).into(), ())
         }
 
         /// `dx = g·W`, `dW = gᵀ·x`.
@@ -84,8 +91,10 @@ mod rounded {
             let (shape, [x_type, weight_type]) = (x.dims(), [x.dtype(), weight.dtype()]);
             let [x, weight, g] = [rows(x), weight, rows(Tensor::<D>::from(gradient))]
                 .map(|x| x.cast(FloatDType::BF16));
-            let d_x = x_wanted.then(|| g.clone().matmul(weight).cast(x_type).reshape(shape).into());
-            let d_weight = weight_wanted.then(|| g.transpose().matmul(x).cast(weight_type).into());
+            let d_x =
+                x_wanted.then(|| product(g.clone(), weight).cast(x_type).reshape(shape).into());
+            let d_weight =
+                weight_wanted.then(|| product(Factor::transposed(g), x).cast(weight_type).into());
             [d_x, d_weight]
         }
     }

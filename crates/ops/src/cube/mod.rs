@@ -10,6 +10,7 @@ pub(crate) mod head;
 mod matrix;
 mod place;
 pub(crate) mod pooled;
+pub(crate) mod products;
 pub(crate) mod rms_norm;
 mod softcap;
 
@@ -56,6 +57,11 @@ pub(crate) fn takes<const D: usize>(x: &Tensor<D>) -> bool {
             DispatchTensorKind::Autodiff(inner) => matches!(*inner, DispatchTensorKind::Cube(_)),
             kind => matches!(kind, DispatchTensorKind::Cube(_)),
         }
+}
+
+/// [`takes`], for tensors outside any graph only.
+pub(crate) fn takes_outside_graph<const D: usize>(x: &Tensor<D>) -> bool {
+    takes(x) && x.clone().into_dispatch().autodiff == DispatchAutodiffContext::Disabled
 }
 
 /// Queues a kernel and returns its outputs.

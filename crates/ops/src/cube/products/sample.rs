@@ -1,0 +1,291 @@
+//! Products whose result the host knows: of matrices that are drawn by a formula.
+
+use std::fmt;
+
+use burn::tensor::{DType, Shape, bf16, f16};
+use burn_cubecl::{
+    CubeDevice,
+    cubecl::{self, calculate_cube_count_elemwise, ir::ElemType, prelude::*},
+    ops::numeric::empty_device_dtype,
+    tensor::CubeTensor,
+};
+
+use super::{ProductError, ProductStrategy, product};
+
+/// A product: its shape, and how its factors lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Case {
+    /// Rows of the left factor and of the result.
+    pub m: usize,
+    /// Columns of the right factor and of the result.
+    pub n: usize,
+    /// Columns of the left factor, rows of the right one.
+    pub k: usize,
+    /// Whether the left factor is the transpose of what is stored.
+    pub lhs_transposed: bool,
+    /// Whether the right factor is the transpose of what is stored.
+    pub rhs_transposed: bool,
+    /// Type of the factors.
+    pub factors: DType,
+    /// Type of the result.
+    pub result: DType,
+}
+
+impl Case {
+    /// Multiplications and additions.
+    pub fn operations(&self) -> f64 {
+        2.0 * self.m as f64 * self.n as f64 * self.k as f64
+    }
+
+    /// By how much the result may be off, over the elements' root mean square.
+    pub fn allowed(&self) -> f64 {
+        match self.result {
+            DType::BF16 => 2e-2,
+            _ => 2e-3,
+        }
+    }
+}
+
+/// Like `1024×2304·(9216×2304)ᵀ bf16`.
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { m, n, k, .. } = self;
+        let factor = |rows: &usize, columns: &usize, transposed| match transposed {
+            true => format!("({columns}×{rows})ᵀ"),
+            false => format!("{rows}×{columns}"),
+        };
+        let (lhs, rhs) = (factor(m, k, self.lhs_transposed), factor(k, n, self.rhs_transposed));
+        write!(f, "{lhs}·{rhs} {}", self.factors.name())?;
+        if self.result != self.factors {
+            write!(f, "→{}", self.result.name())?;
+        }
+        Ok(())
+    }
+}
+
+/// The matrices of a case on a device.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    case: Case,
+    /// `[m, k]`
+    pub lhs: CubeTensor,
+    /// `[k, n]`
+    pub rhs: CubeTensor,
+    /// `[m, n]`, empty at first.
+    pub output: CubeTensor,
+}
+
+const SEEDS: [u32; 2] = [0x51ed_270b, 0xb529_7a4d];
+
+impl Sample {
+    /// Draws the factors on the device.
+    pub fn new(case: Case, device: &CubeDevice) -> Self {
+        let Case { m, n, k, .. } = case;
+        let [lhs, rhs] =
+            [([m, k], case.lhs_transposed, SEEDS[0]), ([k, n], case.rhs_transposed, SEEDS[1])].map(
+                |([rows, columns], transposed, seed)| {
+                    let stored = if transposed { [columns, rows] } else { [rows, columns] };
+                    let mut matrix = draw(stored, case.factors, seed, device);
+                    if transposed {
+                        matrix.meta.swap(0, 1);
+                    }
+                    matrix
+                },
+            );
+        let output =
+            empty_device_dtype(device.client(), device.clone(), Shape::new([m, n]), case.result);
+        Self { case, lhs, rhs, output }
+    }
+
+    /// Queues the product.
+    ///
+    /// # Errors
+    /// As of [`product`].
+    pub fn compute(&self, strategy: ProductStrategy) -> Result<(), ProductError> {
+        product(strategy, &self.lhs, &self.rhs, &self.output)
+    }
+
+    /// Waits for the device.
+    ///
+    /// # Errors
+    /// If the kernel that should have written the output didn't compile or didn't run.
+    pub fn wait(&self) -> Result<(), ProductError> {
+        let handles = [&self.output.handle];
+        cubecl::future::block_on(self.output.client.sync_buffers(handles))
+            .map_err(|error| ProductError::Device(error.to_string()))
+    }
+
+    /// The largest difference between the output and the product in float64, over the root mean square of the product's
+    /// elements. Of a large output, some elements of some rows are looked at, its edges among them.
+    ///
+    /// # Errors
+    /// If the output can't be read.
+    pub fn error(&self) -> Result<f64, ProductError> {
+        let Case { m, n, k, .. } = self.case;
+        let whole = m * n * k <= 1 << 23;
+        let rows = if whole { spread(m, m) } else { spread(m, 5) };
+        let columns = if whole { spread(n, n) } else { spread(n, (1 << 19) / k) };
+        let mut largest = 0.0f64;
+        for row in rows {
+            let values = self.row(row)?;
+            for column in &columns {
+                let expected =
+                    (0..k).map(|i| self.lhs_at(row, i) * self.rhs_at(i, *column)).sum::<f64>();
+                let difference = (values[*column] - expected).abs();
+                // Not a number is as wrong as can be.
+                largest = if difference.is_nan() { f64::INFINITY } else { largest.max(difference) };
+            }
+        }
+        Ok(largest / ((k as f64).sqrt() / 3.0))
+    }
+
+    /// [`error`](Self::error), if rounding explains it.
+    ///
+    /// # Errors
+    /// If it doesn't, or if the output can't be read.
+    pub fn verify(&self, strategy: ProductStrategy) -> Result<f64, ProductError> {
+        let (error, allowed) = (self.error()?, self.case.allowed());
+        if error > allowed {
+            let (strategy, case) = (strategy.to_string(), self.case.to_string());
+            return Err(ProductError::Wrong { strategy, case, error, allowed });
+        }
+        Ok(error)
+    }
+
+    fn lhs_at(&self, row: usize, column: usize) -> f64 {
+        let Case { m, k, lhs_transposed, .. } = self.case;
+        value(if lhs_transposed { column * m + row } else { row * k + column }, SEEDS[0])
+    }
+
+    fn rhs_at(&self, row: usize, column: usize) -> f64 {
+        let Case { n, k, rhs_transposed, .. } = self.case;
+        value(if rhs_transposed { column * k + row } else { row * n + column }, SEEDS[1])
+    }
+
+    /// One row of the output.
+    fn row(&self, row: usize) -> Result<Vec<f64>, ProductError> {
+        let (width, size) = (self.case.n, self.case.result.size());
+        let first = (row * self.output.meta.strides()[0] * size) as u64;
+        let handle = &self.output.handle;
+        let behind = handle.size_in_used() - first - (width * size) as u64;
+        let bytes = self
+            .output
+            .client
+            .read_one(handle.clone().offset_start(first).offset_end(behind))
+            .map_err(|error| ProductError::Device(error.to_string()))?;
+        let elements = bytes.chunks_exact(size);
+        Ok(match self.case.result {
+            DType::BF16 => {
+                elements.map(|x| f64::from(bf16::from_le_bytes([x[0], x[1]]).to_f32())).collect()
+            }
+            DType::F16 => {
+                elements.map(|x| f64::from(f16::from_le_bytes([x[0], x[1]]).to_f32())).collect()
+            }
+            _ => {
+                elements.map(|x| f64::from(f32::from_le_bytes([x[0], x[1], x[2], x[3]]))).collect()
+            }
+        })
+    }
+}
+
+/// Small products of awkward shapes: one row, odd sizes, sizes beside those of tiles; in every layout of a linear map's forward
+/// and backward pass.
+pub fn awkward([factors, result]: [DType; 2]) -> Vec<Case> {
+    const SHAPES: [[usize; 3]; 7] = [
+        [128, 128, 64],
+        [257, 96, 40],
+        [33, 65, 129],
+        [64, 1000, 72],
+        [128, 8, 512],
+        [5, 640, 256],
+        [1, 7, 5],
+    ];
+    let layouts = [(false, true), (false, false), (true, false)];
+    let cases = SHAPES.into_iter().flat_map(|[m, n, k]| {
+        layouts.map(|(lhs_transposed, rhs_transposed)| Case {
+            m,
+            n,
+            k,
+            lhs_transposed,
+            rhs_transposed,
+            factors,
+            result,
+        })
+    });
+    cases.collect()
+}
+
+/// Computes a product and compares it with that of float64, as [`Sample::error`] does.
+///
+/// # Errors
+/// If the strategy refuses it, fails, or is off by more than rounding explains.
+pub fn check(
+    strategy: ProductStrategy,
+    case: Case,
+    device: &CubeDevice,
+) -> Result<f64, ProductError> {
+    let sample = Sample::new(case, device);
+    sample.compute(strategy)?;
+    sample.wait()?;
+    sample.verify(strategy)
+}
+
+/// Up to `most` of the first `count` numbers at equal distances, the first and the last among them.
+fn spread(count: usize, most: usize) -> Vec<usize> {
+    let most = most.clamp(2, 64.max(count.min(1024)));
+    if count <= most {
+        return (0..count).collect();
+    }
+    (0..most).map(|i| i * (count - 1) / (most - 1)).collect()
+}
+
+/// Element `i` of a drawn matrix, as it is stored: an odd number of 256ths between -1 and 1, which bfloat16 holds exactly.
+fn value(i: usize, seed: u32) -> f64 {
+    let mut bits = (i as u32).wrapping_mul(0x9e37_79b9).wrapping_add(seed);
+    bits = (bits ^ (bits >> 16)).wrapping_mul(0x7feb_352d);
+    bits = (bits ^ (bits >> 15)).wrapping_mul(0x846c_a68b);
+    (f64::from(bits >> 24) * 2.0 - 255.0) / 256.0
+}
+
+fn draw([rows, width]: [usize; 2], dtype: DType, seed: u32, device: &CubeDevice) -> CubeTensor {
+    let client = device.client();
+    let matrix =
+        empty_device_dtype(client.clone(), device.clone(), Shape::new([rows, width]), dtype);
+    let dim = CubeDim::new_1d(256);
+    let count = calculate_cube_count_elemwise(&client, rows * width, dim);
+    // SAFETY: the kernel keeps to `rows` rows of `width` elements, which the matrix has.
+    unsafe {
+        draw_kernel::launch_unchecked(
+            &client,
+            count,
+            dim,
+            matrix.required_address_type(),
+            matrix.clone().into_buffer_arg(),
+            rows * width,
+            width,
+            matrix.meta.strides()[0],
+            seed,
+            burn::backend::cubecl::dtype_to_storage_type(dtype),
+        );
+    }
+    matrix
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn draw_kernel<F: Float>(
+    matrix: &mut [F],
+    elements: usize,
+    width: usize,
+    stride: usize,
+    seed: u32,
+    #[define(F)] _type: ElemType,
+) {
+    let i = ABSOLUTE_POS;
+    if i < elements {
+        let bits = u32::cast_from(i) * 0x9e37_79b9u32 + seed;
+        let bits = (bits ^ (bits >> 16)) * 0x7feb_352du32;
+        let bits = (bits ^ (bits >> 15)) * 0x846c_a68bu32;
+        let value = (f32::cast_from(bits >> 24) * 2.0f32 - 255.0f32) / 256.0f32;
+        matrix[(i / width) * stride + i % width] = F::cast_from(value);
+    }
+}
