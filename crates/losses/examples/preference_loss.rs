@@ -17,7 +17,7 @@ fn main() {
         rejected: Tensor::from_floats(rejected, &device),
     };
 
-    // Log-probabilities summed over response tokens, in nats, and the numbers of those tokens.
+    // Log-probabilities summed over response tokens, in nats, and the token counts.
     let policy = pairs([-12.1, -30.4, -8.2], [-14.9, -28.0, -9.9]).map(Tensor::require_grad);
     let reference = pairs([-13.0, -31.0, -8.0], [-14.0, -29.5, -9.0]);
     let tokens = pairs([10.0, 24.0, 6.0], [12.0, 20.0, 8.0]);

@@ -1,5 +1,5 @@
 //! Distributional alignment via optimal transport (Melnyk et al. 2024, arXiv 2406.05882):
-//! the quantiles of a batch are compared, so that one distribution comes to dominate the other.
+//! the quantiles of a batch are compared, and one distribution is pushed to dominate the other.
 //!
 //! The i-th loss belongs to the i-th quantile, not to the i-th pair; only the mean is meaningful. The mean
 //! over micro-batches differs from the mean over the whole batch.

@@ -1,8 +1,8 @@
-//! What is wrong with a method's name, constants or options.
+//! Errors in a method's name, constants or options.
 
 use crate::Method;
 
-/// What is wrong with an objective.
+/// An objective that doesn't exist or makes no sense.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ObjectiveError {
     /// A name that no method has.

@@ -15,11 +15,11 @@ pub(crate) struct MethodSpec {
     pub aliases: &'static [&'static str],
     /// β if none is given.
     pub beta: f64,
-    /// What it reads whatever its options.
+    /// The quantities it reads with every choice of options.
     pub needs: Needs,
     /// The options it has, with their defaults; the others aren't set.
     pub options: Options,
-    /// What its options must hold, where that is less than [`Options`] allows in general.
+    /// Values of its options, where it allows fewer than [`Options`] does in general.
     pub limits: &'static [Limit],
     /// Its losses. The options of the objective are complete: those that the row has are set.
     pub losses: fn(&Objective, &Quantities) -> PairLosses,

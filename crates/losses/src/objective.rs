@@ -51,7 +51,7 @@ impl Objective {
         self.options.check(self.method)
     }
 
-    /// What has to be computed for [`Self::losses`]; nothing else is read.
+    /// The quantities that [`Self::losses`] reads.
     pub fn needs(&self) -> Needs {
         let needs = self.method.spec().needs;
         let options = self.options.with_defaults(self.method);

@@ -22,7 +22,7 @@ macro_rules! options {
             /// No option is set.
             pub const NONE: Self = Self { $($name: None,)* };
 
-            /// What each option may be, whatever the method.
+            /// The values of each option that make sense for some method.
             const LIMITS: &[Limit] = &[$(Limit {
                 option: stringify!($name),
                 range: $range,
@@ -93,7 +93,7 @@ options! {
     ada_rho: f64, |r| r > 0.0 && r < std::f64::consts::LN_2, "above 0 and below log 2";
     /// The smallest and the largest scale of Ada-DPO.
     ada_tau: [f64; 2], |[least, largest]| 0.0 < least && least <= largest && largest.is_finite(),
-        "two numbers above 0 in ascending order";
+        "two values above 0 in ascending order";
     /// Weight of the tokens by which a response is longer than the other response of its pair (LD-DPO).
     ld_alpha: f64, |a| (0.0..=1.0).contains(&a), "from 0 to 1";
     /// Weights each pair by the policy's probability of its responses (WPO).

@@ -1,4 +1,4 @@
-//! What every pairwise loss returns: a loss for each pair, and the rewards it compares.
+//! The return value of every pairwise loss: a loss for each pair, and the rewards it compares.
 
 use burn::tensor::{Tensor, activation::softplus};
 

@@ -1,10 +1,10 @@
-//! What objectives are computed from, and which of it each of them needs.
+//! The inputs of objectives, and which of them an objective needs.
 
 use burn::tensor::Tensor;
 
 use crate::PerResponse;
 
-/// What was computed for a batch of pairs, `[pairs]` each. Log-probabilities are in nats.
+/// Measurements of a batch of pairs, `[pairs]` each. Log-probabilities are in nats.
 #[derive(Clone, Debug)]
 pub struct Quantities {
     /// The policy's summed log-probabilities of the response tokens.

@@ -31,7 +31,7 @@ fn matrix(rows: &[Vec<f64>], device: &Device) -> Tensor<2> {
 
 type Rows = Vec<Vec<f64>>;
 
-/// Pooled activations of policy and reference, of which a share of `density` isn't 0.
+/// Pooled activations of policy and reference, a share of `density` not 0.
 fn rows(rows: usize, width: usize, density: f64) -> impl Strategy<Value = [Rows; 2]> {
     let entry = (weighted(density), 0.0..3.0).prop_map(|(active, x)| if active { x } else { 0.0 });
     let activations = vec(vec(entry, width), rows);
