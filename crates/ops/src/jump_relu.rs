@@ -36,7 +36,7 @@ pub fn heaviside(z: Tensor<2>, threshold: Tensor<1>, bandwidth: f64) -> Tensor<2
     #[cfg(feature = "flex")]
     if let Some(output) = crate::flex::apply(
         fast::Heaviside { bandwidth: bandwidth as f32 },
-        // z gets no gradient, so it is no parent in the graph.
+        // Without its graph, because z gets no gradient.
         [crate::flex::operand(&z.clone().inner()), crate::flex::operand(&threshold)],
     ) {
         return Tensor::from_dispatch(output);

@@ -79,7 +79,7 @@ impl Sae {
     }
 }
 
-/// Whether an encoder fits activations of this width.
+/// Checks that an encoder takes activations of this width.
 ///
 /// # Errors
 /// It takes activations of another width. The message names `site`, where they come from.

@@ -9,8 +9,8 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::support::{tensor, threshold, to_vec};
 
-/// Inputs are sparse sums of known directions, of which there are more than dimensions. Training must reach the target L0, explain
-/// the inputs and recover the directions.
+/// Inputs are sparse sums of more known directions than they have dimensions. Training must reach the target L0, explain the inputs
+/// and recover the directions.
 #[test]
 fn training_finds_known_structure() {
     find_known_structure(Compute::Float32, 3);
