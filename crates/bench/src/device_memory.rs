@@ -1,35 +1,33 @@
-//! The memory of a device during a measurement.
+//! Peak memory of a device during a measurement.
 
 use burn::tensor::Device;
-
 use fpo_device::facts::{Held, held};
 
-/// The most that a device's allocator held, over the moments at which it was asked. Absent on the CPU, which has none.
+/// The maximum that a device's allocator held over all samples. The CPU has no such allocator, so there it stays `None`.
 #[derive(Clone, Debug)]
-pub struct DeviceMemory {
+pub(crate) struct DeviceMemory {
     device: Device,
-    most: Option<Held>,
+    peak: Option<Held>,
 }
 
 impl DeviceMemory {
-    /// Before anything was asked.
-    pub fn new(device: &Device) -> Self {
-        Self { device: device.clone(), most: None }
+    pub(crate) fn new(device: &Device) -> Self {
+        Self { device: device.clone(), peak: None }
     }
 
-    /// Asks.
-    pub fn ask(&mut self) {
+    /// Samples the allocator.
+    pub(crate) fn sample(&mut self) {
         let Some(now) = held(&self.device) else { return };
-        let before = self.most.unwrap_or(now);
-        self.most = Some(Held {
+        let before = self.peak.unwrap_or(now);
+        self.peak = Some(Held {
             in_use: before.in_use.max(now.in_use),
             reserved: before.reserved.max(now.reserved),
         });
     }
 
-    /// MiB in use and reserved.
-    pub fn mib(&self) -> Option<(f64, f64)> {
+    /// Peaks in MiB: in use, reserved.
+    pub(crate) fn mib(&self) -> Option<(f64, f64)> {
         const MIB: f64 = (1 << 20) as f64;
-        self.most.map(|held| (held.in_use as f64 / MIB, held.reserved as f64 / MIB))
+        self.peak.map(|held| (held.in_use as f64 / MIB, held.reserved as f64 / MIB))
     }
 }

@@ -1,46 +1,44 @@
-//! The floating-point operations that the mathematics of a step asks for, and the rate at which the device multiplies matrices.
+//! FLOPs of a training step, and the matmul rate of a device.
 
 use std::time::Instant;
 
 use anyhow::Result;
 use burn::tensor::{DType, Device, Distribution, Tensor};
+use fpo_device::sync;
+use fpo_plan as plan;
 use fpo_transformer::{LoraConfig, ModelConfig, Precision, Projection};
 
 use crate::median;
-use fpo_device::sync;
-use fpo_plan as plan;
 
-/// A step, as far as its products are concerned.
+/// The sizes that determine the matrix products of a step.
 #[derive(Clone, Debug)]
-pub struct Products<'a> {
-    /// The model.
+pub(crate) struct Products<'a> {
     pub config: &'a ModelConfig,
-    /// Texts of the step, all of the same length.
-    pub texts: usize,
-    /// Tokens of each.
+    /// Sequences in the step, all of the same length: two per pair.
+    pub sequences: usize,
+    /// Tokens per sequence.
     pub tokens: usize,
-    /// Of these the response's, whose log-probabilities are computed.
+    /// Response tokens per sequence, whose log-probabilities are computed.
     pub response: usize,
-    /// Adapters alone are trained.
+    /// Only these adapters are trained, if set.
     pub lora: Option<&'a LoraConfig>,
-    /// A second model reads the texts as well, and its distributions are compared.
+    /// A reference model runs a forward pass too, for the token-level KL.
     pub second_model: bool,
-    /// Features of the autoencoder that is read at response positions.
+    /// Features of the autoencoder that encodes the response positions, if any.
     pub d_sae: Option<usize>,
 }
 
 impl Products<'_> {
-    /// Operations of one step, a multiplication with its addition counted as two.
+    /// FLOPs of one step; a multiply-add counts as two.
     ///
-    /// Every product of the forward pass once: linear layers at all tokens; scores and sums of attention for each pair of a query
-    /// and a key that it sees; the vocabulary and the autoencoder's encoder at response positions. In the backward pass a product
-    /// costs two of its size where both of its factors want a gradient, and one where a factor is frozen. What is recomputed is
-    /// not counted, nor is anything but products.
-    pub fn flops(&self) -> f64 {
+    /// Forward pass: linear layers at all tokens, attention scores and weighted sums for each visible query-key pair, the head
+    /// and the autoencoder's encoder at response positions. Backward pass: twice the forward product if both operands need a
+    /// gradient, once if one of them is frozen. Recomputation and elementwise operations don't count.
+    pub(crate) fn flops(&self) -> f64 {
         let c = self.config;
         let layers = c.num_hidden_layers as f64;
-        let tokens = (self.texts * self.tokens) as f64;
-        let response = (self.texts * self.response) as f64;
+        let tokens = (self.sequences * self.tokens) as f64;
+        let response = (self.sequences * self.response) as f64;
         let linear = layers * tokens * self.per_block(|[rows, columns]| rows * columns);
         let adapters = self.lora.map_or(0.0, |lora| {
             let rank = lora.rank as f64;
@@ -53,7 +51,7 @@ impl Products<'_> {
             layers * tokens * of_block
         });
         let width = (c.num_attention_heads * c.head_dim) as f64;
-        let attention = 2.0 * self.seen() * width;
+        let attention = 2.0 * self.visible_pairs() * width;
         let head = response * (c.hidden_size * c.vocab_size) as f64;
         let encoder = self.d_sae.map_or(0.0, |d_sae| response * (c.hidden_size * d_sae) as f64);
 
@@ -63,7 +61,7 @@ impl Products<'_> {
         2.0 * (policy + second)
     }
 
-    /// Summed over a block's linear layers.
+    /// The sum of `of` over a block's linear layers, given `[in, out]`.
     fn per_block(&self, of: impl Fn([f64; 2]) -> f64) -> f64 {
         Projection::ALL
             .into_iter()
@@ -71,24 +69,25 @@ impl Products<'_> {
             .sum()
     }
 
-    /// Pairs of a query and a key that it sees, of all texts and layers.
-    fn seen(&self) -> f64 {
+    /// Number of query-key pairs inside the causal window, over all sequences and layers.
+    fn visible_pairs(&self) -> f64 {
         let of_layer = |layer| {
             let window = self.config.window(layer).unwrap_or(usize::MAX).min(self.tokens);
-            // The first queries see fewer keys than the window has.
+            // The first `window` queries see 1, 2, … keys.
             window * (window + 1) / 2 + (self.tokens - window) * window
         };
-        let seen: usize = (0..self.config.num_hidden_layers).map(of_layer).sum();
-        (self.texts * seen) as f64
+        let pairs: usize = (0..self.config.num_hidden_layers).map(of_layer).sum();
+        (self.sequences * pairs) as f64
     }
 }
 
-/// Floating-point operations a second of the fastest product of two square matrices that was found, as Burn computes it in the
-/// type that products of a precision have: sizes double until one takes long enough to be measured well.
+/// The matmul rate of a device in FLOP/s: the best over square matrices, in the data type that `precision` uses for products.
+///
+/// Sizes start at 1024 and double until one product takes at least 5 ms, so that launch overhead doesn't count.
 ///
 /// # Errors
-/// A device that fails.
-pub fn matmul_rate(device: &Device, precision: Precision) -> Result<f64> {
+/// A device failure, such as too little memory.
+pub(crate) fn matmul_rate(device: &Device, precision: Precision) -> Result<f64> {
     const LONG_ENOUGH: f64 = 5e-3;
     const LARGEST: usize = 8192;
     const RUNS: usize = 5;
@@ -140,13 +139,13 @@ mod tests {
         ModelConfig { sliding_window, ..Family::Gemma2.config(&sizes).unwrap() }
     }
 
-    /// One product after the other, position by position: `[rows, inner]` times `[inner, columns]`.
-    fn slowly(p: &Products) -> f64 {
+    /// Counts product by product and position by position.
+    fn brute_force(p: &Products) -> f64 {
         let c = p.config;
         let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
         let (d, ffn) = (c.hidden_size, c.intermediate_size);
         let (mut trained, mut frozen, mut second) = (0, 0, 0);
-        for _text in 0..p.texts {
+        for _sequence in 0..p.sequences {
             for layer in 0..c.num_hidden_layers {
                 for position in 0..p.tokens {
                     let linear: [[usize; 2]; 7] =
@@ -164,7 +163,7 @@ mod tests {
                     }
                     for key in 0..=position {
                         if c.window(layer).is_none_or(|window| position - key < window) {
-                            // A score, and a value that is added.
+                            // A score and a weighted value per head.
                             trained += c.num_attention_heads * (2 * c.head_dim + 2 * c.head_dim);
                             second += c.num_attention_heads * (2 * c.head_dim + 2 * c.head_dim);
                         }
@@ -186,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn products_counted_one_by_one() {
+    fn flops_match_a_brute_force_count() {
         let lora = LoraConfig { rank: 3, ..LoraConfig::default() };
         for window in [1, 4, 7, 8, 4096] {
             let config = config(window);
@@ -194,26 +193,26 @@ mod tests {
                 for (second_model, d_sae) in [(false, Some(30)), (true, None)] {
                     let products = Products {
                         config: &config,
-                        texts: 2,
+                        sequences: 2,
                         tokens: 7,
                         response: 5,
                         lora,
                         second_model,
                         d_sae,
                     };
-                    assert_eq!(products.flops(), slowly(&products), "{products:?}");
+                    assert_eq!(products.flops(), brute_force(&products), "{products:?}");
                 }
             }
         }
     }
 
-    /// The usual estimate, 6 × parameters × tokens, holds where texts are short and every token is a response's.
+    /// The usual estimate, 6 · parameters · tokens, holds for short sequences in which every token belongs to the response.
     #[test]
-    fn about_six_times_parameters_times_tokens() {
+    fn flops_are_about_six_times_parameters_times_tokens() {
         let config = "gemma-2-2b".parse::<PublishedModel>().unwrap().config();
         let products = Products {
             config: &config,
-            texts: 4,
+            sequences: 4,
             tokens: 64,
             response: 64,
             lora: None,

@@ -1,15 +1,15 @@
-//! Time and memory of training steps and of single operations, beside the rate of the machine's matrix products.
+//! Benchmarks of a training step and of single operations: time, memory, and the share of the device's matmul rate.
 //!
 //! # Invariants
-//! * Measures the code that trains: the trainer's own step, not a copy of it.
-//! * Counted are the products that the mathematics asks for, once each; nothing that is recomputed.
+//! * What is measured is the code that trains: the trainer's own forward pass, loss, backward pass and optimiser.
+//! * FLOPs are those of the model's matrix products; recomputed products and elementwise operations don't count.
 
 mod device_memory;
 mod flops;
 pub mod ops;
 pub mod step;
 
-/// The middle of some measurements; they are at least one.
+/// The median; `values` must not be empty.
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;

@@ -1,15 +1,15 @@
-//! Every operation of `fpo-ops` on the sizes of a small model: as the backend runs it, by its plain definition, and against the
-//! rate of a matrix product measured in the same run.
+//! Benchmarks of every operation in `fpo-ops` at the sizes of a small model: the fast path against the plain definition, and
+//! against the matmul rate measured in the same run.
 
 use std::time::Instant;
 
 use anyhow::Result;
 use burn::tensor::{Device, Distribution, Int, Tensor};
+use fpo_device::sync;
 use fpo_ops::{Activation, AdamW, AttentionOptions, Encoder, definition};
 use serde::Serialize;
 
-use super::median;
-use fpo_device::sync;
+use crate::median;
 
 const TEXTS: usize = 16;
 const TOKENS: usize = 128;
@@ -22,30 +22,30 @@ const HEAD_DIM: usize = 64;
 const VOCABULARY: usize = 4096;
 const D_SAE: usize = 2048;
 
-/// Times of one operation, milliseconds.
+/// Times of one operation in milliseconds, medians over the repeats.
 #[derive(Clone, Debug, Serialize)]
 pub struct OpReport {
-    /// The operation and what is particular about its sizes.
+    /// The operation, with the variant if it has several.
     pub name: String,
-    /// Forward alone.
+    /// Forward pass.
     pub forward_ms: f64,
-    /// Forward and backward.
+    /// Forward and backward pass; `None` for operations without a gradient.
     pub both_ms: Option<f64>,
-    /// The definition's forward.
+    /// Forward pass of the plain definition.
     pub definition_forward_ms: f64,
-    /// The definition's forward and backward.
+    /// Forward and backward pass of the plain definition.
     pub definition_both_ms: Option<f64>,
-    /// Share of the matrix rate that forward and backward reach, counting only the products that the
-    /// mathematics asks for, nothing recomputed.
+    /// Share of the matmul rate, from 0 to 1, that forward and backward pass reach together. Recomputed products don't count;
+    /// `None` for operations without matrix products.
     pub matmul_share: Option<f64>,
 }
 
-/// What `fpo bench ops` found.
+/// The result of [`measure`].
 #[derive(Clone, Debug, Serialize)]
 pub struct OpsReport {
-    /// float32 product of 2,048 × 1,024 and 1,024 × 1,024, as Burn computes it; 10⁹ operations a second.
+    /// GFLOP/s of Burn's float32 product of a 2048 × 1024 and a 1024 × 1024 matrix.
     pub matmul_gflops: f64,
-    /// One for each operation.
+    /// One entry per operation.
     pub operations: Vec<OpReport>,
 }
 
@@ -56,7 +56,10 @@ struct Bench {
     operations: Vec<OpReport>,
 }
 
-/// Measures every operation; times are medians of `repeats`.
+/// Measures every operation; times are medians over `repeats` calls after a warm-up.
+///
+/// # Errors
+/// A device failure.
 pub fn measure(device: &Device, repeats: usize) -> Result<OpsReport> {
     let mut bench = Bench { device: device.clone(), repeats, gflops: 0.0, operations: Vec::new() };
     let [a, b] = [[2048, 1024], [1024, 1024]].map(|shape| bench.random(shape).inner());
@@ -75,7 +78,7 @@ impl Bench {
         Tensor::random(shape, Distribution::Normal(0.0, 1.0), &device).require_grad()
     }
 
-    /// Milliseconds, the median of several runs after one that isn't counted.
+    /// Median time in milliseconds after one warm-up call.
     fn time(&self, mut work: impl FnMut()) -> Result<f64> {
         let mut times = Vec::with_capacity(self.repeats);
         for run in 0..=self.repeats {
@@ -89,8 +92,8 @@ impl Bench {
         Ok(median(times))
     }
 
-    /// Times both ways of an operation. `flops` are those of the forward pass's products; the backward pass of a product takes
-    /// two of its size. The gradient that comes in is one everywhere.
+    /// Times the fast path and the definition of an operation, for an upstream gradient of ones. `flops` are those of the forward
+    /// pass's products; the backward pass takes twice as many.
     fn compare<const N: usize>(
         &mut self,
         name: &str,
@@ -122,7 +125,7 @@ impl Bench {
         Ok(())
     }
 
-    /// What a transformer block is made of.
+    /// Operations of a transformer block.
     fn blocks(&mut self) -> Result<()> {
         for (name, inner, outer) in [("linear, up", D_MODEL, FFN), ("linear, down", FFN, D_MODEL)] {
             self.compare(
@@ -191,7 +194,7 @@ impl Bench {
         )
     }
 
-    /// The operations on whole vocabularies.
+    /// Operations over the vocabulary.
     fn vocabulary(&mut self) -> Result<()> {
         let inputs = |b: &Self| [b.random([POSITIONS, D_MODEL]), b.random([VOCABULARY, D_MODEL])];
         let flops = 2 * POSITIONS * D_MODEL * VOCABULARY;
@@ -209,7 +212,7 @@ impl Bench {
         let [r_h, r_w] = inputs(self).map(Tensor::inner);
         let reference = || (r_h.clone(), r_w.clone());
         self.compare(
-            // The reference's product is there only forwards: its share would need another count.
+            // Without a share: the reference's product has no backward pass, so the factor of 3 doesn't hold.
             "linear_kl",
             None,
             inputs(self),
@@ -231,7 +234,7 @@ impl Bench {
         )
     }
 
-    /// The operations of sparse autoencoders. The pooled features' gradient is that of the 100 largest of each text.
+    /// Operations of sparse autoencoders. For pooled features, gradients flow into the 100 largest of each text only.
     fn features(&mut self) -> Result<()> {
         let vector = |shift: f64| self.random([1, D_SAE]).inner().squeeze_dim(0) + shift;
         let encoder = Encoder {
@@ -277,7 +280,7 @@ impl Bench {
         let new = || self.random([4 * FFN, FFN]).inner().abs();
         let gradient = new();
         let time = |fused: bool| {
-            // The step owns its state, as an optimiser does.
+            // Moved in and out, so that the step can update its state in place as in training.
             let mut state = Some([new(), new(), new()]);
             self.time(|| {
                 let Some([p, m, v]) = state.take() else { return };

@@ -1,17 +1,27 @@
-//! One training step on random data: how long it takes and how much memory.
+//! Benchmark of one alignment step on random data: time, memory and share of the matmul rate.
 
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
+use fpo_config::{OptimizerKind, OptimizerSettings, Schedule};
 use fpo_data::{
     Fingerprint, PairBatch, PairView, Pooling, ReferenceCache, ReferenceWriter, ResponseView,
     TokenizedPair, TokenizedResponse,
     reference::{CacheShape, StoredFeatures},
 };
+use fpo_device::{facts::facts, guard, host::peak_rss_mib, sync};
+use fpo_interp::reader::FeatureReader;
 use fpo_losses::{Method, Objective, mean_loss};
 use fpo_ops::{Activation, Encoder};
+use fpo_plan::{self as plan, advice};
 use fpo_sae::{Provenance, Sae};
+use fpo_trainer::{
+    aligner::{Aligner, FeatureConstraint},
+    forward::Keep,
+    optim::{GradientMap, Optimizer},
+    reference::Reference,
+};
 use fpo_transformer::{
     Family, LanguageModel, LoraConfig, ModelConfig, Placement, Precision, PublishedModel, Site,
     Sizes, weights,
@@ -25,113 +35,105 @@ use crate::{
     flops::{Products, matmul_rate},
     median,
 };
-use fpo_config::{OptimizerKind, OptimizerSettings, Schedule};
-use fpo_device::{facts::facts, guard, host::peak_rss_mib, sync};
-use fpo_interp::reader::FeatureReader;
-use fpo_plan as plan;
-use fpo_plan::advice;
-use fpo_trainer::aligner::{Aligner, FeatureConstraint};
-use fpo_trainer::forward::Keep;
-use fpo_trainer::optim::{GradientMap, Optimizer};
-use fpo_trainer::reference::Reference;
 
-/// The sizes that a model's name stands for.
+/// The arguments that --model replaces.
 const SHAPE: [&str; 8] =
     ["vocab", "d_model", "layers", "heads", "kv_heads", "head_dim", "ffn", "d_sae"];
 
-/// What the step works on.
+/// Sizes and options of the step; on the command line, the arguments of `fpo bench step`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct StepSizes {
-    /// The objective.
+    /// The objective, such as fpo, dpo or simpo.
     #[arg(long, default_value = "fpo")]
     pub method: Method,
-    /// Pairs of the step, in one forward pass.
+    /// Pairs per step, in a single forward pass.
     #[arg(long, default_value_t = 8)]
     pub pairs: usize,
-    /// Tokens of each response, its prompt included.
+    /// Tokens per sequence: prompt and response together.
     #[arg(long, default_value_t = 128)]
     pub tokens: usize,
-    /// Of these the prompt's [default: a quarter].
+    /// Prompt tokens per sequence [default: a quarter of --tokens].
     #[arg(long)]
     pub prompt_tokens: Option<usize>,
-    /// A model's shape, in place of the sizes below, with random weights and an autoencoder of 16,384 features.
+    /// Takes the sizes from a published model, such as gemma-2-2b, with random weights and an autoencoder of 16,384 features;
+    /// replaces --vocab to --d-sae.
     #[arg(long, conflicts_with_all = SHAPE)]
     pub model: Option<PublishedModel>,
-    /// Vocabulary.
+    /// Vocabulary size.
     #[arg(long, default_value_t = 4096)]
     pub vocab: usize,
     /// Width of the residual stream.
     #[arg(long, default_value_t = 256)]
     pub d_model: usize,
-    /// Blocks.
+    /// Number of transformer blocks.
     #[arg(long, default_value_t = 4)]
     pub layers: usize,
-    /// Query heads.
+    /// Number of query heads.
     #[arg(long, default_value_t = 4)]
     pub heads: usize,
-    /// Key and value heads.
+    /// Number of key and value heads.
     #[arg(long, default_value_t = 2)]
     pub kv_heads: usize,
-    /// Width of a head.
+    /// Width of one attention head.
     #[arg(long, default_value_t = 64)]
     pub head_dim: usize,
     /// Width of the MLP.
     #[arg(long, default_value_t = 1024)]
     pub ffn: usize,
-    /// Features of the autoencoder, read from the last block.
+    /// Number of features of the autoencoder, which reads the last block's output.
     #[arg(long, default_value_t = 2048)]
     pub d_sae: usize,
-    /// Features compared.
+    /// k: features are compared over the union of the policy's and the reference's top k.
     #[arg(long, default_value_t = 50)]
     pub k: usize,
-    /// In which types: float32 or bf16-mixed.
+    /// float32, or bf16-mixed: matrix products in bfloat16, parameters and losses in float32.
     #[arg(long, default_value_t)]
     pub precision: Precision,
-    /// Computes each block a second time in the backward pass rather than keep its activations.
+    /// Recomputes each block in the backward pass instead of storing its activations.
     #[arg(long)]
     pub checkpoint_activations: bool,
-    /// Trains adapters of this rank on all linear layers rather than the model.
+    /// Trains LoRA adapters of this rank on all linear layers instead of the full model.
     #[arg(long)]
     pub lora_rank: Option<usize>,
-    /// Steps measured, after one that is not.
+    /// Steps to measure, after one warm-up step.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u64).range(1..))]
     pub steps: u64,
 }
 
-/// What was measured; times are medians.
+/// The result of [`measure`]; times are medians over the measured steps.
 #[derive(Clone, Debug, Serialize)]
 pub struct StepReport {
-    /// The objective.
+    /// Name of the objective.
     pub method: String,
-    /// Tokens of both responses of all pairs, prompts included, a second.
+    /// Tokens per second, over both sequences of all pairs, prompts included.
     pub tokens_per_second: f64,
-    /// A whole step.
+    /// Time of a whole step.
     pub step_seconds: f64,
-    /// Its forward pass and loss.
+    /// Time of forward pass and loss.
     pub forward_seconds: f64,
-    /// Its backward pass.
+    /// Time of the backward pass.
     pub backward_seconds: f64,
-    /// The optimiser.
+    /// Time of the optimiser update.
     pub optimizer_seconds: f64,
-    /// The most memory that the process ever held, where the system tells.
+    /// Peak resident memory of the process; `None` if the operating system doesn't report it.
     pub peak_rss_mib: Option<f64>,
-    /// The most that tensors held on a GPU after a forward pass, a backward pass or the optimiser.
+    /// Peak memory of tensors on a GPU, sampled after forward pass, backward pass and optimiser update; `None` on the CPU.
     pub device_in_use_mib: Option<f64>,
-    /// The most that Burn's allocator had taken from a GPU's driver then: in use, or kept to be used again.
+    /// Peak memory that Burn's allocator had reserved on a GPU at those points, in use or cached; `None` on the CPU.
     pub device_reserved_mib: Option<f64>,
-    /// Floating-point operations that the mathematics of a step asks for, nothing recomputed.
+    /// FLOPs of the matrix products of a step, without recomputation.
     pub model_flops: f64,
-    /// Operations a second of a large matrix product, measured after the steps, in the type that the step computes in.
+    /// Matmul rate in FLOP/s, measured after the steps in the data type of the step's products.
     pub matmul_flops: f64,
-    /// Share of that rate that the step reaches.
+    /// Share of that rate that the step reaches, from 0 to 1.
     pub matmul_share: f64,
-    /// What `fpo plan` expects it to be.
+    /// Peak memory that `fpo plan` predicts for the step.
     pub planned_mib: f64,
-    /// Steps measured.
+    /// Number of measured steps.
     pub steps: usize,
-    /// Tokens of a step.
+    /// Tokens per step, over both sequences of all pairs.
     pub tokens: usize,
-    /// The loss of the last step, which must be a number.
+    /// Loss of the last step; it is finite.
     pub loss: f64,
 }
 
@@ -153,8 +155,8 @@ impl StepSizes {
         Family::Gemma2.config(&sizes).map_err(|message| anyhow!("the model's sizes: {message}"))
     }
 
-    /// The sizes, with those of a model that was named.
-    fn named(&self) -> Self {
+    /// With the sizes of `model` filled in, if it is set.
+    fn with_model_sizes(&self) -> Self {
         let Some(model) = self.model else { return self.clone() };
         let config = model.config();
         Self {
@@ -170,12 +172,11 @@ impl StepSizes {
         }
     }
 
-    /// Operations of a step.
-    fn flops(&self, config: &ModelConfig) -> f64 {
-        let planned = self.planned(config);
+    /// FLOPs of a step.
+    fn flops(&self, planned: &plan::Step) -> f64 {
         let products = Products {
-            config,
-            texts: 2 * self.pairs,
+            config: &planned.config,
+            sequences: 2 * self.pairs,
             tokens: self.tokens,
             response: self.tokens - self.prompt(),
             lora: planned.lora.as_ref(),
@@ -185,7 +186,7 @@ impl StepSizes {
         products.flops()
     }
 
-    /// Pairs of random tokens that share their prompt.
+    /// Pairs of random tokens; the responses of a pair share their prompt.
     fn random_pairs(&self, rng: &mut ChaCha8Rng) -> Vec<TokenizedPair> {
         let vocab = self.vocab as u32;
         (0..self.pairs as u64)
@@ -202,24 +203,21 @@ impl StepSizes {
             .collect()
     }
 
-    fn planned(&self, config: &ModelConfig) -> plan::Step {
+    /// The step as the memory planner sees it.
+    fn planned(&self, config: ModelConfig, device: &Device) -> plan::Step {
         let needs = Objective::paper(self.method).needs();
         plan::Step {
-            config: config.clone(),
+            config,
             precision: self.precision,
             tokens: 2 * self.pairs * self.tokens,
             checkpointed: self.checkpoint_activations,
             lora: self.lora_rank.map(|rank| LoraConfig { rank, ..LoraConfig::default() }),
             optimizer: self.optimizer().kind,
             accumulates: false,
-            gpu: false,
+            gpu: facts(device).is_some(),
             second_model: needs.token_kl,
             d_sae: needs.features.then_some(self.d_sae),
         }
-    }
-
-    fn planned_on(&self, config: &ModelConfig, device: &Device) -> plan::Step {
-        plan::Step { gpu: facts(device).is_some(), ..self.planned(config) }
     }
 
     fn optimizer(&self) -> OptimizerSettings {
@@ -234,16 +232,17 @@ impl StepSizes {
     }
 }
 
-/// Runs the step: what alignment does with a batch, on a model of random weights.
+/// Runs the step that alignment runs on a batch, with a model of random weights, and measures it.
+///
+/// # Errors
+/// Sizes that can't work together, a precision that the device lacks, a device failure, or a loss that isn't finite.
 pub fn measure(sizes: &StepSizes, device: &Device) -> Result<StepReport> {
-    let sizes = &sizes.named();
-    let config = sizes.config()?;
-    let planned = sizes.planned_on(&config, device);
-    guard(|| measured(sizes, &config, device))
-        .map_err(|error| advice::of_step(error, &planned, device))
+    let sizes = &sizes.with_model_sizes();
+    let planned = sizes.planned(sizes.config()?, device);
+    guard(|| run(sizes, &planned, device)).map_err(|error| advice::of_step(error, &planned, device))
 }
 
-fn measured(sizes: &StepSizes, config: &ModelConfig, device: &Device) -> Result<StepReport> {
+fn run(sizes: &StepSizes, planned: &plan::Step, device: &Device) -> Result<StepReport> {
     ensure!(sizes.pairs > 0, "--pairs must be at least 1");
     ensure!(
         sizes.prompt() < sizes.tokens,
@@ -262,13 +261,12 @@ fn measured(sizes: &StepSizes, config: &ModelConfig, device: &Device) -> Result<
 
     let placement = Placement::new(device.clone(), sizes.precision);
     let trainable = placement.autodiff();
-    let reference = weights::random(config, 0, placement)?;
-    let mut policy = match sizes.lora_rank {
-        None => weights::random(config, 0, &trainable)?,
-        Some(rank) => {
-            let lora = LoraConfig { rank, ..LoraConfig::default() };
+    let reference = weights::random(&planned.config, 0, placement)?;
+    let mut policy = match &planned.lora {
+        None => weights::random(&planned.config, 0, &trainable)?,
+        Some(lora) => {
             lora.check().map_err(|m| anyhow!("--lora-rank: {m}"))?;
-            reference.with_new_lora(&lora, 0, &trainable.device)?
+            reference.with_new_lora(lora, 0, &trainable.device)?
         }
     };
     let aligner = aligner(sizes, reference, &views)?;
@@ -280,31 +278,31 @@ fn measured(sizes: &StepSizes, config: &ModelConfig, device: &Device) -> Result<
         let begun = Instant::now();
         let comparison = aligner.compare(&policy, &batch)?;
         let loss = mean_loss(aligner.objective.losses(comparison.quantities));
-        // Reading the number waits for the device.
+        // Reading the loss waits for the device.
         last_loss = loss.clone().into_scalar::<f32>().into();
         let forward = begun.elapsed().as_secs_f64();
-        device_memory.ask();
+        device_memory.sample();
         let gradients = GradientMap::of(&loss, &policy, comparison.tape);
         let norm = gradients.norm();
-        ensure!(norm.is_finite(), "the gradient's norm is {norm}");
+        ensure!(norm.is_finite(), "the gradient norm is {norm}");
         let backward = begun.elapsed().as_secs_f64();
-        device_memory.ask();
+        device_memory.sample();
         policy = optimizer.step(policy, gradients).0;
         sync(device)?;
         let whole = begun.elapsed().as_secs_f64();
-        device_memory.ask();
+        device_memory.sample();
         if step > 0 {
             let parts = [forward, backward - forward, whole - backward, whole];
             times.iter_mut().zip(parts).for_each(|(all, time)| all.push(time));
         }
     }
     ensure!(last_loss.is_finite(), "the loss is {last_loss}");
-    // The matrices below need room.
+    // Frees memory for the matrices below.
     drop((policy, aligner, optimizer));
     let [forward, backward, optimizer, whole] = times.map(median);
     let tokens = batch.batch.real_tokens();
     let peak_rss_mib = peak_rss_mib();
-    let model_flops = sizes.flops(config);
+    let model_flops = sizes.flops(planned);
     let matmul_flops = matmul_rate(device, sizes.precision)?;
     Ok(StepReport {
         method: sizes.method.to_string(),
@@ -319,14 +317,14 @@ fn measured(sizes: &StepSizes, config: &ModelConfig, device: &Device) -> Result<
         model_flops,
         matmul_flops,
         matmul_share: model_flops / whole / matmul_flops,
-        planned_mib: sizes.planned_on(config, device).memory().total() as f64 / f64::from(1 << 20),
+        planned_mib: planned.memory().total() as f64 / f64::from(1 << 20),
         steps: sizes.steps as usize,
         tokens,
         loss: last_loss,
     })
 }
 
-/// The method with what it needs; the reference's numbers come from a cache on disk, as in a run.
+/// The objective with what it needs; log-probabilities and features of the reference come from a cache on disk, as in a run.
 fn aligner(sizes: &StepSizes, reference: LanguageModel, pairs: &[PairView]) -> Result<Aligner> {
     let site =
         Site::resid_post(sizes.layers.checked_sub(1).context("--layers must be at least 1")?);
@@ -359,8 +357,8 @@ fn aligner(sizes: &StepSizes, reference: LanguageModel, pairs: &[PairView]) -> R
     })
 }
 
-/// An autoencoder of which about one feature in 44 is active at a position: its pre-activations are
-/// normal, and the threshold is two standard deviations.
+/// A random autoencoder in which about 1 in 44 features is active per token: pre-activations are normally distributed, and the
+/// threshold is two standard deviations.
 fn random_sae(sizes: &StepSizes, model: &LanguageModel, site: Site, sample: ResponseView) -> Sae {
     let device = model.device();
     let tokens: Vec<i32> = sample.tokens.iter().map(|&t| t as i32).collect();

@@ -1,4 +1,4 @@
-//! `fpo activations`.
+//! `fpo activations`: the activations at a site for every token, in a safetensors file.
 
 use std::{
     io::Write,
@@ -13,40 +13,43 @@ use fpo_data::atomic;
 use fpo_transformer::{LanguageModel, Site};
 use serde_json::json;
 
-use super::{
+use crate::{
     loaded::{ModelFolder, PlacementArgs},
+    terminal::reporter,
     tokens::{Sequence, TokenArgs},
 };
-use crate::terminal::reporter;
 
-/// What a model's layer holds at every token of a file.
+/// Writes a model's activations at one site, for every token of a file.
 ///
-/// Writes a safetensors file with a row for every token of every sequence, in the file's order and
-/// without padding (n is the number of all tokens):
-///   activations  float32 [n, width]  what stands at the site
-///   tokens       int64   [n]         token ids, special ones included
-///   sequence     int64   [n]         which sequence, from 0
-///   position     int64   [n]         place in its sequence, from 0
-///   special      bool    [n]         BOS, EOS, padding: what sparse autoencoders are not trained on
-///   response     bool    [n]         tokens of a response; false everywhere in texts
+/// The output is a safetensors file with one row per token, in the order of the data and without padding.
+/// With n tokens in total it holds
+///   activations  float32 [n, width]  activations at the site
+///   tokens       int64   [n]         token ids, special tokens included
+///   sequence     int64   [n]         index of the sequence, from 0
+///   position     int64   [n]         index in the sequence, from 0
+///   special      bool    [n]         special tokens (BOS, EOS, padding), on which autoencoders aren't trained
+///   response     bool    [n]         response tokens; all false for plain texts
+///
+/// Example:
+///   fpo activations --model gemma-2-2b --data texts.txt --site resid_post:25 --out activations.safetensors
 #[derive(Args)]
 #[command(verbatim_doc_comment, after_help = AFTER_HELP)]
 pub struct Activations {
-    /// A model's folder in Hugging Face's layout, with its tokenizer.
+    /// Folder of the model in Hugging Face's layout, with its tokenizer.
     #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
-    /// Texts, examples or pairs.
+    /// Texts, examples or pairs; see below.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// KIND:LAYER, layers counted from 0. The kinds are resid_post (the block's output, before the
-    /// final norm), mlp_out (what the MLP adds to the residual stream, after its norm) and attn_z
-    /// (the concatenated heads before the output projection).
-    #[arg(long)]
+    /// KIND:LAYER, with layers counted from 0. The kinds are resid_post (the block's output, before the final norm), mlp_out
+    /// (the MLP's contribution to the residual stream, after its norm) and attn_z (the concatenated heads, before the output
+    /// projection).
+    #[arg(long, value_name = "SITE")]
     site: Site,
-    /// The safetensors file to be written.
+    /// The safetensors file to write.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Sequences a forward pass.
+    /// Sequences per forward pass.
     #[arg(long, default_value = "8", value_name = "SEQUENCES")]
     batch_size: NonZeroUsize,
     #[command(flatten)]
@@ -56,15 +59,16 @@ pub struct Activations {
 }
 
 const AFTER_HELP: &str = "\
-Data, by its name and columns:
-  * a .txt file: every line that is not empty is a sequence, BOS in front and nothing behind it;
-  * JSON lines (plain or gzip) or Parquet with `text`: the same, a row each;
-  * with `prompt` and `response` (or `completion`), or `messages`: prompt and response as one sequence;
-  * with `prompt`, `chosen`, `rejected`: two sequences a row, the chosen one first.
-Prompts and responses are tokenised as `fpo score` does it (see --rendering); rows of `text` and lines
-of a .txt file never go through the chat template.
-In transformers, resid_post:L is output_hidden_states[L + 1] for every layer but the last, where it is
-the output of model.layers[L] (hidden_states[-1] is after the final norm).";
+Data formats, by file name and columns:
+  * a .txt file: every non-empty line is a sequence, with BOS prepended and nothing appended;
+  * JSON lines (plain or gzip) or Parquet with `text`: one sequence per row, tokenised the same way;
+  * with `prompt` and `response` (or `completion`), or with `messages`: prompt and response as one sequence;
+  * with `prompt`, `chosen`, `rejected`: two sequences per row, the chosen one first.
+Prompts and responses are tokenised as in `fpo score` (see --rendering). `text` rows and lines of .txt files
+never go through the chat template.
+
+In transformers, resid_post:L is hidden_states[L + 1] for every layer except the last. For the last layer it
+is the output of model.layers[L], because hidden_states[-1] comes after the final norm.";
 
 impl Activations {
     pub fn run(self) -> Result<()> {
@@ -83,7 +87,7 @@ impl Activations {
                 let values = read(&model, self.site, batch, pad)?;
                 ensure!(
                     values.iter().all(|x| x.is_finite()),
-                    "{} holds NaN or infinity",
+                    "the activations at {} are not finite",
                     self.site
                 );
                 write_floats(file, &values)?;
@@ -96,7 +100,7 @@ impl Activations {
     }
 }
 
-/// The activations of a batch without its padding, `[tokens of all sequences, width]`.
+/// The activations of a batch without padding, `[tokens of all sequences, width]`, row-major.
 fn read(model: &LanguageModel, site: Site, sequences: &[Sequence], pad: u32) -> Result<Vec<f32>> {
     let longest = sequences.iter().map(|s| s.tokens.len()).max().unwrap_or(0);
     let mut ids = Vec::with_capacity(sequences.len() * longest);
@@ -118,16 +122,14 @@ fn read(model: &LanguageModel, site: Site, sequences: &[Sequence], pad: u32) -> 
     Ok(activations.into_data().iter::<f32>().collect())
 }
 
-/// The sizes of a file: they are known before the first activation is computed, so that none need be
-/// kept in memory.
+/// The sizes of the output file. They are known before the first forward pass, so activations are written as they are computed.
 struct Layout {
     tokens: usize,
     width: usize,
 }
 
 impl Layout {
-    /// The header of the safetensors format: its length in 8 bytes, then JSON. Tensors follow in the
-    /// order that is written here.
+    /// The safetensors header: its length in 8 bytes, then JSON. The tensors must follow in the order given here.
     fn header(&self, site: Site, model: &Path) -> Result<Vec<u8>> {
         let n = self.tokens;
         let mut header = serde_json::Map::new();
@@ -150,7 +152,7 @@ impl Layout {
             header.insert(name.into(), entry);
         }
         let mut json = serde_json::to_vec(&header)?;
-        // Data begins at a multiple of 8, so that a reader can map it.
+        // Aligns the data to 8 bytes, so that readers can memory-map it.
         json.resize(json.len().next_multiple_of(8), b' ');
         let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
         bytes.append(&mut json);
@@ -165,7 +167,7 @@ fn write_floats(file: &mut impl Write, values: &[f32]) -> Result<()> {
     Ok(())
 }
 
-/// Everything but the activations.
+/// Writes all tensors after the activations.
 fn write_columns(
     file: &mut impl Write,
     folder: &ModelFolder,

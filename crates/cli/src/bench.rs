@@ -1,44 +1,56 @@
-//! `fpo bench`.
+//! `fpo bench …`: benchmarks of a training step and of single operations.
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-
-use super::loaded::DeviceArg;
 use fpo_bench::{
     ops::{self, OpsReport},
     step::{self, StepReport, StepSizes},
 };
 
+use crate::loaded::DeviceArg;
+
 #[derive(Subcommand)]
 pub enum Bench {
-    /// Measures one training step on random data: time, share of the matrix rate, memory.
-    ///
-    /// The share is that of the rate of a large matrix product, measured in the same run. Counted are the products that the
-    /// mathematics asks for: of the forward pass each once (linear layers at all tokens, attention for the keys that each query sees,
-    /// vocabulary and autoencoder at response positions alone), of the backward pass twice, or once where a factor is frozen;
-    /// nothing that is recomputed.
     Step(Step),
-    /// Measures every operation of fpo-ops against its plain definition and the matrix rate.
     Ops(Ops),
 }
 
+/// Measures one alignment step on random data: time, memory, share of the matrix rate.
+///
+/// Prints tokens per second and the median times of the whole step and of its forward pass, backward pass and
+/// optimiser update, then the share of the matrix rate and the peak memory.
+///
+/// The matrix rate is the FLOP/s of a large matrix product, measured in the same run. The step's FLOPs are those
+/// of its matrix products: in the forward pass linear layers at all tokens, attention for visible query-key
+/// pairs, head and autoencoder at response positions; in the backward pass twice that, or once if an operand is
+/// frozen. Recomputation doesn't count.
+///
+/// Examples:
+///   fpo bench step
+///   fpo bench step --model gemma-2-2b --tokens 512 --pairs 2 --device cuda --precision bf16-mixed
 #[derive(Args)]
+#[command(verbatim_doc_comment)]
 pub struct Step {
     #[command(flatten)]
     sizes: StepSizes,
-    /// Prints one line of JSON.
+    /// Prints one line of JSON instead of text.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     device: DeviceArg,
 }
 
+/// Measures every operation of fpo-ops against its plain definition and the matrix rate.
+///
+/// Prints a table of median times in milliseconds: forward pass, forward and backward pass, both for the plain
+/// definition, the speedup, and the share of the float32 matrix rate measured in the same run.
 #[derive(Args)]
+#[command(verbatim_doc_comment)]
 pub struct Ops {
-    /// Runs of each; the median counts.
-    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..))]
+    /// Calls to time per operation, after one warm-up; the median is reported.
+    #[arg(long, value_name = "CALLS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..))]
     repeats: u64,
-    /// Prints one line of JSON.
+    /// Prints one line of JSON instead of text.
     #[arg(long)]
     json: bool,
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! `fpo evaluate`.
+//! `fpo evaluate`: a policy against its reference, pair by pair.
 
 use std::path::PathBuf;
 
@@ -21,29 +21,29 @@ use fpo_trainer::{
 use fpo_transformer::{LanguageModel, ModelConfig, Placement, Site, hash_model, weights};
 
 use crate::{
+    json_lines,
     loaded::{ModelFolder, PlacementArgs},
     reference::batch_size,
-    score::{TOKENS_HELP, write_lines},
     terminal::reporter,
-    tokens::{Pairs, TokenArgs},
+    tokens::{Pairs, TOKENS_HELP, TokenArgs},
 };
 
 /// Compares a policy with its reference, pair by pair, under a preference objective.
 ///
-/// Writes one JSON object a line for every pair, in the file's order, with
-///   chosen_log_prob, rejected_log_prob   sums over the response's tokens, in nats, of the policy
-///   chosen_tokens, rejected_tokens       numbers of the response's tokens
-///   margin                               what the method subtracts from the policy's difference
-///   chosen_distance, rejected_distance   D: 1/k · Σ (c̄_policy − c̄_reference)² over the union of both
-///                                        top k (with --sae)
-///   u                                    the argument of the sigmoid
-///   loss                                 −log sigmoid(u); for objectives not in the table below, theirs
-///   chosen_kl, rejected_kl               Σ over the response's positions of KL(reference ‖ policy), in
-///                                        nats (with --kl)
-/// and prints a table of means.
+/// Prints a table of means and writes JSON lines, one object per pair in the order of the data:
+///   chosen_log_prob, rejected_log_prob   log-probability of the response under the policy, in nats, summed
+///                                        over its tokens
+///   chosen_tokens, rejected_tokens       number of response tokens
+///   margin                               see below
+///   chosen_distance, rejected_distance   D = 1/k · Σ (c̄_policy − c̄_reference)² over the union of both top k
+///                                        (with --sae)
+///   u                                    argument of the sigmoid, see below
+///   loss                                 −log sigmoid(u); methods not listed below have their own loss
+///   chosen_kl, rejected_kl               KL(reference ‖ policy) in nats, summed over the response's positions
+///                                        (with --kl)
 ///
-/// u = LPD − margin − constraint. w is the chosen response, l the rejected one, p the policy, r the
-/// reference, avg a sum divided by the number of tokens:
+/// u = LPD − margin − constraint, where w is the chosen response, l the rejected one, p the policy, r the
+/// reference, and avg the mean over tokens:
 ///   method    LPD                              margin                           constraint
 ///   dpo       β (log p(w) − log p(l))          β (log r(w) − log r(l))          0
 ///   tdpo1     as dpo                           as dpo                           β (KL(l) − KL(w))
@@ -51,29 +51,32 @@ use crate::{
 ///   simpo     β (avg log p(w) − avg log p(l))  γ                                0
 ///   simpo-kl  as simpo                         γ                                α β (KL(l) − KL(w))
 ///   fpo       as simpo                         β (avg log r(w) − avg log r(l))  α β (D(l) − D(w))
+///
+/// Example, with a cache written by `fpo reference` for the same data:
+///   fpo evaluate --policy runs/mine/align --reference cache --sae sae --data pairs.jsonl --method fpo \
+///       --per-pair pairs-out.jsonl
 #[derive(Args)]
 #[command(verbatim_doc_comment, after_help = TOKENS_HELP)]
 pub struct Evaluate {
-    /// The policy's folder in Hugging Face's layout, with its tokenizer.
+    /// Folder of the policy in Hugging Face's layout, with its tokenizer.
     #[arg(long, value_name = "FOLDER")]
     policy: PathBuf,
-    /// What `fpo reference` wrote of the same data.
+    /// Folder of the reference cache, as written by `fpo reference` for the same data.
     #[arg(long, value_name = "FOLDER")]
     reference: PathBuf,
-    /// The autoencoder of the cache: a SAELens folder or Gemma Scope's params.npz; needed by fpo.
+    /// The autoencoder that the cache was made with: a SAELens folder or Gemma Scope's params.npz. Required by fpo.
     #[arg(long, value_name = "PATH")]
     sae: Option<PathBuf>,
-    /// Preference pairs, the same as the cache's.
+    /// Preference pairs, the same ones as in the cache.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// dpo, tdpo1, tdpo2, simpo, simpo-kl, fpo or another objective; a wrong name is answered with all of
-    /// them.
-    #[arg(long)]
+    /// The objective: dpo, tdpo1, tdpo2, simpo, simpo-kl, fpo or another one; an unknown name prints the list.
+    #[arg(long, value_name = "METHOD")]
     method: Method,
-    /// The JSON lines to be written.
+    /// The JSON lines file to write.
     #[arg(long, value_name = "FILE")]
     per_pair: PathBuf,
-    /// β; the paper's for the method where absent: 2 for simpo and simpo-kl, 0.1 for the others.
+    /// β [default: as in the FPO paper, 2 for simpo and simpo-kl, 0.1 for the others].
     #[arg(long)]
     beta: Option<f64>,
     /// α, the weight of the constraint (tdpo2, simpo-kl, fpo).
@@ -82,20 +85,20 @@ pub struct Evaluate {
     /// γ, the margin of simpo and simpo-kl.
     #[arg(long, default_value_t = 0.5)]
     gamma: f64,
-    /// Features compared: the k strongest of policy and of reference.
+    /// k: features are compared over the union of the policy's and the reference's top k.
     #[arg(long, default_value_t = 50)]
     k: usize,
-    /// Where the autoencoder's activations are read; the cache's where absent.
-    #[arg(long)]
+    /// Site where the autoencoder reads activations, such as resid_post:25 [default: the cache's].
+    #[arg(long, value_name = "SITE")]
     site: Option<Site>,
-    /// Positions whose features are averaged; the cache's where absent.
-    #[arg(long)]
+    /// Positions over which features are averaged: predicting, response or sequence [default: the cache's].
+    #[arg(long, value_name = "POSITIONS")]
     pooling: Option<Pooling>,
-    /// The reference model, to compute KL with; needed by tdpo1, tdpo2 and simpo-kl.
+    /// Folder of the reference model, for the KL. Required by tdpo1, tdpo2 and simpo-kl.
     #[arg(long, value_name = "FOLDER")]
     kl: Option<PathBuf>,
-    /// Pairs a forward pass, at most 64. With as many as `fpo reference` had, a policy that is the
-    /// reference has u = 0 and D = 0 to the bit.
+    /// Pairs per forward pass, at most 64. With the batch size of `fpo reference`, a policy that equals the reference gets
+    /// exactly D = 0, and with dpo and fpo exactly u = 0.
     #[arg(long, default_value = "8", value_name = "PAIRS", value_parser = batch_size())]
     batch_size: usize,
     #[command(flatten)]
@@ -104,7 +107,7 @@ pub struct Evaluate {
     placement: PlacementArgs,
 }
 
-/// The autoencoder of the cache at its site, and its hash.
+/// A reader of the cache's features, and the hash of its encoder.
 struct Reader {
     reader: FeatureReader,
     hash: String,
@@ -121,7 +124,7 @@ impl Evaluate {
         check_counts(&aligner.cache, &views)?;
         let policy = folder.load(&placement)?;
         let values = self.compare(&aligner, &policy, folder.tokenizer.pad_id(), &views)?;
-        write_lines(&self.per_pair, &values)?;
+        json_lines::write(&self.per_pair, &values)?;
         println!("{}", summary(&objective, &values));
         Ok(())
     }
@@ -134,15 +137,17 @@ impl Evaluate {
         ensure!(k > 0, "k must be at least 1");
         let needs = objective.needs();
         if needs.token_kl && self.kl.is_none() {
-            bail!("{method} needs the reference's whole distribution: name its model with --kl");
+            bail!(
+                "{method} needs the token distributions of the reference; pass its model with --kl"
+            );
         }
         if needs.features && self.sae.is_none() {
-            bail!("{method} needs the autoencoder of the cache: name it with --sae");
+            bail!("{method} needs the autoencoder of the cache; pass it with --sae");
         }
         Ok(objective)
     }
 
-    /// Everything that the policy is compared with, bound to the same things as the policy.
+    /// The objective with all that it compares the policy with, checked against what the cache was made from.
     fn aligner(
         &self,
         objective: Objective,
@@ -169,7 +174,7 @@ impl Evaluate {
                 Some(weights::load(path, placement)?)
             }
         };
-        // What is at hand is shown, whether the method needs it or not.
+        // D and KL are reported if they can be computed, whether or not the method needs them.
         let mut needs = objective.needs();
         needs.features = features.is_some();
         needs.token_kl = reference_model.is_some();
@@ -184,7 +189,7 @@ impl Evaluate {
         })
     }
 
-    /// What the cache must have been made from, as far as that can be known here.
+    /// The fingerprint that the cache must have. Items that aren't known here are taken from the cache itself.
     fn expected(
         &self,
         pairs: &Pairs,
@@ -204,7 +209,6 @@ impl Evaluate {
         if let Some(pooling) = self.pooling {
             expected = expected.with(item::POOLING, pooling.name());
         }
-        // What nobody here can know better is the cache's.
         for item in [item::WEIGHTS, item::SAE, item::SITE, item::POOLING, item::TOP_N] {
             if let (None, Some(found)) = (expected.0.get(item), made_from.0.get(item)) {
                 expected = expected.with(item, found);
@@ -219,7 +223,7 @@ impl Evaluate {
         if let StoredFeatures::Top(n) = stored {
             ensure!(
                 n.get() >= k,
-                "the cache holds {n} features of a response, fewer than k = {k}; set --k, or make it again with another --top-n"
+                "the cache holds {n} features of a response, fewer than k = {k}; lower --k, or rebuild the cache with a larger --top-n"
             );
         }
         Ok(())
@@ -234,7 +238,7 @@ impl Evaluate {
         let Some(path) = &self.sae else { return Ok(None) };
         let of_cache = |item: &str| match made_from.0.get(item).map(String::as_str) {
             None | Some(NONE) => bail!(
-                "{}: this cache was made without an autoencoder; leave out --sae, or make it again with one",
+                "{}: this cache was made without an autoencoder; remove --sae, or rebuild the cache with one",
                 self.reference.display()
             ),
             Some(text) => Ok(text.to_owned()),
@@ -252,7 +256,7 @@ impl Evaluate {
         Ok(Some(Reader { reader, hash: fpo_sae::hash_encoder(&sae.encoder) }))
     }
 
-    /// The values of all pairs, in the file's order.
+    /// The values of all pairs, in the order of the data.
     fn compare(
         &self,
         aligner: &Aligner,
@@ -264,7 +268,7 @@ impl Evaluate {
         let mut measured = fpo_metrics::Pairs::default();
         let mut order: Vec<usize> = Vec::with_capacity(pairs.len());
         let mut progress = reporter().begin("evaluate", "pairs", pairs.len(), 0);
-        // The reference's own batches: a policy that is the reference differs from it by nothing at all.
+        // The batches of `fpo reference`, so that a policy that equals the reference gives bit-identical values.
         for indices in pass.batches(0, 1) {
             let batch = PairBatch::new(&pass.views(indices), pad)?;
             aligner.compare(policy, &batch)?.add_to(&mut measured);
@@ -272,7 +276,7 @@ impl Evaluate {
             order.extend(indices);
         }
         progress.finish(&format!("{} pairs", pairs.len()));
-        // All pairs at once: some losses depend on all of a step's pairs, and this is one step.
+        // Over all pairs as a single step, because some losses depend on every pair of a step.
         measured.add_losses(&aligner.objective.losses(measured.quantities()));
         measured.add_method_margins(&aligner.objective);
         let mut in_order: Vec<Option<PairValues>> = vec![None; pairs.len()];
@@ -284,7 +288,7 @@ impl Evaluate {
     }
 }
 
-/// Means over all pairs.
+/// The table of means over all pairs.
 fn summary(objective: &Objective, values: &[PairValues]) -> Table {
     let mut table = Table::new();
     let title = format!("{}, {} pairs", objective.method, values.len());
@@ -299,7 +303,7 @@ fn summary(objective: &Objective, values: &[PairValues]) -> Table {
     table
 }
 
-/// Fails where the cache's responses have other lengths than ours.
+/// Checks that responses have as many tokens here as in the cache.
 fn check_counts(cache: &ReferenceCache, pairs: &[PairView]) -> Result<()> {
     for pair in pairs {
         let Some(row) = cache.get(pair.id) else { continue };
@@ -310,7 +314,7 @@ fn check_counts(cache: &ReferenceCache, pairs: &[PairView]) -> Result<()> {
             let ours = ours.tokens.len() - ours.prompt_len;
             ensure!(
                 ours == cached as usize,
-                "row {} (counted from 0): its {side} response has {ours} tokens, and {cached} in the reference cache",
+                "row {} (counted from 0): the {side} response has {ours} tokens here and {cached} in the reference cache",
                 pair.id
             );
         }
@@ -318,12 +322,12 @@ fn check_counts(cache: &ReferenceCache, pairs: &[PairView]) -> Result<()> {
     Ok(())
 }
 
-/// Fails where two models' distributions cannot be compared position by position.
+/// Checks that the token distributions of two models can be compared.
 fn check_comparable(policy: &ModelConfig, reference: &ModelConfig) -> Result<()> {
     let (ours, theirs) = (policy.vocab_size, reference.vocab_size);
     ensure!(
         ours == theirs,
-        "--kl: the reference has a vocabulary of {theirs}, the policy one of {ours}"
+        "--kl: the reference has a vocabulary of {theirs} tokens and the policy one of {ours}"
     );
     let (ours, theirs) = (policy.final_logit_softcapping, reference.final_logit_softcapping);
     ensure!(

@@ -1,4 +1,4 @@
-//! `fpo features …`: sets of features by what they say.
+//! `fpo features …`: features that separate two sets of texts.
 
 use std::{
     fs,
@@ -9,17 +9,19 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use comfy_table::{CellAlignment, Table, presets};
 use fpo_data::{Preparer, Rendering, TemplateChoice, Truncation};
+use fpo_interp::features::{FeatureFile, FindOptions, Found, TextFeatures, find};
 use fpo_transformer::Site;
 
-use super::loaded::{Loaded, PlacementArgs};
-use fpo_interp::features::{FeatureFile, FindOptions, Found, TextFeatures, find};
+use crate::{
+    loaded::{Loaded, PlacementArgs},
+    terminal::reporter,
+};
 
-/// A file of texts larger than this is refused before it is read.
+/// Maximum size of a text file in bytes; larger ones are refused before they are read.
 const LARGEST_FILE: u64 = 1 << 30;
 
 #[derive(Subcommand)]
 pub enum Features {
-    /// Ranks the features that separate two sets of texts, and writes them to a file.
     Find(Find),
 }
 
@@ -31,40 +33,55 @@ impl Features {
     }
 }
 
+/// Finds the features that separate two sets of texts.
+///
+/// Ranks features by how much more active they are on the positive texts than on the negative ones: the
+/// difference of mean activations, relative to its standard deviation. The best are judged on held-out texts and
+/// written to a TOML file for align.feature_weights; the table printed has one row per feature:
+///   Positive texts, Negative texts   mean activation per text, on the texts used for ranking
+///   Effect                           the score that ranks
+///   Held-out AUROC, accuracy         how well the feature alone separates the held-out texts
+///
+/// Texts are tokenised without the chat template.
+///
+/// Example:
+///   fpo features find --model gemma-2-2b --sae sae --site resid_post:25 --positive polite.txt \
+///       --negative rude.txt --out features.toml
 #[derive(Args)]
+#[command(verbatim_doc_comment)]
 pub struct Find {
-    /// A model's folder in Hugging Face's layout, with its tokenizer.
-    #[arg(long)]
+    /// Folder of the model in Hugging Face's layout, with its tokenizer.
+    #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
-    /// A sparse autoencoder.
-    #[arg(long)]
+    /// The autoencoder: a SAELens folder, a Gemma Scope 2 folder or Gemma Scope's params.npz.
+    #[arg(long, value_name = "PATH")]
     sae: PathBuf,
-    /// Where it reads, such as resid_post:25.
-    #[arg(long)]
+    /// Site where it reads activations, such as resid_post:25.
+    #[arg(long, value_name = "SITE")]
     site: Site,
-    /// Texts that show what is looked for, one on each line.
-    #[arg(long)]
+    /// Texts with the property to look for, one per line.
+    #[arg(long, value_name = "FILE")]
     positive: PathBuf,
-    /// Texts that don't, one on each line.
-    #[arg(long)]
+    /// Texts without it, one per line.
+    #[arg(long, value_name = "FILE")]
     negative: PathBuf,
-    /// The feature file that is written, for align.feature_weights.
-    #[arg(long)]
+    /// The feature file to write.
+    #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// At most so many features.
-    #[arg(long, default_value_t = 20)]
+    /// Maximum number of features.
+    #[arg(long, default_value_t = 20, value_name = "FEATURES")]
     top: usize,
-    /// The share of each set by which the found features are judged.
-    #[arg(long, default_value_t = 0.5)]
+    /// Share of each set that is held out to judge the features, between 0 and 1.
+    #[arg(long, default_value_t = 0.5, value_name = "SHARE")]
     hold_out: f64,
-    /// Seeds the choice of that share.
+    /// Seed of the split.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Tokens of a text, at most.
-    #[arg(long, default_value_t = 512)]
+    /// Maximum tokens per text; longer texts are cut at the end.
+    #[arg(long, default_value_t = 512, value_name = "TOKENS")]
     max_length: usize,
-    /// Texts a forward pass.
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Texts per forward pass.
+    #[arg(long, default_value_t = 16, value_name = "TEXTS", value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: u32,
     #[command(flatten)]
     placement: PlacementArgs,
@@ -73,9 +90,9 @@ pub struct Find {
 impl Find {
     pub fn run(self) -> Result<()> {
         if !(self.hold_out > 0.0 && self.hold_out < 1.0) {
-            bail!("--hold-out {} is a share between 0 and 1", self.hold_out);
+            bail!("--hold-out {} must be between 0 and 1", self.hold_out);
         }
-        let reporter = crate::terminal::reporter();
+        let reporter = reporter();
         let placement = self.placement.open()?;
         let loaded = Loaded::open(&self.model, &placement)?;
         let site = self.site;
@@ -102,16 +119,16 @@ impl Find {
         Ok(())
     }
 
-    /// The lines of a file as tokens, BOS first; lines without text are left out.
+    /// The lines of a file as token ids, with BOS prepended; lines without text are skipped.
     fn texts(&self, loaded: &Loaded, reader: &TextFeatures, path: &Path) -> Result<Vec<Vec<u32>>> {
         let place = || format!("texts {}", path.display());
         let size = fs::metadata(path).with_context(place)?.len();
         if size > LARGEST_FILE {
-            bail!("{}: {size} bytes are more than the {LARGEST_FILE} read", place());
+            bail!("{}: {size} bytes exceed the limit of {LARGEST_FILE}; split the file", place());
         }
         let text = fs::read_to_string(path).with_context(place)?;
         let most = self.max_length.min(loaded.model.config().max_position_embeddings);
-        // Texts as they are: a chat template would put the same turns around all of them.
+        // Without the chat template, which would add the same tokens to every text.
         let truncation = Truncation { max_length: most.max(2), max_prompt_length: None };
         let template = TemplateChoice::None;
         let preparer = Preparer::new(&loaded.tokenizer, &template, Rendering::None, truncation)?;
@@ -126,7 +143,7 @@ impl Find {
             }
         }
         if empty > 0 {
-            eprintln!("{}: {empty} lines without text are left out", path.display());
+            eprintln!("{}: {empty} lines without text were skipped", path.display());
         }
         Ok(texts)
     }

@@ -1,4 +1,4 @@
-//! `fpo generate`.
+//! `fpo generate`: responses to a prompt or a file of prompts.
 
 use std::{
     io::{Write, stdout},
@@ -15,34 +15,39 @@ use fpo_transformer::{
 };
 use serde::Serialize;
 
-use super::{
+use crate::{
+    json_lines,
     loaded::{ModelFolder, PlacementArgs},
-    score::write_lines,
+    terminal::reporter,
 };
-use crate::terminal::reporter;
 
-/// Answers a prompt, or a file of prompts.
+/// Generates responses to a prompt or to a file of prompts.
 ///
-/// The answer to --prompt is printed as it comes. Answers to --prompts are JSON lines in the file's order:
+/// With --prompt the response is printed while it is generated. With --prompts responses are JSON lines, in the
+/// order of the file:
 ///   {"prompt": …, "response": "…", "tokens": …, "stopped": …}
-/// `tokens` is the number of tokens sampled, `stopped` whether a stop token ended the answer rather
-/// than --max-new-tokens.
+/// `tokens` is the number of generated tokens; `stopped` is true if a stop token ended the response, false if
+/// --max-new-tokens did.
+///
+/// Examples:
+///   fpo generate --model runs/mine/align --prompt "Name three birds." --max-new-tokens 128
+///   fpo generate --model runs/mine/align --prompts prompts.jsonl --temperature 0.7 --out responses.jsonl
 #[derive(Args)]
 #[command(verbatim_doc_comment, after_help = AFTER_HELP)]
 pub struct Generate {
-    /// A model's folder in Hugging Face's layout, with its tokenizer.
+    /// Folder of the model in Hugging Face's layout, with its tokenizer.
     #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
     #[command(flatten)]
     prompts: Prompts,
-    /// Where JSON lines go; standard output where absent.
+    /// The JSON lines file to write [default: standard output].
     #[arg(long, value_name = "FILE", requires = "prompts")]
     out: Option<PathBuf>,
-    /// Prompts answered at once.
+    /// Prompts per generation batch.
     #[arg(long, default_value = "16", value_name = "PROMPTS")]
     batch_size: NonZeroUsize,
-    /// What goes through the chat template: auto (text prompts, if the tokenizer has one and they haven't
-    /// been through it), template (all text prompts) or none. Lists of messages always do.
+    /// Which text prompts go through the chat template: auto (those that haven't been through it yet, if the tokenizer has
+    /// one), template (all) or none. Lists of messages always do.
     #[arg(long, default_value_t, value_name = "auto|template|none", conflicts_with = "raw")]
     rendering: Rendering,
     /// The old name of --rendering none.
@@ -57,46 +62,47 @@ pub struct Generate {
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct Prompts {
-    /// The prompt; a user's message if the tokenizer has a chat template.
+    /// The prompt; it becomes a user turn if the tokenizer has a chat template.
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
-    /// Prompts, one a line.
+    /// A file of prompts; see below.
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
 }
 
 #[derive(Args)]
 struct Sampling {
-    /// At most so many tokens.
+    /// Maximum number of tokens per response.
     #[arg(long, default_value_t = 64, value_name = "TOKENS")]
     max_new_tokens: usize,
-    /// 0 takes the most likely token, 1 samples from the model's own distribution.
-    #[arg(long, default_value_t = 0.0)]
+    /// Sampling temperature; 0 is greedy decoding, 1 samples from the model's own distribution.
+    #[arg(long, default_value_t = 0.0, value_name = "T")]
     temperature: f64,
-    /// Samples among the K most likely tokens alone.
+    /// Samples from the K most likely tokens only.
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
-    /// Samples among the fewest most likely tokens whose probabilities reach P, after --top-k.
+    /// Samples from the smallest set of most likely tokens whose probabilities add up to P; applied after --top-k.
     #[arg(long, value_name = "P")]
     top_p: Option<f64>,
-    /// Divides positive logits of tokens that stand in the prompt or in the answer so far, and
-    /// multiplies negative ones; 1 is none.
+    /// Divides positive logits of tokens that occur in the prompt or in the response so far by FACTOR, and multiplies negative
+    /// ones; 1 turns it off.
     #[arg(long, default_value_t = 1.0, value_name = "FACTOR")]
     repetition_penalty: f64,
-    /// Seeds the sampling: the same seed, prompts and options give the same answers.
+    /// Seed of the sampling; the same seed, prompts and options give the same responses.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// A further token that ends an answer, by its text in the vocabulary; may be given again.
+    /// An additional stop token, as written in the vocabulary; can be repeated.
     #[arg(long, value_name = "TOKEN")]
     stop: Vec<String>,
 }
 
 const AFTER_HELP: &str = "\
-Prompts: the lines of a .txt file, or JSON lines (plain or gzip) or Parquet with `prompt` (a text, or a
-list of messages), `messages` or `text`.
-An answer ends at EOS, at the end of a turn, at what config.json names as eos_token_id, and at --stop.
-Penalty, temperature, top-k and top-p are Hugging Face's, in this order. A prompt that leaves the model
-no positions for --max-new-tokens is refused.";
+A file of prompts is a .txt file with one prompt per line, or JSON lines (plain or gzip) or Parquet with
+`prompt` (a text or a list of messages), `messages` or `text`.
+
+A response ends at EOS, at the end-of-turn token, at any eos_token_id in config.json, or at a --stop token.
+Repetition penalty, temperature, top-k and top-p work as in Hugging Face transformers and are applied in this
+order. A prompt that leaves too few positions for --max-new-tokens is refused.";
 
 /// A line of the output.
 #[derive(Serialize)]
@@ -107,7 +113,7 @@ struct Line<'a> {
     stopped: bool,
 }
 
-/// A prompt as it was given.
+/// A prompt as given in the input.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum PromptValue<'a> {
@@ -127,7 +133,7 @@ impl Generate {
         let tokenizer = &folder.tokenizer;
         match &self.prompts.prompt {
             Some(_) => stream(&model, tokenizer, &tokens, &options),
-            None => self.answer_all(&model, tokenizer, &prompts, &tokens, &options),
+            None => self.respond_to_all(&model, tokenizer, &prompts, &tokens, &options),
         }
     }
 
@@ -143,7 +149,7 @@ impl Generate {
         tokens.collect()
     }
 
-    fn answer_all(
+    fn respond_to_all(
         &self,
         model: &LanguageModel,
         tokenizer: &Tokenizer,
@@ -169,7 +175,7 @@ impl Generate {
         }
         progress.finish(&format!("{} prompts", prompts.len()));
         match &self.out {
-            Some(path) => write_lines(path, &lines),
+            Some(path) => json_lines::write(path, &lines),
             None => Ok(()),
         }
     }
@@ -180,7 +186,7 @@ impl Prompts {
         match (&self.prompt, &self.prompts) {
             (Some(text), _) => Ok(vec![Prompt::Text(text.clone())]),
             (None, Some(path)) => Ok(read_prompts(path)?),
-            (None, None) => bail!("--prompt or --prompts is needed"),
+            (None, None) => bail!("--prompt or --prompts is required"),
         }
     }
 }
@@ -191,7 +197,7 @@ impl Sampling {
         stop_tokens.extend(&folder.config.eos_token_ids);
         for token in &self.stop {
             let id = folder.tokenizer.token_id(token).with_context(|| {
-                format!("--stop {token}: the vocabulary has no such token; a stop is one token")
+                format!("--stop {token}: not in the vocabulary; a stop must be a single token")
             })?;
             stop_tokens.push(id);
         }
@@ -210,7 +216,7 @@ impl Sampling {
     }
 }
 
-/// Prints the answer to one prompt while it comes.
+/// Prints the response to a single prompt while it is generated.
 fn stream(
     model: &LanguageModel,
     tokenizer: &Tokenizer,

@@ -1,15 +1,16 @@
-//! The program `fpo`: parses its arguments, calls the libraries, prints.
+//! The command-line program `fpo`: parses arguments, calls the libraries, prints.
 //!
 //! # Invariants
-//! * A command is one file, and its line in [`main`]'s list of commands.
-//! * Decides nothing that a library could: what two commands share is in a library, or in `loaded` and `tokens`.
-//! * The only crate that prints, and the only one that turns a backend on.
+//! * A command is one file and one variant of `Command`.
+//! * It decides nothing that a library could. What commands share is in a library, or in `loaded` and `tokens`.
+//! * It is the only crate that prints, and the only one that enables a backend by default.
 
 mod activations;
 mod bench;
 mod evaluate;
 mod features;
 mod generate;
+mod json_lines;
 mod loaded;
 mod merge;
 mod plan;
@@ -24,10 +25,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use fpo_losses::Method;
-
 use fpo_config::recipes;
 use fpo_device as device;
+use fpo_losses::Method;
 use fpo_trainer::compare;
 
 /// Aligns language models with feature-level constrained preference optimization.
@@ -40,37 +40,43 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs the whole pipeline: prepare, sft, sae, reference, align, evaluate, report.
     Train(train::Train),
-    /// Aligns with several methods from the same model and prints one table.
+    /// Aligns with several methods from the same reference model and prints one table.
+    ///
+    /// The stages up to the reference cache run once. Aligned models and their metrics on held-out data are written to
+    /// compare/METHOD in the run's folder, and the table to compare.html.
+    ///
+    /// Example: fpo compare --recipe tiny --methods dpo,simpo,fpo
     Compare {
         #[command(flatten)]
         run: train::RunArgs,
-        /// The methods, separated by commas [default: those of the FPO paper].
-        #[arg(long, value_delimiter = ',')]
+        /// Methods, separated by commas [default: those of the FPO paper: dpo,tdpo1,tdpo2,simpo,simpo-kl,fpo].
+        #[arg(long, value_delimiter = ',', value_name = "METHODS")]
         methods: Vec<Method>,
     },
-    /// Lists the recipes, or prints one, followed by those that it extends.
+    /// Lists the recipes, or prints one as TOML, followed by the recipes it extends.
+    ///
+    /// A recipe holds the settings of a run for --recipe. `fpo recipes tiny` explains every setting.
     Recipes {
-        /// The recipe to print.
+        /// Name of the recipe to print.
         name: Option<String>,
     },
-    /// Lists the devices that are there, of the kinds that this binary was compiled for: what `--device` calls each, its driver,
-    /// its memory where the driver tells, the largest tensor that it holds, and whether it computes in bfloat16.
+    /// Lists the devices that this binary can use.
     ///
-    /// `cargo xtask fpo -- devices --device cuda` compiles the kind in first.
+    /// One line per device: its name for --device, its driver, its memory if the driver reports it, the largest tensor that it
+    /// can hold, and whether it computes in bfloat16. Only backends compiled into the binary are listed; `cargo xtask fpo --
+    /// devices --device cuda` builds a binary with CUDA first.
     Devices {
-        /// Lists those of this kind alone, or the one of this number, such as cuda or cuda:1.
+        /// Lists only the devices of this backend, or only this device, such as cuda or cuda:1.
         #[arg(long, value_name = "NAME")]
         device: Option<String>,
     },
-    /// Features of an autoencoder by what they say.
+    /// Searches the features of a sparse autoencoder.
     #[command(subcommand)]
     Features(features::Features),
     Generate(generate::Generate),
-    /// Makes an adapter part of its model's weights.
     Merge(merge::Merge),
-    /// Measures time and memory.
+    /// Benchmarks a training step or single operations on random data.
     #[command(subcommand)]
     Bench(bench::Bench),
     Score(score::Score),
@@ -78,13 +84,13 @@ enum Command {
     Activations(activations::Activations),
     Reference(reference::Reference),
     Evaluate(evaluate::Evaluate),
-    /// Sparse autoencoders: looks at files, converts, encodes, trains, measures.
+    /// Inspects, converts, evaluates and trains sparse autoencoders.
     #[command(subcommand)]
     Sae(sae::Sae),
 }
 
-/// Parses the arguments, does what they say, and prints what went wrong: what it was, then what led
-/// to it, without a backtrace. So it does where a device fails; bugs panic.
+/// Runs the command in the arguments. On error it prints the message with its causes, without a backtrace, and for a failing
+/// device also what to do. Panics are bugs.
 pub fn main() -> ExitCode {
     device::silence();
     match device::guard(run) {

@@ -1,4 +1,4 @@
-//! What commands on a model have in common: where they compute, and a model's folder.
+//! Arguments that commands share: settings, device and precision; and a model's folder as they load it.
 
 use std::{
     ops::Deref,
@@ -8,23 +8,23 @@ use std::{
 use anyhow::Result;
 use burn::tensor::Device;
 use clap::Args;
+use fpo_config::Settings;
 use fpo_data::{Preparer, Rendering, TemplateChoice, Tokenizer, Truncation};
 use fpo_interp::autoencoder;
 use fpo_sae::Sae;
 use fpo_transformer::{LanguageModel, ModelConfig, Placement, Precision, Site, weights};
 
 use crate::terminal::reporter;
-use fpo_config::Settings;
 
 #[derive(Args)]
 pub struct SettingsArgs {
-    /// The settings to start from; `fpo recipes` lists them.
-    #[arg(long, default_value = "tiny")]
+    /// Recipe to start from; `fpo recipes` lists them.
+    #[arg(long, default_value = "tiny", value_name = "RECIPE")]
     pub recipe: String,
-    /// A TOML file whose settings replace the recipe's.
-    #[arg(long)]
+    /// A TOML file with settings that override the recipe's.
+    #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Replaces one setting, such as align.method=dpo; may be given again.
+    /// Overrides one setting, such as align.method=dpo; can be repeated. `fpo recipes tiny` explains all settings.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     assignments: Vec<String>,
 }
@@ -37,8 +37,9 @@ impl SettingsArgs {
 
 #[derive(Args)]
 pub struct DeviceArg {
-    /// Where to compute: cpu, cuda, wgpu, vulkan or metal, or one of several, as in cuda:1; `fpo devices` lists them.
-    #[arg(long, default_value = "cpu")]
+    /// Device to compute on: cpu, cuda, wgpu, vulkan or metal, with an index if there are several, as in cuda:1; `fpo devices`
+    /// lists them.
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     device: String,
 }
 
@@ -52,8 +53,8 @@ impl DeviceArg {
 pub struct PlacementArgs {
     #[command(flatten)]
     device: DeviceArg,
-    /// In which types: float32 or bf16-mixed.
-    #[arg(long, default_value_t)]
+    /// float32, or bf16-mixed: matrix products in bfloat16, the residual stream in float32.
+    #[arg(long, default_value_t, value_name = "PRECISION")]
     precision: Precision,
 }
 
@@ -69,8 +70,7 @@ impl PlacementArgs {
     }
 }
 
-/// A model's folder, all of it read but the weights: what is wrong with the data is found before they
-/// are loaded.
+/// A model's folder without its weights, so that errors in the data are found before the weights are loaded.
 pub struct ModelFolder {
     path: PathBuf,
     pub config: ModelConfig,
@@ -86,24 +86,24 @@ impl ModelFolder {
         Ok(Self { path: path.to_owned(), config, tokenizer, template })
     }
 
-    /// The weights.
+    /// Loads the weights.
     pub fn load(&self, placement: impl Into<Placement>) -> Result<LanguageModel> {
         Ok(weights::load(&self.path, placement)?)
     }
 
-    /// Reads an autoencoder that fits at a site of the model; one whose file names another place is read with a warning.
+    /// Loads an autoencoder, which must have the width of the site. If its file names another model or site, it warns.
     pub fn open_sae(&self, path: &Path, site: Site, device: &Device) -> Result<Sae> {
         autoencoder::open(path, site, &self.config, &self.path, device, &reporter())
     }
 
-    /// Texts to tokens, none of them cut.
+    /// A preparer that doesn't truncate.
     pub fn preparer(&self, rendering: Rendering) -> Result<Preparer<'_>> {
         let truncation = Truncation { max_length: usize::MAX, max_prompt_length: None };
         Ok(Preparer::new(&self.tokenizer, &self.template, rendering, truncation)?)
     }
 }
 
-/// A model's folder with its weights.
+/// A model's folder with its weights loaded.
 pub struct Loaded {
     pub model: LanguageModel,
     folder: ModelFolder,

@@ -1,7 +1,7 @@
 //! The binary `fpo`.
 
-// glibc hands large buffers back to the kernel at once, and the page faults of taking them again cost
-// more than the arithmetic on them.
+// glibc returns large buffers to the kernel as soon as they are freed, and the page faults of allocating them again cost more
+// than the arithmetic on them.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

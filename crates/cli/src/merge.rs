@@ -7,28 +7,36 @@ use clap::Args;
 use fpo_data::atomic;
 use fpo_transformer::{Placement, Precision, adapter, weights};
 
-use super::loaded::Loaded;
+use crate::loaded::Loaded;
 
+/// Merges a LoRA adapter into its base model.
+///
+/// Writes a model's folder in Hugging Face's layout, with the base model's tokenizer.
+///
+/// Example:
+///   fpo merge --model gemma-2-2b --adapter runs/mine/align/adapter --out merged
 #[derive(Args)]
+#[command(verbatim_doc_comment)]
 pub struct Merge {
-    /// The base: a model's folder in Hugging Face's layout, with its tokenizer.
-    #[arg(long)]
+    /// Folder of the base model in Hugging Face's layout, with its tokenizer.
+    #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
-    /// The adapter's folder in PEFT's format.
-    #[arg(long)]
+    /// Folder of the adapter in PEFT's format.
+    #[arg(long, value_name = "FOLDER")]
     adapter: PathBuf,
-    /// The folder to be made, in Hugging Face's layout.
-    #[arg(long)]
+    /// Folder to create for the merged model.
+    #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
 }
 
 impl Merge {
     pub fn run(self) -> Result<()> {
         if self.out.exists() {
-            bail!("{} is there already; choose a new folder for --out", self.out.display());
+            bail!("{} already exists; choose a new folder for --out", self.out.display());
         }
         let device = fpo_device::host();
-        // A frame for the adapters, the smallest there is: its weights are read from their files again.
+        // The base weights in memory are only a frame for the adapters; what is saved is read from the base model's files again.
+        // So the smallest precision does.
         let frame = Placement::new(device.clone(), Precision::Bf16Mixed);
         let base = Loaded::open(&self.model, frame)?;
         let adapted = adapter::load(&base.model, &self.adapter, &device)?;

@@ -2,23 +2,31 @@
 
 use anyhow::Result;
 use clap::Args;
-
-use super::loaded::SettingsArgs;
 use fpo_config::Settings;
 use fpo_device::size;
 use fpo_plan::{self as plan, Cache, Goal, Memory, Stage, parse_bytes};
 
-/// Says how much memory a run needs, and which settings would make it fit.
+use crate::loaded::SettingsArgs;
+
+/// Estimates the memory that a run needs, and suggests settings that make it fit.
 ///
-/// Counted are fine-tuning, alignment and evaluation, on the device; and the reference cache, which is on disk and in the host's
-/// memory. The sizes of a model come from its config.json, or, for the Gemma-2 models, from its name, so that nothing needs to be
-/// downloaded first.
+/// Prints a table with the device memory in GB of fine-tuning, alignment and evaluation: weights, gradients,
+/// optimiser state, activations, rest and peak. Below it stands the size of the reference cache, which is kept
+/// on disk and in host memory. With --device-memory it also says whether the run fits, and if not, which
+/// --set options would make it fit.
+///
+/// The model's sizes come from its config.json, or for Gemma-2 models from the name of the folder, so the plan
+/// works before anything is downloaded.
+///
+/// Example:
+///   fpo plan --recipe gemma-2-2b-fpo --device-memory 80GB
 #[derive(Args)]
+#[command(verbatim_doc_comment)]
 pub struct Plan {
     #[command(flatten)]
     settings: SettingsArgs,
-    /// The memory that there is, such as 24GB.
-    #[arg(long, value_parser = parse_bytes)]
+    /// Memory of the device, such as 24GB.
+    #[arg(long, value_parser = parse_bytes, value_name = "SIZE")]
     device_memory: Option<u64>,
 }
 
@@ -41,12 +49,12 @@ impl Plan {
         match plan::fit(&settings, &Goal { stages: &Stage::ALL, room: device, bfloat16: true })? {
             Some(changes) if changes.is_empty() => println!("fits into {}", size(device)),
             Some(changes) => {
-                println!("does not fit into {}; with these it would:", size(device));
+                println!("does not fit into {}; these settings would make it fit:", size(device));
                 for change in changes {
                     println!("  {:<64} {:>10}", change.set, size(change.peak));
                 }
             }
-            None => println!("does not fit into {}, whatever the settings", size(device)),
+            None => println!("does not fit into {} with any settings", size(device)),
         }
         Ok(())
     }
@@ -66,15 +74,15 @@ fn row(name: &str, memory: &Memory) -> String {
     format!("{name:<16}{}", cells.map(|bytes| format!("{:>12.2}", bytes as f64 / 1e9)).concat())
 }
 
-/// `reference cache, on disk and in the host's memory: at most 262.2 MB for 1,000 pairs (16384 features of a response; …)`
+/// Such as `reference cache, on disk and in host memory: at most 262.2 MB for 1,000 pairs with up to 16384 features per response`.
 fn cache(cache: &Cache) -> String {
     let (pairs, of) = match cache.pairs {
         Some(pairs) => (pairs, format!("{pairs} pairs")),
         None => (1000, "1,000 pairs".into()),
     };
     format!(
-        "\nreference cache, on disk and in the host's memory: at most {} for {of}, with {} features of a response (fewer are active; \
-         reference.top_n bounds them)",
+        "\nreference cache, on disk and in host memory: at most {} for {of} with up to {} features per response \
+         (usually far fewer are active; reference.top_n limits them)",
         size(cache.bytes(pairs)),
         cache.activations
     )

@@ -1,4 +1,4 @@
-//! `fpo reference`.
+//! `fpo reference`: the cache of a reference model's log-probabilities and features.
 
 use std::{num::NonZeroUsize, path::PathBuf, str::FromStr};
 
@@ -9,58 +9,62 @@ use fpo_data::{
     reference::{BLOCK, CacheShape, Pass, ROWS_PER_SHARD, SharedCache, StoredFeatures},
 };
 use fpo_interp::reader::FeatureReader;
-use fpo_trainer::reference::{self as reference, FeatureBinding, fingerprint};
+use fpo_trainer::reference::{self, FeatureBinding, fingerprint};
 use fpo_transformer::{Site, hash_model};
 
 use crate::{
     loaded::{ModelFolder, PlacementArgs},
-    score::TOKENS_HELP,
     terminal::reporter,
-    tokens::TokenArgs,
+    tokens::{TOKENS_HELP, TokenArgs},
 };
 
-/// Notes what a reference model says of every pair, so that nobody needs the model again.
+/// Caches a reference model's log-probabilities and pooled features, so that alignment doesn't need the model.
 ///
-/// Writes a folder of Parquet files with a row for every pair: `id` (its row in the data, from 0), and
-/// for each of chosen_ and rejected_: `log_prob` (the sum over the response's tokens), `shared_log_prob`
-/// (over as many of its first tokens as the shorter response has), `tokens` (their number),
-/// `feature_index` and `feature_value` (the pooled activations that are not zero).
+/// Writes a folder of Parquet files with one row per pair: `id`, the row in the data from 0, and with the
+/// prefixes chosen_ and rejected_
+///   log_prob                      log-probability of the response in nats, summed over its tokens
+///   shared_log_prob               the same over its first n tokens, n being the length of the shorter response
+///   tokens                        number of response tokens
+///   feature_index, feature_value  nonzero pooled activations
 ///
-/// The files are bound to what they were made from: data, weights, autoencoder, tokenizer, chat template,
-/// lengths, site, pooling, top-n. Whoever reads them for something else is told what differs.
+/// The files record what they were made from: data, weights, autoencoder, tokenizer, chat template, maximum
+/// lengths, site, pooling and top-n. Using them with anything else is an error that names the difference.
 ///
-/// With --shard 0/4 to 3/4 four processes, on as many machines, each write a part into the same folder (or
-/// into folders whose files are then put into one). A part that is there is not made again, one that was
-/// interrupted or damaged is; without --shard all that are missing are made.
+/// With --shard 0/4 to --shard 3/4, four processes on different machines each write one part, into the same
+/// folder or into folders whose files are merged afterwards. Existing parts are kept; interrupted or damaged
+/// ones are computed again. Without --shard all missing parts are computed.
+///
+/// Example:
+///   fpo reference --model gemma-2-2b-sft --sae sae --site resid_post:25 --data pairs.jsonl --out cache
 #[derive(Args)]
 #[command(verbatim_doc_comment, after_help = TOKENS_HELP)]
 pub struct Reference {
-    /// The reference model's folder in Hugging Face's layout, with its tokenizer.
+    /// Folder of the reference model in Hugging Face's layout, with its tokenizer.
     #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
-    /// A SAELens folder or Gemma Scope's params.npz; without it only log-probabilities are noted.
+    /// The autoencoder: a SAELens folder or Gemma Scope's params.npz. Without it only log-probabilities are cached.
     #[arg(long, value_name = "PATH", requires = "site")]
     sae: Option<PathBuf>,
-    /// Where its activations are read, such as resid_post:25.
-    #[arg(long, requires = "sae")]
+    /// Site where the autoencoder reads activations, such as resid_post:25.
+    #[arg(long, value_name = "SITE", requires = "sae")]
     site: Option<Site>,
     /// Preference pairs.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// The cache's folder.
+    /// Folder of the cache.
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
-    /// Positions whose features are averaged: predicting (those whose logits give the response), response
-    /// (its own tokens) or sequence (all). Those that hold BOS or EOS are left out where others are there.
-    #[arg(long, default_value = "predicting")]
+    /// Positions over which features are averaged: predicting (those whose logits give the response), response (the
+    /// response's tokens) or sequence (all). Special tokens such as BOS and EOS are excluded unless there are no others.
+    #[arg(long, value_name = "POSITIONS", default_value = "predicting")]
     pooling: Pooling,
-    /// Keeps only the n largest pooled activations of a response; all that are not zero where absent.
+    /// Stores only the N largest pooled activations per response [default: all nonzero ones].
     #[arg(long, value_name = "N")]
     top_n: Option<NonZeroUsize>,
-    /// Writes one part of several, I/N with I from 0 to N − 1.
+    /// Computes only part I of N, with I from 0 to N − 1.
     #[arg(long, value_name = "I/N")]
     shard: Option<Shard>,
-    /// Pairs a forward pass, at most 64.
+    /// Pairs per forward pass, at most 64.
     #[arg(long, default_value = "8", value_name = "PAIRS", value_parser = batch_size())]
     batch_size: usize,
     #[command(flatten)]
@@ -69,12 +73,12 @@ pub struct Reference {
     placement: PlacementArgs,
 }
 
-/// A block of pairs is divided into batches, so that none is larger.
+/// Parses a batch size of 1 to [`BLOCK`]: batches are cut from blocks of pairs, so none can be larger.
 pub fn batch_size() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..=BLOCK.get() as u64)
 }
 
-/// One part of several.
+/// `--shard I/N`.
 #[derive(Clone, Copy)]
 struct Shard {
     index: usize,
@@ -92,7 +96,7 @@ impl FromStr for Shard {
         match shard.index < shard.of.get() && shard.of.get() <= 99_999 {
             true => Ok(shard),
             false => Err(format!(
-                "parts are counted from 0: 0/{of} to {}/{of}, and there are at most 99999",
+                "parts are counted from 0, from 0/{of} to {}/{of}; the maximum is 99999 parts",
                 shard.of.get() - 1,
                 of = shard.of
             )),
@@ -150,7 +154,7 @@ impl Reference {
         Ok(())
     }
 
-    /// The parts that are wanted and not there.
+    /// The parts to compute: those asked for that don't exist yet.
     fn missing(&self, cache: &SharedCache) -> Result<Vec<usize>> {
         let shards = cache.shards();
         let wanted = match self.shard {
@@ -160,7 +164,7 @@ impl Reference {
         let mut missing = Vec::new();
         for shard in wanted {
             match cache.has(shard)? {
-                true => eprintln!("part {shard} of {shards} is there"),
+                true => eprintln!("part {shard} of {shards} already exists"),
                 false => missing.push(shard),
             }
         }

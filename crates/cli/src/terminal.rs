@@ -8,10 +8,10 @@ use std::{
 use fpo_device::progress::{Reporter, Sink, Task, Watch};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
-/// Plain lines come at most this often.
+/// Minimum time between plain lines of a task.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// What every command reports to.
+/// Where every command reports its progress.
 pub fn reporter() -> Reporter {
     Reporter::new(Terminal)
 }
@@ -75,7 +75,7 @@ impl Watch for Lines {
     }
 }
 
-/// `12.3 steps/s, 4m left  loss 0.6931`
+/// Such as `12.3 steps/s, 4m left  loss 0.6931`.
 fn state(task: &Task, message: &str) -> String {
     let left = HumanDuration(task.time_left());
     format!("{:.1} {}/s, {left:#} left  {message}", task.rate(), task.unit)

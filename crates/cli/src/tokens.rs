@@ -1,4 +1,4 @@
-//! From a file to tokens, every row of it: what the commands that others check us with have in common.
+//! Data files to tokens, for commands that process every row of a file: `score`, `reference`, `evaluate`, `activations`.
 
 use std::path::Path;
 
@@ -9,25 +9,41 @@ use fpo_data::{
     TokenizedPair, Truncation, read_items, read_pairs,
 };
 
-use super::loaded::ModelFolder;
+use crate::loaded::ModelFolder;
+
+/// Help on tokenisation, for the commands that read pairs.
+pub const TOKENS_HELP: &str = "\
+How pairs are tokenised (`fpo train` follows the same rules, with data.rendering):
+  * With --rendering auto, a text prompt becomes a user turn and its response an assistant turn of the model's
+    chat template. A prompt that already contains turn markers of the template, or starts with BOS, is left
+    unchanged. Without a chat template, and with --rendering none, prompt and response are concatenated
+    unchanged and EOS is appended, as in TRL.
+  * Lists of messages are rendered by the chat template. Whole dialogues, as in HH-RLHF, count as messages;
+    without a template they keep their form \\n\\nHuman: … \\n\\nAssistant: …. With --rendering none the result is
+    exactly that of transformers; otherwise white space after the last turn is removed.
+  * Prompt and response are tokenised together. A token that spans their boundary belongs to the response. BOS
+    is prepended once, even if the template adds it as well.
+  * No pair is skipped: a pair that can't be read is an error that names its row.
+Data: JSON lines (plain or gzip), Parquet, or a folder of these, with `prompt`, `chosen` and `rejected` as texts
+or lists of messages; or train.arrow of a run, whose pairs are tokenised already.";
 
 #[derive(Args)]
 pub struct TokenArgs {
-    /// What goes through the model's chat template: auto (text prompts and their responses, if the
-    /// tokenizer has a template and they haven't been through it), template (all of them) or none (they are
-    /// joined as they are and ended by EOS, as in TRL). Lists of messages always do.
+    /// Which texts go through the model's chat template: auto (prompts that haven't been through it yet, with their responses,
+    /// if the tokenizer has one), template (all) or none (prompt and response are concatenated and EOS is appended, as in
+    /// TRL). Lists of messages always do.
     #[arg(long, default_value_t, value_name = "auto|template|none")]
     pub rendering: Rendering,
-    /// Cuts prompt and response together to so many tokens, from the response's end. Without it
-    /// nothing is cut, and a row longer than the model's positions is an error.
+    /// Maximum tokens of prompt and response together; the end of the response is cut [default: nothing is cut, and a row longer
+    /// than the model's positions is an error].
     #[arg(long, value_name = "TOKENS")]
     pub max_length: Option<usize>,
-    /// Cuts a prompt to so many tokens, from its beginning (behind BOS).
+    /// Maximum tokens of the prompt; its beginning is cut, except for BOS [default: not limited].
     #[arg(long, value_name = "TOKENS")]
     pub max_prompt_length: Option<usize>,
 }
 
-/// Pairs of tokens, and what other files are bound to them by.
+/// Tokenised pairs, with the fingerprint that binds a reference cache to them.
 pub struct Pairs {
     /// See [`fpo_data::binding`].
     pub binding: Fingerprint,
@@ -40,7 +56,7 @@ enum PairRows {
 }
 
 impl Pairs {
-    /// The pairs, in the file's order.
+    /// The pairs in the order of the data.
     pub fn views(&self) -> Vec<PairView<'_>> {
         match &self.rows {
             PairRows::Prepared(store) => store.iter().collect(),
@@ -49,16 +65,16 @@ impl Pairs {
     }
 }
 
-/// A run of tokens that a model reads.
+/// The tokens of one row of a batch.
 pub struct Sequence {
-    /// BOS first, where the model has one.
+    /// Token ids, starting with BOS if the model has one.
     pub tokens: Vec<u32>,
-    /// Where its response begins; its end where it has none.
+    /// Index of the first response token; the length if there is no response.
     pub response_start: usize,
 }
 
 impl TokenArgs {
-    /// Texts to tokens, as the arguments say.
+    /// The preparer that these arguments describe.
     pub fn preparer<'a>(&self, folder: &'a ModelFolder) -> Result<Preparer<'a>> {
         let max_length = self.max_length.unwrap_or(usize::MAX);
         let truncation = Truncation { max_length, max_prompt_length: self.max_prompt_length };
@@ -66,7 +82,7 @@ impl TokenArgs {
         Ok(Preparer::new(tokenizer, template, self.rendering, truncation)?)
     }
 
-    /// Reads all pairs of a file in its order, none left out: prepared ones (`train.arrow` of a run) as they are, others tokenised.
+    /// Reads all pairs of a file in order. Prepared pairs (`train.arrow` of a run) are taken as they are, others are tokenised.
     pub fn read_pairs(&self, folder: &ModelFolder, data: &Path) -> Result<Pairs> {
         let pairs = match data.extension().is_some_and(|extension| extension == "arrow") {
             true => self.prepared_pairs(data),
@@ -86,7 +102,7 @@ impl TokenArgs {
         let given = [self.max_length.is_some(), self.max_prompt_length.is_some()];
         ensure!(
             !given.contains(&true) && self.rendering == Rendering::default(),
-            "its pairs are tokens already: leave out --rendering, --max-length and --max-prompt-length"
+            "its pairs are already tokenised; remove --rendering, --max-length and --max-prompt-length"
         );
         let store = PairStore::open(data)?;
         Ok(Pairs { binding: store.binding(), rows: PairRows::Prepared(store) })
@@ -99,8 +115,8 @@ impl TokenArgs {
         let binding = preparer.fingerprint(&pairs, &tokenised);
         Ok(Pairs { binding, rows: PairRows::Tokenized(tokenised) })
     }
-    /// Tokenises whatever a file holds, in its order: a sequence for each text and each example, two
-    /// for each pair, the chosen one first.
+
+    /// Tokenises all rows of a file in order: one sequence per text or example, two per pair with the chosen one first.
     pub fn read_sequences(&self, folder: &ModelFolder, data: &Path) -> Result<Vec<Sequence>> {
         let preparer = self.preparer(folder)?;
         let mut sequences = Vec::new();
@@ -117,7 +133,7 @@ impl TokenArgs {
         let cut = sequences.iter().filter(|sequence| sequence.tokens.len() == longest).count();
         if cut > 0 {
             eprintln!(
-                "{cut} sequences have all of the {longest} tokens that --max-length leaves them"
+                "{cut} sequences reach the limit of {longest} tokens set by --max-length, and may have been cut"
             );
         }
         Ok(sequences)
@@ -159,7 +175,7 @@ fn tokenize(preparer: &Preparer, pairs: &[Pair]) -> Result<Vec<TokenizedPair>> {
     Ok(tokenised)
 }
 
-/// A file and its rows' numbers are how people find a row.
+/// How messages name a row.
 fn row(id: u64) -> String {
     format!("row {id} (counted from 0)")
 }
@@ -169,22 +185,22 @@ fn no_room(id: u64) -> String {
 }
 
 fn no_room_reason() -> String {
-    "its prompt leaves no room for a response within --max-length; raise it, or cut prompts with --max-prompt-length".into()
+    "its prompt leaves no room for a response within --max-length; raise --max-length, or lower --max-prompt-length".into()
 }
 
-/// Refuses what the model cannot read.
-pub fn check(folder: &ModelFolder, tokens: &[u32]) -> Result<()> {
+/// Refuses sequences that the model can't process: empty, too long, or with token ids outside the vocabulary.
+fn check(folder: &ModelFolder, tokens: &[u32]) -> Result<()> {
     let config = &folder.config;
     ensure!(!tokens.is_empty(), "it has no tokens");
     let (length, most) = (tokens.len(), config.max_position_embeddings);
     ensure!(
         length <= most,
-        "{length} tokens are more than the model's {most} positions; cut them with --max-length"
+        "{length} tokens are more than the model's {most} positions; cut it with --max-length"
     );
     let vocabulary = config.vocab_size;
     if let Some(id) = tokens.iter().find(|&&id| id as usize >= vocabulary) {
         bail!(
-            "token {id} is beyond the model's vocabulary of {vocabulary}; tokenizer.json belongs to another model"
+            "token {id} is beyond the model's vocabulary of {vocabulary}; tokenizer.json belongs to a different model"
         );
     }
     Ok(())
@@ -193,6 +209,8 @@ pub fn check(folder: &ModelFolder, tokens: &[u32]) -> Result<()> {
 fn report_cuts(summary: &PrepareSummary) {
     let PrepareSummary { clipped_prompts, clipped_responses, .. } = *summary;
     if clipped_prompts + clipped_responses > 0 {
-        eprintln!("{clipped_prompts} prompts and {clipped_responses} responses were cut to length");
+        eprintln!(
+            "{clipped_prompts} prompts and {clipped_responses} responses were cut to the maximum length"
+        );
     }
 }

@@ -1,24 +1,47 @@
-//! `fpo train`, and the arguments of everything that works in a run's folder.
+//! `fpo train`, and the arguments of commands that work in a run's folder.
 
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::Args;
-
-use super::loaded::{DeviceArg, SettingsArgs};
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{
+    Args,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 use fpo_report::terminal_table;
 use fpo_trainer::{
     run::Run,
     stages::{self, StageName},
 };
 
+use crate::{
+    loaded::{DeviceArg, SettingsArgs},
+    terminal::reporter,
+};
+
+/// Runs the whole pipeline: prepare, sft, sae, reference, align, evaluate, report.
+///
+/// The run's folder gets
+///   run.toml        the resolved settings
+///   prepared/       tokenised data
+///   sft/            the fine-tuned model, which is the reference, in Hugging Face's layout
+///   sae/            the sparse autoencoder as a SAELens folder
+///   reference/      the reference's log-probabilities and pooled features (Parquet)
+///   align/          the aligned model in Hugging Face's layout
+///   evaluate/       metrics and responses on held-out data, before and after alignment
+///   report.html     settings, curves, metrics, responses and the features that moved most
+/// and a table of metrics is printed. A stage is skipped if nothing that it depends on has changed.
+///
+/// Examples:
+///   fpo train
+///   fpo train --recipe gemma-2-2b-fpo --device cuda --set data.train=pairs.jsonl --run runs/mine
+///   fpo train --set align.method=dpo --until align
 #[derive(Args)]
+#[command(verbatim_doc_comment)]
 pub struct Train {
     #[command(flatten)]
     pub run: RunArgs,
-    /// Ends after this stage.
-    #[arg(long, default_value_t = StageName::Report, value_parser = stage_names())]
+    /// Stops after this stage.
+    #[arg(long, value_name = "STAGE", default_value_t = StageName::Report, value_parser = stage_names())]
     pub until: StageName,
 }
 
@@ -42,10 +65,10 @@ impl Train {
 pub struct RunArgs {
     #[command(flatten)]
     settings: SettingsArgs,
-    /// The run's folder [default: runs/RECIPE].
+    /// Folder of the run [default: runs/RECIPE].
     #[arg(long = "run", value_name = "FOLDER")]
     folder: Option<PathBuf>,
-    /// Goes on from the last checkpoint of an interrupted stage.
+    /// Resumes an interrupted stage from its last checkpoint.
     #[arg(long)]
     resume: bool,
     #[command(flatten)]
@@ -58,6 +81,6 @@ impl RunArgs {
         let settings = self.settings.resolve()?;
         let folder =
             self.folder.unwrap_or_else(|| PathBuf::from("runs").join(self.settings.recipe));
-        Run::open(&folder, settings, device, self.resume, crate::terminal::reporter())
+        Run::open(&folder, settings, device, self.resume, reporter())
     }
 }

@@ -109,7 +109,7 @@ fn training_several_sites_resumes_exactly() {
     child.kill().unwrap(); // SIGKILL
     child.wait().unwrap();
     let other = train("killed", &["--resume", "--set", "sae.training.target_l0=9"]);
-    assert!(fail(&strings(&other).split('\n').collect::<Vec<_>>()).contains("another sae"));
+    assert!(fail(&strings(&other).split('\n').collect::<Vec<_>>()).contains("(sae)"));
     assert!(call(&train("killed", &["--resume"])).contains("resumes from step"));
     assert!(weights("whole") == weights("killed"), "a resumed training ended elsewhere");
     assert!(!folder.path().join("killed.checkpoints").exists());

@@ -47,7 +47,7 @@ fn features_are_found_and_weighed() {
     let fail_find = |args: Vec<String>| fail(&borrowed(&args).split('\n').collect::<Vec<_>>());
 
     let printed = run_find(find(&lists, &sums, &["--top", "5"]));
-    assert!(printed.contains("40 lines without text are left out"), "{printed}");
+    assert!(printed.contains("40 lines without text were skipped"), "{printed}");
     assert!(printed.contains("Held-out AUROC"), "{printed}");
     let text = fs::read_to_string(&out).unwrap();
     let file: toml::Table = toml::from_str(&text).unwrap();

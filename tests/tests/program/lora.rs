@@ -49,7 +49,7 @@ fn adapters_merged_into_their_base_are_the_aligned_model() {
         let before = fs::read(base.join("model.safetensors")).unwrap();
         assert!(before != fs::read(out.join("model.safetensors")).unwrap());
 
-        assert!(fail(&merge).contains("is there already"));
+        assert!(fail(&merge).contains("already exists"));
         let nowhere = folder.path().join("other");
         let other =
             ["merge", "--model", arg(&base), "--adapter", arg(&base), "--out", arg(&nowhere)];

@@ -98,7 +98,7 @@ fn parts_made_apart_are_the_same_cache() {
     fs::write(parts.join(".part-00001-of-00003.parquet.left"), "half").unwrap();
     let printed = run(make(parts, &[]));
     assert!(
-        printed.contains("part 0 of 3 is there") && !printed.contains("part 2 of 3 is"),
+        printed.contains("part 0 of 3 already exists") && !printed.contains("part 2 of 3 already"),
         "{printed}"
     );
     assert!(fs::read(&damaged).unwrap() == bytes, "made again, a part is the same");

@@ -1,4 +1,4 @@
-//! `fpo sae convert`: from any format that is read to one that is written.
+//! `fpo sae convert`: from any supported format to a SAELens folder or a Gemma Scope archive.
 
 use std::path::PathBuf;
 
@@ -7,19 +7,27 @@ use clap::Args;
 use fpo_data::atomic;
 use fpo_sae::{Compression, Format, save_npz, save_sae_lens};
 
+/// Converts an autoencoder to another format.
+///
+/// Writes a Gemma Scope archive (float32) if the output's name ends in .npz, otherwise a SAELens folder.
+///
+/// Examples:
+///   fpo sae convert gemma-scope-2b-pt-res/layer_25/width_16k/average_l0_116 sae
+///   fpo sae convert sae params.npz --compress
 #[derive(Args)]
+#[command(verbatim_doc_comment)]
 pub struct Convert {
-    /// What to read, in any format.
+    /// The autoencoder to read: a SAELens folder, a Gemma Scope 2 folder or Gemma Scope's params.npz.
     input: PathBuf,
-    /// What to write: an archive for Gemma Scope where the name ends in .npz, else a SAELens folder.
+    /// The archive (.npz) or folder to write.
     output: PathBuf,
-    /// Gives decoder directions unit norm; features are multiplied by what they had.
+    /// Rescales decoder directions to unit norm; feature activations are multiplied by the old norms.
     #[arg(long)]
     fold_decoder_norms: bool,
-    /// Deflates an archive.
+    /// Compresses the archive with deflate.
     #[arg(long)]
     compress: bool,
-    /// Replaces what is there.
+    /// Replaces an existing output.
     #[arg(long)]
     force: bool,
 }
@@ -28,11 +36,11 @@ impl Convert {
     pub fn run(self) -> Result<()> {
         let output = &self.output;
         if output.exists() && !self.force {
-            bail!("{} exists; --force replaces it", output.display());
+            bail!("{} already exists; replace it with --force", output.display());
         }
         let archive = output.extension().is_some_and(|e| e == "npz");
         if self.compress && !archive {
-            bail!("--compress is for archives, whose name ends in .npz");
+            bail!("--compress works only for archives; the output's name must end in .npz");
         }
         let mut sae = fpo_sae::load(&self.input, &fpo_device::host())?;
         if self.fold_decoder_norms {
@@ -49,7 +57,7 @@ impl Convert {
             Format::GemmaScope
         } else {
             if output.exists() && !matches!(Format::detect(output), Ok((Format::SaeLens, _))) {
-                bail!("{} is not an autoencoder's folder, and is left alone", output.display());
+                bail!("{} is not an autoencoder's folder, so it was left alone", output.display());
             }
             atomic::replace_dir(output, |folder| -> Result<()> {
                 Ok(save_sae_lens(&sae, folder)?)
@@ -57,7 +65,7 @@ impl Convert {
             Format::SaeLens
         };
         eprintln!(
-            "{}: {written}, {} features of width {}",
+            "{}: {written}, {} features, activations of width {}",
             output.display(),
             sae.d_sae(),
             sae.d_in()

@@ -1,60 +1,77 @@
-//! `fpo sae dashboard`: a page of what features are about.
+//! `fpo sae dashboard`: an HTML page with the top activating texts and logits of features.
 
-use std::{fs, num::NonZeroUsize, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    fs,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use fpo_data::{Rendering, atomic};
+use fpo_interp::{
+    autoencoder,
+    dashboard::{Export, Feature, Options, Page, batches, collect, render},
+};
+use fpo_trainer::stages::report::write_page;
 
 use super::rows::Rows;
 use crate::loaded::{Loaded, PlacementArgs};
-use fpo_interp::autoencoder;
-use fpo_interp::dashboard::{Export, Feature, Options, Page, batches, collect, render};
-use fpo_trainer::stages::report::write_page;
 
-/// Features in a file of the export.
-const FEATURES_A_FILE: usize = 128;
+/// Features per file of the export.
+const FEATURES_PER_FILE: usize = 128;
 
+/// Writes an HTML page that shows what features respond to.
+///
+/// For every feature the page has its density, the texts with the strongest activations, and the tokens that its
+/// decoder direction promotes and suppresses. It is a single file that needs no network. With --export the same
+/// data are also written in the JSON format of SAEDashboard.
+///
+/// Example:
+///   fpo sae dashboard --sae sae --model gemma-2-2b --data examples.jsonl --site resid_post:25 --features 0-99 \
+///       --out features.html
 #[derive(Args)]
+#[command(verbatim_doc_comment)]
 pub struct Dashboard {
-    /// The autoencoder, in any format.
-    #[arg(long)]
+    /// The autoencoder: a SAELens folder, a Gemma Scope 2 folder or Gemma Scope's params.npz.
+    #[arg(long, value_name = "PATH")]
     sae: PathBuf,
-    /// A model's folder in Hugging Face's layout, with its tokenizer.
-    #[arg(long)]
+    /// Folder of the model in Hugging Face's layout, with its tokenizer.
+    #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
-    /// Examples or pairs (JSON lines, Parquet), or prepared ones (sft.arrow of a run).
-    #[arg(long)]
+    /// Examples or pairs (JSON lines, Parquet), or sft.arrow of a run. Of pairs, the chosen responses are read.
+    #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Where the activations are, such as resid_post:25 [default: what the autoencoder's file names].
-    #[arg(long)]
+    /// Site where the autoencoder reads activations, such as resid_post:25 [default: the one in the autoencoder's file].
+    #[arg(long, value_name = "SITE")]
     site: Option<String>,
-    /// The page.
-    #[arg(long)]
+    /// The HTML file to write.
+    #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Writes the files batch-N.json of SAEDashboard into this folder, too.
-    #[arg(long)]
+    /// Folder for SAEDashboard's batch-N.json files.
+    #[arg(long, value_name = "FOLDER")]
     export: Option<PathBuf>,
-    /// Which features, such as 3,17,200-299 [default: all].
-    #[arg(long)]
+    /// Features to show, such as 3,17,200-299 [default: all].
+    #[arg(long, value_name = "LIST")]
     features: Option<String>,
-    /// Tokens to read, at least, if the data has so many.
-    #[arg(long, default_value_t = 100_000)]
+    /// Stops after the batch that reaches this many tokens.
+    #[arg(long, default_value_t = 100_000, value_name = "TOKENS")]
     tokens: usize,
-    /// Texts a feature.
-    #[arg(long, default_value_t = 8)]
+    /// Texts per feature.
+    #[arg(long, default_value_t = 8, value_name = "TEXTS")]
     examples: usize,
-    /// Tokens shown on either side of the strongest.
-    #[arg(long, default_value_t = 16)]
+    /// Tokens shown on either side of the strongest activation.
+    #[arg(long, default_value_t = 16, value_name = "TOKENS")]
     context: usize,
-    /// Rows a forward pass.
-    #[arg(long, default_value = "32")]
+    /// Rows per forward pass.
+    #[arg(long, default_value = "32", value_name = "ROWS")]
     batch_size: NonZeroUsize,
-    /// Tokens of a row, at most [default: the model's positions].
-    #[arg(long)]
+    /// Maximum tokens per row; longer rows are cut [default: the model's positions].
+    #[arg(long, value_name = "TOKENS")]
     max_length: Option<usize>,
-    /// What goes through the model's chat template: auto, template or none, as in `fpo score`. Prepared data
-    /// is past that.
+    /// Which texts go through the model's chat template, as in `fpo score`. It has no effect on sft.arrow, which is tokenised
+    /// already.
     #[arg(long, default_value_t, value_name = "auto|template|none")]
     rendering: Rendering,
     #[command(flatten)]
@@ -77,7 +94,7 @@ impl Dashboard {
         let rows = Rows::open(&self.data, &loaded, self.rendering, self.max_length)?;
         let source = rows.source(&loaded, vec![site]);
         let (features, tokens) = collect(&sae, &source, &options)?;
-        // A token that is part of a character alone decodes to a replacement sign.
+        // A token with only part of a character decodes to the replacement character.
         let text = |token: u32| loaded.tokenizer.decode(&[token], false).unwrap_or_default();
 
         let page = self.page(&features, sae.d_sae(), tokens, &site.to_string());
@@ -95,7 +112,7 @@ impl Dashboard {
             };
             let decoder: Vec<f32> = sae.w_dec.to_data().iter::<f32>().collect();
             let direction = |i: usize| decoder[i * sae.d_in()..][..sae.d_in()].to_vec();
-            let files = batches(&export, &features, FEATURES_A_FILE, text, direction);
+            let files = batches(&export, &features, FEATURES_PER_FILE, text, direction);
             self.write(folder, &files)?;
             println!("{} with {} files", folder.display(), files.len());
         }
@@ -116,20 +133,20 @@ impl Dashboard {
             title: format!("Features of {}", name(&self.sae)),
             facts: facts.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
             notes: vec![
-                "Density is the share of tokens on which a feature is active; BOS, EOS and padding are left out. Mean is over those tokens.".into(),
-                "Promoted and suppressed tokens: the decoder direction times the gains of the norms on its way times the unembedding.".into(),
+                "Density is the share of tokens on which a feature is active, and the mean is taken over these; BOS, EOS and padding don't count.".into(),
+                "Promoted and suppressed tokens have the largest and smallest logits of the decoder direction, scaled by the gains of the norms after the site and multiplied by the unembedding.".into(),
             ],
         }
     }
 
-    fn write(&self, folder: &PathBuf, files: &[serde_json::Value]) -> Result<()> {
+    fn write(&self, folder: &Path, files: &[serde_json::Value]) -> Result<()> {
         let foreign = folder.exists()
             && fs::read_dir(folder)
                 .with_context(|| format!("listing {}", folder.display()))?
                 .flatten()
                 .any(|entry| !entry.file_name().to_string_lossy().starts_with("batch-"));
         if foreign {
-            bail!("{} holds other files, and is left alone", folder.display());
+            bail!("{} contains other files, so it was left alone", folder.display());
         }
         atomic::replace_dir(folder, |output| -> Result<()> {
             for (index, file) in files.iter().enumerate() {
@@ -142,17 +159,18 @@ impl Dashboard {
     }
 }
 
-/// The last part of a path.
-fn name(path: &std::path::Path) -> String {
+/// The last component of a path.
+fn name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
-/// `3,17,200-299` as numbers, each once and in order.
+/// The indices in a list such as `3,17,200-299`, sorted and without duplicates.
 fn parse(list: &str) -> Result<Vec<usize>> {
-    let mut features = std::collections::BTreeSet::new();
+    let mut features = BTreeSet::new();
     for part in list.split(',') {
-        let wrong =
-            || format!("--features {list}: `{part}` is no number and no range such as 200-299");
+        let wrong = || {
+            format!("--features {list}: `{part}` is neither an index nor a range such as 200-299")
+        };
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let first: usize = first.trim().parse().with_context(wrong)?;
         let last: usize = last.trim().parse().with_context(wrong)?;

@@ -1,4 +1,4 @@
-//! `fpo sae encode`: activations in, features out, both in safetensors.
+//! `fpo sae encode`: features or reconstructions of the activations in a safetensors file.
 
 use std::{
     collections::HashMap,
@@ -13,31 +13,40 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 use crate::loaded::DeviceArg;
 
-/// Rows at once.
+/// Rows per batch.
 const ROWS: usize = 4096;
 
+/// Encodes activations from a file with an autoencoder.
+///
+/// Reads float32 tensors [..., d_in] from a safetensors file, such as the one that `fpo activations` writes with
+/// --tensor activations, and writes the features [..., d_sae] under the same names. With --reconstruct it writes
+/// reconstructions [..., d_in] instead.
+///
+/// Example:
+///   fpo sae encode --sae sae --input activations.safetensors --tensor activations --out features.safetensors
 #[derive(Args)]
+#[command(verbatim_doc_comment)]
 pub struct Encode {
-    /// The autoencoder, in any format.
-    #[arg(long)]
+    /// The autoencoder: a SAELens folder, a Gemma Scope 2 folder or Gemma Scope's params.npz.
+    #[arg(long, value_name = "PATH")]
     sae: PathBuf,
-    /// Activations: a safetensors file of float32 tensors whose last dimension is the autoencoder's width.
-    #[arg(long)]
+    /// The safetensors file with activations.
+    #[arg(long, value_name = "FILE")]
     input: PathBuf,
-    /// Which tensor of it; all of them where absent.
-    #[arg(long)]
+    /// The tensor to encode [default: all tensors in the file].
+    #[arg(long, value_name = "NAME")]
     tensor: Option<String>,
-    /// Where the features go, under the names of their activations.
-    #[arg(long)]
+    /// The safetensors file to write.
+    #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Writes reconstructions instead of features.
+    /// Writes reconstructions of the activations instead of features.
     #[arg(long)]
     reconstruct: bool,
     #[command(flatten)]
     device: DeviceArg,
 }
 
-/// A tensor of the output.
+/// A float32 tensor of the output.
 struct Encoded {
     name: String,
     shape: Vec<usize>,
@@ -51,7 +60,7 @@ impl Encode {
         let bytes = std::fs::read(&self.input)
             .with_context(|| format!("reading {}", self.input.display()))?;
         let file = SafeTensors::deserialize(&bytes)
-            .with_context(|| format!("{} is no safetensors file", self.input.display()))?;
+            .with_context(|| format!("{} is not a valid safetensors file", self.input.display()))?;
         let mut names: Vec<&str> = file.names();
         names.sort_unstable();
         if let Some(wanted) = &self.tensor {
@@ -85,10 +94,12 @@ impl Encode {
     ) -> Result<Encoded> {
         let (d_in, mut shape) = (sae.d_in(), view.shape().to_vec());
         if view.dtype() != Dtype::F32 {
-            bail!("it is {:?}; float32 is read", view.dtype());
+            bail!("its type is {:?}, expected F32", view.dtype());
         }
         if shape.last() != Some(&d_in) {
-            bail!("its shape is {shape:?}, and the autoencoder takes activations of width {d_in}");
+            bail!(
+                "its shape is {shape:?}, but the autoencoder expects activations of width {d_in}"
+            );
         }
         let values: Vec<f32> =
             view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();

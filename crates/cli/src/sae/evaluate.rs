@@ -1,44 +1,55 @@
-//! `fpo sae evaluate`: what an autoencoder keeps of a model.
+//! `fpo sae evaluate`: sparsity, reconstruction and spliced loss of an autoencoder.
 
 use std::{num::NonZeroUsize, path::PathBuf};
 
 use anyhow::Result;
 use clap::Args;
 use fpo_data::Rendering;
+use fpo_interp::{
+    autoencoder,
+    evaluation::{SaeEvaluation, evaluate},
+};
 
 use super::rows::Rows;
 use crate::loaded::{Loaded, PlacementArgs};
-use fpo_interp::autoencoder;
-use fpo_interp::evaluation::{SaeEvaluation, evaluate};
 
+/// Evaluates an autoencoder on a model: sparsity, reconstruction, and the loss with it spliced in.
+///
+/// Prints L0, L1, explained variance, MSE, cosine similarity and norms; cross-entropy (nats per token) and KL of
+/// the model with the activations replaced by reconstructions and by zeros; the share of dead features; and a
+/// histogram of feature densities. Special tokens such as BOS and EOS are left unchanged and don't count.
+///
+/// Example:
+///   fpo sae evaluate --sae sae --model gemma-2-2b --data examples.jsonl --site resid_post:25
 #[derive(Args)]
+#[command(verbatim_doc_comment)]
 pub struct Evaluate {
-    /// The autoencoder, in any format.
-    #[arg(long)]
+    /// The autoencoder: a SAELens folder, a Gemma Scope 2 folder or Gemma Scope's params.npz.
+    #[arg(long, value_name = "PATH")]
     sae: PathBuf,
-    /// A model's folder in Hugging Face's layout, with its tokenizer.
-    #[arg(long)]
+    /// Folder of the model in Hugging Face's layout, with its tokenizer.
+    #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
-    /// Examples or pairs (JSON lines, Parquet), or prepared ones (sft.arrow of a run).
-    #[arg(long)]
+    /// Examples or pairs (JSON lines, Parquet), or sft.arrow of a run. Of pairs, the chosen responses are read.
+    #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Where the activations are, such as resid_post:25 [default: what the autoencoder's file names].
-    #[arg(long)]
+    /// Site where the autoencoder reads activations, such as resid_post:25 [default: the one in the autoencoder's file].
+    #[arg(long, value_name = "SITE")]
     site: Option<String>,
-    /// Tokens to measure on, at least, if the data has so many.
-    #[arg(long, default_value_t = 100_000)]
+    /// Stops after the batch that reaches this many tokens.
+    #[arg(long, default_value_t = 100_000, value_name = "TOKENS")]
     tokens: usize,
-    /// Rows a forward pass.
-    #[arg(long, default_value = "32")]
+    /// Rows per forward pass.
+    #[arg(long, default_value = "32", value_name = "ROWS")]
     batch_size: NonZeroUsize,
-    /// Tokens of a row, at most [default: the model's positions].
-    #[arg(long)]
+    /// Maximum tokens per row; longer rows are cut [default: the model's positions].
+    #[arg(long, value_name = "TOKENS")]
     max_length: Option<usize>,
-    /// What goes through the model's chat template: auto, template or none, as in `fpo score`. Prepared data
-    /// is past that.
+    /// Which texts go through the model's chat template, as in `fpo score`. It has no effect on sft.arrow, which is tokenised
+    /// already.
     #[arg(long, default_value_t, value_name = "auto|template|none")]
     rendering: Rendering,
-    /// Prints JSON.
+    /// Prints JSON instead of text.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -63,10 +74,7 @@ impl Evaluate {
 
 fn print(found: &SaeEvaluation, d_sae: usize) {
     let (q, ce, kl) = (&found.quality, &found.cross_entropy, &found.kl);
-    println!(
-        "over {} tokens; BOS, EOS and padding are left out of the splice and of every mean",
-        q.tokens
-    );
+    println!("over {} tokens; BOS, EOS and padding are neither spliced nor counted", q.tokens);
     println!("L0                   {:.2} of {d_sae} features", q.l0);
     println!("L1                   {:.4}", q.l1);
     println!("explained variance   {:.4}   1 − E‖x − x̂‖² / (E‖x‖² − ‖E x‖²)", q.explained_variance);

@@ -1,4 +1,4 @@
-//! `fpo sae info`: what a file is.
+//! `fpo sae info`: format, sizes and weight statistics of an autoencoder's file.
 
 use std::path::PathBuf;
 
@@ -7,11 +7,17 @@ use clap::Args;
 use fpo_sae::{Description, Format, Range};
 use serde_json::json;
 
+/// Describes an autoencoder's file.
+///
+/// Prints the format, the architecture, d_sae and d_in, the model and site if the file names them, and minimum,
+/// maximum and mean of thresholds, encoder biases, encoder and decoder norms, and encoder–decoder cosines.
 #[derive(Args)]
+#[command(verbatim_doc_comment)]
 pub struct Info {
-    /// A SAELens folder, Gemma Scope's params.npz, or a Gemma Scope 2 folder.
+    /// A SAELens folder, a Gemma Scope 2 folder or Gemma Scope's params.npz.
+    #[arg(value_name = "PATH")]
     path: PathBuf,
-    /// Prints JSON.
+    /// Prints JSON instead of text.
     #[arg(long)]
     json: bool,
 }
@@ -27,9 +33,9 @@ impl Info {
             return Ok(());
         }
         let d = description;
-        let unknown = || "not said".to_owned();
+        let unknown = || "unknown".to_owned();
         let Description { activation, d_sae, d_in, .. } = &d;
-        println!("{format}: {activation}, {d_sae} features of activations of width {d_in}");
+        println!("{format}: {activation}, {d_sae} features, activations of width {d_in}");
         println!("model                   {}", d.model_name.unwrap_or_else(unknown));
         println!("site                    {}", d.hook_name.unwrap_or_else(unknown));
         for (name, values) in d.activation_parameters {

@@ -1,4 +1,4 @@
-//! `fpo sae …`: sparse autoencoders by themselves.
+//! `fpo sae …`: sparse autoencoders.
 
 mod convert;
 mod dashboard;
@@ -13,17 +13,11 @@ use clap::Subcommand;
 
 #[derive(Subcommand)]
 pub enum Sae {
-    /// Says what an autoencoder's file is.
     Info(info::Info),
-    /// Writes an autoencoder in another format.
     Convert(convert::Convert),
-    /// Features, or reconstructions, of activations in a file.
     Encode(encode::Encode),
-    /// Measures an autoencoder on a model: sparsity, reconstruction, and the loss with it spliced in.
     Evaluate(evaluate::Evaluate),
-    /// Writes a page of what features are about.
     Dashboard(dashboard::Dashboard),
-    /// Trains autoencoders on a model's activations.
     Train(train::Train),
 }
 

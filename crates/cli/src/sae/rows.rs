@@ -1,25 +1,25 @@
-//! `--data`: rows of tokens for a model.
+//! The `--data` of `fpo sae` commands: tokenised rows.
 
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use fpo_data::{Fingerprint, OnEmpty, Preparer, Rendering, SequenceStore, Truncation, read_sft};
+use fpo_interp::activations::Source;
 use fpo_transformer::Site;
 use tempfile::TempDir;
 
-use crate::loaded::Loaded;
-use fpo_interp::activations::Source;
+use crate::{loaded::Loaded, terminal::reporter};
 
 /// Tokenised rows, in a memory-mapped file.
 pub struct Rows {
     pub store: SequenceStore,
-    /// Removed with the rows, where they were tokenised for this command.
+    /// Holds the store of rows that were tokenised for this command; removed on drop.
     _folder: Option<TempDir>,
 }
 
 impl Rows {
-    /// Prepared examples (`sft.arrow` of a run), or a file of examples or pairs, whose chosen responses are
-    /// read, tokenised to at most `max_length` tokens a row.
+    /// Opens prepared examples (`sft.arrow` of a run), or tokenises a file of examples or pairs to at most `max_length` tokens per
+    /// row. Of pairs, the chosen responses are read.
     pub fn open(
         data: &Path,
         loaded: &Loaded,
@@ -32,7 +32,7 @@ impl Rows {
             let highest = store.iter().flat_map(|e| e.response.tokens).max().copied();
             if let Some(token) = highest.filter(|token| *token as usize >= vocabulary) {
                 bail!(
-                    "{}: token {token} is none of the model's {vocabulary}: it was prepared for another one",
+                    "{}: token {token} is beyond the model's vocabulary of {vocabulary}; the file was prepared for a different model",
                     data.display()
                 );
             }
@@ -52,7 +52,7 @@ impl Rows {
         Ok(Self { store: SequenceStore::open(&path)?, _folder: Some(folder) })
     }
 
-    /// What activations of these sites are read from.
+    /// The source of activations at `sites` on these rows, without special tokens.
     pub fn source<'a>(&'a self, loaded: &'a Loaded, sites: Vec<Site>) -> Source<'a> {
         Source {
             model: &loaded.model,
@@ -60,7 +60,7 @@ impl Rows {
             pad: loaded.tokenizer.pad_id(),
             excluded: loaded.tokenizer.special_ids(),
             sites,
-            reporter: crate::terminal::reporter(),
+            reporter: reporter(),
         }
     }
 }

@@ -1,57 +1,73 @@
-//! `fpo sae train`: an autoencoder for each of some sites of a model, from one pass over its activations.
+//! `fpo sae train`: autoencoders for one or more sites of a model, trained in one pass over its activations.
 
-use std::{fs, num::NonZeroUsize, path::PathBuf};
+use std::{collections::BTreeSet, fs, num::NonZeroUsize, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use fpo_data::{Fingerprint, Rendering, atomic};
+use fpo_config::SaeSettings;
+use fpo_data::{
+    Fingerprint, Rendering, atomic,
+    checkpoints::{Checkpoints, METRICS_FILE},
+};
+use fpo_interp::{
+    activations::{ActivationStore, StoreSettings, Stored},
+    training::{SaeTrainingRun, quality},
+};
 use fpo_sae::save_sae_lens;
+use fpo_trainer::stages::content;
 use fpo_transformer::Site;
 use serde_json::json;
 
 use super::rows::Rows;
 use crate::loaded::{Loaded, PlacementArgs, SettingsArgs};
-use fpo_config::SaeSettings;
-use fpo_data::checkpoints::{Checkpoints, METRICS_FILE};
-use fpo_interp::activations::{ActivationStore, StoreSettings, Stored};
-use fpo_interp::training::{SaeTrainingRun, quality};
-use fpo_trainer::stages::content;
 
-/// Tokens kept for measuring, at most.
+/// Maximum number of held-out tokens for measuring quality.
 const HELD_OUT: usize = 100_000;
 const MADE_FROM: &str = "made_from.json";
 
+/// Trains autoencoders on a model's activations, one per site, in one pass over the data.
+///
+/// Writes a SAELens folder with quality.json (metrics on held-out tokens) and metrics.jsonl (training curves). With
+/// several sites, each autoencoder gets a subfolder such as resid_post_25. Checkpoints are kept beside the output
+/// until training is finished.
+///
+/// Of the settings, only the section sae, reference.batch_size (rows per forward pass) and seed have an effect;
+/// `fpo recipes tiny` explains them.
+///
+/// Example:
+///   fpo sae train --model gemma-2-2b --data examples.jsonl --site resid_post:12 --site resid_post:25 --out saes \
+///       --set sae.tokens=10000000 --set sae.training.d_sae=16384
 #[derive(Args)]
+#[command(verbatim_doc_comment)]
 pub struct Train {
-    /// A model's folder in Hugging Face's layout, with its tokenizer.
-    #[arg(long)]
+    /// Folder of the model in Hugging Face's layout, with its tokenizer.
+    #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
-    /// Examples or pairs (JSON lines, Parquet), or prepared ones (sft.arrow of a run).
-    #[arg(long)]
+    /// Examples or pairs (JSON lines, Parquet), or sft.arrow of a run. Of pairs, the chosen responses are read.
+    #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Where activations are read, such as resid_post:25; again for an autoencoder for each of several.
-    #[arg(long = "site", required = true)]
+    /// Site to train an autoencoder for, such as resid_post:25; can be repeated.
+    #[arg(long = "site", required = true, value_name = "SITE")]
     sites: Vec<String>,
-    /// The folder written: the autoencoder, or one folder for each of several.
-    #[arg(long)]
+    /// The folder to write.
+    #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
-    /// The sections sae, reference.batch_size and seed count.
     #[command(flatten)]
     settings: SettingsArgs,
-    /// Tokens of a row, at most [default: the model's positions].
-    #[arg(long)]
+    /// Maximum tokens per row; longer rows are cut [default: the model's positions].
+    #[arg(long, value_name = "TOKENS")]
     max_length: Option<usize>,
-    /// What goes through the model's chat template: auto, template or none, as in `fpo score`. Prepared data
-    /// is past that.
+    /// Which texts go through the model's chat template, as in `fpo score`. It has no effect on sft.arrow, which is tokenised
+    /// already.
     #[arg(long, default_value_t, value_name = "auto|template|none")]
     rendering: Rendering,
-    /// Keeps activations in this folder, for other trainings on the same ones.
-    #[arg(long)]
+    /// Stores the activations in this folder, so that later trainings on the same ones don't run the model.
+    #[arg(long, value_name = "FOLDER")]
     shards: Option<PathBuf>,
-    /// How activations are kept there.
-    #[arg(long, default_value_t)]
+    /// Data type of the stored activations: float32, or float16 for values up to 65,504.
+    #[arg(long, default_value_t, value_name = "TYPE")]
     shards_precision: Stored,
-    /// Goes on from the last checkpoint of an interrupted training.
+    /// Resumes an interrupted training from its last checkpoint.
     #[arg(long)]
     resume: bool,
     #[command(flatten)]
@@ -68,9 +84,9 @@ impl Train {
             let site: Site = site.parse()?;
             sites.push(site.check(loaded.model.config().num_hidden_layers)?);
         }
-        let distinct: std::collections::BTreeSet<_> = sites.iter().collect();
+        let distinct: BTreeSet<_> = sites.iter().collect();
         if distinct.len() < sites.len() {
-            bail!("a --site is named twice");
+            bail!("the same --site is named twice");
         }
         let rows = Rows::open(&self.data, &loaded, self.rendering, self.max_length)?;
         let made_from = Fingerprint::default()
@@ -78,7 +94,7 @@ impl Train {
             .with("precision", self.placement.precision())
             .with("data", content(&self.data)?)
             .with("max_length", format!("{:?}", self.max_length));
-        // A training begun before there was this flag had its default.
+        // Left out for the default, so that fingerprints from before this option stay valid.
         let made_from = match self.rendering {
             Rendering::Auto => made_from,
             other => made_from.with("rendering", other),
@@ -106,7 +122,7 @@ impl Train {
             settings.sae.training.batch_tokens
         );
         let checkpoint_every = settings.sae.checkpoint_every;
-        // How often it is kept has no say in what it becomes.
+        // How often checkpoints are written doesn't affect the result.
         let same = SaeSettings { checkpoint_every: NonZeroUsize::MIN, ..settings.sae.clone() };
         let made_from = made_from
             .with("sae", serde_json::to_string(&same)?)
@@ -157,9 +173,9 @@ impl Train {
         fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))
     }
 
-    /// The folder of the checkpoints, beside the output: kept if `--resume` asks for it, else empty.
+    /// The checkpoint folder, beside the output. Emptied unless `--resume` is set.
     fn checkpoints(&self, made_from: &Fingerprint) -> Result<PathBuf> {
-        let name = self.out.file_name().context("--out names no folder")?;
+        let name = self.out.file_name().context("--out has no folder name")?;
         let folder = self.out.with_file_name(format!("{}.checkpoints", name.to_string_lossy()));
         let path = folder.join(MADE_FROM);
         if self.resume && path.exists() {
@@ -171,7 +187,7 @@ impl Train {
                 made_from.differences(&found).into_iter().map(|d| d.item).collect();
             if !differences.is_empty() {
                 bail!(
-                    "{} was made from another {}; without --resume the training starts anew",
+                    "the checkpoints in {} were made with different settings or data ({}); leave out --resume to start over",
                     folder.display(),
                     differences.join(", ")
                 );
@@ -180,7 +196,7 @@ impl Train {
         }
         if folder.exists() {
             if !path.exists() {
-                bail!("{} is not a folder of checkpoints, and is left alone", folder.display());
+                bail!("{} is not a checkpoint folder, so it was left alone", folder.display());
             }
             fs::remove_dir_all(&folder)
                 .with_context(|| format!("removing {}", folder.display()))?;
