@@ -3,7 +3,7 @@
 //! `cargo run -p fpo-metrics --example log_a_step`
 
 use burn::tensor::{Device, Tensor};
-use fpo_losses::{Method, Objective, PerResponse, Quantities};
+use fpo_losses::{Objective, PerResponse, Quantities};
 use fpo_metrics::{Pairs, log, means};
 
 fn main() {
@@ -18,7 +18,7 @@ fn main() {
         ),
         (&[-8.2, -9.9], &[-8.0, -9.0], &[6.0, 8.0]),
     ];
-    let objective = Objective::paper(Method::DPO);
+    let objective = Objective::paper("dpo".parse().expect("a method's name"));
     let mut pairs = Pairs::default();
     for (policy, reference, tokens) in micro_batches {
         let log_probs = split(policy).map(Tensor::require_grad);
