@@ -55,6 +55,9 @@ mod kl;
 mod largest;
 mod linear;
 mod log_probs;
+#[cfg(all(test, feature = "flex"))]
+#[path = "../tests/ops/numbers.rs"]
+mod numbers;
 mod pooled;
 mod product;
 mod rms_norm;

@@ -1,13 +1,14 @@
-//! Operations with a backward pass of their own against autodiff on their definitions, in float64.
+//! Checks operations with their own backward pass against autodiff on their definitions, in float64.
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor};
 
 use crate::{
     blocked::Blocks,
     graph::{Operation, apply},
+    numbers::{self, Numbers},
 };
 
-/// n, d and vocabulary, with blocks that divide them and blocks that don't.
+/// Cases of n, d and vocabulary, with blocks that divide them and blocks that don't.
 pub(crate) fn heads() -> impl Iterator<Item = (usize, usize, usize, Blocks)> {
     let sizes = [(1, 1, 2), (5, 3, 17), (9, 4, 16)];
     let blocks = [(1, 1), (4, 8), (3, 5), (100, 100)];
@@ -16,34 +17,20 @@ pub(crate) fn heads() -> impl Iterator<Item = (usize, usize, usize, Blocks)> {
     })
 }
 
-fn uniform(seed: u64, i: usize) -> f64 {
-    let mut z = (seed << 32 | i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    (z >> 11) as f64 / (1u64 << 52) as f64 - 1.0
-}
-
 /// Uniform in ±2, float64, outside any graph.
 pub(crate) fn random<const D: usize>(seed: u64, shape: [usize; D]) -> Tensor<D> {
-    let count = shape.iter().product();
-    let values: Vec<f64> = (0..count).map(|i| 2.0 * uniform(seed, i)).collect();
-    Tensor::from_data(TensorData::new(values, shape), (&Device::flex(), DType::F64))
+    Numbers(seed).tensor(shape, 2.0, (&Device::flex(), DType::F64))
 }
 
 pub(crate) fn targets(n: usize, vocabulary: usize) -> Tensor<1, Int> {
-    let values = (0..n).map(|i| ((uniform(9, i) + 1.0) * 0.5 * vocabulary as f64) as i64);
-    Tensor::from_data(TensorData::new(values.collect::<Vec<_>>(), [n]), &Device::flex())
+    Numbers(9).indices(n, vocabulary, &Device::flex())
 }
 
 pub(crate) fn close<const D: usize>(what: &str, found: &Tensor<D>, expected: &Tensor<D>) {
-    assert_eq!(found.dims(), expected.dims(), "{what}: shapes");
-    let values = |x: &Tensor<D>| x.to_data().iter::<f64>().collect::<Vec<_>>();
-    for (i, (f, e)) in values(found).into_iter().zip(values(expected)).enumerate() {
-        assert!((f - e).abs() <= 1e-11 * (1.0 + e.abs()), "{what} {i}: {f}, expected {e}");
-    }
+    numbers::close(what, found, expected, 1e-12);
 }
 
-/// A vocabulary in one to four parts: some of one row, none like the other.
+/// A vocabulary in one to four parts of different lengths, some of one row.
 pub(crate) fn partitions(v: usize) -> Vec<Vec<usize>> {
     let mut found = vec![vec![v], vec![v - 1, 1]];
     if v > 8 {
@@ -77,7 +64,7 @@ pub(crate) fn check_parts<O, const D: usize>(
     }
 }
 
-/// Runs both on the same inputs, weighs the outputs alike, and compares them and every gradient.
+/// Runs both on the same inputs, multiplies the outputs by the same weights, and compares outputs and gradients.
 pub(crate) fn check<const N: usize, const D: usize, const O: usize>(
     operation: impl Operation<N>,
     shapes: [[usize; D]; N],
@@ -105,7 +92,7 @@ pub(crate) fn check<const N: usize, const D: usize, const O: usize>(
     for (i, (found, expected)) in found_gradients.iter().zip(&expected_gradients).enumerate() {
         close(&format!("gradient {i}, element"), found, expected);
     }
-    // Outside the graph the same values come.
+    // Outside the graph the values are the same.
     let plain = inputs.clone().map(Tensor::into_dispatch);
     let plain = Tensor::from_dispatch(apply(operation.clone(), plain).expect("a known backend"));
     close("outside the graph", &plain, &expected);

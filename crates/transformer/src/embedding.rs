@@ -74,7 +74,26 @@ pub fn stored_name(path: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// The parts cover the rows in order, each is within the limit, and no fewer would be.
+        #[test]
+        fn parts_cover_the_rows(rows in 1..1000_usize, row_bytes in 1..100_usize, limit in 1..50_000_usize) {
+            let most = limit / row_bytes;
+            match parts(rows, row_bytes, Some(limit)) {
+                None => prop_assert!(Rows::MOST_PARTS * most < rows),
+                Some(parts) => {
+                    let covered: Vec<_> = parts.iter().cloned().flatten().collect();
+                    prop_assert_eq!(covered, (0..rows).collect::<Vec<_>>());
+                    prop_assert!(parts.iter().all(|part| part.len() * row_bytes <= limit));
+                    prop_assert!((parts.len() - 1) * most < rows);
+                }
+            }
+        }
+    }
 
     #[test]
     fn parts_are_few_and_even() {

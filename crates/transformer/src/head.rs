@@ -86,13 +86,12 @@ impl Head {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Device, Distribution, activation::log_softmax};
+    use burn::tensor::{Device, Distribution, Tolerance, activation::log_softmax};
 
     use super::*;
 
     fn close(found: Tensor<1>, expected: Tensor<1>) {
-        let difference: f32 = (found - expected).abs().max().into_scalar();
-        assert!(difference < 1e-5, "{difference}");
+        found.to_data().assert_approx_eq::<f32>(&expected.to_data(), Tolerance::absolute(1e-5));
     }
 
     /// Oracle: the logits themselves.

@@ -54,28 +54,38 @@ impl Normal {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
-    /// Oracle: one thread that draws from the stream in order.
-    #[test]
-    fn every_thread_finds_its_place_in_the_stream() {
-        let (seed, std) = (3, 0.5);
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut normal = Normal::new(seed, std);
-        for count in [1, 7, 2 * PAIRS, 5 * PAIRS + 1] {
-            let mut expected = Vec::new();
-            while expected.len() < count {
-                let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt() * std;
-                let angle = std::f64::consts::TAU * rng.random::<f64>();
-                expected.extend([angle.cos(), angle.sin()].map(|x| (radius * x) as f32));
-            }
-            expected.truncate(count);
-            normal.next_parameter(count);
-            assert!(normal.values(0..count) == expected, "{count} values");
-            // The pieces have the same values wherever the parameter is cut.
-            for cut in [0, 1, count / 3, count / 2, count - 1, count] {
+    /// One thread that draws from the stream in order.
+    fn in_order(rng: &mut ChaCha8Rng, count: usize, std: f64) -> Vec<f32> {
+        let mut values = Vec::new();
+        while values.len() < count {
+            let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt() * std;
+            let angle = std::f64::consts::TAU * rng.random::<f64>();
+            values.extend([angle.cos(), angle.sin()].map(|x| (radius * x) as f32));
+        }
+        values.truncate(count);
+        values
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+
+        /// Oracle: [`in_order`], whatever pieces a parameter is drawn in.
+        #[test]
+        fn every_value_has_its_place_in_the_stream(
+            seed: u64,
+            parameters in prop::collection::vec((1..5 * PAIRS, 0.0..=1.0), 1..4),
+        ) {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let mut normal = Normal::new(seed, 0.5);
+            for (count, cut) in parameters {
+                let cut = (cut * count as f64) as usize;
+                normal.next_parameter(count);
                 let pieces = [normal.values(0..cut), normal.values(cut..count)].concat();
-                assert!(pieces == expected, "{count} values, cut at {cut}");
+                prop_assert!(pieces == in_order(&mut rng, count, 0.5));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The fast paths against their definitions, and the definitions against calculus.
+//! Fast paths against their definitions, and definitions against finite differences.
 #![cfg(feature = "flex")]
 
 mod adamw;
@@ -6,6 +6,7 @@ mod definitions;
 mod fast_paths;
 mod graphs;
 mod half_precision;
+mod numbers;
 mod older_machines;
 mod parts;
 mod straight_through;

@@ -163,7 +163,57 @@ impl FromStr for PublishedModel {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    prop_compose! {
+        fn sizes()(
+            vocab_size in 1..1000_usize,
+            hidden_size in 1..100_usize,
+            intermediate_size in 1..100_usize,
+            num_hidden_layers in 1..10_usize,
+            num_key_value_heads in 1..5_usize,
+            group in 1..5_usize,
+            half in 1..20_usize,
+        ) -> Sizes {
+            Sizes {
+                vocab_size,
+                hidden_size,
+                intermediate_size,
+                num_hidden_layers,
+                num_attention_heads: group * num_key_value_heads,
+                num_key_value_heads,
+                head_dim: 2 * half,
+            }
+        }
+    }
+
+    proptest! {
+        /// What a family writes it reads back, whatever the sizes and constants.
+        #[test]
+        fn a_written_config_is_read_back(
+            sizes in sizes(),
+            scalar in 0.1..500.0,
+            attention_cap in prop::option::of(1.0..100.0),
+            logit_cap in prop::option::of(1.0..100.0),
+            window in 1..5000_usize,
+            eos in prop::collection::vec(0..1000_u32, 1..4),
+        ) {
+            for family in Family::ALL {
+                let config = ModelConfig {
+                    query_pre_attn_scalar: scalar,
+                    attn_logit_softcapping: attention_cap,
+                    final_logit_softcapping: logit_cap,
+                    sliding_window: window,
+                    eos_token_ids: eos.clone(),
+                    ..family.config(&sizes).unwrap()
+                };
+                let text = config.to_json("float32").to_string();
+                prop_assert_eq!(ModelConfig::from_json(&text), Ok(config));
+            }
+        }
+    }
 
     #[test]
     fn published_models_are_found_by_name() {
