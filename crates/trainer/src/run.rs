@@ -3,7 +3,6 @@
 
 use std::{
     cell::RefCell,
-    collections::BTreeSet,
     fs::{self, File},
     io::Write,
     path::{Path, PathBuf},
@@ -17,7 +16,6 @@ use fpo_device::{guard, progress::Reporter, sync};
 use fpo_plan::{advice, check_precision};
 use fpo_transformer::Placement;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 const STAGE_FILE: &str = "stage.json";
 
@@ -175,10 +173,7 @@ impl Run {
                 "the checkpoint in {} was made from other settings or data ({}); resume with those, or leave out --resume to start the \
                  stage over",
                 folder.display(),
-                found.map_or("which ones can't be read".into(), |found| changes(
-                    fingerprint,
-                    &found
-                ))
+                found.map_or("which ones can't be read".into(), |found| fingerprint.changes(&found))
             ),
             (false, _) => {}
         }
@@ -204,37 +199,6 @@ fn holds_work(folder: &Path) -> Result<bool> {
         }
     }
     Ok(false)
-}
-
-/// What differs between two fingerprints, setting by setting.
-fn changes(now: &Fingerprint, then: &Fingerprint) -> String {
-    let mut changes = Vec::new();
-    for difference in now.differences(then) {
-        let value = |text: Option<String>| match text {
-            None => Value::Null,
-            Some(text) => serde_json::from_str(&text).unwrap_or(Value::String(text)),
-        };
-        let (now, then) = (value(difference.expected), value(difference.found));
-        add_changes(difference.item, &now, &then, &mut changes);
-    }
-    changes.join(", ")
-}
-
-fn add_changes(key: String, now: &Value, then: &Value, changes: &mut Vec<String>) {
-    match (now, then) {
-        (Value::Object(fields), Value::Object(others)) => {
-            let all: BTreeSet<&String> = fields.keys().chain(others.keys()).collect();
-            for field in all {
-                let [now, then] = [fields, others].map(|f| f.get(field).unwrap_or(&Value::Null));
-                if now != then {
-                    add_changes(format!("{key}.{field}"), now, then, changes);
-                }
-            }
-        }
-        // A hash says nothing.
-        (Value::String(hash), _) if hash.len() > 40 => changes.push(key),
-        _ => changes.push(format!("{key} is {now}, was {then}")),
-    }
 }
 
 fn read_fingerprint(path: &Path) -> Option<Fingerprint> {

@@ -83,5 +83,5 @@ fn a_site_or_width_that_does_not_fit_is_refused() {
     let and = reader("resid_post:1").with(&world.sae, Site::resid_post(2));
     assert!(and.check(config).unwrap_err().to_string().contains("resid_post:2"));
     let message = reader("attn_z:0").check(config).unwrap_err().to_string();
-    assert!(message.contains("width 12, attn_z:0 has 8"), "{message}");
+    assert!(message.contains("width 12, those at attn_z:0 have width 8"), "{message}");
 }

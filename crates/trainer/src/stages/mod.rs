@@ -140,11 +140,10 @@ const MAY_CHANGE: [&str; 3] = ["micro_batch_size", "checkpoint_every", "checkpoi
 fn section(settings: &impl Serialize) -> Result<String> {
     let mut section = serde_json::to_value(settings)?;
     if let Some(fields) = section.as_object_mut() {
-        fields.retain(|key, _| !MAY_CHANGE.contains(&key.as_str()));
-        // Runs made before this setting existed had its default.
-        if fields.get("rendering").is_some_and(|rendering| rendering == "auto") {
-            fields.remove("rendering");
-        }
+        // Runs made before the setting `rendering` existed had its default.
+        fields.retain(|key, value| {
+            !MAY_CHANGE.contains(&key.as_str()) && !(key == "rendering" && value == "auto")
+        });
     }
     Ok(section.to_string())
 }
