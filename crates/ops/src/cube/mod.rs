@@ -59,7 +59,7 @@ pub(crate) fn takes<const D: usize>(x: &Tensor<D>) -> bool {
         }
 }
 
-/// The same for a tensor outside any graph alone.
+/// [`takes`], and the tensor is outside any graph.
 pub(crate) fn takes_outside_graph<const D: usize>(x: &Tensor<D>) -> bool {
     takes(x) && x.clone().into_dispatch().autodiff == DispatchAutodiffContext::Disabled
 }
