@@ -84,7 +84,7 @@ pub use rows::Rows;
 pub use softcap::softcap;
 pub use statistics::{TokenStatistics, linear_token_statistics};
 
-/// Matrix products on GPUs by a named strategy, and what tells the strategies apart.
+/// Matrix products on GPUs with an explicit strategy, and checks of the strategies.
 #[cfg(feature = "cube")]
 pub mod products {
     pub use crate::cube::products::{

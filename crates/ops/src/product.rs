@@ -1,8 +1,8 @@
-//! Products of matrices outside any graph. On GPUs a strategy other than Burn's may be chosen for them.
+//! Matrix products outside the graph, on GPUs by the chosen strategy.
 
 use burn::tensor::Tensor;
 
-/// A matrix, or the transpose of one.
+/// An operand, possibly stored transposed.
 pub(crate) struct Factor {
     stored: Tensor<2>,
     transposed: bool,

@@ -1,5 +1,5 @@
-//! Which strategy for matrix products suits a card: each one's time on the shapes of a preference-optimisation step at the
-//! widths of Gemma-2-2B, as lines of JSON, the most important first.
+//! Compares strategies for matrix products: correctness and time of each on the shapes of a training step at Gemma-2-2B's widths,
+//! as JSON lines, the most important first.
 //!
 //! ```text
 //! products --sweep [--device cuda|wgpu] [--strategies cublaslt,burn,cubek,NAME,…] [--seconds 60]
@@ -21,12 +21,12 @@ use burn_cubecl::CubeDevice;
 use fpo_ops::products::{ProductError, ProductStrategy, awkward, check};
 use serde_json::{Value, json};
 
-/// What is asked for on the command line.
+/// The command line.
 struct Options {
     mode: Mode,
     device: String,
     strategies: Vec<ProductStrategy>,
-    /// When no more is begun.
+    /// Nothing is started after it.
     deadline: Instant,
 }
 
@@ -55,7 +55,7 @@ fn run(options: Options) -> Result<(), String> {
         return Ok(());
     }
     let device = device(&options.device)?;
-    // A kernel that fails panics in places; each is caught and reported where it happened.
+    // The libraries panic on some failures; these are caught and reported per strategy.
     std::panic::set_hook(Box::new(|_| {}));
     let client = device.client();
     let hardware = &client.properties().hardware;
@@ -74,7 +74,7 @@ fn run(options: Options) -> Result<(), String> {
     Ok(())
 }
 
-/// Small products of awkward shapes by each strategy.
+/// Verifies every strategy on small products of awkward shapes.
 fn check_all(device: &CubeDevice, options: &Options) {
     for types in [[DType::BF16; 2], [DType::BF16, DType::F32], [DType::F32; 2]] {
         for strategy in &options.strategies {
@@ -116,7 +116,7 @@ fn check_all(device: &CubeDevice, options: &Options) {
     }
 }
 
-/// Panics of the libraries as errors.
+/// Turns a panic into an error.
 fn caught<R>(work: impl FnOnce() -> Result<R, ProductError>) -> Result<R, ProductError> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let message = panic
@@ -149,18 +149,19 @@ fn options() -> Result<Options, String> {
             "--strategies" => names = Some(value()?),
             "--seconds" => {
                 let text = value()?;
-                seconds = text.parse().map_err(|_| format!("--seconds {text}: no whole number"))?;
+                seconds =
+                    text.parse().map_err(|_| format!("--seconds {text}: not a whole number"))?;
             }
             _ => return Err(format!("unknown argument '{argument}'")),
         }
     }
-    let mode = mode.ok_or("say --sweep, --check or --list")?;
+    let mode = mode.ok_or("one of --sweep, --check and --list is required")?;
     let strategies = strategies(names.as_deref().unwrap_or("cublaslt,burn,cubek"))?;
     let deadline = Instant::now() + Duration::from_secs(seconds);
     Ok(Options { mode, device, strategies, deadline })
 }
 
-/// A comma-separated list of names and groups.
+/// Parses a comma-separated list of strategies and groups of them.
 fn strategies(names: &str) -> Result<Vec<ProductStrategy>, String> {
     let mut chosen = Vec::new();
     for name in names.split(',') {
@@ -188,7 +189,7 @@ fn device(name: &str) -> Result<CubeDevice, String> {
     device.map_err(|error| format!("no device '{name}': {error}"))
 }
 
-/// The version of NVIDIA's driver, if there is one.
+/// Version of NVIDIA's driver, if installed.
 fn driver() -> Option<String> {
     let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
     text.split_whitespace()

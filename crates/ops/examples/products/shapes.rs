@@ -1,9 +1,9 @@
-//! The products of a step.
+//! The matrix products of a training step.
 
 use burn::tensor::DType;
 use fpo_ops::products::Case;
 
-/// A product of a step, by what it is for.
+/// A product with its role in the step.
 #[derive(Clone)]
 pub struct Named {
     pub name: String,
@@ -23,7 +23,7 @@ enum Pass {
 
 const PASSES: [Pass; 3] = [Pass::Forward, Pass::Input, Pass::Weight];
 
-/// Linear maps of the layers: name, inputs, outputs.
+/// Linear maps of a layer: name, inputs, outputs.
 const LAYERS: [(&str, usize, usize); 5] = [
     ("gate and up", 2304, 9216),
     ("down", 9216, 2304),
@@ -32,29 +32,29 @@ const LAYERS: [(&str, usize, usize); 5] = [
     ("key and value", 2304, 1024),
 ];
 
-/// The vocabulary's head and the SAE's encoder, of the tokens of responses.
+/// Linear maps that see response tokens only: name, inputs, outputs.
 const HEADS: [(&str, usize, usize); 2] = [("head", 2304, 256_000), ("SAE encoder", 2304, 16_384)];
 
 const RESPONSE_TOKENS: usize = 512;
 
-/// The product that tells the strategies apart: the largest of a layer.
+/// The product that ranks CubeK's kernels: the largest of a layer.
 pub fn decisive() -> Named {
     named("gate and up", [1024, 2304, 9216], Pass::Forward, [DType::BF16; 2])
 }
 
-/// All of a step of 1,024 tokens in bfloat16.
+/// A step of 1,024 tokens in bfloat16.
 pub fn step() -> Vec<Named> {
     let layers = LAYERS.map(|(name, inputs, outputs)| (name, [1024, inputs, outputs]));
     let heads = HEADS.map(|(name, inputs, outputs)| (name, [RESPONSE_TOKENS, inputs, outputs]));
     every_pass(layers.into_iter().take(2).chain(heads).chain(layers.into_iter().skip(2)))
 }
 
-/// The layers' for 4,096 tokens.
+/// The layers' products for 4,096 tokens.
 pub fn long_step() -> Vec<Named> {
     every_pass(LAYERS.map(|(name, inputs, outputs)| (name, [4096, inputs, outputs])).into_iter())
 }
 
-/// The largest products in other types: gradients of weights in float32, and everything in float32.
+/// The largest products in other types: gradients of weights in float32, and all float32.
 pub fn other_types() -> Vec<Named> {
     let mut cases = Vec::new();
     for (name, inputs, outputs, tokens) in
@@ -73,7 +73,7 @@ fn every_pass(maps: impl Iterator<Item = (&'static str, [usize; 3])>) -> Vec<Nam
         .collect()
 }
 
-/// A weight is stored `[outputs, inputs]`, everything else by tokens.
+/// Weights are stored `[outputs, inputs]`, activations and their gradients `[tokens, width]`.
 fn named(
     name: &str,
     [tokens, inputs, outputs]: [usize; 3],

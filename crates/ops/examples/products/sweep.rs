@@ -1,4 +1,4 @@
-//! Every strategy on the products of a step, until the time is up.
+//! Times the strategies on the products of a step until the deadline.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::{
     timing::{Times, repeat},
 };
 
-/// Kernels of CubeK that are tried on every shape, after all were on one.
+/// How many of CubeK's kernels are timed on every shape after the ranking on one.
 const FINALISTS: usize = 3;
 
 struct Sweep<'a> {
@@ -22,8 +22,8 @@ struct Sweep<'a> {
     deadline: Instant,
 }
 
-/// The most important first: the library on all shapes, Burn, then CubeK's kernels on the decisive shape and the best of them on
-/// the others, then other types.
+/// In this order: cuBLASLt on all shapes, Burn on the largest, all of CubeK's kernels on the decisive shape, and its fastest on the
+/// others.
 pub fn run(device: &CubeDevice, strategies: &[ProductStrategy], deadline: Instant) {
     let sweep = Sweep { device, deadline };
     let has = |strategy| strategies.contains(&strategy);
@@ -74,7 +74,7 @@ impl Sweep<'_> {
         Instant::now() > self.deadline
     }
 
-    /// Checks and times a product by each strategy, and returns the times of those that computed it.
+    /// Verifies and times a product by each strategy; returns the times of the correct ones.
     fn time(
         &self,
         Named { name, case }: &Named,
@@ -129,7 +129,7 @@ impl Sweep<'_> {
         times
     }
 
-    /// Times, after the result has been found to be right, and by how much it is off.
+    /// The times and the relative error.
     fn time_sample(
         &self,
         sample: &Sample,
@@ -145,7 +145,7 @@ impl Sweep<'_> {
         Ok((times, error))
     }
 
-    /// The same by Burn's tensors, whose factors are random.
+    /// Times the product through Burn's tensors, on random operands.
     fn time_tensors(&self, Named { name, case }: &Named) {
         if self.over() || case.factors != case.result {
             return;
@@ -172,7 +172,7 @@ impl Sweep<'_> {
             let begun = Instant::now();
             queue()?;
             wait()?;
-            // Fusion queues on its own: only the host's clock sees all of it.
+            // Work reaches the device when fusion flushes: only the host's clock covers it.
             let mut times = repeat(&self.device.client(), begun.elapsed(), &queue, &wait)?;
             times.device = None;
             Ok(times)
@@ -209,7 +209,7 @@ fn add_times(line: &mut Value, case: &Case, times: &Times) {
     line["first_ms"] = json!(ms(times.first));
 }
 
-/// Burn's name for the device.
+/// The device as Burn's tensors name it.
 fn tensors_device(device: &CubeDevice) -> Option<Device> {
     match device {
         #[cfg(feature = "cuda")]

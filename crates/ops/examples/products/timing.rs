@@ -1,32 +1,32 @@
-//! Times of one product.
+//! Timing of one product.
 
 use std::time::{Duration, Instant};
 
 use burn_cubecl::cubecl::{client::Client, future::block_on};
 use fpo_ops::products::ProductError;
 
-/// What is measured of a product.
+/// Measured times of a product.
 pub struct Times {
-    /// The first time, with the compilation of its kernel.
+    /// The first run, including the compilation of the kernel.
     pub first: Duration,
-    /// On the device, of one among many: the median.
+    /// Median of the device's time per product.
     pub device: Option<Duration>,
-    /// From the host, of many queued one after another: the mean.
+    /// Mean over a batch of queued products, by the host's clock.
     pub queued: Duration,
 }
 
 impl Times {
-    /// The device's, where it has a clock.
+    /// The device's time, or the host's if the device has no clock.
     pub fn best(&self) -> Duration {
         self.device.unwrap_or(self.queued)
     }
 }
 
-/// Most repetitions, and for how long they may go on.
+/// Limits of a measurement: repetitions, and time for each of its two loops.
 const MOST: u32 = 30;
 const ROOM: Duration = Duration::from_millis(60);
 
-/// Repeats what has been computed once, in `first`.
+/// Times a product that was computed once before; that took `first`.
 pub fn repeat(
     client: &Client,
     first: Duration,

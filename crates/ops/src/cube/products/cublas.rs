@@ -1,6 +1,6 @@
-//! cuBLASLt on CubeCL's stream and buffers, so that products take their turn among its kernels without waiting for the host.
+//! cuBLASLt on CubeCL's own stream and buffers: products are ordered with CubeCL's kernels without a host synchronisation.
 //!
-//! Everything here but [`launch`] runs on the thread of CubeCL that owns the device, where the CUDA context is current.
+//! Everything but [`launch`] runs on CubeCL's device thread, where the CUDA context is current.
 
 use std::{
     cell::RefCell,
@@ -42,30 +42,30 @@ use super::{
     refused, stream,
 };
 
-/// CubeCL's side of a CUDA device.
+/// CubeCL's server of a CUDA device.
 type Server = <CudaRuntime as Runtime>::Server;
 
-/// Bytes that cuBLASLt may use beside the matrices: NVIDIA's recommendation for Hopper.
+/// Bytes; NVIDIA's recommendation for Hopper.
 const WORKSPACE: usize = 32 << 20;
 
-/// Products that have been computed before, and are therefore queued without waiting for their success.
+/// Products that already have a plan; they are queued without waiting for the device thread.
 static KNOWN: Mutex<Option<HashSet<(DeviceId, Key)>>> = Mutex::new(None);
 
-/// The first failure of a queued product, which has nobody to be returned to.
+/// The first error of a product that was queued without waiting; the next product returns it.
 static FAILED: Mutex<Option<String>> = Mutex::new(None);
 
 thread_local! {
     static LIBRARY: RefCell<Option<Library>> = const { RefCell::new(None) };
 }
 
-/// What a plan depends on, beside the device.
+/// What a plan depends on, besides device and alignments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Key {
     layouts: Layouts,
     proposal: u8,
 }
 
-/// Queues a product. The first of its kind waits for the library to be opened and to say how it will compute it.
+/// Queues a product. The first one of each key waits until the library is loaded and has chosen an algorithm.
 pub(super) fn launch(
     layouts: Layouts,
     proposal: u8,
@@ -74,7 +74,7 @@ pub(super) fn launch(
     let strategy = ProductStrategy::CublasLt { proposal };
     let service = lhs.client.service_id();
     if lhs.client.name() != "cuda" {
-        return Err(refused(strategy, format!("the device is one of {}", lhs.client.name())));
+        return Err(refused(strategy, format!("the device runs {}, not CUDA", lhs.client.name())));
     }
     if let Some(error) = failed().as_deref() {
         return Err(ProductError::Device(format!("an earlier product of cuBLASLt: {error}")));
@@ -111,7 +111,7 @@ fn failed() -> std::sync::MutexGuard<'static, Option<String>> {
     FAILED.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// Puts the product into CubeCL's stream, behind what writes its inputs.
+/// Enqueues the product on CubeCL's stream, after the kernels that write its inputs.
 fn enqueue(
     server: &mut Server,
     key: Key,
@@ -122,7 +122,7 @@ fn enqueue(
     for (pointer, binding) in pointers.iter_mut().zip(&bindings) {
         let buffer = server
             .get_resource(binding.clone(), stream)
-            .map_err(|error| format!("a matrix can't be reached: {error}"))?;
+            .map_err(|error| format!("an operand has no buffer: {error}"))?;
         *pointer = buffer.resource().ptr;
     }
     LIBRARY.with_borrow_mut(|library| {
@@ -132,18 +132,18 @@ fn enqueue(
         };
         library.multiply(server, stream, key, pointers)
     })?;
-    // Matrices of another stream stay allocated until this one has passed.
+    // Resolving a buffer of another stream once more keeps it allocated until the product is done.
     for binding in bindings.into_iter().filter(|binding| binding.stream != stream) {
         server.get_resource(binding, stream).map_err(|error| error.to_string())?;
     }
     Ok(())
 }
 
-/// cuBLASLt, opened, with what it keeps for one device.
+/// A handle of cuBLASLt with workspaces and plans, for one device.
 struct Library {
     handle: sys::cublasLtHandle_t,
     streams: HashMap<StreamId, Stream>,
-    /// By how many bytes each of the three matrices is aligned, too.
+    /// By key and the alignments of the three buffers, in bytes.
     plans: HashMap<(Key, [u32; 3]), Plan>,
 }
 
@@ -155,9 +155,9 @@ struct Stream {
 
 impl Library {
     fn open() -> Result<Self, String> {
-        // SAFETY: only tries to open each candidate.
+        // SAFETY: only tries to load each candidate.
         if !unsafe { sys::is_culib_present() } {
-            return Err("libcublasLt is not installed".to_owned());
+            return Err("libcublasLt was not found".to_owned());
         }
         let handle = create_handle().map_err(|error| format!("cublasLtCreate: {error}"))?;
         Ok(Self { handle, streams: HashMap::new(), plans: HashMap::new() })
@@ -173,7 +173,7 @@ impl Library {
         let stream = match self.streams.get(&id) {
             Some(stream) => *stream,
             None => {
-                let raw = stream::raw(server, id).ok_or("CubeCL's stream was not found")?;
+                let raw = stream::raw(server, id).ok_or("CubeCL's CUDA stream was not found")?;
                 // SAFETY: the context is current.
                 let workspace = unsafe { malloc_sync(WORKSPACE) }
                     .map_err(|error| format!("no memory for the workspace: {error}"))?;
@@ -217,9 +217,9 @@ impl Library {
     }
 }
 
-/// How the library computes products of one kind. Lives as long as the process.
+/// Descriptors and algorithm of a product; kept for the life of the process.
 ///
-/// The library counts down columns: to it each matrix of rows is its transpose, and the product is `outputᵀ = rhsᵀ·lhsᵀ`.
+/// The library is column-major: it sees each row-major matrix as its transpose, and computes `outputᵀ = rhsᵀ·lhsᵀ`.
 #[derive(Clone, Copy)]
 struct Plan {
     description: sys::cublasLtMatmulDesc_t,
@@ -240,7 +240,7 @@ impl Plan {
             DType::F32 => cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
             _ => cublasComputeType_t::CUBLAS_COMPUTE_32F,
         };
-        let named = |error| format!("cuBLASLt's description of the product: {error}");
+        let named = |error| format!("cuBLASLt's descriptors: {error}");
         let description = create_matmul_desc(compute, cudaDataType::CUDA_R_32F).map_err(named)?;
         for (name, layout) in [
             (DescriptionKey::CUBLASLT_MATMUL_DESC_TRANSA, rhs),
@@ -268,13 +268,13 @@ impl Plan {
         let output = stored(result, output, [m, n])?;
         let found = proposals(handle, description, [rhs, lhs, output], alignments)?;
         let algorithm = found.get(usize::from(proposal)).ok_or_else(|| {
-            format!("cuBLASLt has {} ways to compute it, wanted was number {proposal}", found.len())
+            format!("cuBLASLt proposes {} algorithms, number {proposal} was requested", found.len())
         })?;
         Ok(Self { description, lhs, rhs, output, algorithm: algorithm.algo })
     }
 }
 
-/// The library's proposals for a product, the one that it expects to be fastest first.
+/// The algorithms of the library's heuristic, the expected fastest first.
 fn proposals(
     handle: sys::cublasLtHandle_t,
     description: sys::cublasLtMatmulDesc_t,
@@ -282,7 +282,7 @@ fn proposals(
     [lhs, rhs, output]: [u32; 3],
 ) -> Result<Vec<sys::cublasLtMatmulHeuristicResult_t>, String> {
     const MOST: usize = super::PROPOSALS as usize;
-    let named = |error| format!("cuBLASLt's choice of an algorithm: {error}");
+    let named = |error| format!("cuBLASLt's heuristic: {error}");
     let preference = create_matmul_pref().map_err(named)?;
     let set = |name, bytes: *const c_void, size| {
         // SAFETY: the bytes are of the attribute's type.
@@ -301,10 +301,10 @@ fn proposals(
     ] {
         set(name, from_ref(&bytes).cast(), size_of::<u32>())?;
     }
-    // SAFETY: zeros are a result of no algorithm, in the state of success.
+    // SAFETY: all zeros is a valid result, with the status of success.
     let mut found: [sys::cublasLtMatmulHeuristicResult_t; MOST] = unsafe { mem::zeroed() };
     let mut count = 0;
-    // SAFETY: `found` has room for as many as are asked for, and everything else was made above.
+    // SAFETY: `found` has room for `MOST` results; the descriptors were created above.
     unsafe {
         sys::cublasLtMatmulAlgoGetHeuristic(
             handle,

@@ -31,24 +31,24 @@ use super::{ProductError, refused};
 /// A kernel of CubeK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CubeK {
-    /// How tiles come into shared memory.
+    /// How tiles are loaded into shared memory.
     pub routine: Routine,
-    /// With which instructions they are multiplied.
+    /// Which instructions multiply them.
     pub tiles: Tiles,
 }
 
-/// The instructions that multiply tiles.
+/// Instructions that multiply tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tiles {
-    /// WMMA's, whose registers' layout is the compiler's.
+    /// WMMA, with an opaque register layout.
     Cmma,
-    /// `mma.sync`'s, loaded by `ldmatrix`.
+    /// `mma.sync` with `ldmatrix`.
     Mma,
-    /// None but multiply-adds.
+    /// Plain multiply-adds, no tensor cores.
     Units,
 }
 
-/// Names and order of the routines of CubeK that multiply matrices.
+/// CubeK's routines for general matrix products, by CubeK's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Routine {
@@ -112,7 +112,7 @@ impl Routine {
         (Self::Double, "double"),
     ];
 
-    /// The instructions that it can be had with.
+    /// The instructions that the routine supports.
     fn tiles(self) -> &'static [Tiles] {
         match self {
             Self::Tiled | Self::TiledAsync | Self::TiledTma => &[Tiles::Cmma],
@@ -123,7 +123,7 @@ impl Routine {
 }
 
 impl CubeK {
-    /// Every kernel, TMA's first.
+    /// All kernels, those with TMA first.
     pub fn all() -> Vec<Self> {
         let kernels = Routine::NAMES.into_iter().flat_map(|(routine, _)| {
             routine.tiles().iter().map(move |tiles| Self { routine, tiles: *tiles })
@@ -131,7 +131,7 @@ impl CubeK {
         kernels.collect()
     }
 
-    /// Whether it needs a card with TMA: Hopper or later.
+    /// Whether the kernel needs TMA: Hopper or later.
     pub fn needs_tma(self) -> bool {
         use Routine::*;
         matches!(
@@ -234,7 +234,7 @@ impl fmt::Display for CubeK {
     }
 }
 
-/// `output = lhs·rhs` by a kernel; by the one that CubeK itself takes, if none is named.
+/// `output = lhs·rhs`; without a kernel, by CubeK's default.
 pub(super) fn launch(
     kernel: Option<CubeK>,
     lhs: &CubeTensor,

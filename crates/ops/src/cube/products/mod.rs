@@ -1,7 +1,7 @@
-//! Matrix products on the GPU backends by a strategy that is named, where Burn picks its own.
+//! Matrix products on the GPU backends with an explicit strategy.
 //!
-//! Without autotune Burn takes CubeK's plainest accelerated kernel, at an eighth of a Hopper's rate. Which of the others is
-//! fastest depends on the card and on the shape; `examples/products.rs` measures it.
+//! Without autotune Burn launches CubeK's plainest accelerated kernel, which reaches an eighth of what a Hopper card can do. The
+//! fastest strategy depends on the card and the shape; the example `products` measures all of them.
 
 #[cfg(feature = "cuda")]
 mod cublas;
@@ -24,22 +24,22 @@ pub use sample::{Case, Sample, awkward, check};
 /// How a product is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ProductStrategy {
-    /// What Burn does without autotune.
+    /// Burn's default without autotune.
     Burn,
-    /// A kernel of CubeK, on every runtime that has its instructions.
+    /// A kernel of CubeK; works on every runtime that supports its instructions.
     CubeK(CubeK),
-    /// NVIDIA's library, opened at run time.
+    /// NVIDIA's library, loaded at run time.
     CublasLt {
-        /// Which of the library's proposals for the shape; 0 is the one it expects to be fastest.
+        /// Rank in the library's heuristic for the shape; 0 is the algorithm it expects to be fastest.
         proposal: u8,
     },
 }
 
-/// Proposals of cuBLASLt that have a name.
+/// How many algorithms of cuBLASLt's heuristic are named.
 const PROPOSALS: u8 = 8;
 
 impl ProductStrategy {
-    /// Every strategy that has a name, the most promising first.
+    /// All strategies, the most promising first.
     pub fn all() -> Vec<Self> {
         let cublas = (0..PROPOSALS).map(|proposal| Self::CublasLt { proposal });
         let cubek = CubeK::all().into_iter().map(Self::CubeK);
@@ -70,53 +70,52 @@ impl FromStr for ProductStrategy {
 /// Why a product was not computed.
 #[derive(Debug, thiserror::Error)]
 pub enum ProductError {
-    /// No strategy of this name.
+    /// No strategy has this name.
     #[error(
-        "no strategy for products is called '{0}'; cublaslt, burn, simple-cyclic-cmma and double-tma-mma are, among others"
+        "unknown product strategy '{0}'; examples are cublaslt, burn, simple-cyclic-cmma and double-tma-mma"
     )]
     UnknownStrategy(String),
-    /// The operands don't make a product of matrices.
-    #[error("no product of matrices: {0}")]
+    /// Shapes, types or strides of the operands don't fit together.
+    #[error("not a matrix product: {0}")]
     Shapes(String),
-    /// The strategy doesn't take such operands, or the device lacks what it needs.
-    #[error("{strategy} refuses the product: {reason}")]
+    /// The strategy doesn't support the operands, or the device lacks a feature.
+    #[error("{strategy} can't compute the product: {reason}")]
     Refused {
-        /// Its name.
+        /// Name of the strategy.
         strategy: String,
-        /// In the words of the library.
+        /// The library's message.
         reason: String,
     },
-    /// It computed something else.
+    /// The result is wrong.
     #[error(
-        "{strategy} is wrong for {case}: off by {error:.2e} of the elements' size, allowed are {allowed:.0e}"
+        "{strategy} is wrong for {case}: relative error {error:.2e}, at most {allowed:.0e} is allowed"
     )]
     Wrong {
-        /// Its name.
+        /// Name of the strategy.
         strategy: String,
-        /// Shape, layouts and types.
+        /// Shapes, layouts and types.
         case: String,
-        /// The largest difference over the root mean square of the elements.
+        /// Largest absolute error over the root mean square of the elements.
         error: f64,
-        /// The largest difference that rounding explains.
+        /// The largest error that rounding can explain.
         allowed: f64,
     },
-    /// Reading the result, or the work before it, failed.
+    /// A kernel didn't compile or didn't run.
     #[error("the device failed: {0}")]
     Device(String),
 }
 
-/// Queues `output = lhs·rhs` by one strategy; with float32 accumulation, and TF32 factors where both are float32 and the device
-/// multiplies those faster.
+/// Queues `output = lhs·rhs`. Accumulates in float32; float32 operands may be rounded to TF32 where the device supports it.
 ///
 /// # Shapes
 /// * `lhs`: `[m, k]`
 /// * `rhs`: `[k, n]`, of the same type as `lhs`
 /// * `output`: `[m, n]`, overwritten; of the same type or float32
 ///
-/// A transposed factor is one whose strides say so.
+/// Transposed operands are passed as views, by their strides.
 ///
 /// # Errors
-/// If the strategy refuses the operands. A kernel that fails to compile says so when the output is read.
+/// If the strategy doesn't support the operands. A kernel that fails to compile is an error when the output is read.
 pub fn product(
     strategy: ProductStrategy,
     lhs: &CubeTensor,

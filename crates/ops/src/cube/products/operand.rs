@@ -1,21 +1,21 @@
-//! How the matrices of a product lie in memory.
+//! Memory layouts of a product's operands.
 
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::ProductError;
 
-/// A matrix as it is stored: rows of one stride.
+/// A matrix in memory: contiguous rows at equal distances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
 pub(super) struct Layout {
-    /// Whether the rows in memory are the columns of the matrix.
+    /// Whether the rows in memory are the matrix's columns.
     pub transposed: bool,
-    /// Elements from the beginning of a row in memory to that of the next.
+    /// Elements from the start of one row in memory to the start of the next.
     pub stride: usize,
 }
 
-/// Everything about a product but where its matrices are.
+/// Shapes, strides and types of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
 pub(super) struct Layouts {
@@ -29,7 +29,7 @@ pub(super) struct Layouts {
     pub result: DType,
 }
 
-/// Checks that the three make a product.
+/// The layouts of `output = lhs·rhs`; an error where they don't fit together.
 pub(super) fn layouts(
     lhs: &CubeTensor,
     rhs: &CubeTensor,
@@ -69,7 +69,7 @@ pub(super) fn layouts(
     })
 }
 
-/// None where neither rows nor columns are in one piece.
+/// None if neither rows nor columns are contiguous.
 fn layout(matrix: &CubeTensor) -> Option<Layout> {
     let [rows, columns] = <[usize; 2]>::try_from(matrix.meta.shape().to_vec()).ok()?;
     let [down, across] = <[usize; 2]>::try_from(matrix.meta.strides().to_vec()).ok()?;

@@ -1,4 +1,4 @@
-//! Products in Burn's queue of operations.
+//! Products as operations in Burn's fusion queue.
 
 use std::sync::{Mutex, OnceLock};
 
@@ -10,11 +10,11 @@ use crate::cube::{Kernel, matrix::Matrix};
 /// The environment variable that names the strategy for products.
 const VARIABLE: &str = "FPO_PRODUCTS";
 
-/// The strategy for products of linear maps and of the vocabulary's head, by the environment variable `FPO_PRODUCTS`; Burn's
-/// where it isn't set.
+/// The strategy for the products of linear maps and of the head: that of the environment variable `FPO_PRODUCTS`, or
+/// Burn's if not set.
 ///
 /// # Panics
-/// If the variable names no strategy.
+/// If the variable doesn't name a strategy.
 pub fn chosen() -> ProductStrategy {
     static CHOSEN: OnceLock<ProductStrategy> = OnceLock::new();
     *CHOSEN.get_or_init(|| match std::env::var(VARIABLE) {
@@ -25,7 +25,7 @@ pub fn chosen() -> ProductStrategy {
     })
 }
 
-/// The first product that the chosen strategy refused, and Burn computed instead.
+/// Why a product fell back to Burn's strategy; the first time only.
 pub fn first_refusal() -> Option<String> {
     refusal().clone()
 }
@@ -35,7 +35,7 @@ fn refusal() -> std::sync::MutexGuard<'static, Option<String>> {
     REFUSAL.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// `lhs·rhs`, each of which may be the transpose of what is given; in the type of `lhs`.
+/// `lhs·rhs` in the type of `lhs`; each input may be stored transposed.
 #[derive(Clone, Debug)]
 pub(crate) struct Product {
     pub strategy: ProductStrategy,
@@ -66,7 +66,7 @@ impl Kernel<2, 1> for Product {
                 product(ProductStrategy::Burn, lhs, rhs, output.tensor())
                     .expect("Burn computes every product of matrices");
             }
-            // An earlier product was not computed, and its output has been read by now.
+            // An earlier product was lost, and its output may have been read.
             Err(error) => panic!("{error}"),
         }
     }

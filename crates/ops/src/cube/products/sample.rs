@@ -1,4 +1,4 @@
-//! Products whose result the host knows: of matrices that are drawn by a formula.
+//! Products with operands from a formula, so that the host can compute any element of the result.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use burn_cubecl::{
 
 use super::{ProductError, ProductStrategy, product};
 
-/// A product: its shape, and how its factors lie in memory.
+/// Shape, layouts and types of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Case {
     /// Rows of the left factor and of the result.
@@ -37,7 +37,7 @@ impl Case {
         2.0 * self.m as f64 * self.n as f64 * self.k as f64
     }
 
-    /// By how much the result may be off, over the elements' root mean square.
+    /// Largest error that rounding can explain, over the root mean square of the elements.
     pub fn allowed(&self) -> f64 {
         match self.result {
             DType::BF16 => 2e-2,
@@ -63,7 +63,7 @@ impl fmt::Display for Case {
     }
 }
 
-/// The matrices of a case on a device.
+/// A case's matrices on a device.
 #[derive(Clone, Debug)]
 pub struct Sample {
     case: Case,
@@ -71,14 +71,14 @@ pub struct Sample {
     pub lhs: CubeTensor,
     /// `[k, n]`
     pub rhs: CubeTensor,
-    /// `[m, n]`, empty at first.
+    /// `[m, n]`, uninitialised.
     pub output: CubeTensor,
 }
 
 const SEEDS: [u32; 2] = [0x51ed_270b, 0xb529_7a4d];
 
 impl Sample {
-    /// Draws the factors on the device.
+    /// Generates the operands on the device.
     pub fn new(case: Case, device: &CubeDevice) -> Self {
         let Case { m, n, k, .. } = case;
         let [lhs, rhs] =
@@ -100,7 +100,7 @@ impl Sample {
     /// Queues the product.
     ///
     /// # Errors
-    /// As of [`product`].
+    /// See [`product`].
     pub fn compute(&self, strategy: ProductStrategy) -> Result<(), ProductError> {
         product(strategy, &self.lhs, &self.rhs, &self.output)
     }
@@ -108,15 +108,15 @@ impl Sample {
     /// Waits for the device.
     ///
     /// # Errors
-    /// If the kernel that should have written the output didn't compile or didn't run.
+    /// If the kernel that writes the output didn't compile or didn't run.
     pub fn wait(&self) -> Result<(), ProductError> {
         let handles = [&self.output.handle];
         cubecl::future::block_on(self.output.client.sync_buffers(handles))
             .map_err(|error| ProductError::Device(error.to_string()))
     }
 
-    /// The largest difference between the output and the product in float64, over the root mean square of the product's
-    /// elements. Of a large output, some elements of some rows are looked at, its edges among them.
+    /// Largest absolute difference to the float64 product, over the root mean square of its elements. Large outputs are compared
+    /// at sampled elements, including the corners.
     ///
     /// # Errors
     /// If the output can't be read.
@@ -132,17 +132,17 @@ impl Sample {
                 let expected =
                     (0..k).map(|i| self.lhs_at(row, i) * self.rhs_at(i, *column)).sum::<f64>();
                 let difference = (values[*column] - expected).abs();
-                // Not a number is as wrong as can be.
+                // NaN must not pass.
                 largest = if difference.is_nan() { f64::INFINITY } else { largest.max(difference) };
             }
         }
         Ok(largest / ((k as f64).sqrt() / 3.0))
     }
 
-    /// [`error`](Self::error), if rounding explains it.
+    /// [`error`](Self::error), checked against [`Case::allowed`].
     ///
     /// # Errors
-    /// If it doesn't, or if the output can't be read.
+    /// If it is larger, or if the output can't be read.
     pub fn verify(&self, strategy: ProductStrategy) -> Result<f64, ProductError> {
         let (error, allowed) = (self.error()?, self.case.allowed());
         if error > allowed {
@@ -162,7 +162,7 @@ impl Sample {
         value(if rhs_transposed { column * k + row } else { row * n + column }, SEEDS[1])
     }
 
-    /// One row of the output.
+    /// Reads one row of the output.
     fn row(&self, row: usize) -> Result<Vec<f64>, ProductError> {
         let (width, size) = (self.case.n, self.case.result.size());
         let first = (row * self.output.meta.strides()[0] * size) as u64;
@@ -188,8 +188,8 @@ impl Sample {
     }
 }
 
-/// Small products of awkward shapes: one row, odd sizes, sizes beside those of tiles; in every layout of a linear map's forward
-/// and backward pass.
+/// Small products of awkward shapes (one row, odd sizes, sizes next to tile sizes) in the three layouts of a linear map's
+/// forward and backward passes.
 pub fn awkward([factors, result]: [DType; 2]) -> Vec<Case> {
     const SHAPES: [[usize; 3]; 7] = [
         [128, 128, 64],
@@ -215,10 +215,10 @@ pub fn awkward([factors, result]: [DType; 2]) -> Vec<Case> {
     cases.collect()
 }
 
-/// Computes a product and compares it with that of float64, as [`Sample::error`] does.
+/// Computes a product and verifies it; see [`Sample::verify`].
 ///
 /// # Errors
-/// If the strategy refuses it, fails, or is off by more than rounding explains.
+/// If the strategy doesn't support it, fails or is wrong.
 pub fn check(
     strategy: ProductStrategy,
     case: Case,
@@ -230,7 +230,7 @@ pub fn check(
     sample.verify(strategy)
 }
 
-/// Up to `most` of the first `count` numbers at equal distances, the first and the last among them.
+/// Up to `most` of `0..count` at about equal distances, including the first and the last.
 fn spread(count: usize, most: usize) -> Vec<usize> {
     let most = most.clamp(2, 64.max(count.min(1024)));
     if count <= most {
@@ -239,7 +239,7 @@ fn spread(count: usize, most: usize) -> Vec<usize> {
     (0..most).map(|i| i * (count - 1) / (most - 1)).collect()
 }
 
-/// Element `i` of a drawn matrix, as it is stored: an odd number of 256ths between -1 and 1, which bfloat16 holds exactly.
+/// Element `i` of a stored operand: an odd multiple of 1/256 in (-1, 1), exact in bfloat16.
 fn value(i: usize, seed: u32) -> f64 {
     let mut bits = (i as u32).wrapping_mul(0x9e37_79b9).wrapping_add(seed);
     bits = (bits ^ (bits >> 16)).wrapping_mul(0x7feb_352d);

@@ -1,18 +1,18 @@
-//! The CUDA stream behind one of CubeCL's.
+//! The CUDA stream behind a stream of CubeCL.
 //!
-//! CubeCL 0.11 hands out device pointers but no stream. Its server prints its streams for debugging, their handles among the
-//! rest, and is asked for that once per stream.
+//! CubeCL 0.11 gives access to device pointers but not to its streams. The `Debug` output of its server contains their handles;
+//! it is parsed once per stream.
 
 use std::fmt::Debug;
 
 use burn::backend::fusion::custom::StreamId;
 
-/// The handle of a stream that has been used; None if the server's print looks different from that of CubeCL 0.11.
+/// The handle of a stream that was used before; None if the output isn't that of CubeCL 0.11.
 pub(super) fn raw(server: &impl Debug, id: StreamId) -> Option<usize> {
     find(&format!("{server:?}"), id.value)
 }
 
-/// Streams are kept in a list, by their number modulo its length; one more at its end is CubeCL's own.
+/// The server keeps a list of streams, indexed by their number modulo its length, and a special stream at its end.
 fn find(print: &str, number: u64) -> Option<usize> {
     let (_, pool) = print.split_once("StreamPool { streams: [")?;
     let entries = entries(pool)?;
@@ -23,7 +23,7 @@ fn find(print: &str, number: u64) -> Option<usize> {
     usize::from_str_radix(digits, 16).ok().filter(|handle| *handle != 0)
 }
 
-/// The elements of a printed list, of which the opening bracket has been read.
+/// The elements of a printed list, after its opening bracket.
 fn entries(list: &str) -> Option<Vec<&str>> {
     let (mut depth, mut first, mut found) = (0, 0, Vec::new());
     for (i, c) in list.char_indices() {
@@ -59,13 +59,13 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_was_never_used_is_not_found() {
+    fn an_unused_stream_is_not_found() {
         assert_eq!(find(PRINT, 0), None);
         assert_eq!(find(PRINT, 2), None);
     }
 
     #[test]
-    fn another_print_is_not_read() {
+    fn other_output_is_rejected() {
         assert_eq!(find("CudaServer { .. }", 1), None);
         assert_eq!(find("StreamPool { streams: [", 1), None);
         assert_eq!(find("StreamPool { streams: [None]", 1), None);
