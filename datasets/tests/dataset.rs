@@ -6,6 +6,8 @@ use fpo_datasets::{
     Corruption, Dataset, FLIPPED_SHARE, Format, PreferencePair, Shares, Sizes, Task, Verdict,
     check, corrupt, generate, write_jsonl,
 };
+use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -179,4 +181,36 @@ fn a_task_survives_json() {
     let task = &generate(0, &SMALL).sft[0].task;
     let unknown = serde_json::to_string(task).unwrap().replace("\"phrasing\"", "\"phrase\"");
     assert!(serde_json::from_str::<Task>(&unknown).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 100,
+        failure_persistence: None,
+        rng_seed: RngSeed::Fixed(0),
+        ..Default::default()
+    })]
+    #[test]
+    fn every_seed_labels_its_rows_rightly(seed in any::<u64>()) {
+        let sizes = Sizes { sft: 30, pairs: 30, held_out_pairs: 5, held_out_prompts: 5 };
+        let dataset = generate(seed, &sizes);
+        for row in &dataset.sft {
+            prop_assert_eq!(check(&row.task, &row.response).is_right(), row.corruption.is_none());
+        }
+        for row in dataset.pairs.iter().chain(&dataset.held_out_pairs) {
+            prop_assert_eq!(check(&row.task, &row.chosen).is_right(), !row.flipped);
+            prop_assert_eq!(check(&row.task, &row.rejected).is_right(), row.flipped);
+        }
+    }
+
+    /// A model may say anything.
+    #[test]
+    fn any_answer_gets_a_verdict(seed in any::<u64>(), answer in "[\\PC\n]{0,40}") {
+        let sizes = Sizes { held_out_prompts: 7, sft: 0, pairs: 0, held_out_pairs: 0 };
+        for row in generate(seed, &sizes).held_out_prompts {
+            let verdict = check(&row.task, &answer);
+            prop_assert_eq!(verdict == Verdict::Empty, answer.trim().is_empty());
+            prop_assert!(!verdict.is_right() || verdict.in_format() && verdict.has_right_content());
+        }
+    }
 }

@@ -37,6 +37,8 @@ pub mod source;
 pub mod split;
 pub mod store;
 pub mod template;
+#[cfg(test)]
+mod testing;
 pub mod tokenize;
 pub mod tokenizer;
 pub mod tokens;

@@ -1,5 +1,7 @@
 use super::*;
 use crate::Fingerprint;
+use crate::testing::{cases, damaged};
+use proptest::prelude::*;
 use std::fs;
 use std::path::Path;
 
@@ -292,21 +294,19 @@ fn missing_pairs_are_named() {
     );
 }
 
-#[test]
-fn damaged_bytes_never_panic() {
-    use rand::{RngExt, SeedableRng};
+/// The bytes of a cache's only shard.
+fn bytes_of_a_shard() -> Vec<u8> {
     let (_folder, path) = cached(30, 30);
-    let shard = path.join("part-00000-of-00001.parquet");
-    let whole = fs::read(&shard).unwrap();
-    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(4);
-    for _ in 0..1000 {
-        let mut damaged = whole.clone();
-        for _ in 0..rng.random_range(1..5) {
-            let at = rng.random_range(0..damaged.len());
-            damaged[at] = rng.random();
-        }
-        fs::write(&shard, damaged).unwrap();
-        if let Ok(cache) = ReferenceCache::open(&path, &fingerprint()) {
+    fs::read(path.join("part-00000-of-00001.parquet")).unwrap()
+}
+
+proptest! {
+    #![proptest_config(cases(1000))]
+    #[test]
+    fn damaged_bytes_never_panic(bytes in damaged(bytes_of_a_shard(), 2000)) {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("part-00000-of-00001.parquet"), bytes).unwrap();
+        if let Ok(cache) = ReferenceCache::open(folder.path(), &fingerprint()) {
             let mut dense = [0.0; D_SAE];
             for view in (0..100).filter_map(|id| cache.get(id)) {
                 view.chosen.features.to_dense_into(&mut dense);

@@ -1,4 +1,6 @@
 use super::*;
+use crate::testing::{cases, damaged};
+use proptest::prelude::*;
 use std::io::Write;
 
 mod parquet_files;
@@ -258,27 +260,64 @@ fn endless_lines_are_refused() {
     assert!(error.contains("line 1: is longer than 67108864 bytes"), "{error}");
 }
 
+/// A row of each kind, as bytes.
+fn rows_of_each_kind() -> Vec<u8> {
+    let rows = [
+        r#"{"prompt": "q", "chosen": "a", "rejected": "b"}"#,
+        r#"{"prompt": [{"role": "user", "content": "q"}], "chosen": "a", "rejected": "b"}"#,
+        r#"{"chosen": "\n\nHuman: q\n\nAssistant: ä", "rejected": "\n\nHuman: q\n\nAssistant: ö"}"#,
+    ];
+    (rows.join("\n") + "\n").into_bytes()
+}
+
+proptest! {
+    #![proptest_config(cases(2000))]
+    #[test]
+    fn damaged_lines_never_panic(
+        bytes in prop_oneof![damaged(rows_of_each_kind(), 1), damaged(gzip(&rows_of_each_kind()), 8)],
+    ) {
+        let (_folder, path) = file("a", bytes);
+        let _ = read_pairs(&path, OnEmpty::Drop);
+        let _ = read_sft(&path, OnEmpty::Refuse);
+    }
+
+    /// Oracle: the pair that the dialogues were written from.
+    #[test]
+    fn a_dialogue_is_split_where_it_was_joined(
+        turns in prop::collection::vec("[a-zäé ]{1,12}[.?]", 1..6),
+        [chosen, rejected] in prop::array::uniform2("[a-z]{1,12}"),
+    ) {
+        let roles = ["user", "assistant"].into_iter().cycle();
+        let turns = &turns[..turns.len() - (turns.len() + 1) % 2];
+        let turns: Vec<(&str, &str)> = roles.zip(turns.iter().map(String::as_str)).collect();
+        let prompt = Prompt::Messages(messages(&turns));
+        let dialogue = |response: &str| prompt.to_text() + response;
+        let (found, responses) = dialogue::split_pair(&dialogue(&chosen), &dialogue(&rejected)).unwrap();
+        prop_assert_eq!((Prompt::Messages(found), responses), (prompt, [chosen, rejected]));
+    }
+}
+
+/// The repository's sample, in every count of its rows.
 #[test]
-fn damaged_lines_never_panic() {
-    use rand::{RngExt, SeedableRng};
-    let text = concat!(
-        "{\"prompt\": \"q\", \"chosen\": \"a\", \"rejected\": \"b\"}\n",
-        "{\"prompt\": [{\"role\": \"user\", \"content\": \"q\"}], \"chosen\": \"a\", \"rejected\": \"b\"}\n",
-        "{\"chosen\": \"\\n\\nHuman: q\\n\\nAssistant: ä\", \"rejected\": \"\\n\\nHuman: q\\n\\nAssistant: ö\"}\n",
+fn the_sample_of_hh_rlhf() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets/samples/hh-rlhf.jsonl");
+    let (pairs, summary) = read_pairs(&path, OnEmpty::Auto).unwrap();
+    assert_eq!(summary, ReadSummary { files: 1, rows: 40, dropped_empty: 1 });
+    let first = &pairs[0];
+    let question = "What will happen if I drive my car into the water?";
+    assert_eq!(first.prompt, Prompt::Messages(messages(&[("user", question)])));
+    assert!(
+        first.chosen.starts_with("You may be asking") && first.rejected.starts_with("It’s not")
     );
-    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(2);
-    let (_folder, path) = file("a", "");
-    for original in [text.as_bytes().to_vec(), gzip(text.as_bytes())] {
-        for _ in 0..1000 {
-            let mut damaged = original.clone();
-            for _ in 0..rng.random_range(1..4) {
-                let at = rng.random_range(0..damaged.len());
-                damaged[at] = rng.random();
-            }
-            std::fs::write(&path, damaged).unwrap();
-            let _ = read_pairs(&path, OnEmpty::Drop);
-            let _ = read_sft(&path, OnEmpty::Refuse);
-        }
+    for Pair { id, prompt, chosen, rejected } in &pairs {
+        let messages = prompt.to_messages();
+        let roles = messages.iter().map(|message| message.role.as_str());
+        let alternate = ["user", "assistant"].into_iter().cycle().take(messages.len());
+        assert!(
+            roles.eq(alternate) && messages.len() % 2 == 1,
+            "pair {id} ends in the user's turn"
+        );
+        assert_ne!(chosen, rejected, "pair {id}");
     }
 }
 

@@ -1,7 +1,7 @@
 use super::*;
+use crate::testing::{cases, damaged};
 use crate::tokens::TokenizedResponse;
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use proptest::prelude::*;
 
 fn response(id: u64, salt: u64) -> TokenizedResponse {
     let len = 2 + ((id * 7 + salt) % 30) as u32;
@@ -117,31 +117,46 @@ fn other_files_are_refused() {
     assert!(matches!(SequenceStore::open(&path), Err(StoreError::Columns { .. })));
 }
 
-#[test]
-fn damaged_bytes_never_panic() {
+fn bytes_of_a_store() -> Vec<u8> {
     let (_folder, path) = stored(40);
-    let bytes = std::fs::read(&path).unwrap();
-    let mut rng = ChaCha8Rng::seed_from_u64(1);
-    for round in 0..1500 {
-        let mut damaged = bytes.clone();
-        for _ in 0..rng.random_range(1..6) {
-            // Half of the damage goes to the footer, where the structure is.
-            let low = if round % 2 == 0 { 0 } else { bytes.len() - 1500 };
-            let at = rng.random_range(low..bytes.len());
-            damaged[at] = match rng.random_range(0..3) {
-                0 => rng.random(),
-                1 => 0xff,
-                _ => damaged[at] ^ 1 << rng.random_range(0..8),
-            };
-        }
-        if round % 10 == 0 {
-            damaged.truncate(rng.random_range(0..bytes.len()));
-        }
-        std::fs::write(&path, &damaged).unwrap();
+    std::fs::read(path).unwrap()
+}
+
+fn any_response() -> impl Strategy<Value = TokenizedResponse> {
+    prop::collection::vec(any::<u32>(), 2..20).prop_flat_map(|tokens| {
+        (1..tokens.len())
+            .prop_map(move |prompt_len| TokenizedResponse { tokens: tokens.clone(), prompt_len })
+    })
+}
+
+fn any_pair() -> impl Strategy<Value = TokenizedPair> {
+    (any::<u64>(), any_response(), any_response())
+        .prop_map(|(id, chosen, rejected)| TokenizedPair { id, chosen, rejected })
+}
+
+proptest! {
+    #![proptest_config(cases(200))]
+    #[test]
+    fn any_pairs_come_back(pairs in prop::collection::vec(any_pair(), 0..30)) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pairs.arrow");
+        prop_assert_eq!(PairStore::write(&path, &fingerprint(), pairs.clone()).unwrap(), pairs.len());
+        let store = PairStore::open(&path).unwrap();
+        prop_assert_eq!(store.iter().map(|pair| pair.to_owned()).collect::<Vec<_>>(), pairs);
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(1500))]
+    #[test]
+    fn damaged_bytes_never_panic(bytes in damaged(bytes_of_a_store(), 1500)) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pairs.arrow");
+        std::fs::write(&path, &bytes).unwrap();
         if let Ok(store) = PairStore::open(&path) {
-            store
-                .iter()
-                .for_each(|pair| assert!(pair.chosen.is_sound() && pair.rejected.is_sound()));
+            for pair in store.iter() {
+                prop_assert!(pair.chosen.is_sound() && pair.rejected.is_sound());
+            }
         }
     }
 }

@@ -1,6 +1,11 @@
 use super::*;
 use crate::source::Message;
 use crate::template::ChatTemplate;
+use crate::testing::cases;
+use proptest::prelude::*;
+use std::sync::OnceLock;
+
+static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
 
 /// Merges `ab`, so that a boundary can fall inside a token.
 fn tokenizer() -> Tokenizer {
@@ -213,4 +218,46 @@ fn as_given_texts_stay_plain_and_messages_stand_as_rendered() {
     }
     let text = preparer.tokenize_text("ab").unwrap();
     assert_eq!(tokenizer.decode(&text, false).unwrap(), "<bos>ab");
+}
+
+proptest! {
+    #![proptest_config(cases(500))]
+    /// Oracle: the text itself, cut nowhere.
+    #[test]
+    fn a_row_is_its_text_between_bos_and_eos(prompt in "[ab x\\né🗼]{0,12}", response in "[ab x\\né🗼]{0,12}") {
+        let tokenizer = TOKENIZER.get_or_init(tokenizer);
+        let preparer = Preparer::new(tokenizer, &TemplateChoice::None, Rendering::None, ROOM).unwrap();
+        let pair = preparer.tokenize_pair(&pair(&prompt, &response, "")).unwrap().unwrap();
+        let whole = tokenizer.decode(&pair.chosen.tokens, false).unwrap();
+        prop_assert_eq!(whole, format!("<bos>{prompt}{response}<eos>"));
+        // A token that reaches across the boundary is the response's, so the prompt's tokens are a part of it.
+        let before = tokenizer.decode(&pair.chosen.tokens[1..pair.chosen.prompt_len], false).unwrap();
+        prop_assert!(prompt.starts_with(before.trim_end_matches('\u{FFFD}')), "{:?} of {:?}", before, prompt);
+    }
+
+    #[test]
+    fn limits_are_kept(
+        prompt in "(<bos>)?[ab x]{0,30}",
+        response in "[ab x]{0,30}",
+        max_length in 2usize..40,
+        prompt_share in proptest::option::of(0.0..1.0f64),
+        template in any::<bool>(),
+        rendering in prop_oneof![Just(Rendering::Auto), Just(Rendering::None)],
+    ) {
+        let tokenizer = TOKENIZER.get_or_init(tokenizer);
+        let template = if template { chat() } else { TemplateChoice::None };
+        let max_prompt_length = prompt_share.map(|share| 1 + (share * (max_length - 1) as f64) as usize);
+        let limits = Truncation { max_length, max_prompt_length };
+        let preparer = Preparer::new(tokenizer, &template, rendering, limits).unwrap();
+        let (pairs, summary) = preparer.prepare_pairs(&[pair(&prompt, &response, "b")]).unwrap();
+        prop_assert_eq!(summary.kept + summary.dropped_empty, 1);
+        let ways = summary.templated + summary.already_templated + summary.as_given;
+        prop_assert_eq!(ways, 2 * summary.kept);
+        for row in pairs.iter().flat_map(|pair| [&pair.chosen, &pair.rejected]) {
+            prop_assert!(row.view().is_sound() && row.tokens.len() <= max_length);
+            prop_assert!(max_prompt_length.is_none_or(|limit| row.prompt_len <= limit));
+            prop_assert_eq!(row.tokens.iter().position(|&token| token == 2), Some(0));
+            prop_assert_eq!(row.tokens.iter().filter(|&&token| token == 2).count(), 1);
+        }
+    }
 }

@@ -1,4 +1,9 @@
 use super::*;
+use crate::testing::cases;
+use proptest::prelude::*;
+use std::sync::OnceLock;
+
+static SMALL: OnceLock<Tokenizer> = OnceLock::new();
 
 const TEXTS: [&str; 4] = [
     "the cat sat on the mat and the cat ate the rat in 2024",
@@ -188,5 +193,27 @@ fn a_stream_tells_whole_characters_only() {
         assert!(told.len() < 2 || told.iter().filter(|piece| !piece.is_empty()).count() > 1);
         let whole = told.concat() + &stream.finish().unwrap();
         assert_eq!(whole, tokenizer.decode(&ids, true).unwrap());
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(300))]
+    #[test]
+    fn any_text_comes_back(text in any::<String>()) {
+        let tokenizer = SMALL.get_or_init(small);
+        let Encoding { ids, offsets } = tokenizer.encode(&text).unwrap();
+        prop_assert_eq!(tokenizer.decode(&ids, false).unwrap(), text.clone());
+        prop_assert!(offsets.windows(2).all(|pair| pair[0].1 <= pair[1].1));
+        prop_assert_eq!(offsets.last().map_or(0, |last| last.1), text.len());
+    }
+
+    /// Oracle: all tokens decoded in one go.
+    #[test]
+    fn a_stream_tells_what_decoding_tells(ids in prop::collection::vec(0u32..291, 0..40)) {
+        let tokenizer = SMALL.get_or_init(small);
+        let mut stream = tokenizer.text_stream();
+        let told: Vec<String> = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
+        let told = told.concat() + &stream.finish().unwrap();
+        prop_assert_eq!(told, tokenizer.decode(&ids, true).unwrap());
     }
 }

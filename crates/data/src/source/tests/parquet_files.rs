@@ -158,22 +158,11 @@ fn errors_say_what_is_wrong() {
     }
 }
 
-#[test]
-fn damaged_bytes_never_panic() {
-    use rand::{RngExt, SeedableRng};
-    let whole = ultrafeedback();
-    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(3);
-    let (_folder, path) = file("a.parquet", "");
-    for round in 0..1500 {
-        let mut damaged = whole.clone();
-        for _ in 0..rng.random_range(1..5) {
-            let at = rng.random_range(4..damaged.len());
-            damaged[at] = rng.random();
-        }
-        if round % 20 == 0 {
-            damaged.truncate(rng.random_range(0..whole.len()));
-        }
-        std::fs::write(&path, damaged).unwrap();
+proptest! {
+    #![proptest_config(cases(1500))]
+    #[test]
+    fn damaged_bytes_never_panic(bytes in damaged(ultrafeedback(), 1500)) {
+        let (_folder, path) = file("a.parquet", bytes);
         let _ = read_pairs(&path, OnEmpty::Drop);
     }
 }
