@@ -8,7 +8,6 @@ use std::num::NonZeroUsize;
 use anyhow::{Context, Result, bail};
 use burn::tensor::{Bool, Tensor, TensorData};
 use fpo_data::{Batches, TokenBatch};
-use fpo_ops::{linear_kl, linear_log_probs};
 use fpo_sae::{Quality, QualityMeter, Sae};
 use fpo_transformer::Site;
 use serde::Serialize;
@@ -169,7 +168,7 @@ fn add(
     let zeros = model.forward_with(input, site, |x| x.zeros_like());
 
     let hidden = [original.hidden_states, spliced, zeros].map(flat);
-    let (unembedding, cap) = (model.unembedding(), model.config().final_logit_softcapping);
+    let head = model.head();
     let at = |x: &Tensor<2>, positions: &[i32]| {
         x.clone().select(0, indices(positions.to_vec(), &device))
     };
@@ -177,7 +176,7 @@ fn add(
         let original = at(&hidden[0], positions);
         for (sum, changed) in sums.kl.iter_mut().zip(&hidden[1..]) {
             let (reference, changed) = (original.clone(), at(changed, positions));
-            let kl = linear_kl(reference, unembedding.clone(), changed, unembedding.clone(), cap);
+            let kl = head.kl(changed, &head, reference);
             *sum += kl.sum().into_scalar::<f64>();
         }
         sums.positions += positions.len();
@@ -193,7 +192,7 @@ fn add(
         let targets = indices(targets, &device);
         for (sum, hidden) in sums.cross_entropy.iter_mut().zip(&hidden) {
             let (hidden, targets) = (at(hidden, positions), targets.clone());
-            let log_probs = linear_log_probs(hidden, unembedding.clone(), targets, cap);
+            let log_probs = head.log_probs(hidden, targets);
             *sum -= log_probs.sum().into_scalar::<f64>();
         }
         sums.predicted += positions.len();

@@ -1,4 +1,4 @@
-//! AdamW against a scalar loop written from the equations, in float64.
+//! AdamW against a scalar loop in float64, written from the equations.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use fpo_ops::{AdamW, adamw_step, definition};
@@ -19,7 +19,7 @@ fn scalar_step((p, m, v): (f64, f64, f64), g: f64, step: i32, o: &AdamW) -> (f64
 const OPTIONS: AdamW =
     AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_scale: 0.7 };
 
-/// Ten steps by `step` on tensors of the given type, and by the scalar loop.
+/// Compares ten steps of `step` on tensors of the given type with the scalar loop.
 fn check(
     dtype: DType,
     tolerance: f64,
@@ -57,7 +57,7 @@ fn fast_path_follows_the_equations() {
 }
 
 #[test]
-fn a_shared_buffer_is_left_alone() {
+fn a_shared_buffer_is_not_overwritten() {
     let device = Device::flex();
     let p = Tensor::<1>::ones([5], &device);
     let kept = p.clone();
@@ -69,7 +69,7 @@ fn a_shared_buffer_is_left_alone() {
 }
 
 #[test]
-fn a_view_is_updated_as_the_matrix_that_it_shows() {
+fn transposed_views_are_updated_like_their_matrix() {
     let device = Device::flex();
     let mut numbers = Numbers(21);
     let [p, g, m] = [(); 3].map(|()| numbers.tensor::<2>([4, 6], 1.0, &device));

@@ -2,12 +2,13 @@
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use fpo_ops::{Activation, AttentionOptions, Encoder, TextStarts, definition};
+use proptest::prelude::*;
 
 use crate::support::{Numbers, autodiff, same, vec};
 
-/// Asserts that the gradients of `f`, its output weighed with random numbers, equal central differences.
+/// Asserts that the gradients of `f`, its output multiplied by random weights, equal central differences.
 ///
-/// The inputs are flat; `f` shapes them. float64 never takes a fast path, so this checks the definitions.
+/// The inputs are flat; `f` reshapes them. float64 never takes a fast path, so this checks the definitions.
 fn check<const N: usize, const O: usize>(
     what: &str,
     inputs: [Vec<f64>; N],
@@ -45,7 +46,7 @@ fn check<const N: usize, const O: usize>(
             let estimate = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
             assert!(
                 (exact - estimate).abs() <= 1e-7 * (1.0 + estimate.abs()),
-                "{what}: the gradient of element {j} of input {i} is {exact}, the differences say {estimate}"
+                "{what}: the gradient of element {j} of input {i} is {exact}, finite differences give {estimate}"
             );
         }
     }
@@ -94,37 +95,50 @@ fn attention() {
     }
 }
 
-/// Oracle: attention on each text by itself.
-#[test]
-fn packed_attention() {
-    // What the texts of the second row leave is one more.
-    let lengths = [vec![3, 1, 5], vec![2, 4, 3]];
-    let texts = TextStarts::new(&[vec![3, 1, 5], vec![2, 4]], 9);
-    assert_eq!(
-        texts.positions().collect::<Vec<_>>(),
-        [0, 1, 2, 0, 0, 1, 2, 3, 4, 0, 1, 0, 1, 2, 3, 0, 1, 2]
-    );
-    let options = AttentionOptions { scale: 0.6, softcap: Some(2.0), window: Some(3) };
-    let mut numbers = Numbers(1);
-    let device = autodiff();
-    let q = numbers.tensor([2, 9, 4, 3], 2.0, &device);
-    let [k, v] = [(); 2].map(|()| numbers.tensor([2, 9, 2, 3], 2.0, &device));
-    let alone = |[q, k, v]: [Tensor<4>; 3]| {
-        let rows = lengths.iter().enumerate().map(|(row, lengths)| {
-            let mut first = 0;
-            let texts = lengths.iter().map(|length| {
-                let text = first..first + length;
-                first += length;
-                let [q, k, v] = [&q, &k, &v].map(|x| x.clone().slice([row..row + 1, text.clone()]));
-                definition::causal_attention(q, k, v, &options)
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// Oracle: attention on each text by itself. The rest of a row is one more text.
+    #[test]
+    fn packed_attention(
+        lengths in prop::collection::vec(prop::collection::vec(1..6_usize, 1..4), 1..4),
+        rest in 0..3_usize,
+        softcap in prop::option::of(1.0..4.0),
+        window in prop::option::of(1..7_usize),
+    ) {
+        let total = |lengths: &Vec<usize>| lengths.iter().sum::<usize>();
+        let width = lengths.iter().map(total).max().unwrap_or_default() + rest;
+        let texts = TextStarts::new(&lengths, width);
+        let all: Vec<Vec<usize>> = lengths
+            .iter()
+            .map(|row| row.iter().copied().chain([width - total(row)]).collect())
+            .collect();
+        let positions: Vec<usize> = all.iter().flatten().flat_map(|&length| 0..length).collect();
+        prop_assert_eq!(texts.positions().collect::<Vec<_>>(), positions);
+
+        let options = AttentionOptions { scale: 0.6, softcap, window };
+        let mut numbers = Numbers(1);
+        let device = autodiff();
+        let q = numbers.tensor([lengths.len(), width, 4, 3], 2.0, &device);
+        let [k, v] = [(); 2].map(|()| numbers.tensor([lengths.len(), width, 2, 3], 2.0, &device));
+        let alone = |[q, k, v]: [Tensor<4>; 3]| {
+            let rows = all.iter().enumerate().map(|(row, lengths)| {
+                let mut first = 0;
+                let texts = lengths.iter().filter(|length| **length > 0).map(|length| {
+                    let text = first..first + length;
+                    first += length;
+                    let [q, k, v] =
+                        [&q, &k, &v].map(|x| x.clone().slice([row..row + 1, text.clone()]));
+                    definition::causal_attention(q, k, v, &options)
+                });
+                Tensor::cat(texts.collect(), 1)
             });
-            Tensor::cat(texts.collect(), 1)
-        });
-        Tensor::cat(rows.collect(), 0)
-    };
-    let packed =
-        |[q, k, v]: [Tensor<4>; 3]| definition::packed_attention(q, k, v, &options, &texts);
-    same("packed attention", [q, k, v], 1e-6, packed, alone);
+            Tensor::cat(rows.collect(), 0)
+        };
+        let packed =
+            |[q, k, v]: [Tensor<4>; 3]| definition::packed_attention(q, k, v, &options, &texts);
+        same("packed attention", [q, k, v], 1e-6, packed, alone);
+    }
 }
 
 #[test]
@@ -153,9 +167,9 @@ fn pooled_features() {
     });
 }
 
-/// KL against its definition by sums over tokens, entropy and log-probabilities likewise.
+/// Oracle: KL, entropy and log-probabilities as sums over tokens.
 #[test]
-fn distributions_by_hand() {
+fn distributions_in_scalar_arithmetic() {
     let (n, d, v) = (3, 4, 7);
     let (h, w) = (constant::<2>(8, [n, d]), constant::<2>(9, [v, d]));
     let (r_h, r_w) = (constant::<2>(10, [n, d]), constant::<2>(11, [v, d]));

@@ -1,4 +1,4 @@
-//! Every fast path computes what its definition computes, in values and gradients, over awkward shapes.
+//! Every fast path computes what its definition computes, values and gradients, on awkward shapes.
 
 use burn::tensor::Tensor;
 use fpo_ops::{Activation, AttentionOptions, Encoder, TextStarts, definition};
@@ -272,7 +272,7 @@ fn pooled_features() {
             },
         };
         let hidden = numbers.tensor([segments.iter().sum(), d], 1.0, &autodiff());
-        // Few features with a gradient, and all.
+        // With a gradient on few features, and on all.
         for sparse in [false, true] {
             let weigh = |pooled: Tensor<2>| {
                 let mask = Numbers(13).tensor::<2>(pooled.dims(), 1.0, &autodiff());

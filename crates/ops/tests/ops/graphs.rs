@@ -1,4 +1,4 @@
-//! When a graph is recorded, and for whom.
+//! What is recorded in the autodiff graph.
 
 use burn::tensor::{Device, GradientCheckpointingStrategy, Tensor};
 use fpo_ops::{AttentionOptions, geglu, linear, linear_kl, linear_log_probs, rms_norm};
@@ -24,7 +24,7 @@ fn untracked_tensors_on_an_autodiff_device_stay_untracked() {
 }
 
 #[test]
-fn a_constant_weight_gets_no_gradient_and_may_be_plain() {
+fn a_constant_weight_may_be_outside_autodiff() {
     let mut numbers = Numbers(32);
     let hidden = numbers.tensor::<2>([4, 6], 1.0, &autodiff()).require_grad();
     let weight: Tensor<2> = numbers.tensor([9, 6], 1.0, &Device::flex());
@@ -44,7 +44,7 @@ fn the_reference_of_a_kl_gets_no_gradient() {
     assert!(h.grad(&gradients).is_some() && w.grad(&gradients).is_some());
 }
 
-/// A tensor used twice, intermediate results, and Burn's own recomputation of cheap operations around ours.
+/// A tensor that is used twice, intermediate results, and Burn's own recomputation of cheap operations around these.
 #[test]
 fn gradients_pass_through_a_chain_under_both_checkpointing_strategies() {
     let mut results = Vec::new();

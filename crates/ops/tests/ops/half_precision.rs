@@ -1,15 +1,15 @@
-//! In bfloat16 every operation gives what its definition gives in float32 on the same rounded inputs, up to the rounding of a few
-//! steps: 8 bits of mantissa are about two and a half digits.
+//! In bfloat16 every operation agrees with its definition in float32 on the same rounded inputs, up to a few roundings: 8 bits of
+//! mantissa are about two and a half digits.
 
 use burn::tensor::{FloatDType, Int, Tensor};
 use fpo_ops::{Activation, AttentionOptions, Encoder, definition};
 
 use crate::support::{Numbers, autodiff, close};
 
-/// Largest difference, relative to the largest magnitude.
+/// Largest difference relative to the largest magnitude.
 const TOLERANCE: f64 = 2e-2;
 
-/// `f` on bfloat16 inputs against `definition` on the same numbers in float32, forward and backward.
+/// Compares `f` on bfloat16 inputs with `definition` on the same values in float32, forward and backward.
 fn same<const N: usize, const D: usize, const O: usize>(
     what: &str,
     shapes: [[usize; D]; N],
@@ -54,7 +54,7 @@ fn pointwise_and_rowwise() {
     }
 }
 
-/// Factors in float32, products in bfloat16; gradients in the types of the factors.
+/// Factors in float32, products in bfloat16, and gradients in the types of the factors.
 #[test]
 fn rounded_factors() {
     let mut numbers = Numbers(74);
@@ -134,7 +134,7 @@ fn vocabulary() {
 fn pooled_features() {
     let mut numbers = Numbers(73);
     let mut constant = |shape| numbers.tensor(shape, 1.0, &autodiff()).inner();
-    // Thresholds in the gaps between pre-activations would make this test one of luck; none is near zero.
+    // Thresholds far below every pre-activation, so that rounding doesn't open or close a feature.
     let encoder = Encoder {
         w_enc: constant([8, 40]),
         b_enc: constant([1, 40]).squeeze_dim(0),

@@ -1,9 +1,9 @@
-//! The same comparisons on machines with fewer instructions, emulated: what is detected at run time has to fit the machine.
+//! The fast paths on emulated processors with fewer instructions: the instruction set is detected at run time.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 use std::process::Command;
 
-/// Runs the comparisons with the definitions again, in this same executable, on another processor.
+/// Runs the tests of `fast_paths` in this executable on an emulated processor.
 fn on(processor: &str) {
     let emulator = "qemu-x86_64";
     if Command::new(emulator).arg("--version").output().is_err() {

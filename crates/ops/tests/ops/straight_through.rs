@@ -1,4 +1,4 @@
-//! The pseudo-derivatives of JumpReLU and the step, point by point: below, inside, on the edges of and above the window.
+//! The pseudo-derivatives of JumpReLU and the step function at single points: below, inside, at the edges of and above the window.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use fpo_ops::{definition, heaviside, jump_relu};
@@ -7,7 +7,7 @@ use crate::support::vec;
 
 const THETA: f64 = 0.5;
 const BANDWIDTH: f64 = 0.25;
-/// z; 1[z > θ]; whether z lies within the open window θ ± ε/2. All are exact in binary.
+/// z; whether z > θ; whether z is inside the open window θ ± ε/2. All are exact in binary.
 const POINTS: [(f64, bool, bool); 7] = [
     (-1.0, false, false),
     (0.375, false, false),
@@ -20,7 +20,7 @@ const POINTS: [(f64, bool, bool); 7] = [
 
 type Operation = fn(Tensor<2>, Tensor<1>, f64) -> Tensor<2>;
 
-/// The value, and the gradients to z and θ, of one point with the gradient 3 coming in.
+/// The value at one point, and the gradients of z and θ for an output gradient of 3.
 fn at(f: Operation, z: f64, dtype: DType) -> (f64, Option<f64>, f64) {
     let device = Device::flex().autodiff();
     let z =

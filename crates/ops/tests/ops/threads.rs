@@ -1,11 +1,11 @@
-//! One thread and two give the same bits.
+//! Results are the same to the bit with any number of threads.
 
 use burn::tensor::{Device, Tensor};
 use fpo_ops::{Activation, AdamW, AttentionOptions, Encoder};
 
 use crate::support::{Numbers, autodiff, vec};
 
-/// Runs `work` on pools of one, two and three threads and compares everything that it returns.
+/// Runs `work` on one, two and three threads and compares everything that it returns.
 fn same_bits(what: &str, work: impl Fn() -> Vec<Vec<f64>> + Sync) {
     let on = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
@@ -17,7 +17,7 @@ fn same_bits(what: &str, work: impl Fn() -> Vec<Vec<f64>> + Sync) {
     }
 }
 
-/// The output of `f` and the gradients of all its inputs.
+/// The output of `f` and the gradients of all inputs.
 fn all<const N: usize, const D: usize, const O: usize>(
     inputs: [Tensor<D>; N],
     f: impl Fn([Tensor<D>; N]) -> Tensor<O>,
@@ -68,7 +68,7 @@ fn heaviside() {
 
 #[test]
 fn linear() {
-    // The library of products decides for itself how many threads a size deserves.
+    // gemm chooses the number of threads by size.
     for [n, d_in, d_out] in [[400, 64, 600], [1000, 130, 500], [3, 700, 900], [2100, 700, 40]] {
         same_bits(&format!("linear {:?}", [n, d_in, d_out]), || {
             all([random(1, [n, d_in]), random(2, [d_out, d_in])], |[x, w]| fpo_ops::linear(x, w))
