@@ -39,16 +39,13 @@ impl Products<'_> {
         let layers = c.num_hidden_layers as f64;
         let tokens = (self.sequences * self.tokens) as f64;
         let response = (self.sequences * self.response) as f64;
-        let linear = layers * tokens * self.per_block(|[rows, columns]| rows * columns);
+        let weights = |p| plan::sizes(c, p).into_iter().product::<usize>();
+        let linear =
+            layers * tokens * Projection::ALL.into_iter().map(weights).sum::<usize>() as f64;
         let adapters = self.lora.map_or(0.0, |lora| {
-            let rank = lora.rank as f64;
-            let targets = |p: &Projection| lora.target_modules.contains(*p);
-            let of_block: f64 = Projection::ALL
-                .iter()
-                .filter(|p| targets(p))
-                .map(|&p| rank * plan::sizes(c, p).into_iter().sum::<usize>() as f64)
-                .sum();
-            layers * tokens * of_block
+            let weights = |p| lora.rank * plan::sizes(c, p).into_iter().sum::<usize>();
+            let targets = Projection::ALL.into_iter().filter(|&p| lora.target_modules.contains(p));
+            layers * tokens * targets.map(weights).sum::<usize>() as f64
         });
         let width = (c.num_attention_heads * c.head_dim) as f64;
         let attention = 2.0 * self.visible_pairs() * width;
@@ -59,14 +56,6 @@ impl Products<'_> {
         let policy = frozen * (linear + head) + 3.0 * (attention + adapters) + 2.0 * encoder;
         let second = if self.second_model { linear + attention + head } else { 0.0 };
         2.0 * (policy + second)
-    }
-
-    /// The sum of `of` over a block's linear layers, given `[in, out]`.
-    fn per_block(&self, of: impl Fn([f64; 2]) -> f64) -> f64 {
-        Projection::ALL
-            .into_iter()
-            .map(|p| of(plan::sizes(self.config, p).map(|size| size as f64)))
-            .sum()
     }
 
     /// Number of query-key pairs inside the causal window, over all sequences and layers.

@@ -19,7 +19,7 @@ use crate::{
     tokens::{Sequence, TokenArgs},
 };
 
-/// Writes a model's activations at one site, for every token of a file.
+/// Writes a model's activations at one site, for every token of a file
 ///
 /// The output is a safetensors file with one row per token, in the order of the data and without padding.
 /// With n tokens in total it holds

@@ -15,7 +15,7 @@ pub enum Bench {
     Ops(Ops),
 }
 
-/// Measures one alignment step on random data: time, memory, share of the matrix rate.
+/// Measures one alignment step on random data: time, memory, share of the matrix rate
 ///
 /// Prints tokens per second and the median times of the whole step and of its forward pass, backward pass and
 /// optimiser update, then the share of the matrix rate and the peak memory.
@@ -40,7 +40,7 @@ pub struct Step {
     device: DeviceArg,
 }
 
-/// Measures every operation of fpo-ops against its plain definition and the matrix rate.
+/// Measures every operation of fpo-ops against its plain definition and the matrix rate
 ///
 /// Prints a table of median times in milliseconds: forward pass, forward and backward pass, both for the plain
 /// definition, the speedup, and the share of the float32 matrix rate measured in the same run.

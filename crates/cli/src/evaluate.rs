@@ -28,7 +28,7 @@ use crate::{
     tokens::{Pairs, TOKENS_HELP, TokenArgs},
 };
 
-/// Compares a policy with its reference, pair by pair, under a preference objective.
+/// Compares a policy with its reference, pair by pair, under a preference objective
 ///
 /// Prints a table of means and writes JSON lines, one object per pair in the order of the data:
 ///   chosen_log_prob, rejected_log_prob   log-probability of the response under the policy, in nats, summed
@@ -42,8 +42,8 @@ use crate::{
 ///   chosen_kl, rejected_kl               KL(reference ‖ policy) in nats, summed over the response's positions
 ///                                        (with --kl)
 ///
-/// u = LPD − margin − constraint, where w is the chosen response, l the rejected one, p the policy, r the
-/// reference, and avg the mean over tokens:
+/// u = LPD − margin − constraint, with LPD the policy's log-probability difference. w is the chosen response, l the
+/// rejected one, p the policy, r the reference, and avg the mean over tokens:
 ///   method    LPD                              margin                           constraint
 ///   dpo       β (log p(w) − log p(l))          β (log r(w) − log r(l))          0
 ///   tdpo1     as dpo                           as dpo                           β (KL(l) − KL(w))
@@ -64,7 +64,7 @@ pub struct Evaluate {
     /// Folder of the reference cache, as written by `fpo reference` for the same data.
     #[arg(long, value_name = "FOLDER")]
     reference: PathBuf,
-    /// The autoencoder that the cache was made with: a SAELens folder or Gemma Scope's params.npz. Required by fpo.
+    /// The autoencoder that the cache was made with. Required by fpo.
     #[arg(long, value_name = "PATH")]
     sae: Option<PathBuf>,
     /// Preference pairs, the same ones as in the cache.

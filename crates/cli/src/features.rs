@@ -33,7 +33,7 @@ impl Features {
     }
 }
 
-/// Finds the features that separate two sets of texts.
+/// Finds the features that separate two sets of texts
 ///
 /// Ranks features by how much more active they are on the positive texts than on the negative ones: the
 /// difference of mean activations, relative to its standard deviation. The best are judged on held-out texts and

@@ -21,7 +21,7 @@ use crate::{
     terminal::reporter,
 };
 
-/// Generates responses to a prompt or to a file of prompts.
+/// Generates responses to a prompt or to a file of prompts
 ///
 /// With --prompt the response is printed while it is generated. With --prompts responses are JSON lines, in the
 /// order of the file:

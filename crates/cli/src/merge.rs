@@ -9,7 +9,7 @@ use fpo_transformer::{Placement, Precision, adapter, weights};
 
 use crate::loaded::Loaded;
 
-/// Merges a LoRA adapter into its base model.
+/// Merges a LoRA adapter into its base model
 ///
 /// Writes a model's folder in Hugging Face's layout, with the base model's tokenizer.
 ///

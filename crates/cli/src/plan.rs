@@ -8,12 +8,12 @@ use fpo_plan::{self as plan, Cache, Goal, Memory, Stage, parse_bytes};
 
 use crate::loaded::SettingsArgs;
 
-/// Estimates the memory that a run needs, and suggests settings that make it fit.
+/// Estimates the memory that a run needs, and suggests settings that make it fit
 ///
 /// Prints a table with the device memory in GB of fine-tuning, alignment and evaluation: weights, gradients,
-/// optimiser state, activations, rest and peak. Below it stands the size of the reference cache, which is kept
-/// on disk and in host memory. With --device-memory it also says whether the run fits, and if not, which
-/// --set options would make it fit.
+/// optimiser state, activations, rest and peak; then the size of the reference cache, which is kept on disk and
+/// in host memory. With --device-memory it also says whether the run fits, and if not, which --set options would
+/// make it fit.
 ///
 /// The model's sizes come from its config.json, or for Gemma-2 models from the name of the folder, so the plan
 /// works before anything is downloaded.

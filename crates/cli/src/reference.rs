@@ -18,7 +18,7 @@ use crate::{
     tokens::{TOKENS_HELP, TokenArgs},
 };
 
-/// Caches a reference model's log-probabilities and pooled features, so that alignment doesn't need the model.
+/// Caches a reference model's log-probabilities and pooled features, so that alignment doesn't need the model
 ///
 /// Writes a folder of Parquet files with one row per pair: `id`, the row in the data from 0, and with the
 /// prefixes chosen_ and rejected_
@@ -42,13 +42,14 @@ pub struct Reference {
     /// Folder of the reference model in Hugging Face's layout, with its tokenizer.
     #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
-    /// The autoencoder: a SAELens folder or Gemma Scope's params.npz. Without it only log-probabilities are cached.
+    /// The autoencoder: a SAELens folder, a Gemma Scope 2 folder or Gemma Scope's params.npz. Without it only log-probabilities
+    /// are cached.
     #[arg(long, value_name = "PATH", requires = "site")]
     sae: Option<PathBuf>,
     /// Site where the autoencoder reads activations, such as resid_post:25.
     #[arg(long, value_name = "SITE", requires = "sae")]
     site: Option<Site>,
-    /// Preference pairs.
+    /// Preference pairs; see below.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// Folder of the cache.

@@ -16,7 +16,7 @@ use crate::{
     tokens::{TOKENS_HELP, TokenArgs},
 };
 
-/// Computes log-probabilities of chosen and rejected responses under a model.
+/// Computes log-probabilities of chosen and rejected responses under a model
 ///
 /// Writes JSON lines, one object per pair in the order of the data:
 ///   {"chosen_log_prob": …, "chosen_tokens": …, "rejected_log_prob": …, "rejected_tokens": …}
@@ -30,7 +30,7 @@ pub struct Score {
     /// Folder of the model in Hugging Face's layout, with its tokenizer.
     #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
-    /// Preference pairs.
+    /// Preference pairs; see below.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// The JSON lines file to write.

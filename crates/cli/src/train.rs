@@ -18,7 +18,7 @@ use crate::{
     terminal::reporter,
 };
 
-/// Runs the whole pipeline: prepare, sft, sae, reference, align, evaluate, report.
+/// Runs the whole pipeline: prepare, sft, sae, reference, align, evaluate, report
 ///
 /// The run's folder gets
 ///   run.toml        the resolved settings

@@ -151,7 +151,7 @@ fn a_killed_process_leaves_whole_parts_and_another_goes_on() {
     evaluate.refused("dpo", &["--k", "5"], &["missing", "part-00079-of-00080.parquet"]);
 
     let printed = succeed(&arguments);
-    assert_eq!(printed.matches(" of 80 is there").count(), there, "{printed}");
+    assert_eq!(printed.matches(" of 80 already exists").count(), there, "{printed}");
     assert_eq!(fs::read_dir(&evaluate.cache).unwrap().count(), 80, "something was left over");
     assert_same(&open(&undisturbed), &open(&evaluate.cache));
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use fpo_data::atomic;
 use fpo_sae::{Compression, Format, save_npz, save_sae_lens};
 
-/// Converts an autoencoder to another format.
+/// Converts an autoencoder to another format
 ///
 /// Writes a Gemma Scope archive (float32) if the output's name ends in .npz, otherwise a SAELens folder.
 ///

@@ -22,7 +22,7 @@ use crate::loaded::{Loaded, PlacementArgs};
 /// Features per file of the export.
 const FEATURES_PER_FILE: usize = 128;
 
-/// Writes an HTML page that shows what features respond to.
+/// Writes an HTML page that shows what features respond to
 ///
 /// For every feature the page has its density, the texts with the strongest activations, and the tokens that its
 /// decoder direction promotes and suppresses. It is a single file that needs no network. With --export the same

@@ -16,7 +16,7 @@ use crate::loaded::DeviceArg;
 /// Rows per batch.
 const ROWS: usize = 4096;
 
-/// Encodes activations from a file with an autoencoder.
+/// Encodes activations from a file with an autoencoder
 ///
 /// Reads float32 tensors [..., d_in] from a safetensors file, such as the one that `fpo activations` writes with
 /// --tensor activations, and writes the features [..., d_sae] under the same names. With --reconstruct it writes

@@ -13,7 +13,7 @@ use fpo_interp::{
 use super::rows::Rows;
 use crate::loaded::{Loaded, PlacementArgs};
 
-/// Evaluates an autoencoder on a model: sparsity, reconstruction, and the loss with it spliced in.
+/// Evaluates an autoencoder on a model: sparsity, reconstruction, and the loss with it spliced in
 ///
 /// Prints L0, L1, explained variance, MSE, cosine similarity and norms; cross-entropy (nats per token) and KL of
 /// the model with the activations replaced by reconstructions and by zeros; the share of dead features; and a

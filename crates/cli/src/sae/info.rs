@@ -7,7 +7,7 @@ use clap::Args;
 use fpo_sae::{Description, Format, Range};
 use serde_json::json;
 
-/// Describes an autoencoder's file.
+/// Describes an autoencoder's file
 ///
 /// Prints the format, the architecture, d_sae and d_in, the model and site if the file names them, and minimum,
 /// maximum and mean of thresholds, encoder biases, encoder and decoder norms, and encoder–decoder cosines.

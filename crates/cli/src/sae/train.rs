@@ -25,7 +25,7 @@ use crate::loaded::{Loaded, PlacementArgs, SettingsArgs};
 const HELD_OUT: usize = 100_000;
 const MADE_FROM: &str = "made_from.json";
 
-/// Trains autoencoders on a model's activations, one per site, in one pass over the data.
+/// Trains autoencoders on a model's activations, one per site, in one pass over the data
 ///
 /// Writes a SAELens folder with quality.json (metrics on held-out tokens) and metrics.jsonl (training curves). With
 /// several sites, each autoencoder gets a subfolder such as resid_post_25. Checkpoints are kept beside the output
