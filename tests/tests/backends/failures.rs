@@ -109,7 +109,7 @@ fn a_run_that_fails_on_its_device_goes_on_elsewhere() {
         "stage sft: step 3: a tensor of",
         "exceeds the device's largest buffer",
         "sft.micro_batch_size, data.max_length, model.intermediate_size",
-        "checkpoints and finished stages are as they were",
+        "checkpoints and finished stages are unchanged",
     ] {
         assert!(printed.contains(says), "no {says:?} in:\n{printed}");
     }
