@@ -1,5 +1,5 @@
-//! Whether CUDA can be used here, asked before anything panics over it: driver, devices, the compiler's library. And what a device
-//! can do that CubeCL does not tell.
+//! Checks whether CUDA is usable before anything panics over it: driver, devices, the compiler's library. Also reads the compute
+//! capability, which CubeCL doesn't expose.
 
 use std::fmt;
 #[cfg(any(feature = "cuda", test))]
@@ -7,7 +7,7 @@ use std::path::Path;
 #[cfg(feature = "cuda")]
 use std::path::PathBuf;
 
-/// `12.8`, as CUDA counts.
+/// A CUDA version or a compute capability, such as `12.8`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
     pub major: u32,
@@ -15,7 +15,7 @@ pub struct Version {
 }
 
 impl Version {
-    /// Of `cuDriverGetVersion`, where 12.8 is 12080.
+    /// From the encoding of `cuDriverGetVersion`: 12080 is 12.8.
     pub fn of_driver(number: i32) -> Self {
         let number = number.max(0) as u32;
         Self { major: number / 1000, minor: number % 1000 / 10 }
@@ -28,101 +28,99 @@ impl fmt::Display for Version {
     }
 }
 
-/// The first compute capability with instructions for bfloat16: Ampere's.
+/// The first compute capability with bfloat16 instructions.
 const AMPERE: Version = Version { major: 8, minor: 0 };
 
-/// Whether a part of this compute capability is taken to compute in bfloat16. CubeCL says so of every part, and on those before
-/// Ampere leaves it to the compiler to emulate; nobody has tried whether that works.
+/// Whether a GPU of this compute capability computes in bfloat16. CubeCL claims it for every GPU, but before Ampere relies on the
+/// compiler's emulation, which is untested.
 pub fn computes_in_bfloat16(capability: Version) -> bool {
     capability >= AMPERE
 }
 
-/// The NVIDIA driver.
+/// State of the NVIDIA driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Driver {
-    /// Its library is not there.
+    /// Its library isn't found.
     Missing,
-    /// It would not start, with this code of `CUresult`.
+    /// Initialisation failed with this `CUresult`.
     Refuses(u32),
-    /// It runs programs of CUDA up to `cuda`, on so many devices.
+    /// Supports CUDA versions up to `cuda`; sees this number of devices.
     Works { cuda: Version, devices: usize },
 }
 
-/// What turns kernels into code.
+/// The compiler for kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compiler {
-    /// Part of this program.
+    /// CubeCL's, part of this program.
     BuiltIn,
-    /// The same, without the toolkit's file of mathematical functions.
+    /// CubeCL's, but the toolkit's libdevice, its library of mathematical functions, isn't found.
     WithoutLibdevice,
-    /// NVRTC, whose library is not there.
+    /// NVRTC, but its library isn't found.
     Missing,
-    /// NVRTC.
+    /// NVRTC of this version.
     Nvrtc(Version),
 }
 
-/// Whether device `index` can be used, or why not and what to do.
+/// Checks whether device `index` is usable. The error says why not and what to do.
 pub fn judge(driver: Driver, compiler: Compiler, index: usize) -> Result<(), String> {
     let (cuda, devices) = match driver {
         Driver::Missing => {
-            return Err("there is no NVIDIA driver here (its library libcuda.so.1, nvcuda.dll on Windows, is not found); \
-                        install the driver, and start a container with its GPUs (--gpus all)"
+            return Err("no NVIDIA driver found (libcuda.so.1, or nvcuda.dll on Windows, is missing); install the driver, and \
+                        start containers with --gpus all"
                 .into());
         }
         Driver::Refuses(code) => return Err(refusal(code)),
         Driver::Works { devices: 0, .. } => {
-            return Err("the NVIDIA driver sees no GPU; CUDA_VISIBLE_DEVICES may hide it".into());
+            return Err("the NVIDIA driver sees no GPU; check CUDA_VISIBLE_DEVICES".into());
         }
         Driver::Works { cuda, devices } => (cuda, devices),
     };
     if index >= devices {
         let last = devices - 1;
-        return Err(format!(
-            "there is no such GPU: the driver sees {devices}, cuda:0 to cuda:{last}"
-        ));
+        return Err(format!("no such GPU: the driver sees {devices}, cuda:0 to cuda:{last}"));
     }
     match compiler {
         Compiler::BuiltIn => Ok(()),
         Compiler::WithoutLibdevice => Err(
-            "CUDA's toolkit is not found: kernels take exp, tanh and the like from its nvvm/libdevice/libdevice.10.bc; install the \
-             toolkit, or its package cuda-nvvm, and let CUDA_PATH name its folder (/usr/local/cuda if it is not set)"
+            "CUDA toolkit not found: kernels need exp, tanh and others from its nvvm/libdevice/libdevice.10.bc; install the toolkit \
+             or its package cuda-nvvm, and set CUDA_PATH to its folder (defaults to /usr/local/cuda)"
                 .into(),
         ),
         Compiler::Missing => Err(format!(
-            "kernels are compiled by NVRTC, whose library (libnvrtc.so, nvrtc64_*.dll on Windows) is not found; install CUDA's \
-             toolkit, or its packages cuda-nvrtc and cuda-cudart-dev, in a version up to {cuda}, which is the driver's"
+            "NVRTC, which compiles the kernels, is not found (libnvrtc.so, or nvrtc64_*.dll on Windows); install the CUDA toolkit, \
+             or its packages cuda-nvrtc and cuda-cudart-dev, in a version up to {cuda}, the newest that the driver supports"
         )),
         Compiler::Nvrtc(version) if version > cuda => Err(format!(
-            "the driver is too old: it runs CUDA {cuda}, and NVRTC here is of CUDA {version}; install a newer NVIDIA driver, or an \
-             NVRTC of CUDA {cuda} or before"
+            "the driver is too old: it supports CUDA {cuda}, but NVRTC is from CUDA {version}; install a newer NVIDIA driver, or \
+             NVRTC from CUDA {cuda} or earlier"
         )),
         Compiler::Nvrtc(_) => Ok(()),
     }
 }
 
-/// What a code of `CUresult` says about why the driver does not start (CUDA driver API, `cuInit`).
+/// Explains a `CUresult` of the driver's initialisation (CUDA driver API, `cuInit`).
 fn refusal(code: u32) -> String {
     let why = match code {
         34 => {
-            "the library found is a stub for linking, not a driver: leave CUDA's `stubs` folder out of LD_LIBRARY_PATH"
+            "the library found is a stub for linking, not a driver: remove CUDA's `stubs` folder from LD_LIBRARY_PATH"
         }
-        100 => "it sees no GPU; CUDA_VISIBLE_DEVICES may hide it",
+        100 => "it sees no GPU; check CUDA_VISIBLE_DEVICES",
         803 => {
-            "its library and its kernel module are of different versions, as after an update: restart the machine"
+            "its library and its kernel module differ in version, as after an update: restart the machine"
         }
         804 => {
             "the compatibility library of a newer CUDA does not support this GPU: install a newer driver"
         }
-        802 => "the GPUs' fabric manager is not ready: start nvidia-fabricmanager",
+        802 => "the fabric manager is not ready: start nvidia-fabricmanager",
         999 => {
-            "it does not say why; often the kernel module nvidia_uvm is not loaded, or a container has no GPU"
+            "unknown reason; often the kernel module nvidia_uvm is not loaded, or a container has no GPU"
         }
         _ => "`nvidia-smi` may say more",
     };
     format!("the NVIDIA driver does not start (CUDA error {code}): {why}")
 }
 
-/// Asks the driver, and NVRTC where kernels go through it.
+/// The state of the driver and of the compiler.
 #[cfg(feature = "cuda")]
 pub fn ask() -> (Driver, Compiler) {
     (ask_driver(), ask_compiler())
@@ -131,7 +129,7 @@ pub fn ask() -> (Driver, Compiler) {
 #[cfg(feature = "cuda")]
 fn ask_driver() -> Driver {
     use cudarc::driver::{result, sys};
-    // SAFETY: it only tries to open a library by its usual names.
+    // SAFETY: this only tries to open a library by its usual names.
     if !unsafe { sys::is_culib_present() } {
         return Driver::Missing;
     }
@@ -139,7 +137,7 @@ fn ask_driver() -> Driver {
         return Driver::Refuses(error.0 as u32);
     }
     let mut version = 0;
-    // SAFETY: the number that is written lives as long as the call.
+    // SAFETY: the output parameter outlives the call.
     if let Err(error) = unsafe { sys::cuDriverGetVersion(&mut version) }.result() {
         return Driver::Refuses(error.0 as u32);
     }
@@ -152,7 +150,7 @@ fn ask_driver() -> Driver {
     }
 }
 
-/// The compute capability of device `index`, where the driver tells.
+/// The compute capability of device `index`, if the driver reports it.
 #[cfg(feature = "cuda")]
 pub fn capability(index: usize) -> Option<Version> {
     use cudarc::driver::{
@@ -164,7 +162,7 @@ pub fn capability(index: usize) -> Option<Version> {
     };
     let device = get(i32::try_from(index).ok()?).ok()?;
     let ask = |attribute| {
-        // SAFETY: the device is one that the driver gave.
+        // SAFETY: the driver returned this device.
         let value = unsafe { get_attribute(device, attribute) };
         value.ok().and_then(|value| u32::try_from(value).ok())
     };
@@ -181,12 +179,12 @@ fn ask_compiler() -> Compiler {
             false => Compiler::WithoutLibdevice,
         };
     }
-    // SAFETY: it only tries to open a library by its usual names.
+    // SAFETY: this only tries to open a library by its usual names.
     if !unsafe { sys::is_culib_present() } {
         return Compiler::Missing;
     }
     let (mut major, mut minor) = (0, 0);
-    // SAFETY: the numbers that are written live as long as the call.
+    // SAFETY: the output parameters outlive the call.
     match unsafe { sys::nvrtcVersion(&mut major, &mut minor) } {
         sys::nvrtcResult::NVRTC_SUCCESS => {
             Compiler::Nvrtc(Version { major: major.max(0) as u32, minor: minor.max(0) as u32 })
@@ -195,7 +193,7 @@ fn ask_compiler() -> Compiler {
     }
 }
 
-/// Whether the built-in compiler finds its mathematical functions; it looks nowhere else where a toolkit is `given`.
+/// Whether the built-in compiler will find libdevice: in the toolkit `given` by `CUDA_PATH`, else in the usual folders.
 #[cfg(any(feature = "cuda", test))]
 fn has_libdevice(given: Option<&Path>) -> bool {
     const USUAL: [&str; 4] = ["/usr/local/cuda", "/opt/cuda", "/usr/lib/cuda", "/usr"];
@@ -211,7 +209,7 @@ mod tests {
     const NEW: Version = Version { major: 13, minor: 0 };
 
     #[test]
-    fn versions_are_counted_as_cuda_does() {
+    fn driver_versions_are_decoded() {
         for (number, text) in [(12080, "12.8"), (13000, "13.0"), (11040, "11.4")] {
             assert_eq!(Version::of_driver(number).to_string(), text);
         }
@@ -219,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn bfloat16_begins_with_ampere() {
+    fn bfloat16_starts_with_ampere() {
         for (major, minor, computes) in
             [(6, 1, false), (7, 0, false), (7, 5, false), (8, 0, true), (8, 9, true), (10, 0, true)]
         {
@@ -229,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn the_missing_part_is_named() {
         let works = Driver::Works { cuda: OLD, devices: 2 };
         for (driver, compiler, index, says) in [
             (Driver::Missing, Compiler::Missing, 0, "no NVIDIA driver"),
@@ -241,7 +239,7 @@ mod tests {
             (works, Compiler::WithoutLibdevice, 0, "libdevice.10.bc"),
             (works, Compiler::Missing, 1, "libnvrtc"),
             (works, Compiler::Missing, 1, "up to 12.2"),
-            (works, Compiler::Nvrtc(NEW), 0, "runs CUDA 12.2, and NVRTC here is of CUDA 13.0"),
+            (works, Compiler::Nvrtc(NEW), 0, "supports CUDA 12.2, but NVRTC is from CUDA 13.0"),
         ] {
             let message = judge(driver, compiler, index).unwrap_err();
             assert!(message.contains(says), "{message:?} does not say {says:?}");
@@ -252,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn libdevice_is_looked_for_in_the_toolkit_that_is_given() {
+    fn libdevice_is_found_in_the_given_toolkit() {
         let toolkit = tempfile::tempdir().unwrap();
         assert!(!has_libdevice(Some(toolkit.path())));
         let folder = toolkit.path().join("nvvm/libdevice");

@@ -1,34 +1,34 @@
-//! What a GPU says of itself.
+//! Properties that a GPU reports: name, memory, support for bfloat16.
 
 use burn::tensor::Device;
 
-/// What is known of a GPU.
+/// Properties of a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
-    /// The part's name, as its driver has it.
+    /// Name as reported by the driver.
     pub name: String,
-    /// All of its memory, in bytes, where the driver tells.
+    /// Total memory in bytes, if the driver reports it.
     pub memory: Option<u64>,
-    /// The largest tensor that fits in one piece, in bytes.
+    /// The largest single tensor in bytes.
     pub largest_tensor: u64,
 }
 
-/// Bytes that a device's allocator holds.
+/// Memory held by a device's allocator, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Held {
-    /// By tensors.
+    /// Used by tensors.
     pub in_use: u64,
-    /// Taken from the driver: in use, or kept to be used again.
+    /// Allocated from the driver: in use or cached for reuse.
     pub reserved: u64,
 }
 
-/// What a device's allocator holds now; none on the CPU, which has no allocator of its own.
+/// What a device's allocator holds now; `None` on the CPU, which has no allocator of its own.
 pub fn held(device: &Device) -> Option<Held> {
     let usage = device.memory_pool_usage()?;
     Some(Held { in_use: usage.bytes_in_use, reserved: usage.bytes_reserved })
 }
 
-/// The facts of a GPU, which this opens; none of a processor.
+/// The properties of a GPU; `None` for the CPU. Opens the device.
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 pub fn facts(device: &Device) -> Option<Facts> {
     use burn::backend::DispatchDevice;
@@ -47,13 +47,13 @@ pub fn facts(device: &Device) -> Option<Facts> {
     })
 }
 
-/// No GPU is compiled in.
+/// `None`: this build has no GPU backend.
 #[cfg(not(any(feature = "cuda", feature = "wgpu")))]
 pub fn facts(_device: &Device) -> Option<Facts> {
     None
 }
 
-/// The compute capability of a device of CUDA's.
+/// The compute capability of a CUDA device; `None` for other backends.
 #[cfg(feature = "cuda")]
 fn cuda_capability(device: &Device) -> Option<crate::cuda_driver::Version> {
     use burn::backend::{CubeDevice, DispatchDevice};
@@ -63,19 +63,19 @@ fn cuda_capability(device: &Device) -> Option<crate::cuda_driver::Version> {
     }
 }
 
-/// What a device can do with bfloat16.
+/// A device's support for bfloat16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bfloat16 {
-    /// Everything.
+    /// Full support.
     Computes,
-    /// Keeps and converts it, no more.
+    /// Storage and conversion only.
     Stores,
-    /// Nothing.
+    /// No support.
     Lacks,
 }
 
 impl Bfloat16 {
-    /// What the device says.
+    /// The support that a device reports, except that CUDA GPUs before Ampere count as [`Self::Stores`].
     pub fn of(device: &Device) -> Self {
         use burn::{
             backend::{Backend, DTypeUsage, Dispatch},
@@ -97,11 +97,11 @@ impl Bfloat16 {
         }
     }
 
-    /// In words.
+    /// A phrase for messages, such as `computes in bfloat16`.
     pub const fn describe(self) -> &'static str {
         match self {
             Self::Computes => "computes in bfloat16",
-            Self::Stores => "stores bfloat16, does not compute in it",
+            Self::Stores => "stores bfloat16 but doesn't compute in it",
             Self::Lacks => "no bfloat16",
         }
     }

@@ -1,27 +1,27 @@
-//! What a device says when it fails.
+//! Device failures, recognised by their messages.
 //!
-//! Burn reads and launches without results to return: a device that fails shows as a panic, on the thread that reads a number or
-//! on the device's own. What it says is CubeCL's (`ServerError`, `IoError`, `LaunchError` of cubecl-runtime 0.11), wgpu's or
-//! cudarc's, and it is recognised by its words: the types don't come with a panic.
+//! Burn's operations return no `Result`: a device failure is a panic, either on the thread that reads data or on the device's own
+//! thread. Its message comes from CubeCL (`ServerError`, `IoError`, `LaunchError` of cubecl-runtime 0.11), wgpu or cudarc. A panic
+//! carries no error type, so failures are matched by the text.
 
 use std::fmt;
 
-/// A device that could not do what was asked of it. Anything else is a bug, and panics as bugs do.
+/// A failure of a device or its driver, as opposed to a bug, which stays a panic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeviceFailure {
-    /// No memory left for an allocation of so many bytes, where that is told.
+    /// No memory for an allocation; its size in bytes, if the message gives it.
     OutOfMemory(Option<u64>),
-    /// One buffer of so many bytes is more than the device ever has in one piece.
+    /// A buffer exceeds the device's limit for a single buffer; its size in bytes, if the message gives it.
     BufferTooLarge(Option<u64>),
-    /// The device is gone for the rest of this process.
+    /// The device is unusable for the rest of this process; the reason.
     Lost(String),
-    /// A library of the driver is missing, or too old for what is asked of it.
+    /// A driver library is missing or too old; the reason.
     Driver(String),
-    /// A kernel that the device or its compiler refuses.
+    /// The device or its compiler rejected a kernel; the reason.
     Kernel(String),
 }
 
-/// Words by which failures are known. The first that is found counts, so what follows from another failure comes last.
+/// Phrases that identify a failure. The first match wins, so root causes come before their consequences.
 const KNOWN: [(Kind, &[&str]); 6] = [
     (
         Kind::Driver,
@@ -98,9 +98,9 @@ enum Kind {
 }
 
 impl DeviceFailure {
-    /// The failure that a message is about; none where it is about something else.
+    /// The failure that a panic or error message describes; `None` if it isn't a device failure.
     pub fn of(message: &str) -> Option<Self> {
-        // Some of it comes by way of `Debug`.
+        // Some messages are formatted with `Debug`, which escapes newlines.
         let message = &message.replace("\\n", "\n");
         let found = KNOWN.iter().find_map(|(kind, words)| {
             let at = words.iter().find_map(|words| Some(message.find(words)? + words.len()))?;
@@ -131,7 +131,7 @@ fn size_of_buffer(message: &str) -> Option<u64> {
         .find_map(|words| number(&message[message.find(words)? + words.len()..]))
 }
 
-/// The line of a chain of causes that says why, without a backtrace and not longer than is read.
+/// The root cause in a chain of causes: one line, no backtrace, at most `LONGEST` characters.
 fn reason(message: &str) -> String {
     const LONGEST: usize = 300;
     let lines: Vec<&str> = message.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
@@ -140,7 +140,7 @@ fn reason(message: &str) -> String {
     while lines.get(at + 1).is_some_and(|next| *next == "Caused by:") && at + 2 < lines.len() {
         at += 2;
     }
-    // What NVRTC logs, and what wgpu was asked for, stands above what was wrong with it.
+    // NVRTC and wgpu print a heading above the actual error.
     let heads = |line: &str| line == "[Compilation Error]" || line.starts_with("In Device::");
     while lines.get(at).is_some_and(|line| heads(line)) && at + 1 < lines.len() {
         at += 1;
@@ -160,14 +160,14 @@ impl fmt::Display for DeviceFailure {
             }
             Self::OutOfMemory(None) => write!(f, "out of device memory"),
             Self::BufferTooLarge(Some(bytes)) => {
-                write!(f, "a tensor of {} is more than the device holds in one piece", size(*bytes))
+                write!(f, "a tensor of {} exceeds the device's largest buffer", size(*bytes))
             }
             Self::BufferTooLarge(None) => {
-                write!(f, "a tensor is larger than the device holds in one piece")
+                write!(f, "a tensor exceeds the device's largest buffer")
             }
             Self::Lost(reason) => write!(f, "the device was lost: {reason}"),
-            Self::Driver(reason) => write!(f, "the device's driver: {reason}"),
-            Self::Kernel(reason) => write!(f, "the device refused a kernel: {reason}"),
+            Self::Driver(reason) => write!(f, "device driver: {reason}"),
+            Self::Kernel(reason) => write!(f, "the device rejected a kernel: {reason}"),
         }
     }
 }
@@ -175,29 +175,27 @@ impl fmt::Display for DeviceFailure {
 impl std::error::Error for DeviceFailure {}
 
 impl DeviceFailure {
-    /// What a user can do, where nothing is known of what ran.
+    /// General advice for the user. Where the stage and its settings are known, `fpo_plan::advice` gives a more specific one.
     pub const fn what_to_do(&self) -> &'static str {
         match self {
             Self::OutOfMemory(_) | Self::BufferTooLarge(_) => {
-                "smaller batches and shorter texts need less; `fpo plan` counts what a training needs, and other programs may hold \
-                 memory of the same device"
+                "use smaller batches or shorter texts; `fpo plan` estimates the memory that training needs, and other programs may \
+                 be using the same device"
             }
             Self::Lost(_) => {
-                "what was written before is whole: run the same again, with --resume where it trains; if it happens again, the \
-                 system's log (dmesg) says what the driver met"
+                "files written before are intact: run the same command again, with --resume for training; if it happens again, \
+                 look for the driver's messages in the system log (dmesg)"
             }
             Self::Driver(_) => {
-                "`cargo xtask fpo -- devices --device cuda` (or the device in question) says what is there; install or update the \
+                "`cargo xtask fpo -- devices --device cuda` (or another device) shows what is available; install or update the \
                  driver, or use `--device cpu`"
             }
-            Self::Kernel(_) => {
-                "a newer driver may take it; another backend, or `--device cpu`, does the same work"
-            }
+            Self::Kernel(_) => "try a newer driver, another backend, or `--device cpu`",
         }
     }
 }
 
-/// `2.36 GB`, `134.2 MB`.
+/// A number of bytes in decimal units: `2.36 GB`, `134.2 MB`, `512 bytes`.
 pub fn size(bytes: u64) -> String {
     match bytes {
         1_000_000_000.. => format!("{:.2} GB", bytes as f64 / 1e9),
@@ -210,7 +208,7 @@ pub fn size(bytes: u64) -> String {
 mod tests {
     use super::*;
 
-    /// As CubeCL 0.11 and Burn 0.22 compose them, a backtrace left out.
+    /// A message as CubeCL 0.11 and Burn 0.22 compose it, without a backtrace.
     fn unwritten(root: &str) -> String {
         format!(
             "Error while reading data: use `try_into_data` instead to catch the error at runtime: An error happened during execution\n\
@@ -220,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_of_drivers_and_of_burn() {
+    fn messages_of_drivers_and_burn() {
         use DeviceFailure::*;
         let io = |text: &str| {
             unwritten(&format!(
@@ -306,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn bugs_are_no_failures_of_a_device() {
+    fn bugs_are_not_device_failures() {
         for text in [
             "index out of bounds: the len is 3 but the index is 7",
             "=== Tensor Operation Error ===\n  Operation: 'Matmul'",

@@ -1,8 +1,8 @@
-//! From a device's failure, whichever thread met it, to an error of the work that it spoils.
+//! Turns device failures, on whichever thread they occur, into errors of the work that they affect.
 //!
-//! CubeCL does the work of a stream on a thread of the device, and catches what panics there. Where somebody waits for a result,
-//! the panic goes on in their thread; where nobody does, it ends in a log, and tensors are left as they were found. So a hook takes
-//! note of every failure, and [`guard`] looks for those of its own stream, however its work ended.
+//! CubeCL executes the work of a stream on a thread of the device and catches panics there. If a caller is waiting for a result, the
+//! panic resumes on the caller's thread. Otherwise it is only logged, and the output tensors are left unwritten. Therefore a panic
+//! hook records every failure, and [`guard`] checks for failures of its own stream when its work ends, even if it returned `Ok`.
 
 use std::{
     any::Any,
@@ -16,7 +16,7 @@ use burn::tensor::{Device, StreamId};
 
 use crate::DeviceFailure;
 
-/// What is said where the failure itself happened earlier, on the device's thread.
+/// Messages of panics that follow from an earlier failure on the device's thread.
 const CONSEQUENCES: [&str; 6] = [
     "The work writing this buffer was torn down",
     "The work was skipped",
@@ -26,31 +26,31 @@ const CONSEQUENCES: [&str; 6] = [
     "the channel is disconnected",
 ];
 
-/// What CubeCL says on a device's thread to work that runs there itself and gave the device more to do: it has heard of the failure,
-/// and decides what becomes of it. Autotuning does so, and drops the kernel that it tried.
+/// CubeCL's panic on the device's thread if work that already runs there submits more work, which fails. The submitter then handles
+/// the failure itself: autotuning does so, and discards the kernel that it tried.
 const HANDED_ON: &str = "Can't have an error when submitting a task";
 
-/// Failures since guards began, whichever threads met them.
+/// Open guards, and the failures recorded on any thread while they are open.
 struct Watch(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    /// Those that are open, the outer ones of a stream first.
+    /// Open guards; within a stream, outer guards first.
     guards: Vec<Guard>,
-    /// In the order in which they were met.
+    /// Recorded failures in order of occurrence.
     notes: Vec<Note>,
 }
 
 struct Guard {
     stream: StreamId,
-    /// A guard within it has reported a failure. What is met later may follow from that one.
+    /// A nested guard has reported a failure, of which later failures may be consequences.
     reported: bool,
 }
 
 struct Note {
-    /// For whom the work was done that failed.
+    /// The stream whose work failed.
     stream: StreamId,
-    /// Where.
+    /// The thread that panicked.
     thread: ThreadId,
     failure: DeviceFailure,
 }
@@ -58,12 +58,12 @@ struct Note {
 static WATCH: Watch = Watch::new();
 
 impl State {
-    /// Whether a note may be about the work of a stream: its own, or what a device does of its own accord.
+    /// Whether a note may concern a stream: it is the stream's own, or belongs to no guarded stream (a device's internal work).
     fn concerns(&self, note: &Note, stream: StreamId) -> bool {
         note.stream == stream || self.guards.iter().all(|guard| guard.stream != note.stream)
     }
 
-    /// Removes what concerns a stream, and returns the first of it.
+    /// Removes the notes that concern a stream and returns the first.
     fn take(&mut self, stream: StreamId) -> Option<DeviceFailure> {
         let notes = std::mem::take(&mut self.notes);
         let (found, rest): (Vec<_>, Vec<_>) =
@@ -72,19 +72,19 @@ impl State {
         found.into_iter().next().map(|note| note.failure)
     }
 
-    /// Removes the notes of a stream itself, and returns the first that nobody heard of: not from this thread, where a panic was
-    /// caught on its way to the guard, nor after a failure that was dealt with.
-    fn take_unheard(&mut self, stream: StreamId) -> Option<DeviceFailure> {
+    /// Removes a stream's own notes and returns the first unreported failure. Failures on this thread don't count, because their
+    /// panic was caught before it reached the guard; nor do those after a failure that a nested guard has reported.
+    fn take_unreported(&mut self, stream: StreamId) -> Option<DeviceFailure> {
         let here = thread::current().id();
         let found: Vec<_> = self.notes.extract_if(.., |note| note.stream == stream).collect();
         let after = self.guards.iter().rfind(|g| g.stream == stream).is_some_and(|g| g.reported);
-        let mut unheard = found.into_iter().filter(|note| note.thread != here && !after);
-        unheard.next().map(|note| note.failure)
+        let mut unreported = found.into_iter().filter(|note| note.thread != here && !after);
+        unreported.next().map(|note| note.failure)
     }
 
     fn open(&mut self, stream: StreamId) {
         if self.guards.iter().all(|guard| guard.stream != stream) {
-            // Met before there was a guard to report it.
+            // From before the stream was guarded.
             self.notes.retain(|note| note.stream != stream);
         }
         self.guards.push(Guard { stream, reported: false });
@@ -116,7 +116,7 @@ impl Watch {
         let stream = StreamId::current();
         self.state().open(stream);
         let outcome = match catch_unwind(AssertUnwindSafe(work)) {
-            Ok(result) => Ok(with_unheard(result, self.state().take_unheard(stream))),
+            Ok(result) => Ok(with_unreported(result, self.state().take_unreported(stream))),
             Err(panic) => match self.failure_of(message(&*panic), stream) {
                 Some(failure) => Ok(Err(failure.into())),
                 None => Err(panic),
@@ -130,14 +130,14 @@ impl Watch {
     fn check(&self) -> Result<()> {
         let stream = StreamId::current();
         let mut state = self.state();
-        let Some(failure) = state.take_unheard(stream) else { return Ok(()) };
+        let Some(failure) = state.take_unreported(stream) else { return Ok(()) };
         if let Some(innermost) = state.guards.iter_mut().rfind(|guard| guard.stream == stream) {
             innermost.reported = true;
         }
         Err(failure.into())
     }
 
-    /// What a panic of a guarded thread is about, or follows from.
+    /// The failure that a panic on a guarded thread describes or follows from.
     fn failure_of(&self, text: &str, stream: StreamId) -> Option<DeviceFailure> {
         let first = self.state().take(stream);
         match DeviceFailure::of(text) {
@@ -146,7 +146,8 @@ impl Watch {
         }
     }
 
-    /// Keeps a failure that a panic of this thread tells of; whether a guard will report it, or the one that it follows from.
+    /// Records the device failure, if any, in a panic message of this thread. Returns whether a guard will report that failure or the
+    /// one that it follows from.
     fn note(&self, text: &str) -> bool {
         let failure = DeviceFailure::of(text);
         let (stream, thread) = (StreamId::current(), thread::current().id());
@@ -170,10 +171,10 @@ impl Watch {
     }
 }
 
-/// The result of work of which something failed that nobody waited for. An error of another kind follows from it, as that of a
-/// loss that is no number does.
-fn with_unheard<T>(result: Result<T>, unheard: Option<DeviceFailure>) -> Result<T> {
-    match (result, unheard) {
+/// Combines a result with a failure that raised no panic on the guarded thread. An error of another kind, such as that of a NaN
+/// loss, is taken as a consequence of the failure.
+fn with_unreported<T>(result: Result<T>, unreported: Option<DeviceFailure>) -> Result<T> {
+    match (result, unreported) {
         (Ok(_), Some(failure)) => Err(failure.into()),
         (Err(error), Some(failure)) if !is_failure(&error) => {
             Err(Error::new(failure).context(format!("{error:#}")))
@@ -182,31 +183,32 @@ fn with_unheard<T>(result: Result<T>, unheard: Option<DeviceFailure>) -> Result<
     }
 }
 
-/// Does `work`; where a device fails meanwhile, that is an error with a [`DeviceFailure`] in its chain, also where the device's own
-/// thread met it and `work` ended well. A failure that is not to be reported is dealt with by a guard of its own.
+/// Runs `work` and turns a device failure into an error with a [`DeviceFailure`] in its chain, even if the failure occurred on the
+/// device's own thread and `work` returned `Ok`. To handle a failure without reporting it further, nest a guard around the
+/// fallible part. Failures on other threads are only seen after [`silence`] has been called.
 ///
 /// # Errors
-/// Those of `work`, and a device's failure.
+/// Errors of `work`, and device failures.
 ///
 /// # Panics
-/// Where `work` does, for any other reason.
+/// If `work` panics for any other reason.
 pub fn guard<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     WATCH.guard(work)
 }
 
-/// Fails where a device has failed in the work of this thread and only the device's own thread noticed. For use within a
-/// [`guard`], between the parts of long work: without it such a failure would be an error only when the guard ends.
+/// Reports a failure in this thread's work that has so far only shown on the device's own thread. Call it between the steps of long
+/// work within a [`guard`], which would otherwise report such a failure only at its end.
 ///
 /// # Errors
-/// The device's failure.
+/// The device failure.
 pub fn check() -> Result<()> {
     WATCH.check()
 }
 
-/// Waits until a device has done what it was given.
+/// Waits until a device has finished all queued work.
 ///
 /// # Errors
-/// A device that failed.
+/// A device failure.
 pub fn sync(device: &Device) -> Result<()> {
     device.sync().map_err(|error| {
         let text = error.to_string();
@@ -217,8 +219,8 @@ pub fn sync(device: &Device) -> Result<()> {
     })
 }
 
-/// From here on [`guard`] hears of failures that other threads meet, and a panic that it reports prints nothing of its own. Others
-/// print what they printed before.
+/// Installs a panic hook, once per process, by which [`guard`] also sees failures on other threads. Panics that a guard will report
+/// print nothing; all others go to the previous hook.
 pub fn silence() {
     let otherwise = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
@@ -237,7 +239,7 @@ fn is_consequence(text: &str) -> bool {
     CONSEQUENCES.iter().any(|words| text.contains(words))
 }
 
-/// What a panic said.
+/// The message of a panic; empty if it isn't a string.
 fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or_default()
@@ -251,7 +253,7 @@ mod tests {
     const LOST: &str = "The device is poisoned: gone";
     const DIED: &str = "called `Result::unwrap()` on an `Err` value: RecvError";
 
-    /// A panic on the device's thread, over work for the thread that calls this, as the hook sees it.
+    /// What the hook sees if the device's thread panics in work of the calling thread.
     fn on_device(watch: &Watch, text: &str) -> bool {
         let stream = StreamId::current();
         let met = || stream.executes(|| watch.note(text));
@@ -263,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_an_error_that_can_be_found() {
+    fn a_failure_can_be_found_in_the_error() {
         let failed = guard(|| -> Result<()> { panic!("{FULL}") });
         let error = failed.unwrap_err().context("step 3");
         assert_eq!(error.downcast_ref(), Some(&DeviceFailure::OutOfMemory(Some(8))));
@@ -276,13 +278,13 @@ mod tests {
         assert_eq!(message(&*bug), "a bug");
     }
 
-    /// What the calling thread says where the device's thread met the failure, and what it says on its own.
+    /// The panic on the calling thread follows from an earlier one on the device's thread.
     #[test]
-    fn the_first_failure_counts() {
+    fn the_first_failure_is_reported() {
         let watch = Watch::new();
-        assert!(!watch.note(DIED) && !watch.note(FULL), "nobody would report it");
+        assert!(!watch.note(DIED) && !watch.note(FULL), "no guard is open");
         let error = watch.guard(|| -> Result<()> {
-            assert!(!watch.note(DIED), "it follows from nothing");
+            assert!(!watch.note(DIED), "no failure came before");
             assert!(on_device(&watch, LOST) && on_device(&watch, FULL) && watch.note(DIED));
             panic!("{DIED}")
         });
@@ -290,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_waited_for_is_reported() {
+    fn a_failure_on_the_devices_thread_alone_is_reported() {
         let watch = Watch::new();
         let met = || on_device(&watch, FULL);
         assert_eq!(failure(watch.guard(|| Ok(met()))), DeviceFailure::of(FULL));
@@ -304,28 +306,28 @@ mod tests {
     }
 
     #[test]
-    fn guards_within_guards_forget_nothing() {
+    fn nested_guards_lose_no_failure() {
         let watch = Watch::new();
         let inner = watch.guard(|| {
             on_device(&watch, FULL);
             Ok(failure(watch.guard(|| Ok(()))))
         });
-        assert_eq!(inner.unwrap(), DeviceFailure::of(FULL), "met before the inner one began");
+        assert_eq!(inner.unwrap(), DeviceFailure::of(FULL), "before the inner guard");
         let outer = watch.guard(|| {
             watch.guard(|| Ok(()))?;
             on_device(&watch, FULL);
             Ok(())
         });
-        assert_eq!(failure(outer), DeviceFailure::of(FULL), "met after the inner one");
+        assert_eq!(failure(outer), DeviceFailure::of(FULL), "after the inner guard");
     }
 
     #[test]
-    fn what_was_dealt_with_stays_so() {
+    fn a_handled_failure_is_not_reported_again() {
         let watch = Watch::new();
         let tried = watch.guard(|| {
             let inner = watch.guard(|| Ok(on_device(&watch, LOST)));
             assert_eq!(failure(inner), DeviceFailure::of(LOST));
-            // What had still been waiting for the device.
+            // Work that was still queued.
             on_device(&watch, LOST);
             Ok(())
         });
@@ -334,14 +336,14 @@ mod tests {
             watch.note(FULL);
             Ok(())
         });
-        assert_eq!(failure(caught), None, "a panic that was caught in the same thread");
+        assert_eq!(failure(caught), None, "a panic caught on the same thread");
         let tuned = watch.guard(|| {
             let stream = StreamId::current();
             let nested = format!("{HANDED_ON}: CallError(task panicked: {FULL})");
             let met = || stream.executes(|| watch.note(FULL) && watch.note(&nested));
             Ok(thread::scope(|scope| scope.spawn(met).join().unwrap()))
         });
-        assert!(tuned.unwrap(), "a kernel that was tried");
+        assert!(tuned.unwrap(), "a kernel tried by autotuning");
         let told = watch.guard(|| -> Result<()> {
             let error = watch.guard(|| Ok(on_device(&watch, LOST))).unwrap_err();
             on_device(&watch, FULL);
@@ -354,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_of_other_threads_are_theirs() {
+    fn other_threads_report_their_own_failures() {
         let watch = Watch::new();
         let elsewhere = |text| {
             thread::scope(|s| {
@@ -366,7 +368,7 @@ mod tests {
             thread::scope(|s| s.spawn(|| watch.note(FULL)).join().unwrap());
             Ok(())
         });
-        assert_eq!(failure(ours), None, "one that is guarded, and one that is not");
-        assert!(watch.state().notes.is_empty(), "nothing is left for later guards");
+        assert_eq!(failure(ours), None, "a guarded thread and an unguarded one");
+        assert!(watch.state().notes.is_empty(), "no note is left for later guards");
     }
 }

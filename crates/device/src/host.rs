@@ -1,18 +1,18 @@
-//! The memory of this process and of its machine.
+//! Memory of this process and of the machine.
 
-/// The most memory that this process ever held at once, in MiB, where the system tells (Linux).
+/// Peak resident memory of this process in MiB; `None` except on Linux.
 pub fn peak_rss_mib() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     Some(kib(&status, "VmHWM:")? / 1024.0)
 }
 
-/// All of the machine's memory, in GiB, where the system tells (Linux).
-pub fn memory_gib() -> Option<f64> {
+/// Total memory of the machine in GiB; `None` except on Linux.
+pub(crate) fn memory_gib() -> Option<f64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     Some(kib(&text, "MemTotal:")? / f64::from(1 << 20))
 }
 
-/// The number in `VmHWM:    12345 kB`, as proc(5) has such lines.
+/// The number in a line such as `VmHWM:    12345 kB` (proc(5)).
 fn kib(text: &str, name: &str) -> Option<f64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix("kB")?.trim().parse().ok()
@@ -23,7 +23,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_high_water_mark_is_read() {
+    fn the_peak_is_parsed() {
         let status = "Name:\tfpo\nVmPeak:\t  999 kB\nVmHWM:\t    2048 kB\nVmRSS:\t 12 kB\n";
         assert_eq!(kib(status, "VmHWM:"), Some(2048.0));
         assert_eq!(kib("Name:\tfpo\n", "VmHWM:"), None);
@@ -31,7 +31,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn memory_that_is_touched_shows() {
+    fn touched_memory_counts() {
         let before = peak_rss_mib().unwrap();
         let block = vec![1u8; 300 << 20];
         std::hint::black_box(&block);

@@ -1,14 +1,14 @@
-//! Compute devices: chosen by name, described, their failures turned into errors; and the progress of long work.
+//! Compute devices: selection by name, a description of each, their failures as errors. Also progress reports of long tasks.
 //!
 //! # Invariants
 //! * Knows no model, no data and no settings.
-//! * A device that fails is an error with what to do about it, whichever thread noticed; anything else that panics is a bug.
+//! * A device failure becomes an error ([`DeviceFailure`]) whichever thread it occurs on; any other panic is a bug.
 //! * Prints nothing: libraries report to a [`progress::Reporter`].
 
 #[cfg(any(test, feature = "cuda"))]
 mod cuda_driver;
 pub mod facts;
-pub mod failure;
+mod failure;
 mod guard;
 pub mod host;
 mod list;
@@ -26,26 +26,26 @@ pub use failure::{DeviceFailure, size};
 pub use guard::{check, guard, silence, sync};
 pub use list::{Listed, list, list_named};
 
-/// What a `--device` begins with.
+/// A backend as `--device` names it: the part before the colon in `cuda:1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The processor.
+    /// The CPU, through Burn's Flex backend.
     Cpu,
-    /// NVIDIA's GPUs, through their own driver.
+    /// NVIDIA GPUs, through CUDA.
     Cuda,
-    /// GPUs through whichever graphics API the machine has.
+    /// GPUs, through any graphics API that wgpu finds.
     Wgpu,
-    /// GPUs through Vulkan.
+    /// GPUs, through Vulkan.
     Vulkan,
-    /// Apple's GPUs.
+    /// Apple GPUs, through Metal.
     Metal,
 }
 
 impl Kind {
-    /// All of them.
+    /// All kinds, whether compiled in or not.
     pub const ALL: [Self; 5] = [Self::Cpu, Self::Cuda, Self::Wgpu, Self::Vulkan, Self::Metal];
 
-    /// As it is written.
+    /// The name on the command line, such as `cuda`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Cpu => "cpu",
@@ -56,7 +56,7 @@ impl Kind {
         }
     }
 
-    /// Whether this binary has it.
+    /// Whether the backend is compiled into this binary.
     pub const fn is_compiled(self) -> bool {
         match self {
             Self::Cpu => cfg!(feature = "flex"),
@@ -67,7 +67,7 @@ impl Kind {
         }
     }
 
-    /// Those that this binary has.
+    /// The kinds compiled into this binary.
     pub fn compiled() -> impl Iterator<Item = Self> {
         Self::ALL.into_iter().filter(|kind| kind.is_compiled())
     }
@@ -83,10 +83,10 @@ impl fmt::Display for Kind {
     }
 }
 
-/// The device that a name such as `cpu` or `cuda:1` means, tried out. A number counts as `fpo devices` does.
+/// Opens the device with a name such as `cpu` or `cuda:1` and runs a test kernel on it. Numbers are those that `fpo devices` lists.
 ///
 /// # Errors
-/// An unknown name, a backend that is not compiled in, or hardware or a driver that is not there.
+/// An unknown name, a backend that isn't compiled in, missing hardware or a missing driver, or a failing test kernel.
 pub fn parse(name: &str) -> Result<Device> {
     let (kind, index) = compiled(name)?;
     if kind == Kind::Cpu {
@@ -100,17 +100,17 @@ pub fn parse(name: &str) -> Result<Device> {
     try_out(name, found.with_context(|| format!("device `{name}` is not there"))?)
 }
 
-/// The device that files are read and converted on: the processor, or the default device of a build without it.
+/// The device for reading and converting files: the CPU, or Burn's default device in a build without the CPU backend.
 pub fn host() -> Device {
     the_one(Kind::Cpu).unwrap_or_default()
 }
 
-/// Kind and number of a name, where this binary has the backend.
+/// Kind and number of a device name; an error if the backend isn't compiled in.
 fn compiled(name: &str) -> Result<(Kind, Option<usize>)> {
     let (kind, index) = split(name)?;
     if !kind.is_compiled() {
         bail!(
-            "device `{name}`: this binary has no `{kind}` backend (it has {}); `cargo xtask train --device {name}` builds one that has",
+            "device `{name}`: this binary has no `{kind}` backend (only {}); `cargo xtask train --device {name}` builds one that does",
             names(Kind::compiled())
         );
     }
@@ -119,7 +119,7 @@ fn compiled(name: &str) -> Result<(Kind, Option<usize>)> {
 
 fn split(name: &str) -> Result<(Kind, Option<usize>)> {
     if name.contains([',', '+', ' ']) {
-        bail!("device `{name}`: a run computes on one device; choose one of them");
+        bail!("device `{name}`: a run uses one device; choose one");
     }
     let (kind, index) = match name.split_once(':') {
         None => (name, None),
@@ -130,7 +130,7 @@ fn split(name: &str) -> Result<(Kind, Option<usize>)> {
     };
     let kind = Kind::named(kind).with_context(|| {
         format!(
-            "no device `{name}`: there are {}, and a number picks one of several, as in cuda:1",
+            "no device `{name}`: expected {}, with an optional number as in cuda:1",
             names(Kind::ALL)
         )
     })?;
@@ -141,7 +141,7 @@ fn names(kinds: impl IntoIterator<Item = Kind>) -> String {
     kinds.into_iter().map(Kind::name).collect::<Vec<_>>().join(", ")
 }
 
-/// Whether there is hardware of a kind, and its driver; what to do where there is not.
+/// Checks for hardware of a kind and its driver. The error says what is missing and what to do.
 fn is_there(kind: Kind, index: Option<usize>) -> Result<(), String> {
     #[cfg(feature = "cuda")]
     if kind == Kind::Cuda {
@@ -150,18 +150,18 @@ fn is_there(kind: Kind, index: Option<usize>) -> Result<(), String> {
     }
     match (all(kind).len(), index) {
         (0, _) => Err(format!(
-            "no GPU answers through {}: is there one, and its driver (on Linux its Vulkan driver, such as Debian's \
-             mesa-vulkan-drivers)? `--device cpu` works everywhere",
+            "no GPU found through {}: check the hardware and its driver (on Linux, the Vulkan driver, such as Debian's \
+             mesa-vulkan-drivers); `--device cpu` works everywhere",
             if kind == Kind::Wgpu { "any graphics API" } else { kind.name() }
         )),
         (found, Some(index)) if index >= found => {
-            Err(format!("there is no such GPU: {kind}:0 to {kind}:{} are there", found - 1))
+            Err(format!("no such GPU: this machine has {kind}:0 to {kind}:{}", found - 1))
         }
         _ => Ok(()),
     }
 }
 
-/// Every device of a kind, in the order of the numbers in their names.
+/// Every device of a kind, ordered by number.
 fn all(kind: Kind) -> Vec<Device> {
     #[cfg(any(feature = "cuda", feature = "wgpu"))]
     use burn::tensor::DeviceType;
@@ -181,7 +181,7 @@ fn all(kind: Kind) -> Vec<Device> {
     }
 }
 
-/// The device that a kind without a number means: the first, or the one that the graphics API holds most powerful.
+/// The device of a name without a number: the first, or the one that the graphics API ranks highest.
 fn the_one(kind: Kind) -> Option<Device> {
     #[cfg(feature = "wgpu")]
     use burn::tensor::DeviceKind::DefaultDevice;
@@ -201,7 +201,7 @@ fn the_one(kind: Kind) -> Option<Device> {
     }
 }
 
-/// Adds two numbers on the device: what its driver lacks shows at the first kernel.
+/// Computes 1 + 1 on the device: a broken driver only shows at the first kernel.
 fn try_out(name: &str, device: Device) -> Result<Device> {
     use burn::tensor::Tensor;
     let add = || {
@@ -209,11 +209,11 @@ fn try_out(name: &str, device: Device) -> Result<Device> {
         Ok((one.clone() + one).into_scalar::<f32>())
     };
     let advice = format!(
-        "`cargo xtask fpo -- devices --device {name}` says what is there, and `--device cpu` works everywhere"
+        "`cargo xtask fpo -- devices --device {name}` lists what is available, and `--device cpu` works everywhere"
     );
     match catch_unwind(AssertUnwindSafe(|| guard(add))) {
         Ok(Ok(2.0)) => Ok(device),
-        Ok(Ok(other)) => bail!("device `{name}` says that 1 + 1 is {other}"),
+        Ok(Ok(other)) => bail!("device `{name}` computes 1 + 1 = {other}"),
         Ok(Err(failure)) => bail!("device `{name}` cannot be used: {failure:#}; {advice}"),
         Err(_) => bail!("device `{name}` cannot be used; {advice}"),
     }
@@ -239,7 +239,7 @@ mod tests {
             ("cpu:1", "such as cuda:1"),
             ("cuda:", "such as cuda:1"),
             ("cuda:-1", "such as cuda:1"),
-            ("CUDA", "there are cpu, cuda, wgpu, vulkan, metal"),
+            ("CUDA", "expected cpu, cuda, wgpu, vulkan, metal"),
             ("", "no device ``"),
         ] {
             let message = split(name).unwrap_err().to_string();
@@ -249,7 +249,7 @@ mod tests {
 
     #[cfg(feature = "flex")]
     #[test]
-    fn the_processor_is_always_there() {
+    fn the_cpu_is_always_available() {
         assert_eq!(parse("cpu").unwrap(), Device::flex());
         assert!(list().iter().any(|device| device.name == "cpu"));
     }

@@ -1,4 +1,4 @@
-//! What `fpo devices` lists: every device that a `--device` can name.
+//! What `fpo devices` lists: every device that `--device` accepts.
 
 use anyhow::{Result, anyhow};
 use burn::tensor::Device;
@@ -10,24 +10,24 @@ use crate::{
     guard, is_there,
 };
 
-/// A line of the list.
+/// One line of the device list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
-    /// What `--device` calls it; of a kind of which there is none, that kind.
+    /// The name for `--device`; without hardware of this kind, the kind itself.
     pub name: String,
-    /// What it is, or why there is none.
+    /// Hardware, driver, memory and precision, or why the device is missing or unusable.
     pub about: String,
 }
 
-/// The devices of this machine, of all kinds that this binary was compiled for.
+/// The devices of this machine, for all backends compiled in. Never empty for a kind: a missing device is a line that says why.
 pub fn list() -> Vec<Listed> {
     Kind::compiled().flat_map(of_kind).collect()
 }
 
-/// Those that a name such as `cuda` or `cuda:1` means.
+/// The devices matching a name: all of a kind for `cuda`, one for `cuda:1`.
 ///
 /// # Errors
-/// An unknown name, a backend that is not compiled in, or a number that no device has.
+/// An unknown name, a backend that isn't compiled in, or a number out of range.
 pub fn list_named(name: &str) -> Result<Vec<Listed>> {
     let (kind, index) = compiled(name)?;
     let listed = of_kind(kind);
@@ -59,21 +59,21 @@ fn processor() -> String {
     }
 }
 
-/// Name, driver, memory, and what bounds a model's size and precision.
+/// Name, driver, memory, largest tensor and support for bfloat16.
 fn about(device: &Device) -> Result<String> {
     let mut parts = adapter(device)?;
     let Some(facts) = facts(device) else { return Ok(parts.join(", ")) };
     parts.insert(0, facts.name);
     parts.push(match facts.memory {
         Some(bytes) => size(bytes),
-        None => "memory not told".into(),
+        None => "memory unknown".into(),
     });
     parts.push(format!("tensors up to {}", size(facts.largest_tensor)));
     parts.push(Bfloat16::of(device).describe().into());
     Ok(parts.join(", "))
 }
 
-/// What the graphics API knows of an adapter beyond its name. It opens the device, in a way that returns what is wrong.
+/// Hardware type and driver of a wgpu adapter. Opens the device through the one call that returns an error rather than panicking.
 #[cfg(feature = "wgpu")]
 fn adapter(device: &Device) -> Result<Vec<String>> {
     use burn::{
@@ -88,14 +88,14 @@ fn adapter(device: &Device) -> Result<Vec<String>> {
         WgpuDeviceKind::IntegratedGpu(i) => DeviceKind::IntegratedGpu(i),
         WgpuDeviceKind::VirtualGpu(i) => DeviceKind::VirtualGpu(i),
         WgpuDeviceKind::Cpu => DeviceKind::Cpu,
-        // No options for it.
+        // wgpu has no options to select these.
         _ => return Ok(Vec::new()),
     };
     let hardware = hardware(&kind);
     let options = Device::wgpu_options().device_kind(kind).graphics_api(wgpu.backend);
     let setup = match options.init_with_setup() {
         Ok((_, setup)) => setup,
-        // It was opened before, and its adapter is not at hand.
+        // Already opened by this process; its adapter can't be queried again.
         Err(WgpuInitError::Registration { .. }) => return Ok(vec![hardware.into()]),
         Err(error) => return Err(error.into()),
     };
@@ -113,10 +113,10 @@ fn adapter(_device: &Device) -> Result<Vec<String>> {
 fn hardware(kind: &burn::tensor::DeviceKind) -> &'static str {
     use burn::tensor::DeviceKind;
     match kind {
-        DeviceKind::DiscreteGpu(_) => "a card",
-        DeviceKind::IntegratedGpu(_) => "part of the processor",
-        DeviceKind::VirtualGpu(_) => "virtual",
-        DeviceKind::Cpu => "emulated by the processor",
-        _ => "a GPU",
+        DeviceKind::DiscreteGpu(_) => "discrete GPU",
+        DeviceKind::IntegratedGpu(_) => "integrated GPU",
+        DeviceKind::VirtualGpu(_) => "virtual GPU",
+        DeviceKind::Cpu => "emulated on the CPU",
+        _ => "GPU",
     }
 }

@@ -1,5 +1,4 @@
-//! What long work reports while it runs. Libraries report to a [`Sink`] and print nothing themselves; the program decides what a
-//! person sees.
+//! Progress reports. Libraries report to a [`Sink`] and print nothing themselves; the program decides what to display.
 
 use std::{
     fmt,
@@ -7,34 +6,34 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Shows what is reported.
+/// Receives progress reports, for example a terminal's progress bars.
 pub trait Sink: Send + Sync {
-    /// A task starts.
+    /// Called when a task starts; the returned watch follows it.
     fn begin(&self, task: &Task) -> Box<dyn Watch>;
-    /// A line to keep, such as `sft  up to date`. `stage` is what it is about.
+    /// A permanent line such as `sft  up to date`. `stage` is its subject, or `warning`.
     fn note(&self, stage: &str, text: &str);
 }
 
-/// Follows one task.
+/// Receives the progress of one task. Dropped without [`Self::finish`] if the task fails.
 pub trait Watch {
-    /// More units are done. `message` goes beside rate and time left.
+    /// Called after `task.done` has grown. `message` is shown beside rate and time left.
     fn advance(&mut self, task: &Task, message: &str);
-    /// All units are done. `message` sums the task up.
+    /// Called when the task is complete. `message` summarises it.
     fn finish(&mut self, task: &Task, message: &str);
 }
 
-/// How far a task is.
+/// State of a task.
 #[derive(Clone, Debug)]
 pub struct Task {
-    /// What is being done, such as `align`.
+    /// Name of the task, such as `align`.
     pub stage: String,
-    /// What is counted, in the plural: `steps`, `pairs`, `tokens`.
+    /// Unit of the counts, plural: `steps`, `pairs`, `tokens`.
     pub unit: &'static str,
     /// Units in total.
     pub total: usize,
-    /// Units done, including those of an earlier process.
+    /// Units done, including those of earlier processes.
     pub done: usize,
-    /// Units done by an earlier process, which say nothing about the rate.
+    /// Units done by earlier processes; excluded from the rate.
     earlier: usize,
     begun: Instant,
 }
@@ -45,12 +44,12 @@ impl Task {
         self.begun.elapsed()
     }
 
-    /// Units per second.
+    /// Units per second in this process.
     pub fn rate(&self) -> f64 {
         (self.done - self.earlier) as f64 / self.elapsed().as_secs_f64().max(1e-9)
     }
 
-    /// Time left at this rate.
+    /// Estimated time left at [`Self::rate`].
     pub fn time_left(&self) -> Duration {
         let left = self.total.saturating_sub(self.done) as f64 / self.rate().max(1e-9);
         Duration::from_secs_f64(left.min(1e9))
@@ -62,29 +61,29 @@ impl Task {
 pub struct Reporter(Arc<dyn Sink>);
 
 impl Reporter {
-    /// Reports to a sink.
+    /// A reporter whose reports go to `sink`.
     pub fn new(sink: impl Sink + 'static) -> Self {
         Self(Arc::new(sink))
     }
 
-    /// Reports to nobody.
+    /// A reporter that discards everything.
     pub fn silent() -> Self {
         Self::new(Silent)
     }
 
-    /// Starts a task of `total` units, `done` of which were done by an earlier process.
+    /// Starts a task of `total` units, of which earlier processes did `done`.
     pub fn begin(&self, stage: &str, unit: &'static str, total: usize, done: usize) -> Progress {
         let begun = Instant::now();
         let task = Task { stage: stage.to_owned(), unit, total, done, earlier: done, begun };
         Progress { watch: self.0.begin(&task), task }
     }
 
-    /// Reports a line to keep.
+    /// Reports a permanent line about `stage`.
     pub fn note(&self, stage: &str, text: impl AsRef<str>) {
         self.0.note(stage, text.as_ref());
     }
 
-    /// Reports something that the user should look at.
+    /// Reports a warning: a permanent line with `warning` as its stage.
     pub fn warn(&self, text: impl AsRef<str>) {
         self.0.note("warning", text.as_ref());
     }
@@ -96,20 +95,20 @@ impl fmt::Debug for Reporter {
     }
 }
 
-/// A task in progress.
+/// A task in progress, as [`Reporter::begin`] returns it.
 pub struct Progress {
     task: Task,
     watch: Box<dyn Watch>,
 }
 
 impl Progress {
-    /// Reports that `units` more are done.
+    /// Reports `units` more as done.
     pub fn advance(&mut self, units: usize, message: &str) {
         self.task.done += units;
         self.watch.advance(&self.task, message);
     }
 
-    /// Counts units that an earlier process did.
+    /// Counts `units` as done by an earlier process, without a report.
     pub fn skip(&mut self, units: usize) {
         self.task.done += units;
         self.task.earlier += units;
@@ -120,7 +119,7 @@ impl Progress {
         self.task.elapsed().as_secs_f64()
     }
 
-    /// Ends the task.
+    /// Completes the task.
     pub fn finish(mut self, message: &str) {
         self.watch.finish(&self.task, message);
     }
@@ -192,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_counts_this_process_alone() {
+    fn the_rate_only_counts_this_process() {
         let mut progress = Reporter::silent().begin("sft", "steps", 100, 90);
         progress.task.begun -= Duration::from_secs(10);
         progress.advance(5, "");

@@ -1,9 +1,7 @@
-//! What to change where a device failed in the middle of known work: the largest consumers of memory, and what would fit.
+//! Advice after a device failure in a known stage: the largest consumers of memory, and settings that fit.
 
 use anyhow::{Error, anyhow};
 use burn::tensor::Device;
-
-use crate::{self as plan, Evaluation, Goal, Memory, Reach, Stage, Step};
 use fpo_config::Settings;
 use fpo_device::{
     DeviceFailure,
@@ -11,7 +9,9 @@ use fpo_device::{
     guard, size,
 };
 
-/// An error of a run's stage; where its device failed, with what to do about it. Any other is returned as it is.
+use crate::{self as plan, Evaluation, Goal, Memory, Reach, Stage, Step};
+
+/// Adds advice to the error of a run's stage if a [`DeviceFailure`] caused it. Other errors are returned unchanged.
 pub fn of_stage(error: Error, stage: &str, settings: &Settings, device: &Device) -> Error {
     let Some(failure) = error.downcast_ref::<DeviceFailure>() else { return error };
     let mut lines = match failure {
@@ -24,12 +24,12 @@ pub fn of_stage(error: Error, stage: &str, settings: &Settings, device: &Device)
         other => vec![other.what_to_do().to_owned()],
     };
     if !matches!(failure, DeviceFailure::Lost(_)) {
-        lines.push("checkpoints and finished stages are as they were".into());
+        lines.push("checkpoints and finished stages are unchanged".into());
     }
     with_lines(&error, &lines)
 }
 
-/// The same for one step, as `fpo bench` measures it.
+/// Adds advice to the error of a single step, as `fpo bench` runs it.
 pub fn of_step(error: Error, step: &Step, device: &Device) -> Error {
     let Some(failure) = error.downcast_ref::<DeviceFailure>() else { return error };
     let lines = match failure {
@@ -47,7 +47,7 @@ fn with_lines(error: &Error, lines: &[String]) -> Error {
     anyhow!("{error:#}\n  {}", lines.join("\n  "))
 }
 
-/// What the device says after the failure, as far as it still answers.
+/// The device's properties after the failure, as far as it still responds.
 #[derive(Default)]
 struct State {
     facts: Option<Facts>,
@@ -69,15 +69,15 @@ impl State {
         if let DeviceFailure::BufferTooLarge(_) = failure {
             return vec![format!("{name}: tensors up to {}", size(facts.largest_tensor))];
         }
-        let memory = facts.memory.map_or("memory not told".into(), size);
+        let memory = facts.memory.map_or("memory unknown".into(), size);
         let held = self.held.map_or(String::new(), |held| {
             format!(", of which this program had {}", size(held.reserved))
         });
         vec![format!("{name}: {memory}{held}")]
     }
 
-    /// What there is room for, at most, in bytes: a request was refused beside what was held, so there is less than both together.
-    /// Where the request isn't told, what was held says as much only if it was most of the device.
+    /// Upper bound of the available memory in bytes. The failed request didn't fit beside the memory held, so less than their sum is
+    /// available. If the size of the request is unknown, the memory held is a bound only if it is most of the device's.
     fn room(&self, failure: &DeviceFailure) -> Option<u64> {
         let memory = self.facts.as_ref().and_then(|facts| facts.memory);
         let had = self.held.map(|held| held.reserved).filter(|&bytes| bytes > 0);
@@ -91,13 +91,13 @@ impl State {
         memory.into_iter().chain(most).min()
     }
 
-    /// Whether the device computes in bfloat16, as far as it told.
-    fn rounds(&self) -> bool {
+    /// Whether the device computes in bfloat16; assumed if unknown.
+    fn computes_in_bfloat16(&self) -> bool {
         !matches!(self.bfloat16, Some(Bfloat16::Stores | Bfloat16::Lacks))
     }
 }
 
-/// What a stage's memory goes to, and the settings that lower it.
+/// What a stage uses memory for, and settings that lower it.
 fn lower(failure: &DeviceFailure, stage: &str, s: &Settings, state: &State) -> Vec<String> {
     let counted =
         Stage::named(stage).and_then(|stage| Some((stage, stage.memory(s).ok().flatten()?)));
@@ -106,11 +106,11 @@ fn lower(failure: &DeviceFailure, stage: &str, s: &Settings, state: &State) -> V
         return tensors(stage, s, state);
     }
     let mut lines = vec![consumers(stage.name(), &memory)];
-    lines.extend(changes(stage, s, state.room(failure), state.rounds()));
+    lines.extend(changes(stage, s, state.room(failure), state.computes_in_bfloat16()));
     lines
 }
 
-/// `align needs … by fpo plan's count: optimiser 20.91 GB, weights 10.46 GB, …`, the largest first.
+/// `align needs … according to fpo plan: optimiser 20.91 GB, weights 10.46 GB, …`, the largest first.
 fn consumers(what: &str, memory: &Memory) -> String {
     let mut parts = vec![
         ("weights", memory.weights),
@@ -123,10 +123,10 @@ fn consumers(what: &str, memory: &Memory) -> String {
     parts.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
     let parts: Vec<_> =
         parts.into_iter().map(|(name, bytes)| format!("{name} {}", size(bytes))).collect();
-    format!("{what} needs {} by `fpo plan`'s count: {}", size(memory.total()), parts.join(", "))
+    format!("{what} needs {} according to `fpo plan`: {}", size(memory.total()), parts.join(", "))
 }
 
-/// The largest tensors of a stage, and the settings that their sizes are made of.
+/// The largest tensors of a stage, and the settings that determine their sizes.
 fn tensors(stage: Stage, s: &Settings, state: &State) -> Vec<String> {
     const BYTES: u64 = 4;
     let Ok(evaluation) = Evaluation::of(s) else { return Vec::new() };
@@ -140,15 +140,15 @@ fn tensors(stage: Stage, s: &Settings, state: &State) -> Vec<String> {
         Stage::Evaluate => (evaluation.tokens, "batch_size"),
     };
     let mut found = vec![(
-        "inside of an MLP",
+        "MLP activations",
         BYTES * (tokens * c.intermediate_size) as u64,
         format!("{name}.{batch}, data.max_length, model.intermediate_size"),
     )];
     if stage == Stage::Evaluate {
-        let settings = "evaluate.batch_size, data.max_prompt_length (its square)".to_owned();
-        found.push(("scores of the prompts to answer", evaluation.scores() / 3, settings));
+        let settings = "evaluate.batch_size, data.max_prompt_length (squared)".to_owned();
+        found.push(("attention scores of the prompts", evaluation.scores() / 3, settings));
     }
-    // Where the limit is known, the table is held in parts that keep to it.
+    // If the limit is known, the embedding is split into parts below it.
     if state.facts.is_none() {
         let settings = "model.vocab_size, model.hidden_size".to_owned();
         let table = BYTES * (c.vocab_size * c.hidden_size) as u64;
@@ -158,23 +158,23 @@ fn tensors(stage: Stage, s: &Settings, state: &State) -> Vec<String> {
     let tensors = found
         .into_iter()
         .map(|(what, bytes, settings)| format!("  {what}: up to {} ({settings})", size(bytes)));
-    std::iter::once(format!("the largest tensors of {name}, and what to lower:"))
+    std::iter::once(format!("the largest tensors of {name}, and the settings to lower:"))
         .chain(tensors)
         .collect()
 }
 
-/// Settings that would make a stage fit into `room`, its own first; where it should fit already or nothing is known of the room, the
-/// first that lower what it needs.
+/// Changes that make a stage fit into `room`, its own settings first. If it should already fit, or the room is unknown, changes that
+/// lower its peak by a tenth or more.
 fn changes(stage: Stage, settings: &Settings, room: Option<u64>, bfloat16: bool) -> Vec<String> {
     let stages = [stage];
     let Ok(peak) = plan::peak(settings, &stages) else { return Vec::new() };
     let known = room.filter(|room| *room < peak);
     let says = match (known, room) {
-        (Some(room), _) => format!("these would make it fit into {}", size(room)),
+        (Some(room), _) => format!("these settings make it fit into {}", size(room)),
         (None, Some(_)) => {
-            "it should fit, so other programs may hold the rest of the device's memory; these lower what it needs".into()
+            "it should fit, so other programs may be using the device's memory; these settings lower the peak".into()
         }
-        (None, None) => "these lower what it needs".into(),
+        (None, None) => "these settings lower the peak".into(),
     };
     let rooms =
         known.map_or([7, 8, 9].map(|tenths| peak / 10 * tenths).to_vec(), |room| vec![room]);
@@ -184,20 +184,19 @@ fn changes(stage: Stage, settings: &Settings, room: Option<u64>, bfloat16: bool)
     let Some(found) = found.find_map(|found| found.ok().flatten()) else {
         let into = known.map_or("much less".into(), size);
         return vec![format!(
-            "no settings make it fit into {into}: a smaller model would, or a device with more memory"
+            "no settings make it fit into {into}; use a smaller model or a device with more memory"
         )];
     };
     let lines =
         found.iter().map(|change| format!("  {:<64} {:>10}", change.set, size(change.peak)));
     let mut lines: Vec<_> = std::iter::once(format!("{says}:")).chain(lines).collect();
     if stage != Stage::Sft && found.iter().any(|change| change.reach == Reach::All) {
-        lines
-            .push("settings of data and model are those of every stage: all are made again".into());
+        lines.push("settings of data and model affect every stage: all stages are rerun".into());
     }
     lines
 }
 
-/// Settings of the stages whose memory `fpo plan` does not count.
+/// Settings to lower for the stages that `fpo plan` doesn't cover.
 fn others(stage: &str, s: &Settings) -> Vec<String> {
     let sae = &s.sae.training;
     let named: &[(&str, usize)] = match stage {
@@ -214,7 +213,7 @@ fn others(stage: &str, s: &Settings) -> Vec<String> {
         _ => return Vec::new(),
     };
     let named: Vec<_> = named.iter().map(|(name, value)| format!("{name} (now {value})")).collect();
-    vec![format!("to lower: {}", named.join(", "))]
+    vec![format!("settings to lower: {}", named.join(", "))]
 }
 
 #[cfg(test)]
@@ -241,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_ran_out_names_the_largest_settings() {
+    fn out_of_memory_names_consumers_and_changes() {
         let s = settings(&[]);
         let failure = DeviceFailure::OutOfMemory(Some(GB));
         assert_eq!(
@@ -264,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stage_that_fails_leaves_those_before_it_alone() {
+    fn advice_leaves_earlier_stages_alone() {
         let s = settings(&["align.checkpoint_activations=false"]);
         let peak = plan::peak(&s, &[Stage::Align]).unwrap();
         let own = changes(Stage::Align, &s, Some(peak - 1), true).join("\n");
@@ -276,11 +275,11 @@ mod tests {
             settings(&["align.micro_batch_size=1", "align.lora.rank=4", "model.precision=float32"]);
         let peak = plan::peak(&s, &[Stage::Align]).unwrap();
         let all = changes(Stage::Align, &s, Some(peak / 10 * 8), true).join("\n");
-        assert!(all.contains("model.precision") && all.contains("all are made again"), "{all}");
+        assert!(all.contains("model.precision") && all.contains("all stages are rerun"), "{all}");
     }
 
     #[test]
-    fn a_precision_that_the_device_lacks_is_not_advised() {
+    fn an_unsupported_precision_is_not_suggested() {
         let s = settings(&["model.precision=float32", "align.checkpoint_activations=true"]);
         let failure = DeviceFailure::OutOfMemory(None);
         let lacks = state(None, 0);
@@ -289,15 +288,15 @@ mod tests {
     }
 
     #[test]
-    fn room_that_others_take_or_that_is_not_known() {
+    fn advice_when_other_programs_use_memory_or_the_room_is_unknown() {
         let s = settings(&[]);
-        // Most of it is weights.
+        // Most of an evaluation's memory is weights.
         let evaluate = changes(Stage::Evaluate, &s, None, true).join("\n");
         assert!(evaluate.contains("--set evaluate.batch_size=1"), "{evaluate}");
         let peak = plan::peak(&s, &[Stage::Align]).unwrap();
         for (room, says) in [
             (Some(2 * peak), "other programs"),
-            (None, "these lower what it needs"),
+            (None, "these settings lower the peak"),
             (Some(GB / 10), "no settings make it fit"),
         ] {
             let text = changes(Stage::Align, &s, room, true).join("\n");
@@ -306,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_request_that_is_refused_early_says_little() {
+    fn the_room_is_bounded_by_what_failed() {
         for (request, memory, reserved, room) in [
             (Some(8), None, 0, None),
             (Some(1), Some(24), 20, Some(21)),
@@ -323,26 +322,26 @@ mod tests {
     }
 
     #[test]
-    fn a_tensor_that_is_too_large_is_looked_for() {
+    fn a_too_large_tensor_lists_candidates() {
         let s = settings(&["evaluate.batch_size=8", "data.max_prompt_length=512"]);
         let failure = DeviceFailure::BufferTooLarge(Some(3 * GB));
         let of = |stage: &str, state: &State| lower(&failure, stage, &s, state).join("\n");
         let limited = of("align", &state(None, GB));
-        // 2 × 2 × 1,024 tokens × 9,216 numbers.
-        let says = "inside of an MLP: up to 151.0 MB (align.micro_batch_size, data.max_length";
+        // 2 × 2 × 1,024 tokens × 9,216 elements.
+        let says = "MLP activations: up to 151.0 MB (align.micro_batch_size, data.max_length";
         assert!(limited.contains(says) && !limited.contains("embedding"), "{limited}");
         assert!(!limited.contains("other programs"), "{limited}");
-        // 256,000 × 2,304 numbers.
+        // 256,000 × 2,304 elements.
         let unlimited = of("align", &State::default());
         assert!(unlimited.contains("embedding and its gradient: up to 2.36 GB"), "{unlimited}");
         let answers = of("evaluate", &state(None, GB));
-        // 8 × 8 heads × 512² numbers.
-        let says = "scores of the prompts to answer: up to 67.1 MB (evaluate.batch_size";
+        // 8 × 8 heads × 512² elements.
+        let says = "attention scores of the prompts: up to 67.1 MB (evaluate.batch_size";
         assert!(answers.contains(says), "{answers}");
     }
 
     #[test]
-    fn stages_that_are_not_counted_name_their_settings() {
+    fn uncovered_stages_name_their_settings() {
         let s = settings(&[]);
         for (stage, setting) in
             [("sae", "sae.training.d_sae"), ("reference", "reference.batch_size")]
@@ -357,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn only_failures_of_devices_are_explained() {
+    fn only_device_failures_get_advice() {
         let device = Device::flex();
         let plain = of_stage(anyhow!("no such file"), "align", &settings(&[]), &device);
         assert_eq!(plain.to_string(), "no such file");

@@ -1,9 +1,9 @@
-//! Sizes of memory as users write them.
+//! Parses sizes of memory.
 
-/// `24GB`, `80 GiB`, `512MiB`: bytes.
+/// Bytes of a size such as `24GB`, `80 GiB` or `512MiB`. Case doesn't matter; `G` and `M` are decimal.
 ///
 /// # Errors
-/// A text that is none.
+/// No positive number, or a unit other than GB, GiB, MB, MiB, G and M.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let digits = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());

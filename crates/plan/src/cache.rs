@@ -1,25 +1,25 @@
-//! What the offline reference takes: on disk, and in the host's memory while a stage reads it.
+//! Size of the reference cache: on disk, and in host memory while a stage reads it.
 
 use fpo_config::Settings;
 
 use crate::{d_sae, width};
 
-/// A number and a value.
+/// Bytes of a stored activation: feature index and value.
 const ACTIVATION: u64 = 4 + 4;
-/// Log-probabilities, counts, the pair's number and its place.
+/// Bytes per pair beside activations: log-probabilities, token counts, the pair's id and offsets.
 const PAIR: u64 = 50;
 
 /// The reference cache of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cache {
-    /// Pairs, training and held-out ones, where they are known beforehand.
+    /// Number of pairs, training and held-out; `None` if only the data file tells.
     pub pairs: Option<usize>,
-    /// Activations of a response that are stored, at most.
+    /// Upper bound of the activations stored per response.
     pub activations: usize,
 }
 
 impl Cache {
-    /// Of a run.
+    /// The cache of a run with these settings.
     pub fn of(settings: &Settings) -> Self {
         let more = settings.align.more_sites.iter().map(|site| width(&site.sae));
         let all = d_sae(settings) + more.sum::<usize>();
@@ -33,7 +33,7 @@ impl Cache {
         }
     }
 
-    /// Bytes of so many pairs in memory, at most; on disk they are compressed.
+    /// Upper bound in bytes of `pairs` pairs in memory; on disk they are compressed.
     pub fn bytes(&self, pairs: usize) -> u64 {
         pairs as u64 * (2 * ACTIVATION * self.activations as u64 + PAIR)
     }
@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_of_pairs_and_features() {
+    fn pairs_and_features_follow_the_settings() {
         assert_eq!(cache("tiny", &[]), Cache { pairs: Some(9000), activations: 1024 });
         let gemma = cache("gemma-2-2b-fpo", &[]);
         assert_eq!(gemma, Cache { pairs: None, activations: 16_384 });

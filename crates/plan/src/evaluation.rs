@@ -1,37 +1,37 @@
-//! What measuring two models needs, and answering with them.
+//! Memory of the evaluation stage.
 
 use anyhow::Result;
+use fpo_config::Settings;
 use fpo_transformer::{LoraConfig, ModelConfig, Precision};
 
 use crate::{BLOCKS, BYTES, Memory, adapters, config, d_sae, kept_by_block, parameters};
-use fpo_config::Settings;
 
-/// An evaluation, as far as its memory is concerned: the reference, one other model at a time, and no graph.
+/// The sizes that determine an evaluation's memory. It holds the reference and one other model, and records no graph.
 #[derive(Clone, Debug)]
 pub struct Evaluation {
-    /// The models.
+    /// Sizes of both models.
     pub config: ModelConfig,
-    /// Their types.
+    /// Precision of both models.
     pub precision: Precision,
-    /// The measured model is the reference with these adapters.
+    /// If set, the policy is the reference with these adapters.
     pub lora: Option<LoraConfig>,
-    /// Tokens of one forward pass over pairs, padding included.
+    /// Tokens per forward pass over pairs, including padding.
     pub tokens: usize,
-    /// Answers that are generated at once.
+    /// Responses per generated batch.
     pub answers: usize,
-    /// Tokens of a prompt.
+    /// Tokens per prompt.
     pub prompt: usize,
-    /// Tokens of prompt and answer together.
+    /// Tokens per prompt and response together.
     pub answered: usize,
-    /// Features of the autoencoder.
+    /// Number of features of the autoencoder.
     pub d_sae: usize,
 }
 
 impl Evaluation {
-    /// Of a run.
+    /// The evaluation of a run with these settings.
     ///
     /// # Errors
-    /// A model whose sizes can't be known.
+    /// The model's sizes can't be determined.
     pub fn of(settings: &Settings) -> Result<Self> {
         let (s, data) = (&settings.evaluate, &settings.data);
         let prompt = data.max_prompt_length.unwrap_or(data.max_length);
@@ -47,14 +47,13 @@ impl Evaluation {
         })
     }
 
-    /// Bytes of a number that enters a product.
+    /// Bytes of an element of a matrix product's factors.
     fn factor(&self) -> u64 {
         self.precision.factor_bytes() as u64
     }
 
-    /// Bytes of all keys and values of the answers that are generated at once, of which one layer's are there twice while new ones are
-    /// joined to them.
-    pub fn keys_and_values(&self) -> u64 {
+    /// Bytes of the key-value cache of a generated batch. One layer counts twice: appending a token copies its cache.
+    pub(crate) fn keys_and_values(&self) -> u64 {
         let c = &self.config;
         let kept = |layer| c.window(layer).map_or(self.answered, |w| self.answered.min(w));
         let tokens: usize = (0..c.num_hidden_layers).map(kept).sum::<usize>() + self.answered;
@@ -62,25 +61,25 @@ impl Evaluation {
         self.factor() * (self.answers * tokens * of_token) as u64
     }
 
-    /// Bytes of the scores of all tokens of the prompts, with the mask that is added and what comes of it.
-    pub fn scores(&self) -> u64 {
+    /// Bytes of the attention scores of a batch of prompts in one layer: scores, masked scores and weights.
+    pub(crate) fn scores(&self) -> u64 {
         let of_prompt = self.config.num_attention_heads * self.prompt * self.prompt;
         3 * BYTES * (self.answers * of_prompt) as u64
     }
 
-    /// What it needs.
+    /// Memory at the evaluation's peak.
     pub fn memory(&self) -> Memory {
         let c = &self.config;
         let whole = parameters(c);
         let second = self.lora.as_ref().map_or(whole, |lora| adapters(c, lora));
-        // A block at work, what both models end with, and what the autoencoder reads.
+        // Activations of one block, the final hidden states of both models, and the autoencoder's input.
         let of_token = kept_by_block(c, self.precision) + BYTES * 3 * c.hidden_size as u64;
         let of_prompt = kept_by_block(c, self.precision);
         let pairs = self.tokens as u64 * of_token;
         let logits = 2 * BYTES * (self.answers * c.vocab_size) as u64;
         let prompts = (self.answers * self.prompt) as u64 * of_prompt;
         let answers = self.keys_and_values() + self.scores() + prompts + logits;
-        // Its encoder reads pairs; all of it is there once more for the features that moved.
+        // The encoder pools features of pairs; encoder and decoder are loaded again to report the features that moved.
         let autoencoder = (self.d_sae * (3 * c.hidden_size + 2)) as u64;
         Memory {
             weights: self.factor() * (whole + second),
@@ -104,7 +103,7 @@ mod tests {
         Evaluation::of(&Settings::resolve(recipe, None, &set).unwrap()).unwrap()
     }
 
-    /// Oracle: 26 layers × 2 × 4 heads × 256 numbers of two bytes are 106,496 bytes a token.
+    /// Oracle: 26 layers × 2 × 4 heads × 256 elements × 2 bytes = 106,496 bytes per token.
     #[test]
     fn keys_and_values_of_gemma_2() {
         let of = |set: &[&str]| evaluation("gemma-2-2b-fpo", set).keys_and_values();
@@ -117,7 +116,7 @@ mod tests {
         assert_eq!(windowed, 8 * (13 * (4096 + 8192) + 8192) * of_token / 27);
     }
 
-    /// Two models in bfloat16, or one and adapters.
+    /// Two models in bfloat16, or one model and adapters.
     #[test]
     fn adapters_share_the_reference() {
         let [full, lora] = ["gemma-2-2b-fpo", "gemma-2-2b-fpo-lora"]

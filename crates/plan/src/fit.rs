@@ -1,50 +1,50 @@
-//! Settings that would make a run fit.
+//! Finds settings that make a run fit into memory.
 
 use std::{mem::replace, num::NonZeroUsize};
 
 use anyhow::Result;
+use fpo_config::Settings;
 use fpo_losses::Method;
 use fpo_transformer::{LoraConfig, Precision};
 
 use crate::{Stage, peak};
-use fpo_config::Settings;
 
-/// What has to fit into how much.
+/// The stages that have to fit, and the memory available.
 #[derive(Clone, Copy, Debug)]
 pub struct Goal<'a> {
-    /// All that count: each of them has to fit.
+    /// Each of these stages has to fit.
     pub stages: &'a [Stage],
-    /// Bytes.
+    /// Available memory in bytes.
     pub room: u64,
     /// Whether the device computes in bfloat16.
     pub bfloat16: bool,
 }
 
-/// Settings that lower a peak.
+/// A change of settings that lowers the peak.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// As they are given on the command line: `--set KEY=VALUE`, once or more.
+    /// One or more command-line options `--set KEY=VALUE`.
     pub set: String,
-    /// The peak after this change and those before it, in bytes.
+    /// The peak in bytes after this change and those before it.
     pub peak: u64,
-    /// Which stages are made again for it.
+    /// Which stages have to be rerun.
     pub reach: Reach,
 }
 
-/// What a change is a setting of.
+/// What a change affects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// One stage, and those that are made from it.
+    /// One stage and those that depend on it.
     Stage(Stage),
-    /// Model or data: every stage.
+    /// Every stage: a setting of the model or the data.
     All,
-    /// The method, whose results are others then.
+    /// The method, and with it the results.
     Method,
 }
 
 struct Candidate {
     reach: Reach,
-    /// Makes the change, and says how it is given; none where there is nothing to change.
+    /// Applies the change and returns its options; `None` if it doesn't apply.
     make: fn(&mut Settings) -> Option<String>,
 }
 
@@ -56,7 +56,7 @@ const SFT: Reach = Reach::Stage(Stage::Sft);
 const ALIGN: Reach = Reach::Stage(Stage::Align);
 const EVALUATE: Reach = Reach::Stage(Stage::Evaluate);
 
-/// Those that cost only time come first, those that change the method last.
+/// Changes that only cost time come first, a change of method last.
 const CANDIDATES: [Candidate; 11] = [
     candidate(EVALUATE, |s| one("evaluate.batch_size", &mut s.evaluate.batch_size)),
     candidate(ALIGN, |s| yes("align.checkpoint_activations", &mut s.align.checkpoint_activations)),
@@ -102,7 +102,7 @@ fn shorter_answers(s: &mut Settings) -> Option<String> {
     (*tokens >= 32).then(|| format!("--set evaluate.max_new_tokens={tokens}"))
 }
 
-/// Prompts are shortened with the texts, and stay shorter than they.
+/// Halves the texts, and prompts with them, which stay shorter than the texts.
 fn shorter_texts(s: &mut Settings) -> Option<String> {
     let data = &mut s.data;
     data.max_length /= 2;
@@ -122,11 +122,11 @@ fn without_second_model(s: &mut Settings) -> Option<String> {
     })
 }
 
-/// Settings, one after the other, that bring the peak of all stages of a goal below its room. Empty where it is below already; none
-/// where nothing helps. For a single stage its own settings come before those of all stages.
+/// Changes that together bring the peak of the goal's stages down to its room. Empty if they already fit, `None` if nothing makes
+/// them fit. For a single stage, its own settings are tried before those shared by all stages.
 ///
 /// # Errors
-/// A model whose sizes can't be known.
+/// The model's sizes can't be determined.
 pub fn fit(settings: &Settings, goal: &Goal) -> Result<Option<Vec<Change>>> {
     let candidates = candidates(goal);
     let mut found = Vec::new();
@@ -140,17 +140,17 @@ pub fn fit(settings: &Settings, goal: &Goal) -> Result<Option<Vec<Change>>> {
     }
     let mut index = 0;
     while index < found.len() {
-        // What comes later may have made it needless.
+        // Later changes may have made it unnecessary.
         let mut others = found.clone();
         others.remove(index);
         let after = changes(&others, settings, goal)?;
-        let needless = after.last().is_some_and(|change| change.peak <= goal.room);
-        if needless { found = others } else { index += 1 }
+        let unnecessary = after.last().is_some_and(|change| change.peak <= goal.room);
+        if unnecessary { found = others } else { index += 1 }
     }
     changes(&found, settings, goal).map(Some)
 }
 
-/// What candidates are as changes, each made after those before it.
+/// Applies candidates one after another.
 fn changes(found: &[&Candidate], settings: &Settings, goal: &Goal) -> Result<Vec<Change>> {
     let mut settings = settings.clone();
     let changes = found.iter().filter_map(|Candidate { reach, make }| {
@@ -201,8 +201,9 @@ fn first_that_helps(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use fpo_config::recipes;
+
+    use super::*;
 
     const GB: u64 = 1_000_000_000;
 
@@ -216,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_card_of_24_gb() {
+    fn a_gpu_of_24_gb() {
         let card = 24 * GB;
         let all = |s: &Settings| peak(s, &Stage::ALL).unwrap();
         let lora = settings("gemma-2-2b-fpo-lora", &[]);
@@ -230,9 +231,9 @@ mod tests {
         assert!(fit(&full, &whole(1 << 40)).unwrap().unwrap().is_empty());
     }
 
-    /// Frozen weights in bfloat16: adapters of the larger model on the card of the smaller.
+    /// With frozen weights in bfloat16, adapters of the 9B model fit into 24 GB.
     #[test]
-    fn nine_billion_parameters_beside_their_adapters() {
+    fn nine_billion_parameters_with_adapters() {
         let card = 24 * GB;
         let mixed = settings("gemma-2-9b-fpo-lora", &[]);
         assert!(peak(&mixed, &Stage::ALL).unwrap() < card);
@@ -244,9 +245,9 @@ mod tests {
         assert_eq!(fit(&float32, &lacking).unwrap(), None);
     }
 
-    /// Oracle: the settings, resolved with what is printed.
+    /// Oracle: the peak of settings resolved with the suggested options.
     #[test]
-    fn what_is_suggested_is_accepted_and_does_what_it_says() {
+    fn suggestions_are_accepted_and_have_the_stated_peak() {
         let mut shortened = 0;
         for recipe in recipes::names() {
             let s = settings(recipe, &[]);
@@ -266,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_stage_keeps_the_others_as_they_are() {
+    fn a_single_stage_leaves_the_others_alone() {
         let s = settings("gemma-2-2b-tdpo2", &["model.precision=float32"]);
         for stage in Stage::ALL {
             let before = peak(&s, &[stage]).unwrap();

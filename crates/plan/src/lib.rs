@@ -1,9 +1,9 @@
-//! What a run needs of its device, before it is tried: memory, and types to compute in.
+//! A run's requirements on its device, before the run: memory and precision.
 //!
 //! # Invariants
-//! * Opens no model and allocates nothing on a device: sizes come from settings, from `config.json` or from a model's name.
-//! * Memory is counted, not estimated by a factor: everything that exists at a stage's worst moment. A test compares the count of a
-//!   training step with measured peaks.
+//! * Loads no weights and allocates nothing on a device: sizes come from the settings, `config.json` or the model's name.
+//! * Memory is a sum over all tensors alive at a stage's peak, not an empirical factor. A test compares the sum for a training step
+//!   with measured peaks.
 
 pub mod advice;
 mod bytes;
@@ -16,6 +16,7 @@ mod step;
 use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
+use fpo_config::{ModelSettings, Settings};
 use fpo_transformer::{Family, LoraConfig, ModelConfig, Precision, Projection, PublishedModel};
 
 pub use bytes::parse_bytes;
@@ -25,29 +26,27 @@ pub use fit::{Change, Goal, Reach, fit};
 pub use precision::check_precision;
 pub use step::{Step, alignment, fine_tuning};
 
-use fpo_config::{ModelSettings, Settings};
-
-/// float32
+/// Bytes of a float32 element.
 const BYTES: u64 = 4;
-/// Blocks of logits and of feature activations while they are worked on.
+/// Bytes of the blocks in which logits and feature activations are computed.
 const BLOCKS: u64 = 128 << 20;
 
-/// A stage whose memory is counted.
+/// A stage that [`Stage::memory`] covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// Supervised fine-tuning.
     Sft,
     /// Preference alignment.
     Align,
-    /// Measuring before and after.
+    /// Evaluation of the reference model and the policy.
     Evaluate,
 }
 
 impl Stage {
-    /// All of them, in their order.
+    /// All stages, in the order of a run.
     pub const ALL: [Self; 3] = [Self::Sft, Self::Align, Self::Evaluate];
 
-    /// Its name, and that of its settings.
+    /// The stage's name, which is also the table of its settings.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Sft => "sft",
@@ -56,15 +55,15 @@ impl Stage {
         }
     }
 
-    /// The stage of a name, where its memory is counted.
-    pub fn named(name: &str) -> Option<Self> {
+    /// The stage with a name; `None` for stages that aren't covered, such as `sae`.
+    pub(crate) fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|stage| stage.name() == name)
     }
 
-    /// What it needs at its worst moment; none where it does nothing.
+    /// Memory at the stage's peak; `None` if the settings skip the stage.
     ///
     /// # Errors
-    /// A model whose sizes can't be known.
+    /// The model's sizes can't be determined.
     pub fn memory(self, settings: &Settings) -> Result<Option<Memory>> {
         Ok(match self {
             Self::Sft => fine_tuning(settings)?.map(|step| step.memory()),
@@ -74,35 +73,35 @@ impl Stage {
     }
 }
 
-/// Bytes of everything that is there at a stage's worst moment.
+/// Memory at a stage's peak, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// Parameters, those of adapters and of a second model included.
+    /// Parameters, including adapters and a second model.
     pub weights: u64,
-    /// Gradients of what is trained.
+    /// Gradients of the trained parameters.
     pub gradients: u64,
-    /// The optimiser's moments.
+    /// Moments of the optimiser.
     pub optimizer: u64,
-    /// What the forward pass keeps for the backward pass; in an evaluation, what it works on, and the keys and values of answers.
+    /// Training: activations saved for the backward pass. Evaluation: activations of one block, and the key-value cache.
     pub activations: u64,
-    /// The autoencoder, and blocks of logits.
+    /// The autoencoder and blocks of logits.
     pub rest: u64,
 }
 
 impl Memory {
-    /// All of it.
+    /// The sum of all parts, in bytes.
     pub fn total(&self) -> u64 {
         self.weights + self.gradients + self.optimizer + self.activations + self.rest
     }
 }
 
-/// Numbers in one block's linear layers and norms.
+/// Parameters of one block: linear layers and norms.
 fn block_parameters(c: &ModelConfig) -> u64 {
     let linear: usize = Projection::ALL.into_iter().map(|p| product(sizes(c, p))).sum();
     (linear + 4 * c.hidden_size) as u64
 }
 
-/// In and out.
+/// Input and output width of a projection.
 pub fn sizes(c: &ModelConfig, projection: Projection) -> [usize; 2] {
     let (d, ffn) = (c.hidden_size, c.intermediate_size);
     let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
@@ -119,21 +118,21 @@ fn product([a, b]: [usize; 2]) -> usize {
     a * b
 }
 
-/// Numbers in a model.
+/// Number of parameters of a model, tied embedding counted once.
 pub fn parameters(c: &ModelConfig) -> u64 {
     let embedding = c.vocab_size * c.hidden_size;
     (embedding + c.hidden_size) as u64 + c.num_hidden_layers as u64 * block_parameters(c)
 }
 
-/// Numbers in the adapters of a model.
+/// Number of parameters of a model's LoRA adapters.
 fn adapters(c: &ModelConfig, lora: &LoraConfig) -> u64 {
     let targets = Projection::ALL.into_iter().filter(|p| lora.target_modules.contains(*p));
     let of_block: usize = targets.map(|p| sizes(c, p)).map(|[a, b]| lora.rank * (a + b)).sum();
     (of_block * c.num_hidden_layers) as u64
 }
 
-/// Bytes that a block keeps of one token: what enters and leaves the norms; queries, keys and values as they are attended with, what
-/// attention gives, gate, up and their product.
+/// Bytes that a block saves per token for the backward pass: inputs and outputs of the norms; rotated queries and keys, values and
+/// the attention output; gate, up and their product.
 fn kept_by_block(c: &ModelConfig, precision: Precision) -> u64 {
     let heads = (c.num_attention_heads + c.num_key_value_heads) * c.head_dim;
     let norms = 6 * c.hidden_size as u64;
@@ -141,12 +140,12 @@ fn kept_by_block(c: &ModelConfig, precision: Precision) -> u64 {
     BYTES * norms + precision.factor_bytes() as u64 * factors
 }
 
-/// The width of the autoencoder to be trained; of one that is given, as its path says.
+/// Number of features: that of the autoencoder to train, or the one that the path of a given autoencoder names.
 fn d_sae(settings: &Settings) -> usize {
     settings.sae.path.as_deref().map_or(settings.sae.training.d_sae, width)
 }
 
-/// The width of an autoencoder as a path says it in Gemma Scope's way, else 16k.
+/// Number of features by a path in Gemma Scope's layout (`width_65k`); defaults to 16k.
 fn width(path: &Path) -> usize {
     let path = path.to_string_lossy();
     let mut widths =
@@ -154,7 +153,8 @@ fn width(path: &Path) -> usize {
     widths.next_back().map_or(16_384, |thousands| thousands * 1024)
 }
 
-/// The configuration of the model: of its folder, of the published model that the folder is named after, or by the settings.
+/// The model's configuration: from its folder's config.json, from the published model of the same name, or, without a folder, from
+/// the sizes in the settings.
 fn config(model: &ModelSettings) -> Result<ModelConfig> {
     let Some(path) = &model.path else {
         return Family::Gemma2
@@ -171,10 +171,10 @@ fn config(model: &ModelSettings) -> Result<ModelConfig> {
     bail!("model.path: {} has no config.json to read the model's sizes from", path.display())
 }
 
-/// The most that any of these stages needs, in bytes.
+/// The largest peak of these stages, in bytes.
 ///
 /// # Errors
-/// A model whose sizes can't be known.
+/// The model's sizes can't be determined.
 pub fn peak(settings: &Settings, stages: &[Stage]) -> Result<u64> {
     let needs = stages.iter().map(|stage| stage.memory(settings));
     let needs: Vec<_> = needs.collect::<Result<_>>()?;
@@ -190,7 +190,7 @@ mod tests {
         Settings::resolve(recipe, None, &set).unwrap()
     }
 
-    /// The sizes that the Gemma-2 report gives (table 2: with embedding, 2.6, 9.2 and 27.2 billion).
+    /// Oracle: the Gemma 2 report, table 2 (with embedding: 2.6, 9.2 and 27.2 billion).
     #[test]
     fn parameters_of_gemma_2() {
         for (path, billions) in
@@ -202,7 +202,7 @@ mod tests {
         }
     }
 
-    /// Figure 4 of the paper: FPO as light as SimPO, TDPO-2 heavier by a model.
+    /// FPO paper, figure 4: FPO needs as much as SimPO; TDPO-2 needs a second model.
     #[test]
     fn methods_side_by_side() {
         let of = |method: &str| {

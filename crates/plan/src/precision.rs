@@ -1,14 +1,14 @@
-//! Types that a device can compute in.
+//! Whether a device supports a precision.
 
 use anyhow::{Result, bail};
 use burn::tensor::Device;
 use fpo_device::facts::{Bfloat16, facts};
 use fpo_transformer::Precision;
 
-/// Refuses a precision that a device can't compute in.
+/// Checks that a device computes in `precision`.
 ///
 /// # Errors
-/// bfloat16 on a device that lacks it, or can only store it.
+/// `bf16-mixed` on a device that doesn't compute in bfloat16.
 pub fn check_precision(device: &Device, precision: Precision) -> Result<()> {
     let bfloat16 = Bfloat16::of(device);
     if precision == Precision::Bf16Mixed && bfloat16 != Bfloat16::Computes {

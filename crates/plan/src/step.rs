@@ -1,35 +1,35 @@
-//! What a training step needs.
+//! Memory of a training step.
 
 use anyhow::Result;
+use fpo_config::{OptimizerKind, Settings};
 use fpo_transformer::{LoraConfig, ModelConfig, Precision};
 
 use crate::{
     BLOCKS, BYTES, Memory, adapters, block_parameters, config, d_sae, kept_by_block, parameters,
 };
-use fpo_config::{OptimizerKind, Settings};
 
-/// A training step, as far as its memory is concerned.
+/// The sizes that determine a training step's memory.
 #[derive(Clone, Debug)]
 pub struct Step {
-    /// The model.
+    /// Sizes of the model.
     pub config: ModelConfig,
-    /// Its types.
+    /// Precision of the model.
     pub precision: Precision,
-    /// Tokens of one forward pass, padding included.
+    /// Tokens per forward pass, including padding.
     pub tokens: usize,
-    /// Blocks are computed twice instead of kept.
+    /// The backward pass recomputes blocks from their inputs (activation checkpointing).
     pub checkpointed: bool,
-    /// Adapters alone are trained.
+    /// If set, only these adapters are trained.
     pub lora: Option<LoraConfig>,
-    /// What keeps moments.
+    /// The optimiser, which determines the number of moments.
     pub optimizer: OptimizerKind,
-    /// Gradients of several forward passes add up.
+    /// Gradients of several micro-batches are accumulated.
     pub accumulates: bool,
-    /// On a GPU: logits are formed in larger blocks, and the gradient of the embedding table is joined from these.
+    /// On a GPU, logits are computed in larger blocks, and the embedding's gradient is concatenated from the blocks' gradients.
     pub gpu: bool,
-    /// The reference model is there as well.
+    /// The reference model is loaded beside the policy.
     pub second_model: bool,
-    /// Features of the autoencoder, where it is read.
+    /// Number of features of the autoencoder, if the objective needs them.
     pub d_sae: Option<usize>,
 }
 
@@ -41,42 +41,43 @@ impl Step {
         }
     }
 
-    /// Bytes of a number that enters a product.
+    /// Bytes of an element of a matrix product's factors.
     fn factor(&self) -> u64 {
         self.precision.factor_bytes() as u64
     }
 
-    /// What the step needs at its worst moment.
+    /// Memory at the step's peak: start of the backward pass, its end in the blocks, or the embedding's gradient.
     pub fn memory(&self) -> Memory {
         let moments = [self.at_head(), self.at_blocks(), self.at_lookup()];
         let needs = moments.map(|moment| self.memory_at(moment));
-        needs.into_iter().max_by_key(Memory::total).expect("there are moments")
+        needs.into_iter().max_by_key(Memory::total).expect("the array isn't empty")
     }
 
-    /// Numbers of the embedding table, where it is trained. Its gradient comes in two parts: of the head first, of the lookup last.
+    /// Elements of the embedding if it is trained, else 0. Its gradient is the sum of two parts: the head's, computed first, and the
+    /// lookup's, computed last.
     fn table(&self) -> u64 {
         let c = &self.config;
         if self.lora.is_some() { 0 } else { (c.vocab_size * c.hidden_size) as u64 }
     }
 
-    /// Numbers of gradients that earlier forward passes have left.
+    /// Elements of the gradients accumulated over earlier micro-batches.
     fn of_earlier_passes(&self) -> u64 {
         if self.accumulates { self.trained() } else { 0 }
     }
 
-    /// Numbers of gradients beside those of earlier passes, once a pass has gone back through all blocks: those of recomputed blocks
-    /// are added to the others one by one.
+    /// Elements of this micro-batch's gradients after the backward pass through all blocks. With checkpointing they are accumulated
+    /// block by block.
     fn of_pass(&self) -> u64 {
         if self.accumulates && self.checkpointed { 0 } else { self.trained() }
     }
 
-    /// Bytes of a token's gradients on their way: of gate, up and their product, and of the stream.
+    /// Bytes per token of activation gradients in flight: of gate, up and their product, and of the residual stream.
     fn passing(&self) -> u64 {
         let c = &self.config;
         self.factor() * 3 * c.intermediate_size as u64 + BYTES * 4 * c.hidden_size as u64
     }
 
-    /// Bytes that are kept of a token for going back through the blocks.
+    /// Bytes per token saved for the backward pass through the blocks.
     fn kept(&self) -> u64 {
         let (c, layers) = (&self.config, self.config.num_hidden_layers as u64);
         match self.checkpointed {
@@ -85,7 +86,7 @@ impl Step {
         }
     }
 
-    /// The way back begins: everything is kept, and logits are formed in blocks.
+    /// Start of the backward pass: all activations are saved, and logits are computed in blocks.
     fn at_head(&self) -> Moment {
         let tokens = self.tokens as u64;
         let (copies, logits) = if self.gpu { (2, BLOCKS) } else { (1, BLOCKS / 4) };
@@ -96,7 +97,7 @@ impl Step {
         }
     }
 
-    /// In a block, where most gradients are there.
+    /// The backward pass of the first block, when most gradients exist.
     fn at_blocks(&self) -> Moment {
         let c = &self.config;
         let (block, inputs) = match (self.checkpointed, &self.lora) {
@@ -112,7 +113,7 @@ impl Step {
         }
     }
 
-    /// The way back ends: the lookup's part of the table's gradient is added to the head's, and not always in place.
+    /// End of the backward pass: the lookup's part of the embedding's gradient is added to the head's, not always in place.
     fn at_lookup(&self) -> Moment {
         let gradients = self.of_earlier_passes() + self.of_pass() + 2 * self.table();
         Moment { gradients, activations: 0, logits: 0 }
@@ -122,7 +123,7 @@ impl Step {
         let c = &self.config;
         let (whole, trained) = (parameters(c), self.trained());
         let weights = match (&self.lora, self.second_model) {
-            // A frozen model beside its adapters is the second one too.
+            // The frozen model under the adapters is also the reference.
             (Some(_), _) => self.factor() * whole + BYTES * trained,
             (None, true) => (BYTES + self.factor()) * whole,
             (None, false) => BYTES * whole,
@@ -142,9 +143,9 @@ impl Step {
     }
 }
 
-/// What comes and goes within a step.
+/// The memory that varies within a step, at one moment.
 struct Moment {
-    /// Numbers.
+    /// Elements.
     gradients: u64,
     /// Bytes.
     activations: u64,
@@ -152,10 +153,10 @@ struct Moment {
     logits: u64,
 }
 
-/// The alignment step of a run.
+/// The alignment step of a run with these settings, on a GPU.
 ///
 /// # Errors
-/// A model whose sizes can't be known.
+/// The model's sizes can't be determined.
 pub fn alignment(settings: &Settings) -> Result<Step> {
     let s = &settings.align;
     let micro_batch = s.micro_batch_size.get();
@@ -174,10 +175,10 @@ pub fn alignment(settings: &Settings) -> Result<Step> {
     })
 }
 
-/// The fine-tuning step of a run; none where there is no fine-tuning.
+/// The fine-tuning step of a run with these settings, on a GPU; `None` if `sft.epochs` is 0.
 ///
 /// # Errors
-/// A model whose sizes can't be known.
+/// The model's sizes can't be determined.
 pub fn fine_tuning(settings: &Settings) -> Result<Option<Step>> {
     let s = &settings.sft;
     if s.epochs == 0 {
@@ -202,9 +203,9 @@ pub fn fine_tuning(settings: &Settings) -> Result<Option<Step>> {
 mod tests {
     use super::*;
 
-    /// Of 2.61 billion numbers 590 million are the table's.
+    /// The embedding has 590 million of the 2.61 billion parameters.
     #[test]
-    fn the_table_s_gradient_comes_in_parts() {
+    fn the_embeddings_gradient_has_two_parts() {
         let settings = Settings::resolve("gemma-2-2b-fpo", None, &[]).unwrap();
         let step = alignment(&settings).unwrap();
         let (whole, table) = (parameters(&step.config), 256_000 * 2304);

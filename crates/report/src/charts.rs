@@ -1,29 +1,32 @@
 //! Curves as small inline SVG charts.
 //!
-//! `plotters` writes explicit colours. Each is drawn here with a stand-in and replaced by a CSS variable afterwards, so that one
-//! SVG follows the page between light and dark.
+//! `plotters` only writes fixed colours. Charts are drawn in placeholder colours, which are then replaced by CSS variables, so that
+//! an SVG follows the page's light or dark scheme.
 
-use std::error::Error;
-use std::ops::Range;
+use std::{error::Error, ops::Range};
 
 use maud::{Markup, PreEscaped, html};
-use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
-use plotters::prelude::*;
+use plotters::{
+    coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter},
+    prelude::*,
+};
 
-use super::curve::{Axis, Curve};
-use super::format::number;
-use super::text::visible_inline;
-use super::{Chart, StageCurves};
+use crate::{
+    Chart, StageCurves,
+    curve::{Axis, Curve},
+    format::number,
+    text::visible_inline,
+};
 
-/// Size in CSS pixels at which text is set; the page scales the chart to its column.
+/// Width and height of a chart in CSS pixels, before the page scales it to its column.
 const SIZE: (u32, u32) = (380, 230);
-/// `plotters` rounds to whole pixels, so it draws on a finer grid.
+/// Grid cells per CSS pixel: `plotters` rounds coordinates to integers.
 const FINE: u32 = 4;
 /// Height of axis text in CSS pixels.
 const TEXT: f64 = 11.5;
-/// Number of series colours that the style sheet defines; further series start over.
+/// Number of series colours in the style sheet; further series reuse them.
 const SERIES_COLOURS: usize = 8;
-/// Up to this many points, each is marked with a dot.
+/// Curves with at most this many points have dots.
 const DOTTED: usize = 30;
 
 /// The charts of one stage.
@@ -55,7 +58,7 @@ fn figure(chart: &Chart) -> Markup {
                             @if curves.len() > 1 || *name != chart.title {
                                 span.swatch style={ "background:" (variable(Ink::Series(*colour))) } {} (name) " "
                             }
-                            span.end title="where the curve ends" { (number(curve.last())) }
+                            span.end title="last value" { (number(curve.last())) }
                         }
                     }
                 }
@@ -65,22 +68,22 @@ fn figure(chart: &Chart) -> Markup {
             } @else {
                 @match draw(chart, &curves) {
                     Ok(svg) => { (PreEscaped(svg)) }
-                    Err(error) => { p.empty { "could not be drawn: " (error) } }
+                    Err(error) => { p.empty { "drawing failed: " (error) } }
                 }
             }
         }
     }
 }
 
-/// What a reader who cannot see the chart is told.
+/// A description for screen readers.
 fn description(chart: &Chart, curves: &[(usize, &str, Curve)]) -> String {
-    let told: Vec<String> = curves
+    let names: Vec<String> = curves
         .iter()
         .map(|(_, name, curve)| {
             format!("{name} from {} to {}", number(curve.first()), number(curve.last()))
         })
         .collect();
-    format!("Line chart of {} by {}: {}.", chart.title, chart.x_label, told.join("; "))
+    format!("Line chart of {} by {}: {}.", chart.title, chart.x_label, names.join("; "))
 }
 
 fn draw(chart: &Chart, curves: &[(usize, &str, Curve)]) -> Result<String, Box<dyn Error>> {
@@ -145,13 +148,12 @@ fn draw(chart: &Chart, curves: &[(usize, &str, Curve)]) -> Result<String, Box<dy
     )))
 }
 
-/// Zero, for an axis that starts just beside it: the first step is usually logged as 1 or 10.
+/// Zero, if an axis starts close to it: the first step is usually logged as 1 or 10.
 fn origin(xs: impl Iterator<Item = f64>) -> Option<f64> {
     let (low, high) = xs.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), x| (l.min(x), h.max(x)));
     (low > 0.0 && low <= 0.1 * high).then_some(0.0)
 }
 
-/// `plotters` asks an axis where a value lies, which values get a label, and how the label reads.
 impl Ranged for Axis {
     type FormatOption = NoDefaultFormatting;
     type ValueType = f64;
@@ -176,7 +178,7 @@ impl ValueFormatter<f64> for Axis {
     }
 }
 
-/// What a stroke stands for; the style sheet decides how it looks.
+/// The role of a colour; the style sheet defines its value.
 #[derive(Clone, Copy)]
 enum Ink {
     Text,
@@ -189,7 +191,7 @@ impl Ink {
         [Ink::Text, Ink::Grid].into_iter().chain((0..SERIES_COLOURS).map(Ink::Series))
     }
 
-    /// The stand-in that `plotters` draws with.
+    /// The placeholder that `plotters` draws with.
     fn colour(self) -> RGBAColor {
         let code = match self {
             Ink::Text => 0,
@@ -208,13 +210,13 @@ fn variable(ink: Ink) -> String {
     }
 }
 
-/// Replaces the stand-ins. Text in the SVG cannot be mistaken for one: its quotation marks are escaped.
+/// Replaces the placeholders by CSS variables. Text in the SVG can't be mistaken for one, because its quotation marks are escaped.
 fn with_variables(svg: &str) -> String {
     Ink::all().fold(svg.to_owned(), |svg, ink| {
         let RGBAColor(r, g, b, _) = ink.colour();
         ["fill", "stroke"].into_iter().fold(svg, |svg, property| {
-            let stand_in = format!("{property}=\"#{r:02X}{g:02X}{b:02X}\"");
-            svg.replace(&stand_in, &format!("style=\"{property}:{}\"", variable(ink)))
+            let placeholder = format!("{property}=\"#{r:02X}{g:02X}{b:02X}\"");
+            svg.replace(&placeholder, &format!("style=\"{property}:{}\"", variable(ink)))
         })
     })
 }
@@ -237,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chart_without_a_finite_point_says_so() {
+    fn a_chart_without_finite_points_has_no_svg() {
         for series in
             [vec![], vec![("a", vec![])], vec![("a", vec![(0.0, f64::NAN), (f64::INFINITY, 1.0)])]]
         {
@@ -247,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn nan_is_skipped_and_the_rest_is_drawn() {
+    fn nan_is_skipped() {
         let html = chart(vec![("train", vec![(0.0, 3.0), (1.0, f64::NAN), (2.0, 1.0)])]);
         assert!(!html.contains("NaN") && !html.contains("inf"));
         assert_eq!(html.matches("<circle").count(), 2);
@@ -255,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn colours_follow_the_page() {
+    fn colours_are_css_variables() {
         let series = (0..10).map(|i| ("s", vec![(0.0, i as f64), (1.0, i as f64 + 1.0)])).collect();
         let html = chart(series);
         assert!(!html.contains("=\"#"), "an explicit colour is left");
@@ -264,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_noisy_curve_is_drawn_twice() {
+    fn a_noisy_curve_has_a_smoothed_one() {
         let noisy = chart(vec![("train", (0..5000).map(|i| (i as f64, (i % 2) as f64)).collect())]);
         assert_eq!(noisy.matches("<polyline").count(), 2);
         let calm = chart(vec![("train", (0..20).map(|i| (i as f64, 1.0)).collect())]);

@@ -1,14 +1,14 @@
-//! From logged points to what a small chart can show: cleaned, thinned, smoothed, and with round numbers on the axes.
+//! Prepares logged points for a small chart: filtered, thinned, smoothed, with round numbers on the axes.
 
-use super::format::{fixed, scientific};
+use crate::format::{fixed, scientific};
 
 type Point = (f64, f64);
 
-/// At most this many points of a curve are drawn: a small chart has no more pixels.
+/// Most points drawn of a curve: a small chart has no more pixels.
 const DRAWN_POINTS: usize = 600;
-/// Points of a smoothed curve.
+/// Most points of a smoothed curve.
 const SMOOTH_POINTS: usize = 200;
-/// With fewer points a curve is readable as it is.
+/// Curves with fewer points aren't smoothed.
 const SMOOTH_FROM: usize = 60;
 
 /// A curve ready to be drawn.
@@ -16,14 +16,14 @@ const SMOOTH_FROM: usize = 60;
 pub(super) struct Curve {
     /// The logged points, sorted and thinned.
     pub(super) raw: Vec<Point>,
-    /// A smoothed version, where the points are many and noisy.
+    /// A smoothed version if the points are many and noisy.
     pub(super) smooth: Option<Vec<Point>>,
 }
 
 impl Curve {
-    /// Drops points that are not finite, sorts by x, thins and smooths. `None` when nothing is left.
+    /// Drops points that aren't finite, sorts by x, thins and smooths. `None` if no point is left.
     pub(super) fn new(points: &[Point]) -> Option<Self> {
-        // Beyond this, squares and widths of axes would overflow.
+        // With larger numbers, squares and widths of axes would overflow.
         let drawable = |v: f64| v.abs() < 1e150;
         let mut points: Vec<Point> =
             points.iter().copied().filter(|&(x, y)| drawable(x) && drawable(y)).collect();
@@ -32,12 +32,12 @@ impl Curve {
         (!points.is_empty()).then(|| Self { raw: thin(points), smooth })
     }
 
-    /// Where the curve starts.
+    /// The first y of the curve, smoothed if it is noisy.
     pub(super) fn first(&self) -> f64 {
         self.main().first().map_or(f64::NAN, |p| p.1)
     }
 
-    /// Where the curve ends.
+    /// The last y of the curve, smoothed if it is noisy.
     pub(super) fn last(&self) -> f64 {
         self.main().last().map_or(f64::NAN, |p| p.1)
     }
@@ -47,7 +47,7 @@ impl Curve {
     }
 }
 
-/// Keeps the lowest and the highest point of each bucket, so that spikes survive, and both ends, so that the axis is whole.
+/// Keeps the lowest and the highest point of each bucket, and with them spikes, and both ends, and with them the range of x.
 fn thin(points: Vec<Point>) -> Vec<Point> {
     if points.len() <= DRAWN_POINTS {
         return points;
@@ -65,16 +65,16 @@ fn thin(points: Vec<Point>) -> Vec<Point> {
     kept
 }
 
-/// Whether the curve keeps changing direction. A smooth one, such as a learning rate, is not improved by averaging.
+/// Whether the curve keeps changing direction, unlike, say, a learning rate.
 fn is_noisy(points: &[Point]) -> bool {
     let reversals =
         points.windows(3).filter(|p| (p[1].1 - p[0].1) * (p[2].1 - p[1].1) < 0.0).count();
     points.len() >= SMOOTH_FROM && reversals * 10 > points.len()
 }
 
-/// A straight line fitted around each point, with Gaussian weights over about a twentieth of the curve.
+/// Local linear regression around each point, with Gaussian weights over about a twentieth of the curve.
 ///
-/// Unlike an exponential average it does not lag behind, and unlike a plain centred one it does not bend at the ends.
+/// It doesn't lag as an exponential moving average does, and isn't biased at the ends as a centred moving average is.
 fn smooth(points: &[Point]) -> Vec<Point> {
     let sigma = (points.len() as f64 / 60.0).max(2.0);
     let reach = (3.0 * sigma) as usize;
@@ -84,7 +84,7 @@ fn smooth(points: &[Point]) -> Vec<Point> {
             let center = i * (points.len() - 1) / (count - 1).max(1);
             let from = center.saturating_sub(reach);
             let window = &points[from..(center + reach + 1).min(points.len())];
-            // Weighted sums of 1, t, t², y and t·y, where t counts points from the centre; the line's value at t = 0 is wanted.
+            // Weighted sums of 1, t, t², y and t·y, with t the distance from the centre; the result is the line's value at t = 0.
             let (mut w, mut wt, mut wtt, mut wy, mut wty) = (0.0, 0.0, 0.0, 0.0, 0.0);
             for (offset, &(_, y)) in window.iter().enumerate() {
                 let t = ((from + offset) as f64 - center as f64) / sigma;
@@ -100,7 +100,7 @@ fn smooth(points: &[Point]) -> Vec<Point> {
         .collect()
 }
 
-/// One axis: its range, and round numbers in it.
+/// An axis: its range and its ticks at round numbers.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Axis {
     pub(super) low: f64,
@@ -110,13 +110,13 @@ pub(super) struct Axis {
 }
 
 impl Axis {
-    /// An axis that holds all `values`, with `padding` (a share of the range) at both ends and about `count` ticks.
+    /// An axis that covers all `values`, with `padding` (a share of the range) at both ends and about `count` ticks.
     pub(super) fn around(values: impl Iterator<Item = f64>, padding: f64, count: usize) -> Self {
         let (mut low, mut high) =
             values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
         let size = low.abs().max(high.abs());
         if high - low <= size * 1e-9 {
-            // A constant: give it room, so that it is a line in the middle.
+            // A constant is a line in the middle.
             let room = if size == 0.0 { 1.0 } else { size * 0.1 };
             (low, high) = (low - room, high + room);
         } else {
@@ -130,7 +130,7 @@ impl Axis {
         Self { low, high, ticks, step }
     }
 
-    /// The label of one tick, at the precision that the step between ticks needs.
+    /// The label of a tick, with as many decimals as the distance between ticks requires.
     pub(super) fn label(&self, value: f64) -> String {
         let largest = self.low.abs().max(self.high.abs());
         if value.abs() < self.step * 1e-6 {
@@ -148,7 +148,7 @@ impl Axis {
     }
 }
 
-/// The smallest of 1, 2 and 5 times a power of ten that is not below `step`.
+/// `step` rounded up to 1, 2 or 5 times a power of ten.
 fn round_step(step: f64) -> f64 {
     let power = 10f64.powf(step.log10().floor());
     let factor = [1.0, 2.0, 5.0, 10.0].into_iter().find(|f| f * power >= step * (1.0 - 1e-9));
@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn points_that_cannot_be_drawn_are_skipped() {
+    fn points_that_are_not_finite_are_dropped() {
         let curve = Curve::new(&[
             (2.0, 5.0),
             (0.0, f64::NAN),
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn axes_carry_round_numbers() {
+    fn ticks_are_round_numbers() {
         let cases: [(&[f64], &[&str]); 8] = [
             (&[0.0, 100.0], &["0", "20", "40", "60", "80", "100"]),
             (&[0.31, 0.72], &["0.4", "0.5", "0.6", "0.7"]),

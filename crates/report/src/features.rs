@@ -1,12 +1,14 @@
-//! The section of SAE features that alignment moved.
+//! The section on SAE features whose activation changed.
 
 use maud::{Markup, html};
 
-use super::format::{Unit, fixed, fixed_or_short, number};
-use super::text::visible_inline;
-use super::{FeatureMove, TokenContext};
+use crate::{
+    FeatureMove, TokenContext,
+    format::{Unit, fixed, fixed_or_short, number},
+    text::visible_inline,
+};
 
-/// This many features show their examples at once; the others unfold.
+/// Features whose examples are unfolded initially.
 const OPEN: usize = 3;
 
 pub(super) fn section(features: &[FeatureMove]) -> Markup {
@@ -39,7 +41,7 @@ fn headline(feature: &FeatureMove, largest: f64) -> Markup {
         }
         span.facts {
             "mean activation " (fixed_or_short(feature.before, 3)) " → " (fixed_or_short(feature.after, 3))
-            @if let Some(density) = feature.density { " · fires on " (Unit::Percent.format(density)) " of tokens" }
+            @if let Some(density) = feature.density { " · active on " (Unit::Percent.format(density)) " of tokens" }
         }
     }
 }
@@ -61,7 +63,7 @@ fn examples(feature: &FeatureMove) -> Markup {
     }
 }
 
-/// Tokens in a row, the background as strong as the activation.
+/// A text whose tokens are highlighted in proportion to their activation.
 fn context(example: &TokenContext, strongest: f32) -> Markup {
     let activations = example.activations.iter().copied().chain(std::iter::repeat(0.0));
     html! {

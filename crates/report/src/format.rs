@@ -1,51 +1,51 @@
-//! Numbers as people read them: one rounding for the page and the terminal.
+//! Formats numbers, with the same rounding for the page and the terminal.
 
 use serde::{Deserialize, Serialize};
 
-/// The minus sign: as wide as the plus sign, so that columns of changes line up.
+/// The typographic minus sign, which is as wide as the plus sign.
 const MINUS: char = '−';
 
-/// What a number counts, which decides how it is rounded and what is written behind it.
+/// Unit of a value. It determines rounding and suffix.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
-    /// A share from 0 to 1, written in percent; its changes are percentage points.
+    /// A share from 0 to 1, formatted in percent; changes are in percentage points.
     Percent,
-    /// Natural-log units.
+    /// Nats, as for log-probabilities and divergences.
     Nats,
-    /// A number of tokens.
+    /// Tokens, as for lengths.
     Tokens,
-    /// A bare number.
+    /// Dimensionless.
     #[default]
     Plain,
 }
 
-/// Which direction of a metric is progress.
+/// Which direction of a metric is an improvement.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Better {
-    /// Up is better.
+    /// Higher is better.
     Higher,
-    /// Down is better.
+    /// Lower is better.
     Lower,
-    /// Neither direction is good or bad in itself.
+    /// Neither direction is an improvement.
     #[default]
     Neither,
 }
 
-/// What a change means.
+/// Evaluation of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It went the good way.
+    /// The metric improved.
     Better,
-    /// It went the bad way.
+    /// The metric got worse.
     Worse,
-    /// It did not visibly move, or moving means nothing.
+    /// The change rounds to zero, isn't finite, or the metric has no better direction.
     Neutral,
 }
 
 impl Better {
-    /// Judges the step from `before` to `after`. A change that rounds to nothing in `unit` is neutral.
+    /// Evaluates the change from `before` to `after`. A change that rounds to zero in `unit` is neutral.
     pub fn judge(self, before: f64, after: f64, unit: Unit) -> Verdict {
         let change = after - before;
         if !change.is_finite() || unit.vanishes(change) {
@@ -65,7 +65,7 @@ impl Unit {
         self.with_suffix(value, "%")
     }
 
-    /// A difference of two values, signed: `+12.3 pp`, `−0.041 nats`, `±0`.
+    /// A signed difference of two values: `+12.3 pp`, `−0.041 nats`, `±0`.
     pub fn format_change(self, change: f64) -> String {
         if change.is_finite() && self.vanishes(change) {
             return "±0".to_owned();
@@ -86,7 +86,7 @@ impl Unit {
         }
     }
 
-    /// Whether a change is too small to be seen at this unit's rounding.
+    /// Whether a change is zero at this unit's rounding.
     fn vanishes(self, change: f64) -> bool {
         change.abs()
             < match self {
@@ -97,7 +97,7 @@ impl Unit {
     }
 }
 
-/// One decimal, and more only for small shares, such as a feature's density, which would all read 0.0%.
+/// One decimal, or more for small shares, such as a feature's density, which would otherwise read 0.0%.
 fn percent_decimals(share: f64) -> usize {
     match share.abs() * 100.0 {
         p if p == 0.0 || p >= 0.95 => 1,
@@ -106,7 +106,7 @@ fn percent_decimals(share: f64) -> usize {
     }
 }
 
-/// A bare number at about four significant digits.
+/// A number without unit, at about four significant digits.
 pub(super) fn number(value: f64) -> String {
     let size = value.abs();
     if value.is_nan() {
@@ -120,13 +120,13 @@ pub(super) fn number(value: f64) -> String {
     } else if value.fract() == 0.0 || size >= 1000.0 {
         fixed(value, 0)
     } else {
-        // 3 decimals from 1 to 10, 2 to 100, 1 to 1,000; below 1 the leading zeros are kept out of the count.
+        // 3 decimals below 10, 2 below 100, 1 below 1,000; more below 1, where leading zeros aren't significant.
         let decimals = (3.0 - size.log10().floor()).clamp(0.0, 6.0) as usize;
         trim_zeros(&fixed(value, decimals))
     }
 }
 
-/// Fixed decimals where they show something, else a short form: a KL divergence of 4e-5 nats is not 0.000 nats.
+/// Fixed decimals, or scientific notation for numbers that would round to zero: 4e-5 nats rather than 0.000 nats.
 pub(super) fn fixed_or_short(value: f64, decimals: usize) -> String {
     let size = value.abs();
     if !value.is_finite() {
@@ -138,7 +138,7 @@ pub(super) fn fixed_or_short(value: f64, decimals: usize) -> String {
     }
 }
 
-/// Fixed decimals, with thousands separated by commas and a real minus sign.
+/// Fixed decimals, with commas between thousands and the typographic minus sign.
 pub(super) fn fixed(value: f64, decimals: usize) -> String {
     let text = format!("{:.decimals$}", value.abs());
     let (whole, fraction) = text.split_once('.').unwrap_or((&text, ""));
@@ -153,12 +153,12 @@ pub(super) fn fixed(value: f64, decimals: usize) -> String {
         grouped.push('.');
         grouped.push_str(fraction);
     }
-    // A small negative number that rounds to zero is zero, not "−0.0".
+    // A negative number that rounds to zero is "0.0", not "−0.0".
     let negative = value < 0.0 && text.bytes().any(|b| (b'1'..=b'9').contains(&b));
     signed(negative, &grouped)
 }
 
-/// `1.5e-5`, at most three significant digits.
+/// Scientific notation with at most three significant digits: `1.5e-5`.
 pub(super) fn scientific(value: f64) -> String {
     let text = format!("{:.2e}", value.abs());
     let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_are_written_as_people_read_them() {
+    fn values_are_rounded_by_unit() {
         let cases = [
             (Unit::Percent, 0.6123, "61.2%"),
             (Unit::Percent, 0.0, "0.0%"),
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_carry_their_sign() {
+    fn changes_have_a_sign() {
         let cases = [
             (Unit::Percent, 0.123, "+12.3 pp"),
             (Unit::Percent, -0.5, "−50.0 pp"),

@@ -2,12 +2,12 @@
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::{Report, charts, features, samples, tables};
+use crate::{Report, charts, features, samples, tables};
 
-/// The style that all our pages share: colours for light and dark, tables, charts.
+/// The style sheet shared by reports and dashboards: light and dark colours, tables, charts.
 pub const STYLE: &str = include_str!("style.css");
 
-/// The browser is told to run and fetch nothing, whatever a model has written into the page.
+/// Forbids scripts and external resources, in case generated text breaks out of its element.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:";
 
 pub(super) fn document(report: &Report) -> Markup {
@@ -45,7 +45,7 @@ pub(super) fn document(report: &Report) -> Markup {
                             (section.body)
                         }
                     }
-                    @if sections.is_empty() { p.empty { "There is nothing to report yet." } }
+                    @if sections.is_empty() { p.empty { "This report is empty." } }
                 }
             }
         }
@@ -71,7 +71,7 @@ fn sections(report: &Report) -> [Section; 7] {
         },
         Section {
             id: "comparison",
-            title: "Methods side by side",
+            title: "Comparison of methods",
             lead: "",
             present: report.comparison.is_some(),
             body: html! { @if let Some(table) = &report.comparison { (table.html()) } },
@@ -86,37 +86,37 @@ fn sections(report: &Report) -> [Section; 7] {
         Section {
             id: "curves",
             title: "Training curves",
-            lead: "Where a curve is noisy, the faint line is what was logged and the bold line is smoothed. \
-                   The number beside a name is where its line ends.",
+            lead: "Noisy curves have a faint line with the logged values and a bold smoothed one. \
+                   The number beside a name is the last value.",
             present: !report.stages.is_empty(),
             body: html! { @for stage in &report.stages { (charts::stage(stage)) } },
         },
         Section {
             id: "samples",
             title: "Samples",
-            lead: "The same prompts, answered by the model before and after alignment.",
+            lead: "Responses to the same prompts before and after alignment.",
             present: !report.samples.is_empty(),
             body: samples::section(&report.samples),
         },
         Section {
             id: "features",
-            title: "Features that moved",
-            lead: "The features of the sparse autoencoder whose mean activation changed most, with texts on which they fire. \
-                   The stronger the colour, the stronger the activation; pointing at a token shows its value.",
+            title: "Changed features",
+            lead: "Features of the sparse autoencoder whose mean activation changed most, with texts in which they are active. \
+                   A stronger colour is a stronger activation; hover over a token to see its value.",
             present: !report.features.is_empty(),
             body: features::section(&report.features),
         },
         Section {
             id: "settings",
             title: "Settings",
-            lead: "The resolved settings of the run. Saved as a file, they repeat it.",
+            lead: "The resolved settings of the run. Save them as a file to repeat it with --config.",
             present: !report.settings_toml.is_empty(),
             body: settings(&report.settings_toml),
         },
     ]
 }
 
-/// TOML with its headings and comments set apart, line by line.
+/// TOML with highlighted table headings and comments.
 fn settings(toml: &str) -> Markup {
     html! {
         details {

@@ -1,11 +1,10 @@
-//! The section of generations: the same prompt before and after.
+//! The section of sample responses before and after alignment.
 
 use maud::{Markup, html};
 
-use super::Sample;
-use super::text::visible;
+use crate::{Sample, text::visible};
 
-/// What alignment did to one answer.
+/// How alignment changed the correctness of a response.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Outcome {
     Fixed,
@@ -26,7 +25,7 @@ impl Outcome {
         }
     }
 
-    /// The name of its class on the page.
+    /// Class in the style sheet.
     fn class(self) -> &'static str {
         match self {
             Outcome::Fixed => "fixed",
@@ -70,7 +69,7 @@ pub(super) fn section(samples: &[Sample]) -> Markup {
     }
 }
 
-/// Choices that the style sheet acts on, without a script. Where a browser cannot, all samples show.
+/// Radio buttons that filter the samples by CSS alone. Browsers without `:has` show all samples.
 fn filter(samples: &[Sample]) -> Markup {
     let outcomes =
         [Outcome::Fixed, Outcome::Broken, Outcome::Right, Outcome::Wrong, Outcome::Unjudged];

@@ -1,66 +1,66 @@
-//! Tables of results: the rows, and how they look in a terminal and on the page.
+//! Tables of results, for the terminal and the page.
 
 use comfy_table::{CellAlignment, Table, presets};
 use maud::{Markup, html};
 use serde::{Deserialize, Serialize};
 
-use super::format::{Better, Unit, Verdict, number};
+use crate::format::{Better, Unit, Verdict, number};
 
-/// Stands where there is no number.
+/// Placeholder for a missing value.
 const MISSING: &str = "–";
 
 /// One metric, before and after alignment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TableRow {
-    /// Its name.
+    /// Name of the metric.
     pub metric: String,
-    /// What it measures, in a sentence; shown on the page only.
+    /// One sentence on what it measures, shown on the page only; may be empty.
     pub explanation: String,
-    /// Its value before alignment.
+    /// Value before alignment, if measured.
     pub before: Option<f64>,
-    /// Its value after alignment.
+    /// Value after alignment, if measured.
     pub after: Option<f64>,
-    /// What it counts.
+    /// Unit of both values.
     pub unit: Unit,
-    /// Which direction is progress.
+    /// Which direction is an improvement.
     pub better: Better,
 }
 
 impl TableRow {
-    /// The value before, as text.
+    /// `before` with its unit, or a dash.
     pub fn before_text(&self) -> String {
         value_text(self.before, self.unit)
     }
 
-    /// The value after, as text.
+    /// `after` with its unit, or a dash.
     pub fn after_text(&self) -> String {
         value_text(self.after, self.unit)
     }
 
-    /// The change as text, and what it means. `None` unless both values are known.
+    /// The change as text and its verdict; `None` unless both values are measured.
     pub fn change(&self) -> Option<(String, Verdict)> {
         let (before, after) = (self.before?, self.after?);
         Some((self.unit.format_change(after - before), self.better.judge(before, after, self.unit)))
     }
 }
 
-/// Methods (rows) against metrics (columns).
+/// A table of methods (rows) and metrics (columns).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ComparisonTable {
-    /// The metrics.
+    /// One column per metric.
     pub columns: Vec<Column>,
-    /// A name and one cell per column; missing cells are blank.
+    /// The method's name and one cell per column; absent cells count as [`Cell::Missing`].
     pub rows: Vec<(String, Vec<Cell>)>,
 }
 
 /// One metric of a [`ComparisonTable`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Column {
-    /// Its name.
+    /// Name of the metric.
     pub name: String,
-    /// What its numbers count.
+    /// Unit of the column's numbers.
     pub unit: Unit,
-    /// Which direction is progress: decides which rows are marked as best.
+    /// Which direction is an improvement, and so which value is marked as best.
     pub better: Better,
 }
 
@@ -68,17 +68,17 @@ pub struct Column {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cell {
-    /// Nothing to show.
+    /// No value; shown as a dash.
     #[default]
     Missing,
     /// A number in the column's unit.
     Number(f64),
-    /// Any words.
+    /// Text, shown as is.
     Text(String),
 }
 
 impl ComparisonTable {
-    /// The table for a terminal, without a newline at the end. The best number of a column carries a star.
+    /// The table for a terminal, without a trailing newline. The best number of a column is marked with a star.
     pub fn terminal(&self) -> String {
         let names = self.columns.iter().map(|column| column.name.clone());
         let mut table = plain_table(std::iter::once("Method".to_owned()).chain(names));
@@ -122,7 +122,7 @@ impl ComparisonTable {
         match cells.get(index) {
             None | Some(Cell::Missing) => (MISSING.to_owned(), false),
             Some(Cell::Text(text)) => (text.clone(), false),
-            // Ties as shown are ties: two methods that both read 61.2% are both best.
+            // Values that are equal after rounding are tied: two methods at 61.2% are both best.
             Some(&Cell::Number(value)) => {
                 let text = column.unit.format(value);
                 let best = self.best(index).is_some_and(|best| column.unit.format(best) == text);
@@ -131,7 +131,7 @@ impl ComparisonTable {
         }
     }
 
-    /// The best number of a column, if it has a direction and something to compare.
+    /// The best number of a column; `None` without a better direction or with fewer than two numbers.
     fn best(&self, index: usize) -> Option<f64> {
         let numbers: Vec<f64> = self
             .rows
@@ -152,7 +152,7 @@ impl ComparisonTable {
     }
 }
 
-/// The rows as a table for a terminal, without a newline at the end.
+/// Formats rows as a table for a terminal, without a trailing newline.
 pub fn terminal_table(rows: &[TableRow]) -> String {
     let mut table = plain_table(["Metric", "Before", "After", "Change", ""].map(str::to_owned));
     for row in rows {
@@ -175,7 +175,7 @@ pub(super) fn before_and_after(rows: &[TableRow]) -> Markup {
     html! {
         div.scroll tabindex="0" role="region" aria-label="Metrics before and after alignment" {
             table.metrics {
-                caption { "The same measurements on the same held-out prompts, before and after alignment." }
+                caption { "Metrics on the same held-out prompts before and after alignment." }
                 thead {
                     tr {
                         th scope="col" { "Metric" }
@@ -200,7 +200,7 @@ pub(super) fn before_and_after(rows: &[TableRow]) -> Markup {
     }
 }
 
-/// The change as a coloured pill, with the verdict in words for those who do not see the colour.
+/// The change as a coloured pill, with the verdict in words for screen readers.
 fn change(row: &TableRow) -> Markup {
     html! {
         @match row.change() {
@@ -215,7 +215,7 @@ fn change(row: &TableRow) -> Markup {
     }
 }
 
-/// Sets the word after a number in small type, so that the digits stand out.
+/// Sets the unit after a number in small type.
 fn with_small_unit(text: &str) -> Markup {
     html! {
         @match text.split_once(' ') {
@@ -241,7 +241,7 @@ fn value_text(value: Option<f64>, unit: Unit) -> String {
     }
 }
 
-/// An empty table with these headings, all but the first column aligned to the right.
+/// An empty table with these headings; all columns but the first are right-aligned.
 fn plain_table(header: impl IntoIterator<Item = String>) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_without_rows_are_only_headings() {
+    fn tables_without_rows_have_a_heading() {
         assert_eq!(terminal_table(&[]).lines().count(), 4);
         assert!(ComparisonTable::default().terminal().contains("Method"));
     }

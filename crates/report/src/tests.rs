@@ -1,9 +1,9 @@
-//! The page as a whole: what a hostile or an empty report looks like.
+//! Tests of whole pages, including hostile and empty reports.
 
 use super::*;
 
 #[test]
-fn what_a_model_wrote_is_text_and_nothing_else() {
+fn generated_text_is_escaped() {
     let attack = "</pre></style><script>alert(1)</script><img src=x onerror=alert(1)>\"'>";
     let text = || attack.to_owned();
     let sample = Sample {
@@ -39,7 +39,7 @@ fn what_a_model_wrote_is_text_and_nothing_else() {
         notes: vec![text()],
     });
     assert!(!page.contains("<script") && !page.contains("<img"));
-    // Once per place where it was put; the title stands in the head and in the heading, the chart's texts in the description too.
+    // Once per field; the title is both in the head and in the heading, and the chart's texts are also in its description.
     assert!(
         page.matches("&lt;script&gt;").count() >= 23,
         "{}",
@@ -62,19 +62,19 @@ fn the_page_needs_no_network() {
 fn an_empty_report_is_still_a_page() {
     let page = render(&Report::default());
     assert!(page.starts_with("<!DOCTYPE html>") && page.ends_with("</html>"));
-    assert!(page.contains("nothing to report yet"));
+    assert!(page.contains("This report is empty."));
     assert!(!page.contains("<section") && !page.contains("<nav"));
 }
 
 #[test]
-fn parts_without_content_are_left_out() {
+fn empty_parts_are_left_out() {
     let page = render(&Report { notes: vec!["one seed".into()], ..Report::default() });
     assert!(page.contains("id=\"notes\"") && page.contains("one seed"));
     assert_eq!(page.matches("<section").count(), 1);
 }
 
 #[test]
-fn tokens_carry_their_activation() {
+fn tokens_have_their_activation() {
     let context = TokenContext {
         tokens: [" the", "\n", "cat", " sat"].map(str::to_owned).to_vec(),
         activations: vec![2.0, f32::NAN, 0.5],
@@ -116,7 +116,7 @@ fn samples_can_be_filtered_by_outcome() {
 }
 
 #[test]
-fn a_diverged_run_survives_json() {
+fn a_diverged_run_round_trips_through_json() {
     let mut report = full();
     report.stages[0].charts[0].series[0].points = vec![(0.0, 1.0), (1.0, f64::NAN)];
     report.features[0].after = f64::INFINITY;
@@ -130,7 +130,7 @@ fn a_diverged_run_survives_json() {
 }
 
 #[test]
-fn a_report_without_holes_round_trips() {
+fn a_complete_report_round_trips_through_json() {
     let report = full();
     assert_eq!(
         serde_json::from_str::<Report>(&serde_json::to_string(&report).unwrap()).unwrap(),
@@ -138,7 +138,7 @@ fn a_report_without_holes_round_trips() {
     );
 }
 
-/// A little of everything.
+/// A report with every part.
 fn full() -> Report {
     let series = Series { name: "train".into(), points: vec![(0.0, 2.0), (1.0, 1.0)] };
     let chart = Chart {

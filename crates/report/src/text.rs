@@ -1,13 +1,13 @@
-//! Untrusted text made visible.
+//! Makes hidden characters in untrusted text visible.
 
-/// Replaces characters that would be invisible, or would reorder what stands around them, by their code points.
+/// Replaces characters that are invisible or change the direction of text by escapes such as `\u{202e}`.
 ///
-/// Newlines and tabs stay as they are: whoever shows a single line uses [`visible_inline`].
+/// Newlines and tabs are kept; [`visible_inline`] replaces them too.
 pub fn visible(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut out, c| {
         match c {
             '\n' | '\t' => out.push(c),
-            // Controls, zero-width characters, line separators, and the marks that change the direction of text.
+            // Controls, zero-width characters, line separators, and direction marks.
             '\0'..='\x1f'
             | '\x7f'..='\u{9f}'
             | '\u{ad}'
@@ -22,7 +22,7 @@ pub fn visible(text: &str) -> String {
     })
 }
 
-/// As [`visible`], with newlines and tabs as signs, for text that has to stay on a line.
+/// Like [`visible`], with `↵` and `⇥` for newlines and tabs, for text on a single line.
 pub fn visible_inline(text: &str) -> String {
     visible(text).replace('\n', "↵").replace('\t', "⇥")
 }
@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hidden_characters_show() {
+    fn hidden_characters_are_escaped() {
         let cases = [
             ("plain text", "plain text"),
             ("a\nb\tc", "a↵b⇥c"),

@@ -68,7 +68,7 @@ fn settings_and_devices_that_are_not_there() {
     assert!(!run.exists(), "a refused run leaves no folder");
     for (name, says) in [
         ("vulkan", "cargo xtask train --device vulkan"),
-        ("abacus", "there are cpu, cuda"),
+        ("abacus", "expected cpu, cuda"),
         ("cpu:1", "such as cuda:1"),
     ] {
         let printed = fail(&["devices", "--device", name]);
