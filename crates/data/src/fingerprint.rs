@@ -2,6 +2,7 @@
 
 use crate::hash::hash_bytes;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
 
@@ -84,6 +85,20 @@ impl Fingerprint {
         self.0.iter().filter(|(key, _)| !key.contains(EXPLANATION))
     }
 
+    /// What changed since `then`, in words, setting by setting: items that are JSON objects are compared field by field, and a hash
+    /// is only named. `align.alpha is 1.0, was 0.5, data`
+    pub fn changes(&self, then: &Self) -> String {
+        let value = |text: Option<String>| match text {
+            None => Value::Null,
+            Some(text) => serde_json::from_str(&text).unwrap_or(Value::String(text)),
+        };
+        let mut changes = Vec::new();
+        for Difference { item, expected, found } in self.differences(then) {
+            add_changes(item, &value(expected), &value(found), &mut changes);
+        }
+        changes.join(", ")
+    }
+
     /// Content hash (hex): a fingerprint can itself be an item of another one.
     pub fn hash(&self) -> String {
         let mut bytes = Vec::new();
@@ -97,6 +112,22 @@ impl Fingerprint {
     /// As a JSON object, for file metadata.
     pub(crate) fn to_json(&self) -> String {
         serde_json::Value::from_iter(self.0.clone()).to_string()
+    }
+}
+
+fn add_changes(key: String, now: &Value, then: &Value, changes: &mut Vec<String>) {
+    match (now, then) {
+        (Value::Object(fields), Value::Object(others)) => {
+            let all: BTreeSet<&String> = fields.keys().chain(others.keys()).collect();
+            for field in all {
+                let [now, then] = [fields, others].map(|f| f.get(field).unwrap_or(&Value::Null));
+                if now != then {
+                    add_changes(format!("{key}.{field}"), now, then, changes);
+                }
+            }
+        }
+        (Value::String(hash), _) if hash.len() > 40 => changes.push(key),
+        _ => changes.push(format!("{key} is {now}, was {then}")),
     }
 }
 
@@ -159,6 +190,19 @@ mod tests {
         }
         let read: Fingerprint = serde_json::from_str(&ours.to_json()).unwrap();
         assert_eq!(read.0, ours.0, "explanations are stored");
+    }
+
+    #[test]
+    fn changes_are_told_setting_by_setting() {
+        let of = |align: &str, data: char| {
+            let hash = data.to_string().repeat(64);
+            Fingerprint::default().with("align", align).with("data", hash).with("seed", 3)
+        };
+        let now = of(r#"{"alpha": 1.0, "k": 50, "lora": {"rank": 4}}"#, 'a');
+        let then = of(r#"{"alpha": 0.5, "k": 50, "lora": {"rank": 8}}"#, 'b');
+        let expected = "align.alpha is 1.0, was 0.5, align.lora.rank is 4, was 8, data";
+        assert_eq!(now.changes(&then), expected);
+        assert_eq!(now.changes(&now), "");
     }
 
     #[test]

@@ -173,7 +173,8 @@ impl Run {
                 "the checkpoint in {} was made from other settings or data ({}); resume with those, or leave out --resume to start the \
                  stage over",
                 folder.display(),
-                found.map_or("which ones can't be read".into(), |found| fingerprint.changes(&found))
+                found
+                    .map_or("which ones can't be read".into(), |found| fingerprint.changes(&found))
             ),
             (false, _) => {}
         }
