@@ -18,7 +18,8 @@ const BACKENDS: [&str; 12] = [
 
 /// Every crate with the crates of this workspace that it may use, from the bottom up.
 const TABLE: &[(&str, &[&str])] = &[
-    ("fpo-ops", &[]),
+    ("fpo-products", &[]),
+    ("fpo-ops", &["fpo-products"]),
     ("fpo-data", &[]),
     ("fpo-datasets", &[]),
     ("fpo-report", &[]),
@@ -41,15 +42,16 @@ const TABLE: &[(&str, &[&str])] = &[
             "fpo-transformer",
         ],
     ),
-    ("fpo-trainer", LIBRARIES.split_at(12).0),
-    ("fpo-bench", LIBRARIES.split_at(13).0),
-    ("fpo-cli", LIBRARIES.split_at(14).0),
+    ("fpo-trainer", LIBRARIES.split_at(13).0),
+    ("fpo-bench", LIBRARIES.split_at(14).0),
+    ("fpo-cli", LIBRARIES.split_at(15).0),
     ("fpo-tests", LIBRARIES),
     ("xtask", &[]),
 ];
 
 /// All that may be depended on, in the order of the table.
 const LIBRARIES: &[&str] = &[
+    "fpo-products",
     "fpo-ops",
     "fpo-data",
     "fpo-datasets",
@@ -74,9 +76,10 @@ const LARGEST_SHARE: usize = 5;
 
 /// Crates that know no tensor.
 const WITHOUT_BURN: [&str; 4] = ["fpo-data", "fpo-datasets", "fpo-report", "xtask"];
-/// Crates that may offer a feature which compiles a backend in: `ops` for its own paths, `device` to open devices, the binary for its
+/// Crates that may offer a feature which compiles a backend in: `products` and `ops` for their own paths, `device` to open devices, the binary for its
 /// users, the tests to run on it.
-const MAY_OFFER_BACKENDS: [&str; 4] = ["fpo-ops", "fpo-device", "fpo-cli", "fpo-tests"];
+const MAY_OFFER_BACKENDS: [&str; 5] =
+    ["fpo-products", "fpo-ops", "fpo-device", "fpo-cli", "fpo-tests"];
 /// Crates that a person builds, so a backend may be on by default.
 const MAY_DEFAULT_TO_A_BACKEND: [&str; 2] = ["fpo-cli", "fpo-tests"];
 

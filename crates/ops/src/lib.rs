@@ -84,14 +84,8 @@ pub use rows::Rows;
 pub use softcap::softcap;
 pub use statistics::{TokenStatistics, linear_token_statistics};
 
-/// Matrix products on GPUs with an explicit strategy, and checks of the strategies.
 #[cfg(feature = "cube")]
-pub mod products {
-    pub use crate::cube::products::{
-        Case, CubeK, ProductError, ProductStrategy, Routine, Sample, Tiles, awkward, check, chosen,
-        first_refusal, product,
-    };
-}
+pub use cube::products::{chosen as chosen_products, first_refusal as first_product_refusal};
 
 /// The operations in plain tensor operations, on any backend: the oracle of tests and benchmarks.
 pub mod definition {

@@ -29,9 +29,11 @@ pub(crate) fn product(lhs: impl Into<Factor>, rhs: impl Into<Factor>) -> Tensor<
     let (lhs, rhs) = (lhs.into(), rhs.into());
     #[cfg(feature = "cube")]
     {
+        use fpo_products::ProductStrategy;
+
         use crate::cube::{
             self,
-            products::{Product, ProductStrategy, chosen},
+            products::{Product, chosen},
         };
         let strategy = chosen();
         if strategy != ProductStrategy::Burn

@@ -18,7 +18,7 @@ use std::{
 
 use burn::tensor::DType;
 use burn_cubecl::CubeDevice;
-use fpo_ops::products::{ProductError, ProductStrategy, awkward, check};
+use fpo_products::{ProductError, ProductStrategy, awkward, check};
 use serde_json::{Value, json};
 
 /// The command line.

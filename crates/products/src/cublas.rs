@@ -36,7 +36,7 @@ use cudarc::{
     driver::result::malloc_sync,
 };
 
-use super::{
+use crate::{
     ProductError, ProductStrategy,
     operand::{Layout, Layouts},
     refused, stream,
@@ -281,7 +281,7 @@ fn proposals(
     [a, b, c]: [sys::cublasLtMatrixLayout_t; 3],
     [lhs, rhs, output]: [u32; 3],
 ) -> Result<Vec<sys::cublasLtMatmulHeuristicResult_t>, String> {
-    const MOST: usize = super::PROPOSALS as usize;
+    const MOST: usize = crate::PROPOSALS as usize;
     let named = |error| format!("cuBLASLt's heuristic: {error}");
     let preference = create_matmul_pref().map_err(named)?;
     let set = |name, bytes: *const c_void, size| {

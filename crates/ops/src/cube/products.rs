@@ -3,8 +3,8 @@
 use std::sync::{Mutex, OnceLock};
 
 use burn::{backend::fusion::custom::TensorSpec, tensor::Shape};
+use fpo_products::{ProductError, ProductStrategy, product};
 
-use super::{ProductError, ProductStrategy, product};
 use crate::cube::{Kernel, matrix::Matrix};
 
 /// The environment variable that names the strategy for products.

@@ -1,7 +1,7 @@
 //! The matrix products of a training step.
 
 use burn::tensor::DType;
-use fpo_ops::products::Case;
+use fpo_products::Case;
 
 /// A product with its role in the step.
 #[derive(Clone)]

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use burn_cubecl::cubecl::{client::Client, future::block_on};
-use fpo_ops::products::ProductError;
+use fpo_products::ProductError;
 
 /// Measured times of a product.
 pub struct Times {

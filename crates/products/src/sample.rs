@@ -10,7 +10,7 @@ use burn_cubecl::{
     tensor::CubeTensor,
 };
 
-use super::{ProductError, ProductStrategy, product};
+use crate::{ProductError, ProductStrategy, product};
 
 /// Shape, layouts and types of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

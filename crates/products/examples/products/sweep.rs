@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
 use burn_cubecl::{CubeDevice, cubecl::future::block_on};
-use fpo_ops::products::{Case, CubeK, ProductError, ProductStrategy, Sample};
+use fpo_products::{Case, CubeK, ProductError, ProductStrategy, Sample};
 use serde_json::{Value, json};
 
 use crate::{

@@ -26,7 +26,7 @@ use cubek::{
     std::InputBinding,
 };
 
-use super::{ProductError, refused};
+use crate::{ProductError, refused};
 
 /// A kernel of CubeK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

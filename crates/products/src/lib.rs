@@ -2,12 +2,18 @@
 //!
 //! Without autotune Burn launches CubeK's plainest accelerated kernel, which reaches an eighth of what a Hopper card can do. The
 //! fastest strategy depends on the card and the shape; the example `products` measures all of them.
+//!
+//! # Invariants
+//! * Knows no other crate of the workspace: tensors of Burn's GPU backends go in.
+//! * Without a feature that compiles a GPU backend in, the crate is empty.
+//! * A strategy that doesn't take a shape refuses it; [`check`] says whether one computes what it should.
+
+#![cfg(feature = "cube")]
 
 #[cfg(feature = "cuda")]
 mod cublas;
 mod kernels;
 mod operand;
-mod queued;
 mod sample;
 #[cfg(feature = "cuda")]
 mod stream;
@@ -17,8 +23,6 @@ use std::{fmt, str::FromStr};
 use burn_cubecl::tensor::CubeTensor;
 
 pub use kernels::{CubeK, Routine, Tiles};
-pub(crate) use queued::Product;
-pub use queued::{chosen, first_refusal};
 pub use sample::{Case, Sample, awkward, check};
 
 /// How a product is computed.
