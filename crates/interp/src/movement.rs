@@ -41,7 +41,8 @@ struct Found {
 }
 
 impl Texts<'_> {
-    /// The features whose mean pooled activation changed most from `before` to `after` (one value per feature), largest change first.
+    /// The features whose mean pooled activation changed most from `before` to `after` (one value per feature), largest change
+    /// first.
     ///
     /// # Errors
     /// A token can't be decoded.

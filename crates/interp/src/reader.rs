@@ -16,8 +16,8 @@ pub struct FeatureReader {
 }
 
 impl FeatureReader {
-    /// A reader without sites; add them with [`Self::with`]. Positions of `excluded` tokens, which autoencoders aren't trained on, are
-    /// left out of the averages: BOS, EOS and padding (fpo_data's `Tokenizer::special_ids`).
+    /// A reader without sites; add them with [`Self::with`]. Positions of `excluded` tokens, which autoencoders aren't trained on,
+    /// are left out of the averages: BOS, EOS and padding (fpo_data's `Tokenizer::special_ids`).
     pub fn new(pooling: Pooling, excluded: Vec<u32>) -> Self {
         Self { encoders: Vec::new(), pooling, excluded }
     }

@@ -93,8 +93,8 @@ impl Source<'_> {
         kept
     }
 
-    /// Activations of the given rows, one block per site. Leaves out outliers: positions where the norm of an activation exceeds its
-    /// site's limit in `longest`.
+    /// Activations of the given rows, one block per site. Leaves out outliers: positions where the norm of an activation exceeds
+    /// its site's limit in `longest`.
     fn read(&self, rows: &[usize], longest: Option<&[f64]>) -> Result<Vec<Block>> {
         let batch = self.batch(rows)?;
         let shape = [batch.rows, batch.width];

@@ -172,8 +172,8 @@ impl<'a> ActivationStore<'a> {
         self.read("measure", 0, self.held_out.clone())
     }
 
-    /// The next `tokens` activations: one tensor `[tokens, width]` per site, all at the same positions. Fewer only if a whole buffer
-    /// has fewer.
+    /// The next `tokens` activations: one tensor `[tokens, width]` per site, all at the same positions. Fewer only if a whole
+    /// buffer has fewer.
     ///
     /// # Errors
     /// The data or a shard can't be read, or `max_norm` leaves a buffer empty.

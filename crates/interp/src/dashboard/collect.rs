@@ -109,8 +109,8 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Calls `each` with (index into `rows`, position, activations of the features) for every position that isn't excluded, in order.
-    /// Returns the number of positions.
+    /// Calls `each` with (index into `rows`, position, activations of the features) for every position that isn't excluded, in
+    /// order. Returns the number of positions.
     fn read(&self, rows: &[usize], mut each: impl FnMut(usize, usize, &[f32])) -> Result<usize> {
         let device = self.source.model.device();
         let batch = self.source.batch(rows)?;

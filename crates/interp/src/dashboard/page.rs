@@ -96,8 +96,8 @@ impl Tokens {
     }
 }
 
-/// A feature in the script's format: [index, density, max, mean, promoted, suppressed, histogram, examples]. Tokens are indices into
-/// the table of tokens; an example is [tokens, [position, activation, …], strongest].
+/// A feature in the script's format: [index, density, max, mean, promoted, suppressed, histogram, examples]. Tokens are indices
+/// into the table of tokens; an example is [tokens, [position, activation, …], strongest].
 fn compact(feature: &Feature, tokens: &mut Tokens) -> Value {
     let mut logits = |list: &[TokenLogit]| -> Vec<Value> {
         list.iter().map(|t| json!([tokens.place(t.token), short(t.logit)])).collect()
