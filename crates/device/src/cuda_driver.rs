@@ -82,8 +82,8 @@ pub fn judge(driver: Driver, compiler: Compiler, index: usize) -> Result<(), Str
     match compiler {
         Compiler::BuiltIn => Ok(()),
         Compiler::WithoutLibdevice => Err(
-            "CUDA toolkit not found: kernels need exp, tanh and others from its nvvm/libdevice/libdevice.10.bc; install the toolkit \
-             or its package cuda-nvvm, and set CUDA_PATH to its folder (defaults to /usr/local/cuda)"
+            "CUDA toolkit not found: kernels need exp, tanh and others from its nvvm/libdevice/libdevice.10.bc; install the \
+             toolkit or its package cuda-nvvm, and set CUDA_PATH to its folder (defaults to /usr/local/cuda)"
                 .into(),
         ),
         Compiler::Missing => Err(format!(

@@ -1,8 +1,9 @@
 //! Turns device failures, on whichever thread they occur, into errors of the work that they affect.
 //!
-//! CubeCL executes the work of a stream on a thread of the device and catches panics there. If a caller is waiting for a result, the
-//! panic resumes on the caller's thread. Otherwise it is only logged, and the output tensors are left unwritten. Therefore a panic
-//! hook records every failure, and [`guard`] checks for failures of its own stream when its work ends, even if it returned `Ok`.
+//! CubeCL executes the work of a stream on a thread of the device and catches panics there. If a caller is waiting for a result,
+//! the panic resumes on the caller's thread. Otherwise it is only logged, and the output tensors are left unwritten. Therefore a
+//! panic hook records every failure, and [`guard`] checks for failures of its own stream when its work ends, even if it returned
+//! `Ok`.
 
 use std::{
     any::Any,
@@ -146,8 +147,8 @@ impl Watch {
         }
     }
 
-    /// Records the device failure, if any, in a panic message of this thread. Returns whether a guard will report that failure or the
-    /// one that it follows from.
+    /// Records the device failure, if any, in a panic message of this thread. Returns whether a guard will report that failure or
+    /// the one that it follows from.
     fn note(&self, text: &str) -> bool {
         let failure = DeviceFailure::of(text);
         let (stream, thread) = (StreamId::current(), thread::current().id());

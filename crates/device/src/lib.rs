@@ -110,7 +110,7 @@ fn compiled(name: &str) -> Result<(Kind, Option<usize>)> {
     let (kind, index) = split(name)?;
     if !kind.is_compiled() {
         bail!(
-            "device `{name}`: this binary has no `{kind}` backend (only {}); `cargo xtask train --device {name}` builds one that does",
+            "device `{name}`: this binary has no `{kind}` backend (only {}); `cargo xtask train --device {name}` builds one with it",
             names(Kind::compiled())
         );
     }

@@ -1,4 +1,4 @@
-//! An autoencoder from a file, for a model: does it belong there?
+//! Loads an autoencoder and checks that it belongs to a model's site.
 
 use std::path::Path;
 
@@ -10,11 +10,11 @@ use fpo_transformer::{ModelConfig, Site};
 
 use crate::reader::check_fit;
 
-/// Reads an autoencoder onto a device for activations of `site`. One that doesn't fit there is refused; one whose file names
-/// another model or another site is read with a warning. `model` is the model's folder, whose name is compared.
+/// Loads an autoencoder for activations of `site`. Warns if its file names another model or another site; `model` is the model's
+/// folder, whose name is compared.
 ///
 /// # Errors
-/// A file that can't be read, a site that the model lacks, or another width.
+/// An unreadable file, a site that the model lacks, or an autoencoder of another width.
 pub fn open(
     path: &Path,
     site: Site,
@@ -31,7 +31,10 @@ pub fn open(
     Ok(sae)
 }
 
-/// The site that was named, or the one that the autoencoder's file names.
+/// The site given by the user, else the one that the autoencoder's file names.
+///
+/// # Errors
+/// An invalid site, an unreadable file, or a file that names no supported site.
 pub fn site(named: Option<&str>, path: &Path) -> Result<Site> {
     if let Some(named) = named {
         return Ok(named.parse()?);
@@ -40,21 +43,21 @@ pub fn site(named: Option<&str>, path: &Path) -> Result<Site> {
     let hook = sae.provenance.hook_name.as_deref();
     hook.and_then(Site::from_hook_name).with_context(|| {
         let hook = hook.unwrap_or("no site");
-        format!("{} names {hook}; say with --site where it belongs", path.display())
+        format!("{} names {hook}; set its site with --site", path.display())
     })
 }
 
 fn warnings(provenance: &Provenance, site: Site, model_path: &Path) -> Vec<String> {
     let mut found = Vec::new();
     if let Some(hook) = provenance.hook_name.as_deref().filter(|hook| *hook != site.hook_name()) {
-        found.push(format!("it was trained on {hook}, and is used on {}", site.hook_name()));
+        found.push(format!("it was trained on {hook}, but is used on {}", site.hook_name()));
     }
     let last = |path: &str| path.rsplit('/').next().unwrap_or(path).to_lowercase();
     let model = last(&model_path.to_string_lossy());
-    // Downloads often add something to a name, such as `gemma-2-2b-it-local`.
+    // Names of local folders often have a prefix or suffix, such as `gemma-2-2b-it-local`.
     let differs = |theirs: &str| !model.contains(&last(theirs)) && !last(theirs).contains(&model);
     if let Some(theirs) = provenance.model_name.as_deref().filter(|name| differs(name)) {
-        found.push(format!("it was trained on `{theirs}`, and the model is `{model}`"));
+        found.push(format!("it was trained on `{theirs}`, but the model is `{model}`"));
     }
     found
 }
@@ -64,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_from_elsewhere_is_warned_about() {
+    fn another_model_or_site_is_warned_about() {
         let from = |model: &str, hook: &str| Provenance {
             model_name: Some(model.to_owned()),
             hook_name: Some(hook.to_owned()),

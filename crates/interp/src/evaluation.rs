@@ -1,7 +1,6 @@
-//! What an autoencoder keeps of a model: reconstruction, sparsity, and what becomes of the predictions when its
-//! reconstruction takes the activation's place. Definitions are those of `sae_lens.evals` (SAELens 6):
-//! positions that hold a special token keep their activation and are in no mean, while zero-ablation zeroes
-//! them too; a position's cross-entropy is that of the token after it.
+//! Evaluation of an autoencoder: reconstruction, sparsity, and the model's predictions with the reconstruction in place of the
+//! activation. Definitions follow `sae_lens.evals` (SAELens 6): positions of special tokens keep their activation and are
+//! excluded from all means, but zero ablation zeroes them too; the cross-entropy at a position is that of the next token.
 
 use std::num::NonZeroUsize;
 
@@ -12,23 +11,23 @@ use fpo_sae::{Quality, QualityMeter, Sae};
 use fpo_transformer::Site;
 use serde::Serialize;
 
-use crate::activations::{Source, indices};
+use crate::{activations::Source, reader::indices};
 
-/// Positions encoded at once: `[positions, d_sae]` is never held for a whole batch.
+/// Positions per block, which bounds the size of `[positions, d_sae]`.
 const POSITIONS: usize = 2048;
 
-/// How the cross-entropy fares, in nats per token.
+/// Cross-entropy of the predictions, in nats per token.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct CrossEntropy {
-    /// Of the model as it is.
+    /// Of the unchanged model.
     pub original: f64,
     /// With the reconstruction spliced in.
     pub spliced: f64,
-    /// With zeros in the activation's place.
+    /// With the activation set to zero.
     pub zero_ablation: f64,
     /// spliced − original.
     pub delta: f64,
-    /// (zero − spliced) / (zero − original): 1 is perfect, 0 as bad as zeros.
+    /// (zero_ablation − spliced) / (zero_ablation − original): 1 for a perfect reconstruction, 0 for one no better than zeros.
     pub score: f64,
 }
 
@@ -37,59 +36,64 @@ pub struct CrossEntropy {
 pub struct Divergence {
     /// With the reconstruction spliced in.
     pub spliced: f64,
-    /// With zeros in the activation's place.
+    /// With the activation set to zero.
     pub zero_ablation: f64,
-    /// (zero − spliced) / zero.
+    /// (zero_ablation − spliced) / zero_ablation.
     pub score: f64,
 }
 
-/// A bar of the histogram of densities.
+/// A bin of the histogram of feature densities.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct DensityBin {
-    /// Lower end, as log₁₀ of the share of tokens.
+    /// Lower end: log₁₀ of the share of tokens on which a feature is active.
     pub from: f64,
-    /// Upper end.
+    /// Upper end, in the same unit.
     pub to: f64,
-    /// Features in between.
+    /// Number of features in the bin.
     pub features: usize,
 }
 
-/// Everything measured.
+/// Results of [`evaluate`].
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SaeEvaluation {
     /// Reconstruction and sparsity.
     #[serde(flatten)]
     pub quality: Quality,
-    /// Cross-entropy.
+    /// Cross-entropy with and without the reconstruction.
     pub cross_entropy: CrossEntropy,
-    /// KL.
+    /// Divergence from the original predictions.
     pub kl: Divergence,
-    /// Densities of the features that are active on some token.
+    /// Densities of the features that are active on at least one token.
     pub density_histogram: Vec<DensityBin>,
 }
 
 /// Sums over positions.
 #[derive(Default)]
 struct Sums {
-    /// Positions with a token after them.
+    /// Number of positions that have a next token.
     predicted: usize,
-    /// Positions.
+    /// Number of positions.
     positions: usize,
-    /// Cross-entropies: original, spliced, zeros.
+    /// Cross-entropies in nats: original, spliced, zero ablation.
     cross_entropy: [f64; 3],
-    /// KL: spliced, zeros.
+    /// KL in nats: spliced, zero ablation.
     kl: [f64; 2],
 }
 
-/// Measures an autoencoder on the first rows of the source, whose only site is the autoencoder's, until
-/// `tokens` positions were seen.
+/// Evaluates an autoencoder on the first rows of `source` until at least `tokens` positions have been read, `batch_size` rows per
+/// forward pass. The source's only site must be the autoencoder's.
+///
+/// # Errors
+/// A source with more or fewer sites, unreadable data, or data without tokens to measure on or to predict.
 pub fn evaluate(
     sae: &Sae,
     source: &Source<'_>,
     tokens: usize,
     batch_size: NonZeroUsize,
 ) -> Result<SaeEvaluation> {
-    let &[site] = source.sites.as_slice() else { bail!("an autoencoder has one site") };
+    let &[site] = source.sites.as_slice() else {
+        bail!("expected one site, but the source has {}", source.sites.len())
+    };
     let rows = Batches::sequential(source.data.len(), batch_size);
     let total = source.data.lengths().iter().sum::<usize>().min(tokens);
     let mut progress = source.reporter.begin("evaluate", "tokens", total, 0);
@@ -107,7 +111,7 @@ pub fn evaluate(
     progress.finish(&format!("{} tokens", sums.positions));
     let quality = meter.quality().context("the data has no tokens to measure on")?;
     if sums.predicted == 0 {
-        bail!("the data has no token to predict");
+        bail!("the data has no tokens to predict");
     }
     let [original, spliced, zero_ablation] =
         sums.cross_entropy.map(|sum| sum / sums.predicted as f64);
@@ -182,7 +186,7 @@ fn add(
         sums.positions += positions.len();
     }
     let width = batch.width as i32;
-    // A row's last token has none after it.
+    // The last token of a row has no next token.
     let predicting: Vec<i32> = kept
         .into_iter()
         .filter(|at| (at % width) as usize + 1 < batch.lens[(at / width) as usize])
@@ -205,11 +209,11 @@ fn flat(x: Tensor<3>) -> Tensor<2> {
     x.reshape([batch * tokens, width])
 }
 
-/// Two bars a power of ten, from the rarest feature to the densest.
-pub fn histogram(densities: &[f64]) -> Vec<DensityBin> {
+/// Densities in bins of half a power of ten, from the lowest above 0 up to 1.
+fn histogram(densities: &[f64]) -> Vec<DensityBin> {
     let logs: Vec<f64> = densities.iter().filter(|d| **d > 0.0).map(|d| d.log10()).collect();
     let Some(lowest) = logs.iter().copied().reduce(f64::min) else { return Vec::new() };
-    // Half powers; a density of 1 belongs to the last bar.
+    // A density of 1 belongs to the last bin.
     let bar = |log: f64| ((2.0 * log).floor() as i64).min(-1);
     (bar(lowest)..0)
         .map(|index| DensityBin {
@@ -225,7 +229,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_active_feature_is_in_one_bar() {
+    fn every_active_feature_is_in_one_bin() {
         let densities = [0.0, 1.0, 0.5, 0.1, 0.09, 1e-4, 2e-4];
         let bars = histogram(&densities);
         assert_eq!(bars.iter().map(|b| b.features).sum::<usize>(), 6);

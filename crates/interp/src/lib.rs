@@ -1,10 +1,10 @@
-//! What a sparse autoencoder sees in a model: activations of its sites, autoencoders trained and evaluated on them, features searched
-//! for, and shown.
+//! Sparse autoencoders on a language model: activations at its sites, training and evaluation of autoencoders on them, feature
+//! search, and a dashboard of features.
 //!
 //! # Invariants
-//! * Knows no preference pairs, losses or settings: token sequences, a model and an autoencoder go in.
-//! * An autoencoder is used at a site only after [`autoencoder`] has checked that it fits there.
-//! * Positions of BOS, EOS and padding are in no activation, mean or count.
+//! * Knows no preference pairs and no run settings: its inputs are token sequences, a model and an autoencoder.
+//! * [`reader::check_fit`] checks that an autoencoder fits a model's site before it is used there.
+//! * Positions of BOS, EOS and padding are excluded from activations, means and counts.
 
 pub mod activations;
 pub mod autoencoder;

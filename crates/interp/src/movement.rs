@@ -1,4 +1,4 @@
-//! Which features a training moved most, and the tokens that activate them.
+//! The features whose mean activation training changed most, with the tokens that activate them.
 
 use anyhow::{Context, Result};
 use burn::tensor::{Int, Tensor, TensorData};
@@ -6,42 +6,46 @@ use fpo_report::{FeatureMove, TokenContext};
 use fpo_sae::Sae;
 use fpo_transformer::{LanguageModel, Site};
 
-/// Features shown.
+use crate::reader::indices;
+
+/// Features reported.
 const FEATURES_SHOWN: usize = 12;
-/// Stretches of text shown per feature, and tokens on either side of the strongest.
+/// Text excerpts per feature.
 const EXAMPLES_SHOWN: usize = 3;
+/// Tokens of an excerpt on either side of the strongest one.
 const CONTEXT: usize = 8;
 
-/// What features are looked up in.
+/// Texts in which to look for examples of features.
 pub struct Texts<'a> {
     /// The model after training.
     pub model: &'a LanguageModel,
-    /// The autoencoder, and where it reads.
+    /// The autoencoder for `site`.
     pub sae: &'a Sae,
-    /// Its site.
+    /// Where the model's activations are read.
     pub site: Site,
     /// Token sequences to search for examples.
     pub sequences: Vec<&'a [u32]>,
-    /// Tokens whose positions the autoencoder was not trained on.
+    /// Tokens whose positions are left out: BOS, EOS and padding (fpo_data's `Tokenizer::special_ids`).
     pub excluded: &'a [u32],
-    /// The text of a token.
+    /// Decodes a single token.
     pub decode: &'a dyn Fn(u32) -> Result<String>,
 }
 
-/// What was found of a feature.
+/// Statistics and examples of a feature.
 #[derive(Clone, Default)]
 struct Found {
-    /// Positions at which it is active.
+    /// Number of positions at which it is active.
     active: usize,
-    /// The strongest position of different texts, strongest first.
+    /// Excerpts around its strongest position in a text, with the activation there; strongest first.
     examples: Vec<(f32, TokenContext)>,
 }
 
 impl Texts<'_> {
-    /// The features whose mean pooled activation moved most from `before` to `after`, `[d_sae]` each.
+    /// The features whose mean pooled activation changed most from `before` to `after` (one value per feature), largest change
+    /// first.
     ///
     /// # Errors
-    /// A token that can't be decoded.
+    /// A token can't be decoded.
     pub fn moved(&self, before: &[f64], after: &[f64]) -> Result<Vec<FeatureMove>> {
         let mut order: Vec<usize> = (0..self.sae.d_sae()).collect();
         let movement = |i: usize| (after[i] - before[i]).abs();
@@ -68,14 +72,12 @@ impl Texts<'_> {
         Ok(moves.collect())
     }
 
-    /// Some features at every token, row by row.
+    /// The `wanted` features at every token, `[tokens, wanted]` flattened.
     fn features(&self, tokens: &[u32], wanted: &[usize]) -> Result<Vec<f32>> {
         let device = self.model.device();
         let ids: Vec<i32> = tokens.iter().map(|&t| t as i32).collect();
         let input = Tensor::<2, Int>::from_data(TensorData::new(ids, [1, tokens.len()]), &device);
-        let columns: Vec<i32> = wanted.iter().map(|&i| i as i32).collect();
-        let columns = TensorData::new(columns, [wanted.len()]);
-        let columns = Tensor::<1, Int>::from_data(columns, &device);
+        let columns = indices(wanted.iter().map(|&i| i as i32).collect(), &device);
         let activations = self.model.activations(input, &[self.site]).into_iter().next();
         let x = activations.context("a site gives one tensor")?;
         let [_, count, width] = x.dims();
@@ -83,7 +85,7 @@ impl Texts<'_> {
         Ok(features.into_data().iter::<f32>().collect())
     }
 
-    /// Adds a text with a feature's activation on each of its tokens.
+    /// Adds a text, given a feature's activation at each token.
     fn add(&self, found: &mut Found, tokens: &[u32], values: Vec<f32>) -> Result<()> {
         found.active += values.iter().filter(|value| **value > 0.0).count();
         let strongest = values

@@ -1,4 +1,4 @@
-//! Reads the pooled features of texts, at one site or several.
+//! Pooled features of responses, at one or several sites.
 
 use anyhow::Result;
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -7,51 +7,51 @@ use fpo_ops::{Encoder, pooled_features};
 use fpo_sae::{Sae, check_width};
 use fpo_transformer::{ModelConfig, Site};
 
-/// Autoencoders at their sites, and the positions over which their features are averaged. Reference and policy share one.
+/// Encoders at their sites, and the positions over which their features are averaged. Shared by reference and policy.
 #[derive(Clone)]
 pub struct FeatureReader {
     encoders: Vec<(Encoder, Site)>,
     pooling: Pooling,
-    /// Tokens whose positions the autoencoders were not trained on.
     excluded: Vec<u32>,
 }
 
 impl FeatureReader {
-    /// Reads no site yet; see [`Self::with`]. Positions that hold one of `excluded` stay out of the averages.
+    /// A reader without sites; add them with [`Self::with`]. Positions of `excluded` tokens, which autoencoders aren't trained on,
+    /// are left out of the averages: BOS, EOS and padding (fpo_data's `Tokenizer::special_ids`).
     pub fn new(pooling: Pooling, excluded: Vec<u32>) -> Self {
         Self { encoders: Vec::new(), pooling, excluded }
     }
 
-    /// Reads an autoencoder's features at a site, after those of earlier sites.
+    /// Adds an autoencoder at a site. Its features follow those of the sites before it.
     pub fn with(mut self, sae: &Sae, site: Site) -> Self {
         self.encoders.push((sae.encoder.clone(), site));
         self
     }
 
-    /// The encoders, in the order of the sites.
+    /// The encoders, ordered as [`Self::sites`].
     pub fn encoders(&self) -> impl Iterator<Item = &Encoder> {
         self.encoders.iter().map(|(encoder, _)| encoder)
     }
 
-    /// Where the model's activations are read.
+    /// The sites whose activations [`Self::pool`] takes.
     pub fn sites(&self) -> Vec<Site> {
         self.encoders.iter().map(|(_, site)| *site).collect()
     }
 
-    /// Number of features of each site.
+    /// `d_sae` of each site.
     pub fn widths(&self) -> Vec<usize> {
         self.encoders().map(|encoder| encoder.d_sae()).collect()
     }
 
-    /// Number of features of all sites together.
+    /// Total number of features over all sites.
     pub fn d_sae(&self) -> usize {
         self.widths().iter().sum()
     }
 
-    /// Refuses a site that the model lacks, and an autoencoder for another width.
+    /// Checks that every encoder fits its site; see [`check_fit`].
     ///
     /// # Errors
-    /// Which autoencoder doesn't fit where.
+    /// A site that the model lacks, or an encoder of another width.
     pub fn check(&self, config: &ModelConfig) -> Result<()> {
         for (encoder, site) in &self.encoders {
             check_fit(encoder, *site, config)?;
@@ -59,12 +59,13 @@ impl FeatureReader {
         Ok(())
     }
 
-    /// Pooled features of a model's activations `[rows, tokens, width]`, one tensor `[rows, d_sae]` per site.
+    /// Mean features per row of a batch. `activations`: one tensor `[rows, tokens, d_model]` per site. Returns `[rows, d_sae]` per
+    /// site.
     pub fn pool(&self, batch: &TokenBatch, activations: Vec<Tensor<3>>) -> Vec<Tensor<2>> {
         let positions = batch.positions(self.pooling, &self.excluded);
         let pool = |(x, encoder): (Tensor<3>, &Encoder)| {
             let [rows, tokens, width] = x.dims();
-            let flat = indices(&positions.flat, &x.device());
+            let flat = indices(positions.flat.clone(), &x.device());
             let x = x.reshape([rows * tokens, width]).select(0, flat);
             pooled_features(x, encoder, &positions.counts)
         };
@@ -72,15 +73,17 @@ impl FeatureReader {
     }
 }
 
-/// The one check that an encoder fits at a site of a model.
+/// Checks that an encoder fits a site of a model.
 ///
 /// # Errors
-/// A site that the model lacks, or another width.
+/// A site that the model lacks, or an encoder of another width.
 pub fn check_fit(encoder: &Encoder, site: Site, config: &ModelConfig) -> Result<()> {
     site.check(config.num_hidden_layers)?;
     Ok(check_width(encoder, site, site.width(config))?)
 }
 
-fn indices(values: &[i32], device: &Device) -> Tensor<1, Int> {
-    Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), device)
+/// Indices on a device, `[values.len()]`.
+pub fn indices(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {
+    let count = values.len();
+    Tensor::from_data(TensorData::new(values, [count]), device)
 }

@@ -1,5 +1,5 @@
-//! The training loop of autoencoders: one or several, for as many sites, from one stream of activations;
-//! with checkpoints from which it resumes bit for bit.
+//! Training loop for one or more autoencoders, each at a site of its own, on one stream of activations. Resumes from checkpoints
+//! bit for bit.
 
 use std::{
     fs::OpenOptions,
@@ -18,38 +18,41 @@ use serde_json::{Map, Value, json};
 
 use crate::activations::{ActivationStore, Block, Cursor};
 
-/// Tokens measured at once, and tokens from which the inputs' scale and mean are taken.
+/// Tokens per block when measuring, and tokens that estimate scale and mean of the inputs.
 const TOKENS_AT_ONCE: usize = 4096;
 
-/// The frame of a training.
+/// What the training loop needs beside the activations.
 pub struct SaeTrainingRun<'a> {
-    /// The stage's name, for progress and messages.
+    /// Name of the stage, for progress and messages.
     pub stage: &'static str,
-    /// Of every autoencoder.
+    /// Settings shared by all autoencoders.
     pub settings: &'a SaeTraining,
-    /// The sites that the store reads, an autoencoder for each.
+    /// The sites that the store reads; one autoencoder is trained per site.
     pub sites: &'a [Site],
-    /// Seeds the initial directions.
+    /// Seed of the initial weights.
     pub seed: u64,
-    /// The name of the model, for the files.
+    /// Name of the model, recorded in the autoencoders' provenance.
     pub model_name: String,
-    /// Where checkpoints and metrics go.
+    /// Folder of checkpoints and metrics.
     pub checkpoints: &'a Checkpoints,
     /// Steps between checkpoints.
     pub checkpoint_every: usize,
 }
 
-/// The part of a checkpoint that is no tensor.
+/// The part of a checkpoint beside the tensors.
 #[derive(Serialize, Deserialize)]
 struct State {
     cursor: Cursor,
-    /// Length of the metrics file at that moment, in bytes.
+    /// Length of the metrics file at the checkpoint, in bytes.
     metrics_bytes: u64,
 }
 
 impl SaeTrainingRun<'_> {
-    /// Trains from the beginning, or from the last checkpoint where there is one. The metrics stay in the
-    /// folder of the checkpoints.
+    /// Trains from the start, or resumes from the last checkpoint if there is one. Appends a line per step to the metrics file in
+    /// the folder of checkpoints. Returns one autoencoder per site.
+    ///
+    /// # Errors
+    /// A device failure, a loss that isn't finite, unreadable activations, or files that can't be read or written.
     pub fn run(&self, store: &mut ActivationStore<'_>, device: &Device) -> Result<Vec<Sae>> {
         let path = self.checkpoints.metrics();
         let mut trainers = match self.checkpoints.latest()? {
@@ -103,7 +106,7 @@ impl SaeTrainingRun<'_> {
         sample.into_iter().map(start).collect()
     }
 
-    /// A step of every autoencoder: a line for the metrics, and what is shown.
+    /// One step of every autoencoder. Returns the line of metrics and the progress message.
     fn step(
         &self,
         step: usize,
@@ -118,7 +121,7 @@ impl SaeTrainingRun<'_> {
             if !report.loss.is_finite() {
                 bail!("{site}: the loss is {}; a lower learning_rate may help", report.loss);
             }
-            // With several, each has its own keys.
+            // With several sites, keys carry the site as a prefix.
             let key = |name: &str| if one { name.to_owned() } else { format!("{site}/{name}") };
             for (name, value) in [
                 ("loss", report.loss),
@@ -156,7 +159,10 @@ fn file(folder: &Path, index: usize) -> PathBuf {
     folder.join(format!("sae-{index}.safetensors"))
 }
 
-/// Measures an autoencoder on a block of activations.
+/// Measures reconstruction and sparsity of an autoencoder on a block of activations.
+///
+/// # Errors
+/// An empty block.
 pub fn quality(sae: &Sae, block: &Block, device: &Device) -> Result<Quality> {
     let mut meter = QualityMeter::new(sae.d_in(), sae.d_sae());
     for start in (0..block.tokens()).step_by(TOKENS_AT_ONCE) {

@@ -76,8 +76,8 @@ impl State {
         vec![format!("{name}: {memory}{held}")]
     }
 
-    /// Upper bound of the available memory in bytes. The failed request didn't fit beside the memory held, so less than their sum is
-    /// available. If the size of the request is unknown, the memory held is a bound only if it is most of the device's.
+    /// Upper bound of the available memory in bytes. The failed request didn't fit beside the memory held, so less than their sum
+    /// is available. If the size of the request is unknown, the memory held is a bound only if it is most of the device's.
     fn room(&self, failure: &DeviceFailure) -> Option<u64> {
         let memory = self.facts.as_ref().and_then(|facts| facts.memory);
         let had = self.held.map(|held| held.reserved).filter(|&bytes| bytes > 0);
@@ -163,8 +163,8 @@ fn tensors(stage: Stage, s: &Settings, state: &State) -> Vec<String> {
         .collect()
 }
 
-/// Changes that make a stage fit into `room`, its own settings first. If it should already fit, or the room is unknown, changes that
-/// lower its peak by a tenth or more.
+/// Changes that make a stage fit into `room`, its own settings first. If it should already fit, or the room is unknown, changes
+/// that lower its peak by a tenth or more.
 fn changes(stage: Stage, settings: &Settings, room: Option<u64>, bfloat16: bool) -> Vec<String> {
     let stages = [stage];
     let Ok(peak) = plan::peak(settings, &stages) else { return Vec::new() };

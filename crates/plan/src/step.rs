@@ -53,8 +53,8 @@ impl Step {
         needs.into_iter().max_by_key(Memory::total).expect("the array isn't empty")
     }
 
-    /// Elements of the embedding if it is trained, else 0. Its gradient is the sum of two parts: the head's, computed first, and the
-    /// lookup's, computed last.
+    /// Elements of the embedding if it is trained, else 0. Its gradient is the sum of two parts: the head's, computed first, and
+    /// the lookup's, computed last.
     fn table(&self) -> u64 {
         let c = &self.config;
         if self.lora.is_some() { 0 } else { (c.vocab_size * c.hidden_size) as u64 }

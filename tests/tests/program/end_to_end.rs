@@ -59,7 +59,7 @@ fn train_makes_everything_and_makes_nothing_twice() {
     assert!(number(after, "loss") < number(before, "loss"));
 
     let report = fs::read_to_string(run.join("report.html")).unwrap();
-    assert!(report.contains("<svg") && report.contains("Features that moved"));
+    assert!(report.contains("<svg") && report.contains("Changed features"));
     for outside in ["<script", "src=\"http", "href=\"http", "url(http"] {
         assert!(!report.contains(outside), "the report reaches out: {outside}");
     }

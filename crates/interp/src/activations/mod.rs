@@ -1,5 +1,5 @@
-//! Activations of a model for autoencoders: read from its forward pass, which ends at the last layer needed,
-//! and served in shuffled batches from buffers of bounded size.
+//! A model's activations for training autoencoders: read by a forward pass up to the last layer needed, and served in shuffled
+//! batches from buffers of bounded size.
 
 mod shards;
 mod store;
@@ -9,15 +9,18 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use fpo_data::{SequenceBatch, SequenceStore, TokenBatch};
 use fpo_device::progress::Reporter;
 use fpo_transformer::{LanguageModel, Site};
+
 pub use shards::Stored;
 pub use store::{ActivationStore, Cursor, StoreSettings};
+
+use crate::reader::indices;
 
 /// Activations of one site in host memory, `[tokens, width]`.
 #[derive(Clone, Debug, Default)]
 pub struct Block {
-    /// Row by row.
+    /// Activations in row-major order.
     pub values: Vec<f32>,
-    /// Of a row.
+    /// Elements per row.
     pub width: usize,
 }
 
@@ -27,7 +30,7 @@ impl Block {
         self.values.len() / self.width.max(1)
     }
 
-    /// Some of the rows, in the order given. `[rows, width]`
+    /// The selected rows in the given order, `[rows, width]`.
     pub fn rows(&self, rows: impl Iterator<Item = usize>, device: &Device) -> Tensor<2> {
         let width = self.width;
         let values: Vec<f32> =
@@ -42,41 +45,44 @@ impl Block {
     }
 }
 
-/// What activations are read from.
+/// Model, data and sites of the activations.
 pub struct Source<'a> {
-    /// The model, without autodiff.
+    /// The model, on a device without autodiff.
     pub model: &'a LanguageModel,
-    /// Rows of tokens.
+    /// Token sequences, one per row.
     pub data: &'a SequenceStore,
-    /// Fills the cells behind a row's end.
+    /// Token that pads rows to equal length.
     pub pad: u32,
-    /// Tokens whose positions are left out: BOS and EOS, as autoencoders are trained on neither.
+    /// Tokens whose positions are left out: BOS, EOS and padding (fpo_data's `Tokenizer::special_ids`).
     pub excluded: Vec<u32>,
-    /// Where activations are read, all of them at the same positions.
+    /// Where activations are read, at the same positions for all sites.
     pub sites: Vec<Site>,
-    /// Told how far reading is.
+    /// Receives progress.
     pub reporter: Reporter,
 }
 
 impl Source<'_> {
-    /// How many positions of each row are not excluded.
+    /// Number of positions of each row that aren't excluded.
     fn kept_lengths(&self) -> Vec<usize> {
         let kept = |tokens: &[u32]| tokens.iter().filter(|t| !self.excluded.contains(t)).count();
         self.data.iter().map(|example| kept(example.response.tokens)).collect()
     }
 
-    /// Some of the rows as a batch.
+    /// The given rows as a padded batch.
+    ///
+    /// # Errors
+    /// A row that can't be read.
     pub fn batch(&self, rows: &[usize]) -> Result<TokenBatch> {
         Ok(SequenceBatch::new(&self.data.views(rows)?, self.pad)?.batch)
     }
 
-    /// What the model takes, `[rows, width]`.
+    /// The batch as input of the model, `[rows, tokens]`.
     pub fn input(&self, batch: &TokenBatch) -> Tensor<2, Int> {
         let data = TensorData::new(batch.tokens.clone(), [batch.rows, batch.width]);
         Tensor::from_data(data, &self.model.device())
     }
 
-    /// The flat positions of a batch that hold neither padding nor an excluded token.
+    /// Positions of a batch without padding and excluded tokens, as indices into `[rows · tokens]`.
     pub fn kept(&self, batch: &TokenBatch) -> Vec<i32> {
         let mut kept = Vec::with_capacity(batch.tokens.len());
         for row in 0..batch.rows {
@@ -87,8 +93,8 @@ impl Source<'_> {
         kept
     }
 
-    /// The activations of some rows, a block for each site. A position whose activation is longer than its
-    /// site's `longest` is an outlier, and left out.
+    /// Activations of the given rows, one block per site. Leaves out outliers: positions where the norm of an activation exceeds
+    /// its site's limit in `longest`.
     fn read(&self, rows: &[usize], longest: Option<&[f64]>) -> Result<Vec<Block>> {
         let batch = self.batch(rows)?;
         let shape = [batch.rows, batch.width];
@@ -112,12 +118,6 @@ impl Source<'_> {
     }
 }
 
-/// Positions as a tensor, `[count]`.
-pub(crate) fn indices(positions: Vec<i32>, device: &Device) -> Tensor<1, Int> {
-    let count = positions.len();
-    Tensor::from_data(TensorData::new(positions, [count]), device)
-}
-
 fn norm(row: &[f32]) -> f64 {
     row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt()
 }
@@ -132,7 +132,7 @@ fn median_norm(block: &Block) -> Result<f64> {
     norms.get(norms.len() / 2).copied().context("no activations")
 }
 
-/// Drops the positions whose activation is too long at any of the sites.
+/// Drops positions where the norm exceeds the limit at any site.
 fn without_outliers(blocks: Vec<Block>, longest: &[f64]) -> Vec<Block> {
     let tokens = blocks.first().map_or(0, Block::tokens);
     let fits = |row: &usize| {

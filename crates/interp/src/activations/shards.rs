@@ -1,5 +1,5 @@
-//! Activations on disk: an Arrow file for each buffer, with a column for each site, so that several
-//! autoencoders train from one pass of the model.
+//! Activations on disk: one Arrow file per buffer with one column per site, so that several autoencoders train on one forward pass
+//! of the model.
 
 use std::{
     fmt,
@@ -22,13 +22,13 @@ const MANIFEST: &str = "activations.json";
 /// Rows of a record batch.
 const ROWS: usize = 65_536;
 
-/// The type that activations are stored in.
+/// Type of stored activations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stored {
-    /// 2 bytes; activations beyond 65,504 don't fit.
+    /// 2 bytes per element; magnitudes up to 65,504.
     Float16,
-    /// 4 bytes.
+    /// 4 bytes per element.
     #[default]
     Float32,
 }
@@ -56,12 +56,12 @@ impl FromStr for Stored {
     fn from_str(text: &str) -> Result<Self, String> {
         let found = Self::ALL.into_iter().find(|stored| stored.name() == text);
         found.ok_or_else(|| {
-            format!("no type `{text}`: activations are stored in float16 or float32")
+            format!("no type `{text}`: activations are stored as float16 or float32")
         })
     }
 }
 
-/// What shards are.
+/// Description of the shards in a folder.
 #[derive(Serialize, Deserialize)]
 struct Manifest {
     made_from: Fingerprint,
@@ -76,12 +76,15 @@ pub struct Shards {
     stored: Stored,
     /// Name and width of each site that is read.
     columns: Vec<(String, usize)>,
-    /// Whether other sites are kept too: then nothing can be added.
+    /// The folder also holds other sites, so that no part can be added.
     more: bool,
 }
 
 impl Shards {
-    /// Opens or begins a folder. Shards that were made from something else are an error, not overwritten.
+    /// Opens or creates a folder.
+    ///
+    /// # Errors
+    /// The folder holds activations from other inputs; they are not overwritten.
     pub fn open(
         folder: &Path,
         source: &Source<'_>,
@@ -128,11 +131,11 @@ impl Shards {
         Arc::new(Field::new("item", number, false))
     }
 
-    /// Writes a part, whole or not at all, and beside it the hash of its content.
+    /// Writes a part atomically, then a file with its hash.
     pub fn write(&self, part: usize, blocks: &[Block]) -> Result<()> {
         if self.more {
             bail!(
-                "{} is unfinished: finish the training of all its sites first, or choose another folder",
+                "{} is incomplete: finish training all of its sites first, or choose another folder",
                 self.folder.display()
             );
         }
@@ -162,7 +165,9 @@ impl Shards {
             Stored::Float16 => {
                 let half: Vec<half::f16> = values.iter().map(|&x| half::f16::from_f32(x)).collect();
                 if half.iter().any(|x| !x.is_finite()) {
-                    bail!("an activation is too large for float16; keep them in float32");
+                    bail!(
+                        "an activation exceeds the range of float16; store activations as float32"
+                    );
                 }
                 Arc::new(Float16Array::from(half))
             }
@@ -171,13 +176,13 @@ impl Shards {
         Ok(Arc::new(FixedSizeListArray::try_new(self.item(), width, numbers, None)?))
     }
 
-    /// Reads a part; `None` if it was not written yet, or not to its end.
+    /// Reads a part; `None` if it isn't completely written.
     pub fn read(&self, part: usize) -> Result<Option<Vec<Block>>> {
         let path = self.path(part);
         let Ok(digest) = fs::read_to_string(path.with_extension("blake3")) else { return Ok(None) };
-        // What is read below is then byte by byte what was written here.
+        // Validates the whole file before Arrow parses it.
         if hash::hash_file(&path)? != digest {
-            bail!("{} is damaged; remove it to have it made again", path.display());
+            bail!("{} is damaged; delete it to recreate it", path.display());
         }
         let file = File::open(&path).with_context(|| format!("reading {}", path.display()))?;
         let reader = FileReader::try_new(file, None)
@@ -207,7 +212,7 @@ impl Shards {
     }
 }
 
-/// What shards were made from, if it is the same, and the sites are among theirs.
+/// Reads the manifest and checks that the shards come from the same inputs and include the sites.
 fn read_manifest(path: &Path, made_from: &Fingerprint, sites: &[String]) -> Result<Manifest> {
     let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     let manifest: Manifest =
@@ -216,17 +221,17 @@ fn read_manifest(path: &Path, made_from: &Fingerprint, sites: &[String]) -> Resu
         made_from.differences(&manifest.made_from).into_iter().map(|d| d.item).collect();
     if !differences.is_empty() {
         bail!(
-            "{} tells of activations made from another {}; remove its folder or choose another",
+            "{} belongs to activations with another {}; delete its folder or choose another",
             path.display(),
             differences.join(", ")
         );
     }
-    // What is an outlier at one site is left out at all of them.
+    // With a limit on norms, the positions depend on the sites: an outlier at one site is left out at all.
     let independent = made_from.0.get("max_norm").is_none_or(|limit| limit == "None");
     let among = independent && sites.iter().all(|site| manifest.sites.contains(site));
     if manifest.sites != sites && !among {
         bail!(
-            "{} tells of activations of {}, not of {}",
+            "{} belongs to activations of {}, not of {}",
             path.display(),
             manifest.sites.join(", "),
             sites.join(", ")

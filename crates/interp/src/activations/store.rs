@@ -1,4 +1,4 @@
-//! Buffers: how many activations are held, where they come from, and in which order they are served.
+//! Buffers of activations, read from the model or from disk and served in shuffled order.
 
 use std::{num::NonZeroUsize, ops::Range, path::Path};
 
@@ -14,34 +14,34 @@ use super::{
     shards::{Shards, Stored},
 };
 
-/// How a store is made.
+/// Settings of an [`ActivationStore`].
 #[derive(Clone, Debug)]
 pub struct StoreSettings {
-    /// Tokens in all, at most.
+    /// Upper bound of the tokens used.
     pub tokens: usize,
-    /// Tokens kept apart for measuring, at most a tenth of all.
+    /// Held-out tokens for measuring; capped at a tenth of all.
     pub held_out: usize,
-    /// Tokens that are shuffled together, at least: all of them, if there are fewer than twice as many.
+    /// Lower bound of the tokens that are shuffled together. With fewer than twice as many, all tokens are.
     pub buffer_tokens: usize,
-    /// Leaves out tokens whose activation is longer than so many times the median.
+    /// If set, leaves out tokens whose activation norm exceeds this multiple of the median.
     pub max_norm: Option<f64>,
-    /// Rows a forward pass.
+    /// Rows per forward pass.
     pub batch_size: NonZeroUsize,
-    /// Seeds the order of rows and of activations.
+    /// Seed for the order of rows and of activations.
     pub seed: u64,
 }
 
-/// Where the next batch begins: what a checkpoint remembers.
+/// Position of the next batch, saved in checkpoints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cursor {
     epoch: u64,
-    /// The position in the epoch's order of buffers.
+    /// Index into the epoch's order of buffers.
     position: usize,
-    /// Rows of that buffer that were served.
+    /// Rows of that buffer already served.
     served: usize,
 }
 
-/// A buffer in memory, and the order of its rows.
+/// A buffer in memory and the order of its rows.
 struct Loaded {
     epoch: u64,
     buffer: usize,
@@ -49,18 +49,20 @@ struct Loaded {
     order: Vec<usize>,
 }
 
-/// Shuffled activations, a buffer at a time. The order depends on settings and cursor alone.
+/// Serves shuffled activations, holding one buffer at a time. The order only depends on the settings and the cursor.
 pub struct ActivationStore<'a> {
     source: Source<'a>,
     settings: StoreSettings,
     rows: Batches,
-    /// Tokens of each batch of rows, before outliers are left out.
+    /// Tokens in each batch of rows, including outliers.
     sizes: Vec<usize>,
-    /// Ranges of the batches of rows.
+    /// The held-out batches of rows.
     held_out: Range<usize>,
+    /// The batches of rows in each buffer.
     buffers: Vec<Range<usize>>,
-    /// Tokens of all buffers, before outliers are left out.
+    /// Tokens in all buffers, including outliers.
     training_tokens: usize,
+    /// Limit on the norm of an activation, per site.
     longest: Option<Vec<f64>>,
     shards: Option<Shards>,
     cursor: Cursor,
@@ -68,10 +70,10 @@ pub struct ActivationStore<'a> {
 }
 
 impl<'a> ActivationStore<'a> {
-    /// Plans what is read when; the model runs only for the limit on norms.
+    /// Splits the data into held-out rows and buffers. Runs the model only if `max_norm` is set, on one batch.
     ///
     /// # Errors
-    /// Too little data to train and to measure on, or a setting out of range.
+    /// Too little data to train and measure on, or a setting out of range.
     pub fn new(source: Source<'a>, settings: StoreSettings) -> Result<Self> {
         let max_norm = settings.max_norm.unwrap_or(f64::INFINITY);
         if settings.buffer_tokens == 0 || max_norm.is_nan() || max_norm <= 1.0 {
@@ -92,7 +94,7 @@ impl<'a> ActivationStore<'a> {
         let training_tokens: usize = sizes[training.clone()].iter().sum();
         if training_tokens < 2 {
             bail!(
-                "{} rows give no activations to train an autoencoder on beside those to measure it on",
+                "{} rows are too few: none are left to train an autoencoder on beside the held-out ones",
                 lengths.len()
             );
         }
@@ -114,8 +116,10 @@ impl<'a> ActivationStore<'a> {
         Ok(store)
     }
 
-    /// Keeps activations in `folder`, and takes them from there if they were made from the same things. What is
-    /// there keeps its type, and may have more sites.
+    /// Stores activations in `folder` and reuses those already there, which keep their type and may include more sites.
+    ///
+    /// # Errors
+    /// The folder holds activations from other inputs than `made_from` and the store's settings.
     pub fn with_shards(
         mut self,
         folder: &Path,
@@ -135,38 +139,44 @@ impl<'a> ActivationStore<'a> {
         Ok(self)
     }
 
-    /// Tokens to train on, before outliers are left out.
+    /// Number of tokens to train on, including outliers.
     pub fn training_tokens(&self) -> usize {
         self.training_tokens
     }
 
-    /// Buffers that an epoch is made of.
+    /// Number of buffers per epoch.
     pub fn buffers(&self) -> usize {
         self.buffers.len()
     }
 
-    /// What activations are read from.
+    /// The source of the activations.
     pub fn source(&self) -> &Source<'a> {
         &self.source
     }
 
-    /// Where the next batch begins.
+    /// Position of the next batch.
     pub fn cursor(&self) -> Cursor {
         self.cursor
     }
 
-    /// Goes on from where another store of the same settings was.
+    /// Continues at the position of another store with the same settings.
     pub fn seek(&mut self, cursor: Cursor) {
         self.cursor = cursor;
     }
 
-    /// The activations that are kept apart, a block for each site.
+    /// The held-out activations, one block per site.
+    ///
+    /// # Errors
+    /// The data or a shard can't be read.
     pub fn measuring_blocks(&self) -> Result<Vec<Block>> {
         self.read("measure", 0, self.held_out.clone())
     }
 
-    /// The next `tokens` activations of every site, `[tokens, width]` each and at the same positions; fewer
-    /// only where a buffer has no more than that.
+    /// The next `tokens` activations: one tensor `[tokens, width]` per site, all at the same positions. Fewer only if a whole
+    /// buffer has fewer.
+    ///
+    /// # Errors
+    /// The data or a shard can't be read, or `max_norm` leaves a buffer empty.
     pub fn next_batch(&mut self, tokens: usize, device: &Device) -> Result<Vec<Tensor<2>>> {
         loop {
             let cursor = self.cursor;
@@ -178,7 +188,7 @@ impl<'a> ActivationStore<'a> {
             }
             let rows = &loaded.order[cursor.served..end.min(loaded.order.len())];
             if rows.is_empty() {
-                bail!("a buffer has no activations: max_norm leaves nothing");
+                bail!("a buffer is empty: max_norm excludes all of its activations");
             }
             let blocks = loaded.blocks.iter();
             let batch = blocks.map(|block| block.rows(rows.iter().copied(), device)).collect();
@@ -187,7 +197,7 @@ impl<'a> ActivationStore<'a> {
         }
     }
 
-    /// To the next buffer, in the next epoch after the last.
+    /// Moves to the next buffer, or to the next epoch after the last one.
     fn advance(&mut self) {
         let Cursor { epoch, position, .. } = self.cursor;
         self.cursor = match position + 1 < self.buffers.len() {
@@ -196,19 +206,19 @@ impl<'a> ActivationStore<'a> {
         };
     }
 
-    /// The buffer that the cursor is in.
+    /// The buffer at the cursor.
     fn load(&mut self) -> Result<&Loaded> {
         let Cursor { epoch, position, .. } = self.cursor;
         let buffer = self.shuffled(epoch, 0, self.buffers.len())[position];
         let loaded = match self.loaded.take() {
             Some(loaded) if (loaded.epoch, loaded.buffer) == (epoch, buffer) => loaded,
-            // The same activations in another order.
+            // The next epoch of a single buffer: only the order changes.
             Some(Loaded { buffer: same, blocks, .. }) if same == buffer => {
                 let order = self.shuffled(epoch, buffer + 1, rows_of(&blocks));
                 Loaded { epoch, buffer, blocks, order }
             }
             other => {
-                // Two buffers are never held at once.
+                // Never hold two buffers in memory.
                 drop(other);
                 let blocks = self.read("activations", buffer + 1, self.buffers[buffer].clone())?;
                 let order = self.shuffled(epoch, buffer + 1, rows_of(&blocks));
@@ -218,7 +228,7 @@ impl<'a> ActivationStore<'a> {
         Ok(self.loaded.insert(loaded))
     }
 
-    /// 0 … count − 1 in an order that depends on seed, epoch and purpose.
+    /// A permutation of `0..count` that depends on seed, epoch and purpose.
     fn shuffled(&self, epoch: u64, purpose: usize, count: usize) -> Vec<usize> {
         let mut rng = ChaCha8Rng::seed_from_u64(self.settings.seed.wrapping_add(epoch << 32));
         rng.set_stream(purpose as u64);
@@ -227,7 +237,7 @@ impl<'a> ActivationStore<'a> {
         order
     }
 
-    /// Activations of a range of batches, from the disk if they are there.
+    /// Activations of a range of batches, from disk if stored there.
     fn read(&self, what: &str, part: usize, range: Range<usize>) -> Result<Vec<Block>> {
         if let Some(blocks) = self.shards.as_ref().map(|s| s.read(part)).transpose()?.flatten() {
             return Ok(blocks);
@@ -237,7 +247,7 @@ impl<'a> ActivationStore<'a> {
         let mut progress = self.source.reporter.begin(what, "tokens", total, 0);
         let mut blocks: Vec<Block> = self.source.sites.iter().map(|_| Block::default()).collect();
         for (block, site) in blocks.iter_mut().zip(&self.source.sites) {
-            // Whole at once, so that growing never needs twice the memory.
+            // A growing vector would need up to twice the memory.
             block.values.reserve_exact(total * site.width(self.source.model.config()));
         }
         for rows in batches {
@@ -254,7 +264,7 @@ impl<'a> ActivationStore<'a> {
         Ok(blocks)
     }
 
-    /// The longest activation of each site that is no outlier, from the first rows that are held out.
+    /// The limit on the norm at each site, a multiple of the median over the first held-out batch.
     fn longest(&self) -> Result<Option<Vec<f64>>> {
         let Some(times) = self.settings.max_norm else { return Ok(None) };
         let first = self.rows.get(0).unwrap_or_default();
@@ -268,7 +278,7 @@ fn rows_of(blocks: &[Block]) -> usize {
     blocks.first().map_or(0, Block::tokens)
 }
 
-/// How many sizes it takes to sum to `wanted`.
+/// Number of leading sizes that sum to at least `wanted`.
 fn first_reaching(sizes: &[usize], wanted: usize) -> usize {
     let mut sum = 0;
     let reached = sizes.iter().position(|size| {
@@ -278,7 +288,7 @@ fn first_reaching(sizes: &[usize], wanted: usize) -> usize {
     reached.map_or(sizes.len(), |index| index + 1)
 }
 
-/// Cuts a range into as many parts of about equal size as have `least` tokens each.
+/// Splits a range into as many parts of about equal size as possible with at least `least` tokens each.
 fn split(sizes: &[usize], range: Range<usize>, total: usize, least: usize) -> Vec<Range<usize>> {
     let parts = (total / least).max(1);
     let mut ranges = Vec::with_capacity(parts);

@@ -1,5 +1,5 @@
-//! Two passes over the data: the first counts, and finds the rows on which each feature is strongest; the second
-//! reads the texts around them.
+//! Collects features in two passes over the data: the first gathers statistics and the rows in which each feature is strongest, the
+//! second reads the excerpts around these positions.
 
 use std::{collections::BTreeMap, num::NonZeroUsize, ops::Range};
 
@@ -9,29 +9,29 @@ use fpo_data::Batches;
 use fpo_sae::Sae;
 
 use super::{Example, Feature, Histogram, logits};
-use crate::activations::{Source, indices};
+use crate::{activations::Source, reader::indices};
 
-/// Positions encoded at once.
+/// Positions per block, which bounds the size of `[positions, d_sae]`.
 const POSITIONS: usize = 1024;
 
-/// What is collected.
+/// What to collect.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Which features; all where absent.
+    /// Indices of the features; defaults to all.
     pub features: Option<Vec<usize>>,
-    /// Tokens to read, at least, if the data has so many.
+    /// Stops after the batch that reaches this number of tokens.
     pub tokens: usize,
-    /// Rows a forward pass.
+    /// Rows per forward pass.
     pub batch_size: NonZeroUsize,
-    /// Texts a feature.
+    /// Excerpts per feature.
     pub examples: usize,
-    /// Tokens on either side of the strongest.
+    /// Tokens of an excerpt on either side of the strongest one.
     pub context: usize,
-    /// Tokens promoted and suppressed that are named.
+    /// Promoted tokens per feature, and suppressed ones.
     pub logits: usize,
 }
 
-/// The strongest position of a row.
+/// A feature's strongest position in a row.
 #[derive(Clone, Copy)]
 struct Candidate {
     activation: f32,
@@ -39,7 +39,7 @@ struct Candidate {
     position: usize,
 }
 
-/// Sums over a feature's tokens.
+/// Statistics of a feature.
 #[derive(Clone, Default)]
 struct Statistics {
     active: usize,
@@ -67,16 +67,21 @@ impl Statistics {
     }
 }
 
-/// What the features of an autoencoder, for the source's only site, do on its data. Returns the number of
-/// tokens read, too.
+/// Collects the features of an autoencoder on the data of `source`, whose only site must be the autoencoder's. Also returns the
+/// number of tokens read.
+///
+/// # Errors
+/// A source with more or fewer sites, a feature out of range, unreadable data, or data without tokens.
 pub fn collect(sae: &Sae, source: &Source<'_>, options: &Options) -> Result<(Vec<Feature>, usize)> {
-    let &[site] = source.sites.as_slice() else { bail!("an autoencoder has one site") };
+    let &[site] = source.sites.as_slice() else {
+        bail!("expected one site, but the source has {}", source.sites.len())
+    };
     let features = match &options.features {
         Some(features) => features.clone(),
         None => (0..sae.d_sae()).collect(),
     };
     if let Some(feature) = features.iter().find(|&&feature| feature >= sae.d_sae()) {
-        bail!("there is no feature {feature}: there are {}, from 0", sae.d_sae());
+        bail!("no feature {feature}: the autoencoder has features 0 to {}", sae.d_sae() - 1);
     }
     let reader = Reader { sae, source, features: &features };
     let (statistics, tokens) = reader.count(options)?;
@@ -104,8 +109,8 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Calls `each` with (row of the batch, position, activations of the features wanted) for every position of
-    /// some rows that is not excluded, in order. Returns how many there were.
+    /// Calls `each` with (index into `rows`, position, activations of the features) for every position that isn't excluded, in
+    /// order. Returns the number of positions.
     fn read(&self, rows: &[usize], mut each: impl FnMut(usize, usize, &[f32])) -> Result<usize> {
         let device = self.source.model.device();
         let batch = self.source.batch(rows)?;
@@ -141,7 +146,7 @@ impl Reader<'_> {
             if tokens >= options.tokens {
                 break;
             }
-            // The strongest position of each feature in each of the rows.
+            // The strongest position of each feature in each row.
             let mut strongest: BTreeMap<(usize, usize), Candidate> = BTreeMap::new();
             let read = self.read(rows, |row, position, values| {
                 let active = values.iter().enumerate().filter(|(_, value)| **value > 0.0);
@@ -162,7 +167,7 @@ impl Reader<'_> {
         }
         progress.finish(&format!("{tokens} tokens"));
         if tokens == 0 {
-            bail!("the data has no tokens to look at");
+            bail!("the data has no tokens to read");
         }
         Ok((statistics, tokens))
     }
@@ -172,7 +177,7 @@ impl Reader<'_> {
         statistics: &[Statistics],
         options: &Options,
     ) -> Result<Vec<Vec<Example>>> {
-        // By row, so that each is read once: the feature, the rank, and the tokens shown.
+        // Grouped by row, so that each row is read once: feature, rank, and range of the excerpt.
         let mut wanted: BTreeMap<usize, Vec<(usize, usize, Range<usize>)>> = BTreeMap::new();
         let mut found: Vec<Vec<Example>> = Vec::with_capacity(statistics.len());
         for (slot, statistics) in statistics.iter().enumerate() {

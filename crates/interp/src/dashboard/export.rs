@@ -1,28 +1,29 @@
-//! The files `batch-N.json` that SAEDashboard writes and Neuronpedia reads (the keys of
-//! `NeuronpediaDashboardBatch` in SAEDashboard 0.8).
+//! Export to the files `batch-N.json` that SAEDashboard writes and Neuronpedia reads (`NeuronpediaDashboardBatch` of SAEDashboard
+//! 0.8).
 
 use serde_json::{Value, json};
 
 use super::{Bar, Feature, TokenLogit};
 
-/// What the files say of their origin.
+/// Metadata of the exported files.
 #[derive(Clone, Debug)]
 pub struct Export {
-    /// The model.
+    /// Name of the model.
     pub model_id: String,
-    /// The layer of the site.
+    /// Layer of the site, from 0.
     pub layer: usize,
-    /// The name of the autoencoder.
+    /// Name of the autoencoder.
     pub sae_set: String,
-    /// The data.
+    /// Name of the data.
     pub dataset: String,
-    /// Rows read.
+    /// Number of rows read.
     pub prompts: usize,
-    /// Tokens of the longest row.
+    /// Tokens in the longest row.
     pub tokens_in_prompt: usize,
 }
 
-/// The contents of the files, `size` features each. `text` is a token's text; `decoder` a feature's direction.
+/// The contents of the files, with `size` features each. `text` decodes a token; `decoder` returns a feature's row of `W_dec`,
+/// `[d_in]`.
 pub fn batches(
     export: &Export,
     features: &[Feature],
@@ -61,7 +62,7 @@ fn feature(
         .iter()
         .map(|example| {
             json!({
-                // How SAEDashboard marks the strongest texts: no interval of activations.
+                // SAEDashboard's marker for the top excerpts, which belong to no interval of activations.
                 "bin_min": -1.0,
                 "bin_max": round(feature.max),
                 "bin_contains": -1.0,
@@ -100,7 +101,7 @@ fn feature(
     })
 }
 
-/// The three dimensions along which a direction is largest: which, its entries, and their shares of its L1 norm.
+/// The three largest dimensions of a direction: indices, values, and shares of its L1 norm.
 fn alignment(direction: &[f32]) -> (Vec<usize>, Vec<f64>, Vec<f64>) {
     let mut order: Vec<usize> = (0..direction.len()).collect();
     order.sort_by(|&a, &b| direction[b].abs().total_cmp(&direction[a].abs()).then(a.cmp(&b)));
@@ -111,7 +112,7 @@ fn alignment(direction: &[f32]) -> (Vec<usize>, Vec<f64>, Vec<f64>) {
     (order, weights, shares)
 }
 
-/// Three decimals, as SAEDashboard has them.
+/// Rounds to three decimals, as SAEDashboard does.
 fn round(x: f32) -> f64 {
     (f64::from(x) * 1e3).round() / 1e3
 }

@@ -1,20 +1,20 @@
-//! Histograms in one pass, of numbers whose range is not known beforehand.
+//! Histograms, also in one pass over values whose range is unknown.
 
 use serde::Serialize;
 
 /// Bars of a [`Histogram`].
 const BARS: usize = 32;
 
-/// A bar: its middle, and how many numbers fall into it.
+/// A bar of a histogram.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Bar {
-    /// The middle.
+    /// Centre of the bar's interval.
     pub middle: f32,
-    /// How many.
+    /// Number of values in the interval.
     pub count: u32,
 }
 
-/// Counts positive numbers. Its range doubles, two bars becoming one, whenever a number lies beyond it.
+/// A histogram of positive values. If a value is out of range, the range doubles and pairs of bars are merged.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Histogram {
     top: f32,
@@ -22,7 +22,7 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    /// Adds a positive number.
+    /// Counts a positive value.
     pub fn add(&mut self, value: f32) {
         if self.top == 0.0 {
             self.top = value;
@@ -38,7 +38,7 @@ impl Histogram {
         self.counts[bar.min(BARS - 1)] += 1;
     }
 
-    /// The bars up to the last that has anything in it.
+    /// The bars up to the last non-empty one.
     pub fn bars(&self) -> Vec<Bar> {
         let used = self.counts.iter().rposition(|&count| count > 0).map_or(0, |last| last + 1);
         let width = self.top / BARS as f32;
@@ -47,7 +47,7 @@ impl Histogram {
     }
 }
 
-/// A histogram of numbers that are all there.
+/// A histogram of `values` with `count` bars from the lowest to the highest; empty if all are equal.
 pub fn bars(values: &[f32], count: usize) -> Vec<Bar> {
     let low = values.iter().copied().fold(f32::INFINITY, f32::min);
     let high = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_lost_when_the_range_grows() {
+    fn no_value_is_lost_when_the_range_grows() {
         let mut histogram = Histogram::default();
         let values: Vec<f32> = (1..2000).map(|i| 0.01 * (i * 37 % 2000 + 1) as f32).collect();
         values.iter().for_each(|&value| histogram.add(value));
@@ -79,7 +79,7 @@ mod tests {
             let inside =
                 |v: &&f32| **v >= bar.middle - width / 2.0 && **v < bar.middle + width / 2.0;
             let expected = values.iter().filter(inside).count();
-            // A number on an edge may fall to either side in float32.
+            // In float32, a value on an edge may fall to either side.
             assert!(expected.abs_diff(bar.count as usize) <= 1, "{bar:?}, {expected}");
         }
     }

@@ -1,15 +1,15 @@
-//! Which tokens a feature promotes: its decoder direction through the unembedding.
+//! The tokens that a feature promotes: its decoder direction times the unembedding.
 
 use burn::tensor::Tensor;
 use fpo_sae::Sae;
 use fpo_transformer::{LanguageModel, Site, SiteKind};
 
 use super::{Bar, TokenLogit, histogram};
-use crate::activations::indices;
+use crate::reader::indices;
 
-/// Features whose logits are held at once.
+/// Features per block, which bounds the size of `[features, vocabulary]`.
 const FEATURES: usize = 128;
-/// Bars of the histogram of all logits.
+/// Bars in the histogram of a feature's logits.
 const BARS: usize = 50;
 
 /// A feature's effect on the logits.
@@ -19,8 +19,8 @@ pub struct Effect {
     pub bars: Vec<Bar>,
 }
 
-/// The effect of each feature along its direct path: the direction, times the gains of the norms on its way
-/// (1 + w), times the unembedding. The norms' division and the soft-cap depend on the token, and are left out.
+/// The direct effect of each feature: its decoder direction, times the gains (1 + w) of the norms in between, times the
+/// unembedding. Leaves out the normalisation and the soft-cap, which depend on the token.
 pub fn effects(
     sae: &Sae,
     model: &LanguageModel,
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_ends_in_order() {
+    fn promoted_and_suppressed_tokens_are_sorted() {
         let found = effect(&[0.5, -2.0, 3.0, 0.0, 3.0, -1.0], 2);
         let tokens = |list: &[TokenLogit]| list.iter().map(|t| t.token).collect::<Vec<_>>();
         assert_eq!(tokens(&found.promoted), [2, 4]);

@@ -1,5 +1,5 @@
-//! What an autoencoder's features are about: on which tokens they fire, and which tokens they promote. Shown as
-//! one page, and exported in the shape of SAEDashboard.
+//! Dashboard of an autoencoder's features: the tokens on which they are active and the tokens that they promote, as a page or in
+//! SAEDashboard's format.
 
 mod collect;
 mod export;
@@ -17,40 +17,40 @@ pub use page::{Page, render};
 pub struct TokenLogit {
     /// Token id.
     pub token: u32,
-    /// The decoder direction's product with the token's unembedding.
+    /// Dot product of the decoder direction and the token's unembedding.
     pub logit: f32,
 }
 
-/// A text on which a feature fires.
+/// An excerpt in which a feature is active.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Example {
     /// Token ids.
     pub tokens: Vec<u32>,
-    /// The feature's activation on each of them.
+    /// The feature's activation at each token.
     pub activations: Vec<f32>,
-    /// Which of them it fires on most strongly.
+    /// Index into `tokens` of the strongest activation.
     pub strongest: usize,
 }
 
-/// What is known of a feature.
+/// Statistics and examples of a feature.
 #[derive(Clone, Debug)]
 pub struct Feature {
-    /// Which one.
+    /// Index in `0..d_sae`.
     pub index: usize,
-    /// Share of tokens on which it is active.
+    /// Share of tokens on which it is active, 0 to 1.
     pub density: f64,
-    /// Its largest activation.
+    /// Largest activation.
     pub max: f32,
-    /// Its mean activation where it is active.
+    /// Mean activation over the tokens on which it is active.
     pub mean: f64,
-    /// Its activations where it is active.
+    /// Histogram of its non-zero activations.
     pub activations: Histogram,
-    /// The strongest texts, strongest first, each from another row.
+    /// Excerpts around the strongest activations, at most one per row, strongest first.
     pub examples: Vec<Example>,
-    /// What it promotes most, first.
+    /// Tokens with the largest logits, largest first.
     pub promoted: Vec<TokenLogit>,
-    /// What it suppresses most, first.
+    /// Tokens with the lowest logits, lowest first.
     pub suppressed: Vec<TokenLogit>,
-    /// Its effect on all tokens.
+    /// Histogram of the logits over the vocabulary.
     pub logits: Vec<Bar>,
 }

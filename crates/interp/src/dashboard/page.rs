@@ -1,37 +1,37 @@
-//! The page: a table of all features, and one of them at a time. All data is in the page, as JSON that its own
-//! script reads; the browser is told to run and fetch nothing else.
+//! The dashboard's page: a table of all features and the details of one. The page embeds its data as JSON and one script; its
+//! content security policy forbids everything else.
 
 use std::collections::BTreeMap;
 
+use fpo_report::{STYLE as SHARED_STYLE, text::visible_inline};
 use maud::{DOCTYPE, PreEscaped, html};
 use serde_json::{Value, json};
 
 use super::{Bar, Feature, TokenLogit};
-use fpo_report::{STYLE as SHARED_STYLE, text::visible_inline};
 
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");
 const POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'nonce-features'";
 
-/// What the page says above the features.
+/// Texts of the page around the features.
 #[derive(Clone, Debug)]
 pub struct Page {
-    /// Its title.
+    /// Title of the page and its heading.
     pub title: String,
-    /// Names and values.
+    /// Key facts as (name, value), shown below the title.
     pub facts: Vec<(String, String)>,
-    /// What the numbers mean.
+    /// Explanations, shown in the footer.
     pub notes: Vec<String>,
 }
 
-/// The page as HTML. `text` is a token's text.
+/// Renders the page as HTML. `text` decodes a token.
 pub fn render(page: &Page, features: &[Feature], text: impl Fn(u32) -> String) -> String {
     let mut tokens = Tokens::default();
     let features: Vec<Value> = features.iter().map(|f| compact(f, &mut tokens)).collect();
     let texts: Vec<String> = tokens.order.iter().map(|&id| visible_inline(&text(id))).collect();
     let data = json!({ "tokens": texts, "features": features });
-    // Within an element of script, only `<` could end it.
+    // Only `<` could end the script element.
     let data = data.to_string().replace('<', "\\u003c");
     let markup = html! {
         (DOCTYPE)
@@ -69,7 +69,7 @@ pub fn render(page: &Page, features: &[Feature], text: impl Fn(u32) -> String) -
                         }
                     }
                     section #feature aria-live="polite" {}
-                    noscript { p { "The table needs its script, which is part of this page." } }
+                    noscript { p { "The table needs JavaScript." } }
                 }
                 footer { @for note in &page.notes { p { (note) } } }
                 script #data type="application/json" { (PreEscaped(data)) }
@@ -80,7 +80,7 @@ pub fn render(page: &Page, features: &[Feature], text: impl Fn(u32) -> String) -
     markup.into_string()
 }
 
-/// The tokens that the page shows, each once.
+/// The distinct tokens on the page, in order of first use.
 #[derive(Default)]
 struct Tokens {
     places: BTreeMap<u32, usize>,
@@ -96,8 +96,8 @@ impl Tokens {
     }
 }
 
-/// A feature as the script knows it: [index, density, max, mean, promoted, suppressed, histogram, examples], where
-/// tokens are places in the table, and an example is [tokens, [position, activation, …], strongest].
+/// A feature in the script's format: [index, density, max, mean, promoted, suppressed, histogram, examples]. Tokens are indices
+/// into the table of tokens; an example is [tokens, [position, activation, …], strongest].
 fn compact(feature: &Feature, tokens: &mut Tokens) -> Value {
     let mut logits = |list: &[TokenLogit]| -> Vec<Value> {
         list.iter().map(|t| json!([tokens.place(t.token), short(t.logit)])).collect()
@@ -128,7 +128,7 @@ fn compact(feature: &Feature, tokens: &mut Tokens) -> Value {
     ])
 }
 
-/// Four significant digits.
+/// A number rounded to four significant digits.
 fn short(x: f32) -> Value {
     let text = format!("{x:.3e}");
     text.parse::<f64>().map_or(Value::Null, |x| json!(x))

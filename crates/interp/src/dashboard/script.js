@@ -7,7 +7,7 @@ const panel = document.getElementById("feature");
 const search = document.getElementById("search");
 const state = { sort: columns.density, up: false, selected: null };
 
-// Text goes in as text, never as markup: it comes from data and vocabulary.
+// Sets text content only, never markup: tokens are untrusted.
 function element(name, text, properties = {}) {
   const made = document.createElement(name);
   if (text !== undefined) made.textContent = text;
@@ -18,7 +18,7 @@ function number(x) {
   return x === 0 ? "0" : Math.abs(x) < 0.001 ? x.toExponential(1) : x.toPrecision(3);
 }
 
-// What a feature is found by: what it promotes, and what it fires on most strongly.
+// What a search matches: the promoted tokens and the strongest token of each excerpt.
 const words = features.map((f) => {
   const shown = f[columns.promoted].map(([token]) => token);
   const fired = f[columns.examples].map(([places, , strongest]) => places[strongest]);
@@ -87,7 +87,7 @@ function histogram(bars) {
   const axis = element("div", undefined, { className: "axis" });
   const ends = [bars[0], bars[bars.length - 1]];
   if (bars.length > 0) axis.append(...ends.map(([middle]) => element("span", number(middle))));
-  part.append(element("h3", "Activations where it fires"), chart, axis);
+  part.append(element("h3", "Non-zero activations"), chart, axis);
   return part;
 }
 
@@ -117,7 +117,7 @@ function show(position) {
   const pair = element("div", undefined, { className: "pair" });
   pair.append(logits("Promotes", f[columns.promoted]), logits("Suppresses", f[columns.suppressed]));
   const texts = f[columns.examples].map((shown) => example(shown, f[columns.max]));
-  const heading = element("h3", texts.length > 0 ? "Strongest texts" : "It fired on none of the tokens read");
+  const heading = element("h3", texts.length > 0 ? "Strongest excerpts" : "Active on none of the tokens read");
   panel.replaceChildren(title, facts, histogram(f[columns.bars]), pair, heading, ...texts);
   history.replaceState(null, "", `#${f[columns.index]}`);
   list();

@@ -1,14 +1,14 @@
-//! A set of features on disk: TOML.
+//! The TOML file of a feature set.
 //!
 //! ```toml
-//! sae = "…"               # hash of the encoder that numbers them
-//! d_sae = 16384           # its features
-//! site = "resid_post:25"  # where it reads
+//! sae = "…"               # hash of the encoder
+//! d_sae = 16384           # number of its features
+//! site = "resid_post:25"  # the site that it reads
 //!
 //! [[features]]
-//! index = 4211            # below d_sae, each once
-//! weight = 1.0            # w_i of D, at least 0
-//! # What `fpo features find` measured may stand beside it, and means nothing to alignment:
+//! index = 4211            # below d_sae, unique
+//! weight = 1.0            # w_i of the feature distance D, at least 0
+//! # Optional results of `fpo features find`, which alignment ignores:
 //! positive_mean = 0.81
 //! negative_mean = 0.02
 //! effect = 1.9
@@ -29,30 +29,30 @@ use serde::{Deserialize, Serialize};
 
 use super::Found;
 
-/// A file larger than this is none of ours: a million features with their numbers take 200 MB.
+/// Most bytes of a file; a million features take 200 MB.
 const LARGEST: u64 = 256 << 20;
 
 /// One feature of a set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Feature {
-    /// Its number in the autoencoder.
+    /// Index in `0..d_sae`.
     pub index: usize,
-    /// w_i of the feature distance.
+    /// Weight w_i in the feature distance, at least 0.
     pub weight: f64,
-    /// Mean activation over the positive texts.
+    /// Mean activation over the positive texts; see [`Found`] for this and the following results.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub positive_mean: Option<f64>,
     /// Mean activation over the negative texts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub negative_mean: Option<f64>,
-    /// Difference of these means in units of their spread: what ranked it.
+    /// Standardised difference of these means.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub effect: Option<f64>,
-    /// Chance that a held-out positive text activates it more than a negative one.
+    /// AUROC on held-out texts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auroc: Option<f64>,
-    /// Share of the held-out texts that it puts on the right side.
+    /// Balanced accuracy on held-out texts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<f64>,
 }
@@ -61,18 +61,18 @@ pub struct Feature {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FeatureFile {
-    /// Hash of the encoder.
+    /// Hash of the encoder ([`hash_encoder`]).
     pub sae: String,
-    /// Number of its features.
+    /// Number of features of the encoder.
     pub d_sae: usize,
-    /// Where it reads.
+    /// The encoder's site, such as `resid_post:25`.
     pub site: String,
-    /// The set.
+    /// The features of the set, each with a unique index.
     pub features: Vec<Feature>,
 }
 
 impl FeatureFile {
-    /// What a search found, every feature with weight 1.
+    /// The result of a search, with weight 1 for every feature.
     pub fn of(found: &[Found], encoder: &Encoder, site: Site) -> Self {
         let features = found.iter().map(|f| Feature {
             index: f.index,
@@ -85,18 +85,21 @@ impl FeatureFile {
         });
         Self {
             sae: hash_encoder(encoder),
-            d_sae: encoder.b_enc.dims()[0],
+            d_sae: encoder.d_sae(),
             site: site.to_string(),
             features: features.collect(),
         }
     }
 
     /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// An unreadable file, invalid TOML, an index out of range or repeated, a negative weight, or no weight above 0.
     pub fn load(path: &Path) -> Result<Self> {
         let place = || format!("feature file {}", path.display());
         let size = fs::metadata(path).with_context(place)?.len();
         if size > LARGEST {
-            bail!("{}: {size} bytes are more than the {LARGEST} read", place());
+            bail!("{}: {size} bytes exceed the limit of {LARGEST}", place());
         }
         let text = fs::read_to_string(path).with_context(place)?;
         let file: Self = toml::from_str(&text).with_context(place)?;
@@ -114,7 +117,7 @@ impl FeatureFile {
                 bail!("feature {index}: weight {weight} must be at least 0");
             }
             if !seen.insert(index) {
-                bail!("feature {index} stands there twice");
+                bail!("feature {index} is listed twice");
             }
         }
         if !self.features.iter().any(|f| f.weight > 0.0) {
@@ -123,19 +126,22 @@ impl FeatureFile {
         Ok(())
     }
 
-    /// Writes the file, whole or not at all.
+    /// Writes the file atomically.
+    ///
+    /// # Errors
+    /// The file can't be written.
     pub fn save(&self, path: &Path) -> Result<()> {
         let text = format!(
-            "# Features that separate two sets of texts; align.feature_weights reads index and weight.\n{}",
+            "# Features that separate two sets of texts; align.feature_weights uses index and weight.\n{}",
             toml::to_string_pretty(self)?
         );
         atomic::write_file(path, |file| -> Result<()> { Ok(file.write_all(text.as_bytes())?) })
     }
 
-    /// The weight of every feature, `[d_sae]`.
+    /// The weight of every feature of the encoder, `[d_sae]`.
     ///
     /// # Errors
-    /// If the features are those of another autoencoder or site.
+    /// The set belongs to another autoencoder or site.
     pub fn weights(
         &self,
         encoder: &Encoder,
@@ -143,17 +149,20 @@ impl FeatureFile {
         selection: FeatureSelection,
         device: &Device,
     ) -> Result<Tensor<1>> {
-        let d_sae = encoder.b_enc.dims()[0];
+        let d_sae = encoder.d_sae();
         if self.d_sae != d_sae {
-            bail!("it is about {} features, the autoencoder has {d_sae}", self.d_sae);
+            bail!(
+                "the feature set is for {} features, but the autoencoder has {d_sae}",
+                self.d_sae
+            );
         }
         if self.site != site {
-            bail!("it is about {}, sae.site is {site}", self.site);
+            bail!("the feature set is for {}, but sae.site is {site}", self.site);
         }
         let (expected, found) = (hash_encoder(encoder), &self.sae);
         if *found != expected {
             bail!(
-                "it is about the autoencoder {found}, that of the run is {expected}; find the features again"
+                "the feature set is for the autoencoder {found}, but the run uses {expected}; find the features again"
             );
         }
         let features = self.features.iter().map(|f| (f.index, f.weight));
@@ -215,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused() {
+    fn invalid_sets_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("features.toml");
         let features =
@@ -227,7 +236,7 @@ mod tests {
             (features(&feature(4, "1.0")), "feature 4 is not below d_sae = 4"),
             (features(&feature(1, "-0.5")), "feature 1: weight -0.5 must be at least 0"),
             (features(&feature(1, "nan")), "must be at least 0"),
-            (features(&(feature(1, "1.0") + &feature(1, "2.0"))), "feature 1 stands there twice"),
+            (features(&(feature(1, "1.0") + &feature(1, "2.0"))), "feature 1 is listed twice"),
             (features(&feature(1, "0.0")), "no feature has a weight above 0"),
             (features("features = []"), "no feature has a weight above 0"),
             (features(&feature(-1, "1.0")), "index"),

@@ -1,5 +1,5 @@
-//! Features by what they say: which of them separate two sets of texts, and files of such sets, by which
-//! alignment controls single capabilities (section 5.3 of the FPO paper).
+//! Sets of features for alignment that targets a single capability (FPO paper, section 5.3): a search for features that separate
+//! two sets of texts, and the files that hold the result.
 
 mod file;
 mod search;

@@ -1,68 +1,67 @@
-//! Which features separate two sets of texts.
+//! Search for features that separate two sets of texts.
 
 use anyhow::{Context, Result, bail};
 use burn::tensor::{Int, Tensor, TensorData};
+use fpo_device::progress::{Progress, Reporter};
 use fpo_ops::{Encoder, pooled_features};
 use fpo_transformer::{LanguageModel, Site};
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
-use fpo_device::progress::{Progress, Reporter};
+use crate::reader::indices;
 
-/// Reads the features of texts: their mean over tokens.
+/// Computes the features of texts, averaged over tokens.
 pub struct TextFeatures<'a> {
-    /// The model.
+    /// The model, on a device without autodiff.
     pub model: &'a LanguageModel,
-    /// Of the autoencoder.
+    /// Encoder of the autoencoder for `site`.
     pub encoder: &'a Encoder,
-    /// Where it reads.
+    /// Where the model's activations are read.
     pub site: Site,
-    /// Special tokens, whose positions no autoencoder is trained on.
+    /// Tokens whose positions are left out: BOS, EOS and padding (fpo_data's `Tokenizer::special_ids`).
     pub excluded: &'a [u32],
     /// Texts per forward pass.
     pub texts_at_once: usize,
-    /// Told how far the search is.
+    /// Receives progress.
     pub reporter: &'a Reporter,
 }
 
-/// How to search.
+/// Options of [`find`].
 #[derive(Clone, Copy, Debug)]
 pub struct FindOptions {
-    /// At most so many features.
+    /// Upper bound of the features returned.
     pub top: usize,
-    /// The share of each set by which the found ones are judged, 0 to 1.
+    /// Share of each set that is held out to measure the found features, 0 to 1.
     pub hold_out: f64,
-    /// Seeds the choice of that share.
+    /// Seed of the choice of held-out texts.
     pub seed: u64,
 }
 
 /// A feature that is more active on the positive texts than on the negative ones.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Found {
-    /// Its number.
+    /// Index in `0..d_sae`.
     pub index: usize,
-    /// Mean over the positive texts, of the half that the ranking saw.
+    /// Mean activation over the positive texts that aren't held out.
     pub positive_mean: f64,
-    /// Mean over the negative ones of that half.
+    /// Mean activation over the negative texts that aren't held out.
     pub negative_mean: f64,
-    /// What ranks: the difference of both over s + s₀, with s the standard deviation of a text and s₀ the
-    /// median of all features' (Tusher et al. 2001), without which features that hardly vary in few texts
-    /// would come first.
+    /// The ranking score: the difference of both means over s + s₀, with s the standard deviation over texts and s₀ the median of
+    /// all features' s (Tusher et al. 2001). Without s₀, features with hardly any variance in a small sample would rank first.
     pub effect: f64,
-    /// Chance that a held-out positive text activates it more than a held-out negative one, ties half.
+    /// Probability that a held-out positive text activates it more than a held-out negative one, ties counting half.
     pub auroc: f64,
-    /// Mean of the shares of held-out positive texts above, and negative ones below, the middle of both
-    /// means.
+    /// Balanced accuracy on held-out texts, with the midpoint of both means as the threshold.
     pub accuracy: f64,
 }
 
 impl TextFeatures<'_> {
-    /// Whether a text has a token that features are read at.
+    /// Whether a text has a token that isn't excluded.
     pub fn can_read(&self, text: &[u32]) -> bool {
         text.iter().any(|token| !self.excluded.contains(token))
     }
 
-    /// Mean activations of texts, `[texts, d_sae]`.
+    /// Mean features of texts, `[texts, d_sae]`.
     fn read(&self, texts: &[&[u32]]) -> Result<Tensor<2>> {
         let device = self.model.device();
         let width = texts.iter().map(|text| text.len()).max().unwrap_or(0);
@@ -77,25 +76,20 @@ impl TextFeatures<'_> {
             tokens.resize((row + 1) * width, 0);
         }
         if counts.contains(&0) {
-            bail!("a text has no token but special ones");
+            bail!("a text has only special tokens");
         }
         let tokens =
             Tensor::<2, Int>::from_data(TensorData::new(tokens, [texts.len(), width]), &device);
-        let kept = positions.len();
-        let positions = Tensor::<1, Int>::from_data(TensorData::new(positions, [kept]), &device);
+        let positions = indices(positions, &device);
         let activations = self.model.activations(tokens, &[self.site]);
         let x = activations.into_iter().next().context("a site gives one tensor")?;
         let [rows, width, d_in] = x.dims();
         let x = x.reshape([rows * width, d_in]).select(0, positions);
         Ok(pooled_features(x, self.encoder, &counts))
     }
-
-    fn d_sae(&self) -> usize {
-        self.encoder.b_enc.dims()[0]
-    }
 }
 
-/// Sums over texts, enough for means and variances.
+/// Sums over texts, from which means and variances follow.
 struct Moments {
     texts: usize,
     sums: Vec<f64>,
@@ -104,11 +98,11 @@ struct Moments {
 
 impl Moments {
     fn of(reader: &TextFeatures, texts: &[&[u32]], progress: &mut Progress) -> Result<Self> {
-        let zeros = vec![0.0; reader.d_sae()];
+        let zeros = vec![0.0; reader.encoder.d_sae()];
         let mut moments = Self { texts: texts.len(), sums: zeros.clone(), squares: zeros };
         for texts in texts.chunks(reader.texts_at_once) {
             let pooled: Vec<f64> = reader.read(texts)?.into_data().iter::<f64>().collect();
-            for row in pooled.chunks_exact(reader.d_sae()) {
+            for row in pooled.chunks_exact(reader.encoder.d_sae()) {
                 for ((sum, square), x) in moments.sums.iter_mut().zip(&mut moments.squares).zip(row)
                 {
                     *sum += x;
@@ -131,11 +125,11 @@ impl Moments {
     }
 }
 
-/// The features that are more active on `positive` than on `negative` texts, the clearest first: ranked on
-/// one part of the texts, judged on the other. May be fewer than asked for, or none.
+/// Finds the features that are more active on `positive` than on `negative` texts, largest effect first. One part of the texts
+/// ranks the features, the held-out part measures them. May return fewer than `options.top`, or none.
 ///
 /// # Errors
-/// Fewer than two texts of a set in either part.
+/// Either part has fewer than two texts of a set, or a text has only special tokens.
 pub fn find(
     reader: &TextFeatures,
     positive: &[Vec<u32>],
@@ -165,7 +159,7 @@ pub fn find(
     Ok(found)
 }
 
-/// A set of texts in two.
+/// A set of texts, split into one part for ranking and a held-out part.
 struct Parts<'a> {
     ranking: Vec<&'a [u32]>,
     judging: Vec<&'a [u32]>,
@@ -179,7 +173,7 @@ impl<'a> Parts<'a> {
         let ranking = judging.split_off(held_out.min(texts.len()));
         if judging.len() < 2 || ranking.len() < 2 {
             bail!(
-                "{} {name} texts, of which {} are held out: two at least are needed in either part",
+                "{} {name} texts, of which {} are held out: both parts need at least two",
                 texts.len(),
                 judging.len()
             );
@@ -194,7 +188,7 @@ fn rank(positive: &Moments, negative: &Moments, top: usize) -> Vec<Found> {
     let usual = median((0..positive.sums.len()).map(deviation).filter(|s| *s > 0.0).collect());
     let of = |index: usize| {
         let (positive_mean, negative_mean) = (positive.mean(index), negative.mean(index));
-        // Where nothing varies at all, the means are all there is to go by.
+        // If no feature varies, rank by the difference of means.
         let scale = (deviation(index) + usual).max(f64::MIN_POSITIVE);
         let effect = (positive_mean - negative_mean) / scale;
         Found { index, positive_mean, negative_mean, effect, auroc: f64::NAN, accuracy: f64::NAN }
@@ -206,13 +200,13 @@ fn rank(positive: &Moments, negative: &Moments, top: usize) -> Vec<Found> {
     found
 }
 
-/// The middle value, 0 of none.
+/// The median (the upper one of an even number of values); 0 if empty.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
-/// The activations of some features over texts, a list for each feature.
+/// The activations of the features in `indices`, one list over the texts per feature.
 fn held_out(
     reader: &TextFeatures,
     texts: &[&[u32]],
@@ -222,7 +216,7 @@ fn held_out(
     let mut columns = vec![Vec::with_capacity(texts.len()); indices.len()];
     for texts in texts.chunks(reader.texts_at_once) {
         let pooled: Vec<f64> = reader.read(texts)?.into_data().iter::<f64>().collect();
-        for row in pooled.chunks_exact(reader.d_sae()) {
+        for row in pooled.chunks_exact(reader.encoder.d_sae()) {
             columns.iter_mut().zip(indices).for_each(|(column, &index)| column.push(row[index]));
         }
         progress.advance(texts.len(), "judging");
@@ -230,7 +224,7 @@ fn held_out(
     Ok(columns)
 }
 
-/// The area under the ROC curve by ranks (Mann and Whitney's U): ties count half.
+/// Area under the ROC curve, from ranks (Mann–Whitney U); ties count half.
 fn auroc(positives: &[f64], negatives: &[f64]) -> f64 {
     let mut sorted = negatives.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -246,7 +240,7 @@ fn auroc(positives: &[f64], negatives: &[f64]) -> f64 {
 mod tests {
     use super::*;
 
-    /// Oracle: every pair of a positive and a negative number.
+    /// Oracle: a loop over all pairs of a positive and a negative value.
     #[test]
     fn auroc_counts_pairs() {
         let cases: [(&[f64], &[f64]); 5] = [
@@ -275,22 +269,22 @@ mod tests {
     }
 
     #[test]
-    fn the_clearest_difference_comes_first() {
+    fn the_largest_effect_comes_first() {
         let moments = |columns: [[f64; 4]; 5]| Moments {
             texts: 4,
             sums: columns.map(|c| c.iter().sum()).to_vec(),
             squares: columns.map(|c| c.iter().map(|x| x * x).sum()).to_vec(),
         };
         let flicker = [0.5, 0.7, 0.7, 0.5];
-        // A large difference that varies much, a small one that varies little, none that varies as little,
-        // none at all, and one the other way round.
+        // A large difference with a large variance, a small one with a small variance, no difference with a small variance, no
+        // activation, and a negative difference.
         let positive =
             moments([[9.0, 0.0, 9.0, 0.0], [1.0, 1.2, 1.2, 1.0], flicker, [0.0; 4], [0.0; 4]]);
         let negative = moments([[0.0; 4], [0.0; 4], flicker, [0.0; 4], [1.0; 4]]);
         let found = rank(&positive, &negative, 10);
         assert_eq!(found.iter().map(|f| f.index).collect::<Vec<_>>(), [1, 0]);
-        // Means 1.1 and 0; variances 0.04/3 and 0, of which the mean's root; the median deviation is that
-        // of the third feature, whose variances are 0.04/3 both.
+        // Means 1.1 and 0; s is the root of the mean of the variances 0.04/3 and 0. The median of s is that of the third feature,
+        // whose variances are both 0.04/3.
         let (own, usual) = ((0.02f64 / 3.0).sqrt(), (0.04f64 / 3.0).sqrt());
         assert!((found[0].effect - 1.1 / (own + usual)).abs() < 1e-9, "{found:?}");
         assert_eq!(rank(&positive, &negative, 1).len(), 1);
