@@ -238,7 +238,7 @@ impl SaeTrainer {
         }
     }
 
-    /// Adam with β (0, 0.999) on every parameter. Decoder rows lose the part of their gradient that is parallel to them, and keep unit
+    /// Adam with β (0, 0.999) on every parameter. The gradient of a decoder row loses the part parallel to the row, which keeps unit
     /// norm; thresholds are clamped at 0.
     fn update(&mut self, leaf: &Parameters, gradients: &Gradients, learning_rate: f64) {
         let options = AdamW {
