@@ -5,9 +5,10 @@
 //! * An [`Sae`] takes activations as the model has them. Scales of the input and the subtraction of b_dec are folded into its
 //!   parameters when training ends or a file is read, so that whatever its origin, the same formula applies.
 //! * Activation functions are the variants of [`fpo_ops::Activation`], which also defines what they compute; what files, hashes and
-//!   descriptions need to know about each is in `activation.rs`. No match on them has a wildcard, so that the compiler names every
-//!   place that a new one needs. JumpReLU can be trained ([`SaeTrainer`]); a ReLU is read as a JumpReLU with thresholds of 0.
-//! * Only [`load`], [`Format::detect`], [`save_sae_lens`] and the checkpoints of [`SaeTrainer`] touch the disk. Files are untrusted:
+//!   descriptions need to know about each is in `activation.rs`. No match on them has a wildcard: when one is added, the compiler
+//!   points to every place that has to handle it. JumpReLU can be trained ([`SaeTrainer`]); a ReLU is read as a JumpReLU with
+//!   thresholds of 0.
+//! * Only [`load`], [`Format::detect`], [`save_sae_lens`] and the checkpoints of [`SaeTrainer`] touch the disk. Files are untrusted,
 //!   their sizes are bounded, and a damaged one gives an error, not a panic.
 //! * Nothing is printed.
 //!

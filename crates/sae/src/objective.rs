@@ -19,8 +19,8 @@ pub enum Penalty {
     Tanh,
 }
 
-/// The precision of the matrix products of a training step. Parameters, losses and moments are float32 either way: in half precision
-/// thresholds stop learning.
+/// The precision of the matrix products of a training step. Parameters, losses and moments are float32 either way: thresholds in
+/// half precision stop learning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Compute {

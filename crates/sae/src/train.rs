@@ -238,8 +238,8 @@ impl SaeTrainer {
         }
     }
 
-    /// Adam with β (0, 0.999) on every parameter. Decoder rows lose the part of their gradient that is parallel to them, and keep unit
-    /// norm; thresholds are clamped at 0.
+    /// Adam with β (0, 0.999) on every parameter. The gradient of a decoder row loses its part parallel to the row, which keeps
+    /// unit norm; thresholds are clamped at 0.
     fn update(&mut self, leaf: &Parameters, gradients: &Gradients, learning_rate: f64) {
         let options = AdamW {
             lr: learning_rate,
