@@ -10,7 +10,7 @@ use fpo_data::{
     Fingerprint, PairBatch, PairView, Pooling, ReferenceCache,
     reference::{Pass, StoredFeatures},
 };
-use fpo_interp::reader::FeatureReader;
+use fpo_interp::{autoencoder, reader::FeatureReader};
 use fpo_losses::{Method, Objective};
 use fpo_metrics::{PairValues, means};
 use fpo_trainer::{
@@ -251,7 +251,7 @@ impl Evaluate {
             Some(pooling) => pooling,
             None => of_cache(item::POOLING)?.parse().map_err(|message: String| anyhow!(message))?,
         };
-        let sae = folder.open_sae(path, site, device)?;
+        let sae = autoencoder::open(path, site, &folder.config, None, device, &reporter())?;
         let reader = FeatureReader::new(pooling, folder.tokenizer.special_ids()).with(&sae, site);
         Ok(Some(Reader { reader, hash: fpo_sae::hash_encoder(&sae.encoder) }))
     }

@@ -93,7 +93,7 @@ impl ModelFolder {
 
     /// Loads an autoencoder, which must have the width of the site. If its file names another model or site, it warns.
     pub fn open_sae(&self, path: &Path, site: Site, device: &Device) -> Result<Sae> {
-        autoencoder::open(path, site, &self.config, &self.path, device, &reporter())
+        autoencoder::open(path, site, &self.config, Some(&self.path), device, &reporter())
     }
 
     /// A preparer that doesn't truncate.

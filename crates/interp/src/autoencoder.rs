@@ -10,8 +10,8 @@ use fpo_transformer::{ModelConfig, Site};
 
 use crate::reader::check_fit;
 
-/// Loads an autoencoder for activations of `site`. Warns if its file names another model or another site; `model` is the model's
-/// folder, whose name is compared.
+/// Loads an autoencoder for activations of `site`. Warns if its file names another site, or another model than `model`, the folder
+/// of the model that it reads; a fine-tuned model's folder says nothing, and is not given.
 ///
 /// # Errors
 /// An unreadable file, a site that the model lacks, or an autoencoder of another width.
@@ -19,7 +19,7 @@ pub fn open(
     path: &Path,
     site: Site,
     config: &ModelConfig,
-    model: &Path,
+    model: Option<&Path>,
     device: &Device,
     reporter: &Reporter,
 ) -> Result<Sae> {
@@ -47,13 +47,13 @@ pub fn site(named: Option<&str>, path: &Path) -> Result<Site> {
     })
 }
 
-fn warnings(provenance: &Provenance, site: Site, model_path: &Path) -> Vec<String> {
+fn warnings(provenance: &Provenance, site: Site, model: Option<&Path>) -> Vec<String> {
     let mut found = Vec::new();
     if let Some(hook) = provenance.hook_name.as_deref().filter(|hook| *hook != site.hook_name()) {
         found.push(format!("it was trained on {hook}, but is used on {}", site.hook_name()));
     }
     let last = |path: &str| path.rsplit('/').next().unwrap_or(path).to_lowercase();
-    let model = last(&model_path.to_string_lossy());
+    let Some(model) = model.map(|model| last(&model.to_string_lossy())) else { return found };
     // Names of local folders often have a prefix or suffix, such as `gemma-2-2b-it-local`.
     let differs = |theirs: &str| !model.contains(&last(theirs)) && !last(theirs).contains(&model);
     if let Some(theirs) = provenance.model_name.as_deref().filter(|name| differs(name)) {
@@ -73,11 +73,14 @@ mod tests {
             hook_name: Some(hook.to_owned()),
         };
         let count = |from: Provenance| {
-            warnings(&from, Site::resid_post(25), Path::new("models/gemma-2-2b")).len()
+            warnings(&from, Site::resid_post(25), Some(Path::new("models/gemma-2-2b"))).len()
         };
         assert_eq!(count(Provenance::default()), 0);
         assert_eq!(count(from("google/gemma-2-2b", "blocks.25.hook_resid_post")), 0);
         assert_eq!(count(from("gemma-2-9b", "blocks.25.hook_resid_post")), 1);
         assert_eq!(count(from("gemma-2-9b", "blocks.24.hook_resid_post")), 2);
+        let unnamed = |from| warnings(&from, Site::resid_post(25), None).len();
+        assert_eq!(unnamed(from("gemma-2-9b", "blocks.25.hook_resid_post")), 0);
+        assert_eq!(unnamed(from("gemma-2-9b", "blocks.24.hook_resid_post")), 1);
     }
 }

@@ -160,8 +160,8 @@ fn a_cache_of_something_else_is_refused_by_name() {
     for (more, says) in [
         (&["--site", "resid_post:2"][..], "site: expected `resid_post:2`, found `resid_post:1`"),
         (&["--pooling", "response"], "pooling: expected `response`, found `predicting`"),
-        (&["--max-length", "90"], "max_length: expected `90`, found `none`"),
-        (&["--max-prompt-length", "90"], "max_prompt_length"),
+        (&["--max-length", "24"], "max_length: expected `24`, found `none`"),
+        (&["--max-prompt-length", "5"], "max_prompt_length"),
         (&["--kl", arg(&evaluate.policy)], "reference weights"),
         (&["--precision", "bf16-mixed"], "precision: expected `bf16-mixed`, found `float32`"),
     ] {
@@ -209,7 +209,7 @@ fn a_damaged_cache_and_impossible_options_are_refused() {
         ("fpo", &["--k", "0"], "k must be at least 1"),
         ("fpo", &["--k", "49"], "k = 49 is more than the autoencoder's 48 features"),
         ("fpo", &["--k", "7"], "6 features of a response, fewer than k = 7"),
-        ("fpo", &["--k", "5", "--alpha=-1"], "alpha = -1 must not be negative"),
+        ("fpo", &["--k", "5", "--alpha=-1"], "alpha = -1 must be at least 0"),
         ("tdpo2", &["--k", "5"], "--kl"),
         ("ppo", &[], "simpo-kl"),
     ] {

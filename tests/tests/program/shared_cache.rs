@@ -58,7 +58,10 @@ fn a_cache_made_in_shards_feeds_a_run_and_an_evaluation() {
     assert!(!run.join("reference/train").exists(), "the given cache is read where it lies");
 
     // What differs is named, and nothing is trained.
-    let printed = fail(&[&train[..], &["--set", "data.max_prompt_length=7"]].concat());
+    let other = path("other");
+    let elsewhere = ["--run", arg(&other), "--set", "data.max_prompt_length=7"];
+    let other = train.iter().filter(|word| !["--run", arg(&run)].contains(word)).copied();
+    let printed = fail(&other.chain(elsewhere).collect::<Vec<_>>());
     assert!(
         printed.contains("reference.path") && printed.contains("max_prompt_length"),
         "{printed}"

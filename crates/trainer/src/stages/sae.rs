@@ -39,10 +39,9 @@ fn fill(run: &Run, prepared: &Prepared, sft: &Stage, workspace: &Workspace) -> R
     let model = weights::load(&sft.folder, run.placement())?;
     let site: Site = s.site.parse()?;
     site.check(model.config().num_hidden_layers)?;
+    let named = run.settings.model.path.as_deref();
     let given = match &s.path {
-        Some(path) => {
-            Some(open(path, site, model.config(), &sft.folder, &run.device, &run.reporter)?)
-        }
+        Some(path) => Some(open(path, site, model.config(), named, &run.device, &run.reporter)?),
         None => None,
     };
     let mut store = store(run, prepared, &model, site)?;
