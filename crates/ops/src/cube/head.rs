@@ -1,5 +1,5 @@
-//! From blocks of products `h·Wᵀ` to a summary of each row's softmax over the whole vocabulary, in one pass over each block; a second
-//! kernel computes the gradient of the products.
+//! From blocks of products `h·Wᵀ` to a summary of each row's softmax over the whole vocabulary, in one pass over each block; a
+//! second kernel computes the gradient of the products.
 
 use std::ops::Range;
 
