@@ -85,7 +85,13 @@ pub use softcap::softcap;
 pub use statistics::{TokenStatistics, linear_token_statistics};
 
 #[cfg(feature = "cube")]
-pub use cube::products::{chosen as chosen_products, first_refusal as first_product_refusal};
+pub use cube::products::take_product_refusal;
+
+/// No GPU backend is compiled in, so no product was refused.
+#[cfg(not(feature = "cube"))]
+pub fn take_product_refusal() -> Option<String> {
+    None
+}
 
 /// The operations in plain tensor operations, on any backend: the oracle of tests and benchmarks.
 pub mod definition {

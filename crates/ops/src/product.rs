@@ -33,9 +33,9 @@ pub(crate) fn product(lhs: impl Into<Factor>, rhs: impl Into<Factor>) -> Tensor<
 
         use crate::cube::{
             self,
-            products::{Product, chosen},
+            products::{Product, strategy_on},
         };
-        let strategy = chosen();
+        let strategy = strategy_on(&lhs.stored.device());
         if strategy != ProductStrategy::Burn
             && [&lhs, &rhs].iter().all(|factor| cube::takes_outside_graph(&factor.stored))
         {

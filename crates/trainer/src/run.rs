@@ -142,6 +142,9 @@ impl Run {
             let reporter = self.reporter.clone();
             let workspace = Workspace::new(output.to_owned(), checkpoints.clone(), reporter);
             let done = guard(|| work(&workspace).and_then(|()| sync(&self.device)));
+            if let Some(refusal) = fpo_ops::take_product_refusal() {
+                self.reporter.warn(format!("slower matrix products: {refusal}"));
+            }
             match workspace.at.take() {
                 Some(place) => done.context(place)?,
                 None => done?,

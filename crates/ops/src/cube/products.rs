@@ -1,8 +1,11 @@
 //! Products as operations in Burn's fusion queue.
 
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use burn::{backend::fusion::custom::TensorSpec, tensor::Shape};
+use burn::{
+    backend::fusion::custom::TensorSpec,
+    tensor::{Device, Shape},
+};
 use fpo_products::{ProductError, ProductStrategy, product};
 
 use crate::cube::{Kernel, matrix::Matrix};
@@ -10,29 +13,57 @@ use crate::cube::{Kernel, matrix::Matrix};
 /// The environment variable that names the strategy for products.
 const VARIABLE: &str = "FPO_PRODUCTS";
 
-/// The strategy for the products of linear maps and of the head: that of the environment variable `FPO_PRODUCTS`, or
-/// Burn's if not set.
+/// The strategy for products on a device: the one that the environment variable `FPO_PRODUCTS` names, else cuBLASLt on CUDA, where it
+/// is several times as fast as any of CubeK's kernels (BENCHMARKS.md), and Burn's own elsewhere.
 ///
 /// # Panics
 /// If the variable doesn't name a strategy.
-pub fn chosen() -> ProductStrategy {
-    static CHOSEN: OnceLock<ProductStrategy> = OnceLock::new();
-    *CHOSEN.get_or_init(|| match std::env::var(VARIABLE) {
-        Err(_) => ProductStrategy::Burn,
-        Ok(name) => {
-            name.parse().unwrap_or_else(|error: ProductError| panic!("{VARIABLE}: {error}"))
-        }
+pub(crate) fn strategy_on(device: &Device) -> ProductStrategy {
+    static NAMED: OnceLock<Option<ProductStrategy>> = OnceLock::new();
+    let named = NAMED.get_or_init(|| {
+        let name = std::env::var(VARIABLE).ok()?;
+        Some(name.parse().unwrap_or_else(|error: ProductError| panic!("{VARIABLE}: {error}")))
+    });
+    named.unwrap_or(match is_cuda(device) {
+        true => ProductStrategy::CublasLt { proposal: 0 },
+        false => ProductStrategy::Burn,
     })
 }
 
-/// Why a product fell back to Burn's strategy; the first time only.
-pub fn first_refusal() -> Option<String> {
-    refusal().clone()
+#[cfg(feature = "cuda")]
+fn is_cuda(device: &Device) -> bool {
+    use burn::backend::{CubeDevice, DispatchDevice};
+    let device = device.clone().without_autodiff();
+    matches!(device.as_dispatch(), DispatchDevice::Cube(CubeDevice::Cuda(_)))
 }
 
-fn refusal() -> std::sync::MutexGuard<'static, Option<String>> {
-    static REFUSAL: Mutex<Option<String>> = Mutex::new(None);
-    REFUSAL.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+#[cfg(not(feature = "cuda"))]
+fn is_cuda(_device: &Device) -> bool {
+    false
+}
+
+/// Why a product fell back to Burn's strategy, such as a library that is missing; told once.
+pub fn take_product_refusal() -> Option<String> {
+    let mut state = refusal();
+    match std::mem::replace(&mut *state, Refusal::Told) {
+        Refusal::New(reason) => Some(reason),
+        before => {
+            *state = before;
+            None
+        }
+    }
+}
+
+/// The first fallback of this process.
+enum Refusal {
+    None,
+    New(String),
+    Told,
+}
+
+fn refusal() -> MutexGuard<'static, Refusal> {
+    static REFUSAL: Mutex<Refusal> = Mutex::new(Refusal::None);
+    REFUSAL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// `lhs·rhs` in the type of `lhs`; each input may be stored transposed.
@@ -62,7 +93,11 @@ impl Kernel<2, 1> for Product {
         match product(self.strategy, lhs, rhs, output.tensor()) {
             Ok(()) => {}
             Err(error @ ProductError::Refused { .. }) => {
-                refusal().get_or_insert_with(|| error.to_string());
+                let mut state = refusal();
+                if matches!(*state, Refusal::None) {
+                    *state = Refusal::New(error.to_string());
+                }
+                drop(state);
                 product(ProductStrategy::Burn, lhs, rhs, output.tensor())
                     .expect("Burn computes every product of matrices");
             }
