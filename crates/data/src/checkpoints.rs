@@ -1,4 +1,4 @@
-//! The checkpoints of a training: folders `step-00000200`, of which the newest is kept.
+//! Training checkpoints: folders named `step-00000200`, of which only the newest is kept.
 //!
 //! ```
 //! use fpo_data::checkpoints::{Checkpoints, truncate};
@@ -6,10 +6,10 @@
 //! # let (folder, metrics) = (folder.path(), folder.path().join("metrics.jsonl"));
 //! let checkpoints = Checkpoints::new(folder);
 //! let begin = match checkpoints.latest()? {
-//!     Some(checkpoint) => checkpoint.step, // and restore from `checkpoint.folder`
+//!     Some(checkpoint) => checkpoint.step, // restore from `checkpoint.folder`
 //!     None => 0,
 //! };
-//! // The file of metrics is longer than at the checkpoint if the training ran on from there before it was interrupted.
+//! // Metrics logged after the checkpoint are logged again.
 //! truncate(&metrics, 0)?;
 //! let write = |folder: &std::path::Path| std::fs::write(folder.join("state.json"), "{}");
 //! # let write = |folder: &std::path::Path| fpo_data::atomic::context(folder, "write", write(folder));
@@ -25,28 +25,28 @@ use std::path::{Path, PathBuf};
 
 const PREFIX: &str = "step-";
 
-/// The folder in which a training keeps its checkpoints. Other files may lie beside them.
+/// A folder of checkpoints. It may contain other files too.
 #[derive(Debug, Clone)]
 pub struct Checkpoints {
     folder: PathBuf,
 }
 
-/// A checkpoint that stands whole.
+/// A complete checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// Steps done when it was written.
+    /// Training steps done when it was written.
     pub step: usize,
-    /// Its folder.
+    /// The folder with its files.
     pub folder: PathBuf,
 }
 
 impl Checkpoints {
-    /// Those in `folder`; nothing is read or created yet.
+    /// The checkpoints in `folder`, which need not exist yet.
     pub fn new(folder: impl Into<PathBuf>) -> Self {
         Self { folder: folder.into() }
     }
 
-    /// All checkpoints, oldest first; none where the folder doesn't exist.
+    /// All checkpoints, oldest first; empty if the folder doesn't exist.
     ///
     /// # Errors
     /// A folder that can't be listed.
@@ -61,7 +61,7 @@ impl Checkpoints {
         Ok(checkpoints)
     }
 
-    /// The checkpoint of the most steps.
+    /// The checkpoint with the most steps.
     ///
     /// # Errors
     /// As [`Self::list`].
@@ -69,11 +69,11 @@ impl Checkpoints {
         Ok(self.list()?.pop())
     }
 
-    /// Writes the checkpoint of `step`, whole or not at all, then removes all others and what killed processes left of theirs. `fill`
-    /// writes into an empty folder. Returns the checkpoint's folder.
+    /// Writes the checkpoint of `step` atomically, then removes all others, including incomplete ones left by killed processes.
+    /// `fill` writes into an empty folder. Returns the checkpoint's folder.
     ///
     /// # Errors
-    /// Whatever `fill` returns, or an [`AtomicError`]; the checkpoints there were still stand.
+    /// The error of `fill`, or an [`AtomicError`]; earlier checkpoints are then still there.
     pub fn write<E: From<AtomicError>>(
         &self,
         step: usize,
@@ -94,7 +94,7 @@ impl Checkpoints {
         Ok(folder)
     }
 
-    /// The folders in the folder.
+    /// All subfolders.
     fn folders(&self) -> Result<Vec<PathBuf>, AtomicError> {
         let list = || -> io::Result<Vec<PathBuf>> {
             let mut folders = Vec::new();
@@ -113,11 +113,11 @@ impl Checkpoints {
     }
 }
 
-/// Cuts a file, such as that of the metrics, to its length at a checkpoint; creates it, and the folder it lies in, if need be. A file
-/// that is shorter (a crash may have cost it its last lines) stays as it is.
+/// Truncates a file of metrics to its length at a checkpoint, in bytes. Creates it and its parent folder if needed. A shorter file
+/// (a crash may have lost its last lines) is left as it is.
 ///
 /// # Errors
-/// A file that can't be opened or cut.
+/// A file that can't be opened or truncated.
 pub fn truncate(path: &Path, bytes: u64) -> Result<(), AtomicError> {
     if let Some(parent) = path.parent() {
         atomic::context(parent, "create it", fs::create_dir_all(parent))?;
@@ -126,7 +126,7 @@ pub fn truncate(path: &Path, bytes: u64) -> Result<(), AtomicError> {
         let file = OpenOptions::new().create(true).write(true).truncate(false).open(path)?;
         file.set_len(bytes.min(file.metadata()?.len()))
     };
-    atomic::context(path, "cut it to its length", cut())
+    atomic::context(path, "truncate it", cut())
 }
 
 #[cfg(test)]
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_checkpoint_takes_the_place_of_older_ones() {
+    fn a_new_checkpoint_replaces_older_ones() {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("deep/checkpoints");
         let checkpoints = Checkpoints::new(&folder);
@@ -170,10 +170,10 @@ mod tests {
     }
 
     #[test]
-    fn steps_are_ordered_by_number_and_what_is_no_checkpoint_stays() {
+    fn steps_are_ordered_by_number_and_other_entries_stay() {
         let root = tempfile::tempdir().unwrap();
         let folder = |name: &str| fs::create_dir_all(root.path().join(name)).unwrap();
-        // What a process leaves that is killed while it writes or removes, and what others put there.
+        // Leftovers of a process killed while writing or removing, and a folder that is no checkpoint.
         ["step-00000100", "step-100000000", "step-99999999", ".step-00000300.a1", "step-mine"]
             .into_iter()
             .for_each(folder);
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_checkpoint_leaves_the_one_before_it() {
+    fn a_failed_write_keeps_the_previous_checkpoint() {
         let root = tempfile::tempdir().unwrap();
         let checkpoints = Checkpoints::new(root.path());
         write(&checkpoints, 5);
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_cant_be_listed_is_named() {
+    fn an_unlistable_folder_is_named() {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join("file");
         fs::write(&file, "").unwrap();
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_cut_but_never_filled_up() {
+    fn files_are_truncated_but_never_extended() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("new/metrics.jsonl");
         truncate(&path, 7).unwrap();

@@ -1,4 +1,4 @@
-//! Parquet tables, as the Hugging Face hub serves them.
+//! Parquet tables, as on the Hugging Face hub.
 
 use super::cells::{COLUMNS, Cell, Row};
 use super::{Message, Place, Sink, SourceError};
@@ -49,7 +49,7 @@ enum Column {
     Other(String),
 }
 
-/// Lists of messages: a row's are those between two offsets of `lists`.
+/// Lists of messages: those of a row lie between two offsets of `lists`.
 struct MessageLists {
     lists: ListArray,
     roles: StringArray,
@@ -71,9 +71,9 @@ impl Column {
         if is_text(array.data_type()) {
             return Ok(Self::Text(text(array)?));
         }
-        let other = || Ok(Self::Other(format!("a column of the type {}", array.data_type())));
+        let other = || Ok(Self::Other(format!("a column of type {}", array.data_type())));
         let Some(item) = list_item(array.data_type()) else { return other() };
-        // One kind of list instead of three.
+        // Convert all kinds of lists to one.
         let lists = cast(array, &DataType::List(Arc::new(Field::clone(item))))?;
         let lists = lists.as_list::<i32>().clone();
         let Some(messages) = lists.values().as_struct_opt() else { return other() };
@@ -100,7 +100,7 @@ impl Column {
 }
 
 impl MessageLists {
-    /// The row's messages; `None` if its list is null.
+    /// The messages of a row; `None` if its list is null.
     fn cell(&self, row: usize) -> Option<Cell> {
         let Self { lists, roles, contents } = self;
         if lists.is_null(row) {
