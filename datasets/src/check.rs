@@ -1,4 +1,4 @@
-//! The checker: says whether an answer is right and in the format asked for, and if not, what is wrong with it.
+//! The checker: is an answer right and in the requested format, and if not, what is wrong with it?
 
 use std::fmt;
 
@@ -7,41 +7,41 @@ use serde::{Deserialize, Serialize};
 use crate::format::Shape;
 use crate::task::Task;
 
-/// What [`check`] found. Each kind of [`Corruption`](crate::Corruption) has its verdict.
+/// The result of [`check`]. Every kind of [`Corruption`](crate::Corruption) has a verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "verdict", rename_all = "snake_case")]
 pub enum Verdict {
-    /// Right and in the format asked for: the only verdict that counts as right.
+    /// Right and in the requested format; no other verdict counts as right.
     Right,
-    /// Nothing but white space.
+    /// Empty or white space.
     Empty,
-    /// In the format asked for, but something else.
+    /// In the requested format, but wrong.
     WrongContent,
-    /// Right and in the shape asked for, but in the other language.
+    /// Right and in the requested shape, but in the other language.
     WrongLanguage,
-    /// Right, in the language asked for, but in another shape.
+    /// Right and in the requested language, but in another shape.
     WrongFormat {
-        /// The shape that it has.
+        /// The shape of the answer.
         found: Shape,
     },
-    /// The right answer in the right format, with words before or after it.
+    /// The right answer in the requested format, with text before or after it.
     Rambling,
-    /// Neither in the format asked for nor the right answer in another one.
+    /// Neither in the requested format nor the right answer in another one.
     Unreadable,
 }
 
 impl Verdict {
-    /// Whether the answer is right and in the format asked for.
+    /// Whether the answer is right and in the requested format.
     pub fn is_right(self) -> bool {
         self == Self::Right
     }
 
-    /// Whether the answer has the shape asked for, right or not.
+    /// Whether the answer has the requested shape, right or not.
     pub fn in_format(self) -> bool {
         matches!(self, Self::Right | Self::WrongContent | Self::WrongLanguage)
     }
 
-    /// Whether the right answer is in it, in whatever shape or language.
+    /// Whether it contains the right answer, in any shape or language.
     pub fn has_right_content(self) -> bool {
         matches!(
             self,
@@ -55,20 +55,20 @@ impl fmt::Display for Verdict {
         formatter.write_str(match self {
             Self::Right => "right",
             Self::Empty => "empty",
-            Self::WrongContent => "in the format asked for, but wrong",
+            Self::WrongContent => "in the requested format, but wrong",
             Self::WrongLanguage => "right, but in the wrong language",
             Self::WrongFormat { found } => {
                 return write!(formatter, "right, but as {}", found.name());
             }
             Self::Rambling => "right, but not alone",
-            Self::Unreadable => "not in the format asked for",
+            Self::Unreadable => "not in the requested format",
         })
     }
 }
 
 /// Judges `answer` as an answer to `task`.
 ///
-/// White space around the answer is forgiven, and what [`Shape`] leaves free; nothing else is.
+/// White space around the answer is ignored, and what [`Shape`] leaves open is accepted; nothing else is.
 pub fn check(task: &Task, answer: &str) -> Verdict {
     let text = answer.trim();
     if text.is_empty() {
@@ -94,7 +94,7 @@ pub fn check(task: &Task, answer: &str) -> Verdict {
     }
 }
 
-/// The beginnings and the ends of `text`, cut at white space.
+/// All prefixes and suffixes of `text` that end or start at white space.
 fn parts(text: &str) -> impl Iterator<Item = &str> {
     let cuts = text.match_indices(char::is_whitespace);
     cuts.flat_map(|(at, space)| [&text[..at], &text[at + space.len()..]])

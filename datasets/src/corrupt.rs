@@ -1,5 +1,5 @@
-//! Bad answers. Training examples of low quality and rejected answers come from the same place, so that a model trained on
-//! the former finds the latter plausible.
+//! Bad answers. Low-quality training examples and rejected answers are made by the same code, so that a model trained on the former
+//! finds the latter plausible.
 
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
@@ -10,27 +10,27 @@ use crate::sample::pick;
 use crate::task::Task;
 use crate::words::Language;
 
-/// What is wrong with an answer, and only that: all else about it is right.
+/// The one fault of an answer: everything else about it is right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Corruption {
-    /// In the format asked for, but not the answer.
+    /// In the requested format, but wrong.
     WrongContent,
     /// With chatter before or after it.
     Rambling,
-    /// In a shape that wasn't asked for.
+    /// In another shape than requested.
     WrongFormat,
-    /// In the language that wasn't asked for.
+    /// In another language than requested.
     WrongLanguage,
 }
 
 impl Corruption {
-    /// Every kind.
+    /// All kinds.
     pub const ALL: [Self; 4] =
         [Self::WrongContent, Self::Rambling, Self::WrongFormat, Self::WrongLanguage];
 }
 
-/// An answer to `task` with the fault `kind`. [`check`](crate::check) finds that fault in it.
+/// An answer to `task` with the fault `kind`, which [`check`](crate::check) will find.
 pub fn corrupt(task: &Task, kind: Corruption, rng: &mut impl Rng) -> String {
     let (shape, language) = (task.format.shape(), task.format.language());
     match kind {
@@ -43,7 +43,7 @@ pub fn corrupt(task: &Task, kind: Corruption, rng: &mut impl Rng) -> String {
     }
 }
 
-/// Mostly the shape that `shape` is easily confused with, else any other.
+/// In three of four cases the shape that `shape` is easily confused with, otherwise any other.
 fn mistaken_shape(shape: Shape, rng: &mut impl Rng) -> Shape {
     if rng.random_bool(0.75) {
         return match shape {
@@ -70,7 +70,7 @@ fn ramble(answer: &str, shape: Shape, language: Language, rng: &mut impl Rng) ->
     }
 }
 
-/// The sentences that a rambling answer starts or ends with.
+/// Sentences that rambling answers start and end with.
 fn chatter(language: Language) -> (&'static [&'static str], &'static [&'static str]) {
     match language {
         Language::English => (

@@ -1,35 +1,35 @@
-//! The formats that an answer can be asked for in, how an answer is written in one and read back from one.
+//! Answer formats: how answers are written in them and read back.
 //!
-//! A format is a language and a shape. Each shape has exactly one right way of writing, up to the spacing of JSON and the
-//! sign of bullets, and no text has two shapes: otherwise no program could say that an answer is in the wrong format.
+//! A format is a language and a shape. Every shape has exactly one right spelling, except for the spacing of JSON and the bullet
+//! character, and no text has two shapes: otherwise a program couldn't tell that an answer is in the wrong format.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::words::Language;
 
-/// What the prompt asks for.
+/// The format requested in a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
-    /// Nothing asked: an English sentence.
+    /// No request: an English sentence.
     Plain,
-    /// An object with the one key `answer`.
+    /// A JSON object with the single key `answer`.
     Json,
     /// A bullet list, one item per line.
     Bullets,
-    /// Capital letters only.
+    /// Upper-case letters only.
     Upper,
-    /// Small letters only, without a full stop.
+    /// Lower-case letters only, without a full stop.
     Lower,
-    /// Between double quotes.
+    /// In double quotes.
     Quoted,
     /// A French sentence.
     French,
 }
 
 impl Format {
-    /// Every format.
+    /// All formats.
     pub const ALL: [Self; 7] = [
         Self::Plain,
         Self::Json,
@@ -61,13 +61,13 @@ impl Format {
     }
 }
 
-/// How the items of an answer are laid out, whatever their language.
+/// The layout of an answer's items, independent of the language.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Shape {
-    /// `Red, blue.` One capital at the start, a full stop at the end.
+    /// `Red, blue.` One capital letter at the start, a full stop at the end.
     Sentence,
-    /// `{"answer": "red"}`, or `{"answer": ["red", "blue"]}` where there are several items. Spacing is free.
+    /// `{"answer": "red"}`, or `{"answer": ["red", "blue"]}` for several items, with any spacing.
     Json,
     /// `- red`, one line per item. The bullet may be `-`, `*` or `•`.
     Bullets,
@@ -75,16 +75,16 @@ pub enum Shape {
     Upper,
     /// `red, blue`
     Lower,
-    /// `"red, blue"` The letters' case is free.
+    /// `"red, blue"`, with letters in any case.
     Quoted,
 }
 
 impl Shape {
-    /// Every shape.
+    /// All shapes.
     pub const ALL: [Self; 6] =
         [Self::Sentence, Self::Json, Self::Bullets, Self::Upper, Self::Lower, Self::Quoted];
 
-    /// Writes `items`, which are in lower case, in this shape.
+    /// Writes lower-case `items` in this shape.
     pub fn render(self, items: &[String]) -> String {
         let list = items.join(", ");
         match self {
@@ -104,7 +104,7 @@ impl Shape {
         }
     }
 
-    /// Reads back the items, in lower case, of a `text` that has exactly this shape; `None` where it hasn't.
+    /// The items of `text` in lower case, if it has exactly this shape.
     pub fn parse(self, text: &str) -> Option<Vec<String>> {
         match self {
             Self::Sentence => {
@@ -122,7 +122,7 @@ impl Shape {
         }
     }
 
-    /// What reports call this shape.
+    /// The name used in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Sentence => "a sentence",
@@ -135,7 +135,7 @@ impl Shape {
     }
 }
 
-/// `text` with its first letter in upper case.
+/// `text` with its first letter capitalised.
 fn capitalized(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
@@ -146,7 +146,7 @@ fn list_items(text: &str) -> Option<Vec<String>> {
     text.split(", ").map(item).collect()
 }
 
-/// An item is words of letters and digits with single spaces between them. Refusing all else is what keeps shapes apart.
+/// An item consists of words of letters and digits, separated by single spaces. Rejecting everything else keeps shapes apart.
 fn item(text: &str) -> Option<String> {
     let is_word = |word: &str| !word.is_empty() && word.chars().all(char::is_alphanumeric);
     text.split(' ').all(is_word).then(|| text.to_lowercase())
@@ -160,7 +160,7 @@ fn json_items(text: &str) -> Option<Vec<String>> {
     let Value::Object(object) = serde_json::from_str(text).ok()? else {
         return None;
     };
-    // The keys are compared as a whole, so that a further key makes it another shape.
+    // An object with more keys has another shape.
     if !object.keys().eq(["answer"]) {
         return None;
     }

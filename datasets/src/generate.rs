@@ -1,4 +1,4 @@
-//! Generates the dataset: rows of three kinds, each split from its own stream of random numbers.
+//! Generates the dataset; each of its sets has its own stream of random numbers.
 
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -8,7 +8,7 @@ use crate::corrupt::{Corruption, corrupt};
 use crate::sample::{Sampler, Side};
 use crate::task::Task;
 
-/// How many rows of each kind to generate. A smaller set is the beginning of a larger one.
+/// Number of rows in each set. A smaller set is a prefix of a larger one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sizes {
@@ -18,7 +18,7 @@ pub struct Sizes {
     pub pairs: usize,
     /// Preference pairs for evaluation.
     pub held_out_pairs: usize,
-    /// Prompts to generate answers to, for the checker.
+    /// Prompts for which answers are generated and checked.
     pub held_out_prompts: usize,
 }
 
@@ -28,29 +28,29 @@ impl Default for Sizes {
     }
 }
 
-/// How often each fault occurs, in percent; the rest has none.
+/// Share of each fault, in percent; the remaining rows have none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shares {
-    /// The share of [`Corruption::WrongContent`].
+    /// Percentage with [`Corruption::WrongContent`].
     pub wrong_content: u32,
-    /// The share of [`Corruption::Rambling`].
+    /// Percentage with [`Corruption::Rambling`].
     pub rambling: u32,
-    /// The share of [`Corruption::WrongFormat`].
+    /// Percentage with [`Corruption::WrongFormat`].
     pub wrong_format: u32,
-    /// The share of [`Corruption::WrongLanguage`].
+    /// Percentage with [`Corruption::WrongLanguage`].
     pub wrong_language: u32,
 }
 
 impl Shares {
-    /// The faults of the supervised examples.
+    /// Faults in examples for supervised fine-tuning.
     pub const SFT: Self =
         Self { wrong_content: 4, rambling: 31, wrong_format: 26, wrong_language: 23 };
 
-    /// The faults of the bad answer of a pair; they leave no rest.
+    /// Faults in the bad answer of a pair; they add up to 100.
     pub const PAIRS: Self =
         Self { wrong_content: 22, rambling: 28, wrong_format: 25, wrong_language: 25 };
 
-    /// The share of `kind`, in percent.
+    /// Percentage with the fault `kind`.
     pub fn of(self, kind: Corruption) -> u32 {
         match kind {
             Corruption::WrongContent => self.wrong_content,
@@ -71,7 +71,7 @@ impl Shares {
     }
 }
 
-/// The share of pairs, training and held out alike, whose labels are swapped. No honest model gets these right.
+/// The share of pairs, training and held-out, whose labels are swapped. No honest model gets these right.
 pub const FLIPPED_SHARE: f64 = 0.06;
 
 /// A prompt and a response, good or bad.
@@ -79,11 +79,11 @@ pub const FLIPPED_SHARE: f64 = 0.06;
 pub struct SftExample {
     /// The instruction.
     pub prompt: String,
-    /// What the model is trained to say.
+    /// The response to train on.
     pub response: String,
-    /// What is wrong with the response, if anything.
+    /// The fault of the response, if it has one.
     pub corruption: Option<Corruption>,
-    /// Where the prompt comes from.
+    /// The task that the prompt was made from.
     pub task: Task,
 }
 
@@ -92,24 +92,24 @@ pub struct SftExample {
 pub struct PreferencePair {
     /// The instruction.
     pub prompt: String,
-    /// The response labelled as the better one.
+    /// The response labelled as better.
     pub chosen: String,
-    /// The response labelled as the worse one.
+    /// The response labelled as worse.
     pub rejected: String,
-    /// Whether the labels are swapped: `chosen` is the bad one.
+    /// Whether the labels are swapped, so that `chosen` is the bad one.
     pub flipped: bool,
-    /// What is wrong with the bad one.
+    /// The fault of the bad response.
     pub corruption: Corruption,
-    /// Where the prompt comes from.
+    /// The task that the prompt was made from.
     pub task: Task,
 }
 
-/// A prompt to generate an answer to.
+/// A prompt for which answers are generated and checked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskPrompt {
     /// The instruction.
     pub prompt: String,
-    /// What the answer is checked against.
+    /// The task that answers are checked against.
     pub task: Task,
 }
 
@@ -120,13 +120,13 @@ pub struct Dataset {
     pub sft: Vec<SftExample>,
     /// Preference pairs for alignment.
     pub pairs: Vec<PreferencePair>,
-    /// Preference pairs for evaluation; no prompt of theirs is in `sft` or `pairs`.
+    /// Preference pairs for evaluation; their prompts don't occur in `sft` or `pairs`.
     pub held_out_pairs: Vec<PreferencePair>,
-    /// Prompts for evaluation; none of them is in `sft` or `pairs`.
+    /// Prompts for evaluation; they don't occur in `sft` or `pairs`.
     pub held_out_prompts: Vec<TaskPrompt>,
 }
 
-/// Generates the dataset of `seed`. The same seed gives the same rows on every machine.
+/// Generates the dataset for a seed. The same seed gives the same rows on every machine.
 pub fn generate(seed: u64, sizes: &Sizes) -> Dataset {
     let sampler = |stream, side| {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);

@@ -1,13 +1,13 @@
-//! Writes rows as JSON lines, for people and programs that want to look at them.
+//! Rows as JSON lines.
 
 use std::io::{self, Write};
 
 use serde::Serialize;
 
-/// Writes one row per line.
+/// Writes one row per line as JSON.
 ///
 /// # Errors
-/// What `writer` reports.
+/// Errors of `writer`.
 pub fn write_jsonl<T: Serialize, W: Write>(rows: &[T], mut writer: W) -> io::Result<()> {
     for row in rows {
         serde_json::to_writer(&mut writer, row)?;

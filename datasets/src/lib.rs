@@ -1,14 +1,13 @@
 //! The built-in dataset: short instructions whose answers a program can check.
 //!
-//! A [`Task`] is a [`Question`] and the [`Format`] that its answer is asked for in. It makes its prompt and its right answer;
-//! [`corrupt`] makes a bad answer and [`check`] judges any answer. [`generate`] draws rows of them from a seed.
+//! A [`Task`] is a [`Question`] and the [`Format`] in which to answer it. It determines the prompt and the right answer;
+//! [`corrupt`] makes a bad answer, and [`check`] judges any answer. [`generate`] draws rows from a seed.
 //!
 //! Invariants:
-//! * Nothing is read, downloaded or timed: a seed and [`Sizes`] determine every byte.
-//! * `check(task, &task.answer())` is [`Verdict::Right`], and [`check`] finds in every corrupted answer the fault that
-//!   [`corrupt`] put there.
-//! * A prompt is for training or held out by its text alone, so no two datasets of whatever seeds leak into each other.
-//! * The crate knows no model, tokenizer or file layout: whoever wants rows on disk uses [`write_jsonl`].
+//! * Nothing is read or downloaded, and no clock is used: a seed and [`Sizes`] determine every byte.
+//! * `check(task, &task.answer())` is [`Verdict::Right`], and [`check`] finds the fault that [`corrupt`] put into an answer.
+//! * A prompt's text alone decides whether it is held out, so held-out prompts never leak into training data, whatever the seeds.
+//! * The crate knows no models, tokenizers or file layouts; [`write_jsonl`] writes rows.
 
 mod check;
 mod corrupt;

@@ -1,4 +1,4 @@
-//! What is asked: four kinds of question, the wording of each, and the items of its answer.
+//! Questions: four kinds, with their wording and the items of their answers.
 
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
@@ -8,36 +8,36 @@ use crate::task::Phrasing;
 use crate::words::{Language, NUMBERS, Word};
 use crate::world::{Attribute, Place};
 
-/// A question with one right answer, before a format is asked for.
+/// A question with one right answer, without a format.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Question {
-    /// How many `unit` are `left` and `right` together, or `left` without `right`.
+    /// How many `unit` are `left` plus or minus `right`.
     Arithmetic {
         /// The first operand.
         left: u8,
-        /// What to do with them.
+        /// Addition or subtraction.
         operation: Operation,
         /// The second operand, less than `left` in a subtraction.
         right: u8,
-        /// What is counted.
+        /// The things counted.
         unit: Word,
     },
-    /// Put number words in order, the smallest first.
+    /// Sort number words, smallest first.
     Sort {
-        /// Different words of [`NUMBERS`], in the order of the prompt.
+        /// Distinct words of [`NUMBERS`], in the order of the prompt.
         items: Vec<Word>,
     },
-    /// Repeat words from the last to the first.
+    /// Repeat words in reverse order.
     Reverse {
-        /// Different words, in the order of the prompt.
+        /// Distinct words, in the order of the prompt.
         items: Vec<Word>,
     },
     /// Recall a fact of the invented world.
     Fact {
-        /// The place asked about.
+        /// The place in question.
         place: Place,
-        /// What is asked about it.
+        /// The attribute in question.
         attribute: Attribute,
     },
 }
@@ -52,7 +52,7 @@ pub enum Operation {
     Subtract,
 }
 
-/// An item of an answer: a word, or a number of things.
+/// An item of an answer: a word, or a count of things.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Item {
     count: Option<i32>,
@@ -72,7 +72,7 @@ impl From<Word> for Item {
     }
 }
 
-/// The items as text, in lower case.
+/// The items as lower-case text.
 pub(crate) fn texts(items: &[Item], language: Language) -> Vec<String> {
     items.iter().map(|item| item.text(language)).collect()
 }
@@ -99,14 +99,14 @@ impl Question {
         }
     }
 
-    /// The items of a wrong answer that somebody might give: a count that is a little off, a list with two items swapped,
-    /// another value of the same attribute.
+    /// The items of a plausible wrong answer: a count that is slightly off, a list with two items swapped, or another value of the
+    /// same attribute.
     pub(crate) fn wrong_answer(&self, rng: &mut impl Rng) -> Vec<Item> {
         let mut items = self.answer();
         match self {
             Self::Arithmetic { .. } => {
                 for count in items.iter_mut().filter_map(|item| item.count.as_mut()) {
-                    // Counts below two are never asked for, so a wrong one there would give itself away.
+                    // No right answer is below two, so a wrong one would be too easy to recognise.
                     let off = rng.random_range(1..=3);
                     let down = *count - off >= 2 && rng.random_bool(0.5);
                     *count += if down { -off } else { off };
@@ -127,7 +127,7 @@ impl Question {
         items
     }
 
-    /// The question in English words, without its format.
+    /// The question in English, without a request for a format.
     pub(crate) fn wording(&self, phrasing: Phrasing) -> String {
         match self {
             Self::Arithmetic { left, operation, right, unit } => {

@@ -1,4 +1,4 @@
-//! Draws tasks at random, on one side or the other of the line between training and held-out prompts.
+//! Draws random tasks whose prompts are for training, or held out.
 
 use std::collections::HashSet;
 
@@ -10,16 +10,16 @@ use crate::task::{Phrasing, Task};
 use crate::words::{ANIMALS, COLOURS, FOODS, NUMBERS, UNITS, WEATHER, Word};
 use crate::world::{Attribute, PLACES};
 
-/// One prompt in so many is held out.
+/// One prompt in this many is held out.
 const HELD_OUT_ONE_IN: u64 = 5;
 
-/// How many words there are to sort or to reverse: as few as a list can have, for the model to be trained is tiny.
+/// Number of words to sort or to reverse; small, because the model to be trained is tiny.
 const LIST_LENGTH: usize = 3;
 
-/// How often a new task is drawn for one whose prompt was drawn before. Bounded, for there are only so many facts.
+/// Number of attempts to draw a new prompt. Bounded, because the number of facts is small.
 const ATTEMPTS: usize = 8;
 
-/// The side of the line that a prompt is on.
+/// Whether a prompt is for training or held out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     Training,
@@ -27,7 +27,7 @@ pub(crate) enum Side {
 }
 
 impl Side {
-    /// A prompt's side follows from its text alone: no seed and no size can move it to the other side.
+    /// Depends only on the prompt's text, so that seeds and sizes don't matter.
     fn of(prompt: &str) -> Self {
         if fnv1a(prompt.as_bytes()).is_multiple_of(HELD_OUT_ONE_IN) {
             Self::HeldOut
@@ -37,14 +37,14 @@ impl Side {
     }
 }
 
-/// The 64-bit FNV-1a hash: the same on every machine and in every release, which the standard library's isn't.
+/// The 64-bit FNV-1a hash: the same on every machine and in every release, unlike the standard library's.
 fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     })
 }
 
-/// A source of tasks on one side that avoids prompts that it has given before.
+/// Draws tasks on one side and avoids repeating prompts.
 pub(crate) struct Sampler<R> {
     pub(crate) rng: R,
     side: Side,
@@ -56,9 +56,9 @@ impl<R: Rng> Sampler<R> {
         Self { rng, side, given: HashSet::new() }
     }
 
-    /// A task and its prompt.
+    /// Draws a task; returns it with its prompt.
     pub(crate) fn next_task(&mut self) -> (Task, String) {
-        // The kind is drawn once, so that avoiding repeated facts doesn't make facts rare.
+        // The kind is drawn only once, so that avoiding repeated facts doesn't make facts rare.
         let kind = pick(&[arithmetic, sort, reverse, fact], &mut self.rng);
         let mut attempt = 1;
         loop {
@@ -79,12 +79,12 @@ impl<R: Rng> Sampler<R> {
     }
 }
 
-/// An element of `choices`, which isn't empty.
+/// A random element of `choices`, which must not be empty.
 pub(crate) fn pick<T: Copy>(choices: &[T], rng: &mut impl Rng) -> T {
     choices[rng.random_range(0..choices.len())]
 }
 
-/// Sums of one to six, and differences of at least two: `1 apples` would need a grammar.
+/// Sums of one to six, and differences of at least two, to avoid the singular.
 fn arithmetic<R: Rng>(rng: &mut R) -> Question {
     let unit = pick(&UNITS, rng);
     if rng.random_bool(0.5) {
@@ -114,7 +114,7 @@ fn fact<R: Rng>(rng: &mut R) -> Question {
     Question::Fact { place: pick(&PLACES, rng), attribute: pick(&Attribute::ALL, rng) }
 }
 
-/// Different words: a list to sort or to reverse.
+/// A list of distinct words to sort or to reverse.
 fn different(words: &[Word], rng: &mut impl Rng) -> Vec<Word> {
     let mut items = Vec::with_capacity(LIST_LENGTH);
     while items.len() < LIST_LENGTH {

@@ -1,4 +1,4 @@
-//! A task: a question, the format asked for, and how it is put. It makes the prompt and the right answer.
+//! Tasks: a question, the requested format and a phrasing, which determine the prompt and the right answer.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,15 +6,15 @@ use crate::format::Format;
 use crate::question::{Question, texts};
 use crate::words::Language;
 
-/// Everything that a prompt and its right answer follow from.
+/// Determines a prompt and its right answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Task {
-    /// What is asked.
+    /// The question.
     #[serde(flatten)]
     pub question: Question,
-    /// How the answer has to look.
+    /// The requested format.
     pub format: Format,
-    /// How the prompt is worded.
+    /// The wording of the prompt.
     pub phrasing: Phrasing,
 }
 
@@ -31,12 +31,12 @@ pub enum Phrasing {
 }
 
 impl Phrasing {
-    /// Every phrasing.
+    /// All phrasings.
     pub const ALL: [Self; 3] = [Self::Terse, Self::Asking, Self::Polite];
 }
 
 impl Task {
-    /// The instruction, one line of English.
+    /// The instruction: one line of English.
     pub fn prompt(&self) -> String {
         let mut prompt = self.question.wording(self.phrasing);
         if let Some(request) = format_request(self.format, self.phrasing) {
@@ -46,18 +46,18 @@ impl Task {
         prompt
     }
 
-    /// The right answer in the format asked for: what [`check`](crate::check) accepts.
+    /// The right answer in the requested format, as [`check`](crate::check) accepts it.
     pub fn answer(&self) -> String {
         self.format.shape().render(&self.answer_items(self.format.language()))
     }
 
-    /// The items of the right answer, in `language` and in lower case.
+    /// The items of the right answer in `language`, in lower case.
     pub(crate) fn answer_items(&self, language: Language) -> Vec<String> {
         texts(&self.question.answer(), language)
     }
 }
 
-/// How a prompt asks for a format; `Plain` is what nobody asks for.
+/// The request for a format; `None` for `Plain`, which isn't requested.
 fn format_request(format: Format, phrasing: Phrasing) -> Option<&'static str> {
     let [terse, asking, polite] = match format {
         Format::Plain => return None,

@@ -1,23 +1,23 @@
-//! The bilingual vocabulary: every word that an answer can hold, in English and in French.
+//! The bilingual vocabulary: every word that occurs in answers, in English and in French.
 //!
-//! No word but `six` is spelled alike in both languages, and no French word is an English word of the list, so an answer's
-//! language can be told from the answer alone.
+//! No word except `six` has the same spelling in both languages, and no French word is also an English word of the list, so an
+//! answer's language can be determined from the answer alone.
 
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// A language that an answer can be given in.
+/// The language of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Language {
     /// The language of every prompt.
     English,
-    /// Asked for by [`Format::French`](crate::Format::French).
+    /// Requested by [`Format::French`](crate::Format::French).
     French,
 }
 
 impl Language {
-    /// The language that this one is mistaken for.
+    /// The other of the two.
     pub fn other(self) -> Self {
         match self {
             Self::English => Self::French,
@@ -26,7 +26,7 @@ impl Language {
     }
 }
 
-/// A word of the vocabulary. Serialised as its English spelling.
+/// A word of the vocabulary, serialised as its English spelling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(into = "String")]
 pub struct Word {
@@ -44,7 +44,7 @@ impl Word {
     }
 }
 
-/// A name that the built-in world doesn't have.
+/// An unknown word or place.
 #[derive(Debug, thiserror::Error)]
 #[error("the built-in dataset has no {what} named `{name}`")]
 pub struct UnknownName {
@@ -61,7 +61,7 @@ impl TryFrom<String> for Word {
     }
 }
 
-// By hand, for the derived one borrows `&'static str` fields from its input even when it goes through `TryFrom`.
+// By hand, because the derived implementation borrows `&'static str` fields from its input even with `TryFrom`.
 impl<'de> Deserialize<'de> for Word {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.try_into().map_err(D::Error::custom)
@@ -78,7 +78,7 @@ const fn word(english: &'static str, french: &'static str) -> Word {
     Word { english, french }
 }
 
-/// The numbers one to nine, in order: what [`Question::Sort`](crate::Question::Sort) puts in order.
+/// The numbers one to nine in order, for [`Question::Sort`](crate::Question::Sort).
 pub const NUMBERS: [Word; 9] = [
     word("one", "un"),
     word("two", "deux"),
@@ -91,8 +91,8 @@ pub const NUMBERS: [Word; 9] = [
     word("nine", "neuf"),
 ];
 
-/// What [`Question::Arithmetic`](crate::Question::Arithmetic) counts. Counting things, not bare numbers, gives upper case,
-/// lower case and French something to show.
+/// The things counted by [`Question::Arithmetic`](crate::Question::Arithmetic). With things instead of bare numbers, upper case,
+/// lower case and French make a difference.
 pub const UNITS: [Word; 4] = [
     word("apples", "pommes"),
     word("coins", "pièces"),
@@ -116,7 +116,7 @@ pub const FOODS: [Word; 4] =
 pub const WEATHER: [Word; 4] =
     [word("rain", "pluie"), word("snow", "neige"), word("wind", "vent"), word("sun", "soleil")];
 
-/// Every word of the vocabulary.
+/// All words of the vocabulary.
 pub fn all_words() -> impl Iterator<Item = Word> {
     let values = [COLOURS, ANIMALS, FOODS, WEATHER].into_iter().flatten();
     NUMBERS.into_iter().chain(UNITS).chain(values)
@@ -128,7 +128,7 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn only_six_is_spelled_alike_in_both_languages() {
+    fn only_six_has_the_same_spelling_in_both_languages() {
         let english: HashSet<_> = all_words().map(|word| word.english).collect();
         let french: HashSet<_> = all_words().map(|word| word.french).collect();
         assert_eq!(english.len(), 29);
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_survives_json() {
+    fn words_round_trip_through_json() {
         for word in all_words() {
             let json = serde_json::to_string(&word).unwrap();
             assert_eq!(serde_json::from_str::<Word>(&json).unwrap(), word);

@@ -1,11 +1,11 @@
-//! The invented world: places, each with a colour, an animal, a food and a weather that only the training data tells.
+//! The invented world: places with a colour, an animal, a food and a weather, which can be learned only from the training data.
 
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::words::{ANIMALS, COLOURS, FOODS, UnknownName, WEATHER, Word};
 
-/// What can be asked about a place.
+/// An attribute of a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Attribute {
@@ -20,10 +20,10 @@ pub enum Attribute {
 }
 
 impl Attribute {
-    /// Every attribute.
+    /// All attributes.
     pub const ALL: [Self; 4] = [Self::Colour, Self::Animal, Self::Food, Self::Weather];
 
-    /// The noun that prompts use.
+    /// The noun used in prompts.
     pub fn name(self) -> &'static str {
         match self {
             Self::Colour => "colour",
@@ -33,7 +33,7 @@ impl Attribute {
         }
     }
 
-    /// The values that a place can have.
+    /// All possible values.
     pub fn values(self) -> &'static [Word; 4] {
         match self {
             Self::Colour => &COLOURS,
@@ -44,7 +44,7 @@ impl Attribute {
     }
 }
 
-/// A place of the invented world. Serialised as its name.
+/// A place of the invented world, serialised as its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(into = "String")]
 pub struct Place {
@@ -56,12 +56,12 @@ pub struct Place {
 }
 
 impl Place {
-    /// The name, capitalised.
+    /// The capitalised name.
     pub fn name(self) -> &'static str {
         self.name
     }
 
-    /// The fact that the training data tells about this place.
+    /// The value of an attribute, as the training data has it.
     pub fn value(self, attribute: Attribute) -> Word {
         match attribute {
             Attribute::Colour => self.colour,
@@ -81,7 +81,7 @@ impl TryFrom<String> for Place {
     }
 }
 
-// By hand, for the derived one borrows `&'static str` fields from its input even when it goes through `TryFrom`.
+// By hand, because the derived implementation borrows `&'static str` fields from its input even with `TryFrom`.
 impl<'de> Deserialize<'de> for Place {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.try_into().map_err(D::Error::custom)
@@ -110,8 +110,8 @@ const fn place(
     }
 }
 
-/// Every place, with the indices of its colour, animal, food and weather. Each value belongs to three places, so that no
-/// guess is better than another.
+/// All places, with the indices of their colour, animal, food and weather. Each value belongs to three places, so that no guess is
+/// better than another.
 pub const PLACES: [Place; 12] = [
     place("Velm", 2, 2, 1, 3),
     place("Orra", 1, 3, 2, 1),
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_survives_json() {
+    fn places_round_trip_through_json() {
         for place in PLACES {
             let json = serde_json::to_string(&place).unwrap();
             assert_eq!(serde_json::from_str::<Place>(&json).unwrap(), place);

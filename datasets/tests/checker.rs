@@ -172,11 +172,11 @@ fn a_verdict_says_what_is_wrong() {
     let cases = [
         (Verdict::Right, (true, true, true), "right"),
         (Verdict::Empty, (false, false, false), "empty"),
-        (Verdict::WrongContent, (false, true, false), "in the format asked for, but wrong"),
+        (Verdict::WrongContent, (false, true, false), "in the requested format, but wrong"),
         (Verdict::WrongLanguage, (false, true, true), "right, but in the wrong language"),
         (Verdict::WrongFormat { found: Shape::Json }, (false, false, true), "right, but as JSON"),
         (Verdict::Rambling, (false, false, true), "right, but not alone"),
-        (Verdict::Unreadable, (false, false, false), "not in the format asked for"),
+        (Verdict::Unreadable, (false, false, false), "not in the requested format"),
     ];
     for (verdict, properties, text) in cases {
         assert_eq!(

@@ -1,4 +1,4 @@
-//! The generated rows: their number, their determinism, what is in them and what isn't.
+//! The generated rows: number, determinism, content, and the absence of held-out prompts in training rows.
 
 use std::collections::HashSet;
 
@@ -39,7 +39,7 @@ fn a_seed_gives_the_same_bytes() {
 }
 
 #[test]
-fn a_small_set_is_the_beginning_of_a_large_one() {
+fn a_small_set_is_a_prefix_of_a_large_one() {
     let (small, large) = (generate(7, &SMALL), generate(7, &Sizes::default()));
     assert_eq!(small.sft, large.sft[..300]);
     assert_eq!(small.pairs, large.pairs[..200]);
@@ -57,8 +57,8 @@ fn the_default_sizes() {
 }
 
 #[test]
-fn held_out_prompts_are_in_no_training_row() {
-    // Another seed's training rows, too: the line between the sides doesn't move with the seed.
+fn held_out_prompts_dont_occur_in_training_rows() {
+    // Nor in those of another seed: the split doesn't depend on the seed.
     for seed in [0, 1] {
         let (training, evaluation) =
             (generate(seed, &Sizes::default()), generate(0, &Sizes::default()));
@@ -173,7 +173,7 @@ fn rows_are_short() {
 }
 
 #[test]
-fn a_task_survives_json() {
+fn tasks_round_trip_through_json() {
     for task in tasks(&generate(0, &SMALL)) {
         let json = serde_json::to_string(task).unwrap();
         assert_eq!(&serde_json::from_str::<Task>(&json).unwrap(), task, "{json}");
@@ -191,7 +191,7 @@ proptest! {
         ..Default::default()
     })]
     #[test]
-    fn every_seed_labels_its_rows_rightly(seed in any::<u64>()) {
+    fn labels_are_right_for_every_seed(seed in any::<u64>()) {
         let sizes = Sizes { sft: 30, pairs: 30, held_out_pairs: 5, held_out_prompts: 5 };
         let dataset = generate(seed, &sizes);
         for row in &dataset.sft {
@@ -203,7 +203,7 @@ proptest! {
         }
     }
 
-    /// A model may say anything.
+    /// Models may say anything.
     #[test]
     fn any_answer_gets_a_verdict(seed in any::<u64>(), answer in "[\\PC\n]{0,40}") {
         let sizes = Sizes { held_out_prompts: 7, sft: 0, pairs: 0, held_out_pairs: 0 };

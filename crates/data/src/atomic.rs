@@ -1,37 +1,37 @@
-//! Files and folders that appear whole or not at all.
+//! Atomic writes of files and folders.
 //!
-//! Everything is written beside its final place, flushed to the disk and renamed. A reader, or a run that starts again after a crash,
-//! sees the old content or the new, never half of one.
+//! Content goes to a temporary neighbour, which is flushed to disk and renamed. A reader, or a run restarted after a crash, sees
+//! either the old content or the new, never a part of it.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-/// Why a file or folder could not be put in its place. What was there before is untouched.
+/// Why a file or folder could not be written or read. Whatever was there before is untouched.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: can't {action}{}", path.display(), advice(source))]
 pub struct AtomicError {
-    /// The file or folder to be written.
+    /// The file or folder.
     pub path: PathBuf,
-    /// What was being done.
+    /// What was attempted, as in "can't …".
     pub action: &'static str,
-    /// What the system said.
+    /// The I/O error.
     pub source: io::Error,
 }
 
 fn advice(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::StorageFull => "; the disk is full: free some space and run this again",
+        io::ErrorKind::StorageFull => "; the disk is full: free some space and try again",
         io::ErrorKind::QuotaExceeded => {
-            "; the disk quota is used up: free some space and run this again"
+            "; the disk quota is used up: free some space and try again"
         }
-        io::ErrorKind::PermissionDenied => "; this user may not write there",
-        io::ErrorKind::ReadOnlyFilesystem => "; that file system is read-only",
+        io::ErrorKind::PermissionDenied => "; this user has no permission to write there",
+        io::ErrorKind::ReadOnlyFilesystem => "; the file system is read-only",
         _ => "",
     }
 }
 
-/// Turns an I/O result into one that names the target and what was being done to it.
+/// Adds the path and the attempted action to an I/O error.
 pub fn context<T>(
     path: &Path,
     action: &'static str,
@@ -40,10 +40,10 @@ pub fn context<T>(
     result.map_err(|source| AtomicError { path: path.to_owned(), action, source })
 }
 
-/// Writes a file whole or not at all. The folder it lies in is created if need be.
+/// Writes a file atomically. Creates its parent folder if needed.
 ///
 /// # Errors
-/// Whatever `write` returns, or an [`AtomicError`]; the file at `path` is then what it was.
+/// The error of `write`, or an [`AtomicError`]; the file at `path` is then unchanged.
 pub fn write_file<T, E: From<AtomicError>>(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<File>) -> Result<T, E>,
@@ -51,30 +51,30 @@ pub fn write_file<T, E: From<AtomicError>>(
     let parent = prepare_parent(path)?;
     let temporary = context(
         path,
-        "create a file beside it",
+        "create a temporary file next to it",
         beside(path, 0o666, "", |new| new.tempfile_in(&parent)),
     )?;
     let mut writer =
         BufWriter::with_capacity(1 << 20, context(path, "write", temporary.as_file().try_clone())?);
     let value = write(&mut writer)?;
     context(path, "write", writer.flush())?;
-    context(path, "flush it to the disk", temporary.as_file().sync_all())?;
+    context(path, "flush it to disk", temporary.as_file().sync_all())?;
     context(
         path,
         "rename the finished file",
         temporary.persist(path).map_err(|error| error.error),
     )?;
-    context(path, "flush its folder to the disk", sync_dir(&parent))?;
+    context(path, "flush its folder to disk", sync_dir(&parent))?;
     Ok(value)
 }
 
-/// Creates or replaces a folder whole or not at all: `fill` writes into an empty folder beside it.
+/// Creates or replaces a folder atomically: `fill` writes into an empty folder next to it.
 ///
-/// A folder already at `path` is moved aside and removed once the new one stands. (A crash between those two renames leaves the old
-/// folder beside the target as `.NAME.old-…`, whole.)
+/// An existing folder at `path` is moved aside and removed once the new one is in place. (A crash between the two renames leaves
+/// the complete old folder next to the target, as `.NAME.old-…`.)
 ///
 /// # Errors
-/// Whatever `fill` returns, or an [`AtomicError`]; the folder at `path` is then what it was.
+/// The error of `fill`, or an [`AtomicError`]; the folder at `path` is then unchanged.
 pub fn replace_dir<T, E: From<AtomicError>>(
     path: &Path,
     fill: impl FnOnce(&Path) -> Result<T, E>,
@@ -82,15 +82,15 @@ pub fn replace_dir<T, E: From<AtomicError>>(
     let parent = prepare_parent(path)?;
     let temporary = context(
         path,
-        "create a folder beside it",
+        "create a temporary folder next to it",
         beside(path, 0o777, "", |new| new.tempdir_in(&parent)),
     )?;
     let value = fill(temporary.path())?;
-    context(path, "flush it to the disk", sync_tree(temporary.path()))?;
+    context(path, "flush it to disk", sync_tree(temporary.path()))?;
 
     let aside = context(
         path,
-        "create a folder beside it",
+        "create a temporary folder next to it",
         beside(path, 0o777, "old-", |new| new.tempdir_in(&parent)),
     )?;
     let old = aside.path().join("replaced");
@@ -108,7 +108,7 @@ pub fn replace_dir<T, E: From<AtomicError>>(
     };
     if let Err(source) = fs::rename(temporary.path(), path) {
         if moved && fs::rename(&old, path).is_err() {
-            // Both places refused: leave the old content where the user can find it.
+            // Neither rename worked: leave the old content where the user can find it.
             let _kept = aside.keep();
         }
         return Err(AtomicError {
@@ -118,9 +118,9 @@ pub fn replace_dir<T, E: From<AtomicError>>(
         }
         .into());
     }
-    // Its content has moved to `path`; there is nothing left to remove.
+    // Its content is at `path` now, so there is nothing to remove.
     let _moved = temporary.keep();
-    context(path, "flush its folder to the disk", sync_dir(&parent))?;
+    context(path, "flush its folder to disk", sync_dir(&parent))?;
     Ok(value)
 }
 
@@ -129,13 +129,13 @@ fn prepare_parent(path: &Path) -> Result<PathBuf, AtomicError> {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
     };
-    context(path, "create the folder it lies in", fs::create_dir_all(&parent))?;
+    context(path, "create its parent folder", fs::create_dir_all(&parent))?;
     Ok(parent)
 }
 
-/// Makes a hidden neighbour of the target, `.NAME.{note}…`, named on `create`.
+/// Creates a hidden neighbour of the target, named `.NAME.{note}…`.
 ///
-/// `mode` is what the user's `umask` then narrows: tempfile's own default would lock other users out of the result.
+/// `mode` is narrowed by the user's `umask`; tempfile's own default would lock other users out of the result.
 fn beside<T>(
     path: &Path,
     mode: u32,
@@ -153,7 +153,7 @@ fn beside<T>(
     create(&builder)
 }
 
-/// Flushes every file and folder of a tree.
+/// Flushes every file and folder of a tree to disk.
 fn sync_tree(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
@@ -166,7 +166,7 @@ fn sync_tree(folder: &Path) -> io::Result<()> {
     sync_dir(folder)
 }
 
-/// Flushes a folder's own entries. Only Unix can, and only Unix needs it.
+/// Flushes a folder's entries to disk. Only Unix supports it, and only Unix needs it.
 fn sync_dir(folder: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
 }
@@ -211,7 +211,7 @@ mod tests {
         let error = failed.unwrap_err().to_string();
         assert!(error.contains("file: can't write; the disk is full"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "two");
-        assert_eq!(names(path.parent().unwrap()), ["file"], "no remains");
+        assert_eq!(names(path.parent().unwrap()), ["file"], "no leftovers");
     }
 
     #[test]
@@ -236,12 +236,12 @@ mod tests {
         });
         assert!(failed.is_err());
         assert_eq!(names(&path.join("inner")), ["two"]);
-        assert_eq!(names(path.parent().unwrap()), ["stage"], "no remains");
+        assert_eq!(names(path.parent().unwrap()), ["stage"], "no leftovers");
     }
 
     #[test]
     #[cfg(unix)]
-    fn others_may_read_what_umask_lets_them() {
+    fn the_umask_decides_who_may_read() {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         let (plain, atomic) = (folder.path().join("plain"), folder.path().join("atomic"));
@@ -252,13 +252,13 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_cant_be_written_says_so() {
+    fn an_unwritable_place_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         fs::write(&file, "").unwrap();
         let below: Result<(), AtomicError> = write_file(&file.join("below"), |_| Ok(()));
         let error = below.unwrap_err();
-        assert!(error.to_string().contains("below: can't create the folder it lies in"), "{error}");
+        assert!(error.to_string().contains("below: can't create its parent folder"), "{error}");
         let onto: Result<(), AtomicError> = write_file(folder.path(), |_| Ok(()));
         assert!(onto.unwrap_err().to_string().contains("can't rename the finished file"));
     }

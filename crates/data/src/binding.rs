@@ -1,7 +1,7 @@
-//! What tokenised pairs depend on, and what binds other files to them.
+//! What tokenised pairs depend on, and how other files are bound to them.
 //!
-//! Whatever is computed from tokens (a reference cache, say) is bound to the tokens themselves, by their hash: pairs that were prepared by
-//! a run and pairs that were read from a file are the same if their tokens are. How they came about is kept as the hash's explanation
+//! A file computed from tokens, such as a reference cache, is bound to the hash of those tokens: pairs prepared by a run and pairs
+//! read from a file are the same if their tokens are. How the tokens came about is stored as the hash's explanation
 //! ([`Fingerprint::explained_by`]), so that a mismatch is reported as "chat template" and not as two hashes.
 
 use crate::Fingerprint;
@@ -11,40 +11,40 @@ use crate::store::PairStore;
 use crate::tokenize::{Preparer, Truncation};
 use crate::tokens::{PairView, ResponseView, TokenizedExample, TokenizedPair};
 
-/// The item that binds to tokenised pairs: a hash of their ids, tokens and prompt lengths.
+/// The item that identifies tokenised pairs: a hash of their ids, tokens and prompt lengths.
 pub const PAIRS: &str = "tokenised pairs";
-/// The same for examples for supervised fine-tuning.
+/// The item that identifies tokenised examples for supervised fine-tuning.
 pub const EXAMPLES: &str = "tokenised examples";
-/// Explains both: a hash of the pairs or examples as they were read.
+/// Explains [`PAIRS`] and [`EXAMPLES`]: a hash of the pairs or examples as read.
 pub const DATA: &str = "data";
-/// Explains both: [`crate::Tokenizer::hash`].
+/// Explains [`PAIRS`] and [`EXAMPLES`]: [`crate::Tokenizer::hash`].
 pub const TOKENIZER: &str = "tokenizer";
-/// Explains both: [`crate::TemplateChoice::hash`].
+/// Explains [`PAIRS`] and [`EXAMPLES`]: [`crate::TemplateChoice::hash`].
 pub const TEMPLATE: &str = "chat template";
-/// Explains both: the [`crate::Rendering`].
+/// Explains [`PAIRS`] and [`EXAMPLES`]: the [`crate::Rendering`].
 pub const RENDERING: &str = "rendering";
-/// Explains both: [`Truncation::max_length`].
+/// Explains [`PAIRS`] and [`EXAMPLES`]: [`Truncation::max_length`].
 pub const MAX_LENGTH: &str = "max_length";
-/// Explains both: [`Truncation::max_prompt_length`].
+/// Explains [`PAIRS`] and [`EXAMPLES`]: [`Truncation::max_prompt_length`].
 pub const MAX_PROMPT_LENGTH: &str = "max_prompt_length";
 
 impl Preparer<'_> {
-    /// Everything that the tokens of these pairs depend on, by the names above.
+    /// Everything that the tokens of these pairs depend on, under the names above.
     pub fn made_from(&self, pairs: &[Pair]) -> Fingerprint {
         let texts =
             pairs.iter().map(|pair| (pair.id, &pair.prompt, [&pair.chosen, &pair.rejected]));
         self.settings().with(DATA, hash_texts(texts))
     }
 
-    /// What binds to tokenised pairs: [`PAIRS`], explained by [`Self::made_from`]. It is what [`PairStore::write`] stores, and equals the
-    /// [`PairStore::binding`] of the same tokens.
+    /// Identifies tokenised pairs: [`PAIRS`], explained by [`Self::made_from`]. Pass it to [`PairStore::write`]; it equals the
+    /// [`PairStore::binding`] of a store with the same tokens.
     pub fn fingerprint(&self, pairs: &[Pair], tokenized: &[TokenizedPair]) -> Fingerprint {
         Fingerprint::default()
             .with(PAIRS, hash_pairs(tokenized.iter().map(TokenizedPair::view)))
             .explained_by(PAIRS, &self.made_from(pairs))
     }
 
-    /// [`Self::fingerprint`] of examples, with the item [`EXAMPLES`].
+    /// Identifies tokenised examples: [`EXAMPLES`], explained like [`PAIRS`].
     pub fn fingerprint_of_examples(
         &self,
         examples: &[SftExample],
@@ -71,9 +71,9 @@ impl Preparer<'_> {
 }
 
 impl PairStore {
-    /// What binds to the store's pairs: [`PAIRS`], and its explanation where the store has one.
+    /// Identifies the store's pairs: [`PAIRS`], with its explanation if the store has one.
     ///
-    /// The hash is the stored one; for a store that was written without it, all tokens are read and hashed.
+    /// The hash is the stored one. For a store written without it, all tokens are read and hashed.
     pub fn binding(&self) -> Fingerprint {
         let stored = self.fingerprint();
         if stored.0.contains_key(PAIRS) {
@@ -106,7 +106,7 @@ fn hash_tokens<'a, const N: usize>(
     hasher.finalize().to_hex().to_string()
 }
 
-/// Hash (hex) of prompts and responses as they were read, whatever file they stood in.
+/// Hash (hex) of prompts and responses as read, whatever the file format.
 fn hash_texts<'a, const N: usize>(
     items: impl Iterator<Item = (u64, &'a Prompt, [&'a String; N])>,
 ) -> String {
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_binds_as_the_pairs_it_was_made_of() {
+    fn a_store_and_its_pairs_have_equal_fingerprints() {
         let tokenizer = Tokenizer::train_bpe(["yes no user model"], 270).unwrap();
         let template = TemplateChoice::Chat(ChatTemplate::plain("<bos>").unwrap());
         let pairs = [pair(0, "a", "yes"), pair(3, "b", "yes yes")];
@@ -162,7 +162,7 @@ mod tests {
             PairStore::open(&path).unwrap()
         };
         assert_eq!(store(&ours).binding().0, ours.0, "explanations too");
-        // Written before stores had a fingerprint.
+        // A store written without a fingerprint.
         assert_eq!(store(&Fingerprint::default()).binding(), ours);
 
         let (generous, _) = bound(&template, Rendering::Template, 1000, &pairs);
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hash_tells_tokens_from_their_arrangement() {
+    fn the_hash_depends_on_ids_boundaries_and_order() {
         use crate::tokens::TokenizedResponse;
         let side =
             |tokens: &[u32], prompt_len| TokenizedResponse { tokens: tokens.to_vec(), prompt_len };

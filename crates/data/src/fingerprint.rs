@@ -1,4 +1,4 @@
-//! What a file was made from.
+//! Fingerprints: what a file was made from.
 
 use crate::hash::hash_bytes;
 use serde::{Deserialize, Serialize};
@@ -6,38 +6,38 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
 
-/// Between an item and the name of what explains it.
+/// Separates an item from the name of its explanation.
 const EXPLANATION: &str = " / ";
 
-/// Named items that a file depends on (weights, tokenizer, template, settings), each as a short text or a hash.
+/// Named items that a file depends on (weights, tokenizer, template, settings), each a short text or a hash.
 ///
-/// An item can be *explained* by others ([`Self::explained_by`]): how it came about. Explanations are stored, but they have no part in
-/// equality or in the hash, and a difference between them is reported only if the items that they explain differ. Tokens that two
-/// different settings make alike are the same tokens; where they are not alike, the settings say why.
+/// An item can be *explained* by others ([`Self::explained_by`]), which say how it came about. Explanations are stored, but ignored
+/// by equality and by the hash, and a difference between them is reported only where the items they explain differ: two settings
+/// that produce the same tokens are as good as one, and when the tokens differ, the settings say why.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Fingerprint(pub BTreeMap<String, String>);
 
-/// An item in which two fingerprints differ.
+/// An item that differs between two fingerprints.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Difference {
     /// Name of the item.
     pub item: String,
-    /// The value expected, if that fingerprint has the item.
+    /// The expected value; `None` if that fingerprint lacks the item.
     pub expected: Option<String>,
-    /// The value found, if that fingerprint has the item.
+    /// The value found; `None` if that fingerprint lacks the item.
     pub found: Option<String>,
 }
 
 impl Fingerprint {
-    /// Adds an item; use it in a chain.
+    /// Adds an item.
     #[must_use]
     pub fn with(mut self, item: &str, value: impl Display) -> Self {
         self.0.insert(item.to_owned(), value.to_string());
         self
     }
 
-    /// Adds what explains an item; use it in a chain.
+    /// Adds explanations of an item.
     #[must_use]
     pub fn explained_by(mut self, item: &str, explanation: &Self) -> Self {
         let explains = |(name, value): (&String, &String)| {
@@ -47,7 +47,8 @@ impl Fingerprint {
         self
     }
 
-    /// Every item that differs, by name: empty if `found` is the one expected. Where explanations differ, they stand for their item.
+    /// Every item that differs, by name: empty if `found` is as expected. Explanations that differ are listed in place of their
+    /// item.
     pub fn differences(&self, found: &Self) -> Vec<Difference> {
         let items: BTreeSet<&String> =
             self.items().chain(found.items()).map(|(item, _)| item).collect();
@@ -62,7 +63,7 @@ impl Fingerprint {
         differences
     }
 
-    /// The differences between the explanations that both have of an item.
+    /// Differences between the explanations that both fingerprints have of an item.
     fn explanations(&self, found: &Self, item: &str) -> Vec<Difference> {
         let prefix = format!("{item}{EXPLANATION}");
         let names = self.0.keys().filter_map(|key| Some((key, key.strip_prefix(&prefix)?)));
@@ -80,7 +81,7 @@ impl Fingerprint {
         }
     }
 
-    /// The items, without what explains them.
+    /// The items without explanations.
     fn items(&self) -> impl Iterator<Item = (&String, &String)> {
         self.0.iter().filter(|(key, _)| !key.contains(EXPLANATION))
     }
@@ -99,7 +100,7 @@ impl Fingerprint {
         changes.join(", ")
     }
 
-    /// Content hash (hex): a fingerprint can itself be an item of another one.
+    /// Content hash (hex), so that a fingerprint can be an item of another one.
     pub fn hash(&self) -> String {
         let mut bytes = Vec::new();
         for text in self.items().flat_map(|(item, value)| [item, value]) {

@@ -1,4 +1,4 @@
-//! BLAKE3 hashes of files and folders, read as streams.
+//! BLAKE3 hashes of bytes, files and folders, computed in constant memory.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,20 +9,20 @@ pub fn hash_bytes(bytes: &[u8]) -> String {
     blake3::hash(bytes).to_hex().to_string()
 }
 
-/// Hash (hex) of a file's content, in constant memory.
+/// Hash (hex) of a file's content.
 ///
 /// # Errors
-/// Those of opening and reading it; the message bears the path.
+/// I/O errors; the message contains the path.
 pub fn hash_file(path: &Path) -> io::Result<String> {
     let mut hasher = blake3::Hasher::new();
     hash_into(&mut hasher, path)?;
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// Hash (hex) of a folder: names (relative, sorted) and contents of all its files. Links are followed; empty folders don't count.
+/// Hash (hex) of a folder: relative names, sorted, and contents of all its files. Links are followed, empty folders are ignored.
 ///
 /// # Errors
-/// Those of listing and reading it; the message bears the path.
+/// I/O errors; the message contains the path.
 pub fn hash_folder(folder: &Path) -> io::Result<String> {
     let mut files = Vec::new();
     list_files(folder, &mut files)?;
@@ -30,7 +30,7 @@ pub fn hash_folder(folder: &Path) -> io::Result<String> {
     let mut hasher = blake3::Hasher::new();
     for file in files {
         let name = file.strip_prefix(folder).unwrap_or(&file).to_string_lossy().replace('\\', "/");
-        // Each content enters as its own hash, so that no choice of names and contents can imitate another folder.
+        // Each content enters as a hash of fixed length, so no choice of names and contents can imitate another folder.
         hasher.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes());
         hasher.update(hash_file(&file)?.as_bytes());
     }

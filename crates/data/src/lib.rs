@@ -1,11 +1,13 @@
-//! Preference data: what stands between files on disk and batches in host memory.
+//! Preference data: from files on disk to batches in host memory.
 //!
 //! Invariants:
-//! * No model code and no device: batches are plain `Vec`s, the trainer moves them. No crate of this workspace is a dependency.
-//! * Files are untrusted: whatever they hold, reading ends in a value or in an error that says what, where and what to do.
-//! * Everything is deterministic: the same files, settings and seed give the same bytes, on any number of threads.
-//! * What is written appears whole or not at all ([`atomic`]).
-//! * Every tokenised response has `1 ≤ prompt_len < tokens.len()`: it has something to predict, and something to predict it from.
+//! * No model code and no device: batches are plain `Vec`s that the trainer moves to a device. Depends on no other workspace crate.
+//! * Files are untrusted: whatever they contain, reading returns a value or an error that says what is wrong, where, and what to
+//!   do.
+//! * Everything is deterministic: the same files, settings and seed give the same bytes on any number of threads.
+//! * Files and folders are written atomically ([`atomic`]).
+//! * Every tokenised response satisfies `1 ≤ prompt_len < tokens.len()`: there is a token to predict and a token to predict it
+//!   from.
 //!
 //! ```
 //! use fpo_data::{

@@ -1,7 +1,7 @@
 //! Reading Parquet files that may be damaged.
 //!
-//! The decoder trusts some numbers of a file and panics on wrong ones. Those of the footer are checked here before it sees them; the
-//! few inside the pages can't be, so a panic over them is caught and becomes an error.
+//! The decoder trusts some of a file's offsets and sizes and panics on wrong ones. Those in the footer are checked here first; the
+//! few inside the pages can't be, so a panic there is caught and returned as an error.
 
 use arrow_array::RecordBatch;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -9,7 +9,7 @@ use parquet::file::metadata::ColumnChunkMetaData;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Reads and checks a file's footer; the error says what is wrong with it.
+/// Reads and checks a file's footer. The error says what is wrong with it.
 pub(crate) fn open(file: File) -> Result<ParquetRecordBatchReaderBuilder<File>, String> {
     let length = file.metadata().map_err(|error| error.to_string())?.len();
     let builder =
@@ -35,7 +35,7 @@ fn lies_within(column: &ColumnChunkMetaData, length: u64) -> bool {
         && end.and_then(|(start, size)| start.checked_add(size)).is_some_and(|end| end <= length)
 }
 
-/// Decodes the rows of a file that [`open`] has checked, so many at a time; ends behind the first error.
+/// Decodes a file checked by [`open`] in batches of `rows`; stops after the first error.
 pub(crate) fn batches(
     builder: ParquetRecordBatchReaderBuilder<File>,
     rows: usize,
@@ -46,7 +46,7 @@ pub(crate) fn batches(
             Ok(decoder) => decoder,
             Err(error) => return Some(Err(error)),
         };
-        // A decoder that has panicked is dropped, so nobody sees what state it is in.
+        // A decoder that panicked is dropped, so its broken state is never used.
         match catch_unwind(AssertUnwindSafe(|| decoder.next())) {
             Ok(batch) => {
                 let batch = batch?.map_err(|error| error.to_string());

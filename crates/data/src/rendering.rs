@@ -1,4 +1,4 @@
-//! Prompt and response as one text: through the chat template, or as they are.
+//! Rendering: how a prompt and a response become one text.
 
 use crate::source::Prompt;
 use crate::template::{ChatTemplate, TemplateChoice, TemplateError};
@@ -7,33 +7,35 @@ use serde::{Deserialize, Serialize};
 use std::fmt::{self, Display};
 use std::str::FromStr;
 
-/// What goes through the chat template, and how a response ends.
+/// What is rendered with the chat template, and how a response ends.
 ///
-/// | | a text prompt and its response | a list of messages and its response |
-/// |---|---|---|
-/// | `auto` | as `template` where the tokenizer has a chat template, as `none` where it has none; a prompt that already carries the template's special tokens is *left as it is* | as `template` |
-/// | `template` | a user turn and an assistant turn, written by the template | turns, written by the template |
-/// | `none` | joined as they are and ended by EOS: TRL's rule for plain text | exactly what the template writes: transformers' rule |
+/// * `template`: a text prompt becomes a user turn and its response the assistant turn, rendered with the chat template.
+/// * `none`: a text prompt and its response are concatenated as they are and ended by EOS, as in TRL.
+/// * `auto`: like `template` if the tokenizer has a chat template and like `none` if not, except that a prompt that already
+///   contains the template's special tokens is left as it is.
 ///
-/// * Under `template`, a row ends where the response's turn ends (`<end_of_turn>`): a model that has ended its turn has nothing more
-///   to learn, so white space behind it is left out. EOS is added where the template writes neither an end of turn nor EOS. A
-///   response that brought its own end of turn doesn't get a second one.
-/// * *Left as it is*: prompt and response are joined as under `none`, and EOS is added unless the response ends with EOS or an end of
-///   turn. A prompt counts as carrying the template's special tokens if it begins with BOS, or if anywhere in it stands a special token
-///   of the tokenizer (BOS aside) that the template writes around a user's or an assistant's turn.
-/// * Message lists go through the template under all three. Where the tokenizer has no template they become HH-RLHF's
-///   `\n\nHuman: …\n\nAssistant: …` and end with EOS; `template` is then an error.
-/// * BOS stands in front once, also where the template or the text writes it.
-/// * Texts without a response ([`crate::Preparer::tokenize_text`]) are no turns and never go through the template.
+/// Message lists are rendered with the chat template under all three: `none` keeps exactly what the template writes, as
+/// transformers does; the others end the row as described below. Without a template, message lists become dialogues as in HH-RLHF
+/// (`\n\nHuman: …\n\nAssistant: …`) and end with EOS; `template` is then an error.
+///
+/// In detail:
+/// * Where the template is used under `template` or `auto`, a row ends with the end of the response's turn (`<end_of_turn>`). White
+///   space after it is dropped: a model that has ended its turn has nothing more to learn. If the template writes neither an end of
+///   turn nor EOS, EOS is added. A response that already ends its turn doesn't get a second end of turn.
+/// * *Left as it is*: prompt and response are concatenated as under `none`, and EOS is added unless the response ends with EOS or
+///   an end of turn. This applies to prompts that start with BOS, or that contain any other special token of the tokenizer which
+///   the template writes around a user or assistant turn.
+/// * Every row starts with exactly one BOS, whether or not the template or the text writes it.
+/// * Texts without a response ([`crate::Preparer::tokenize_text`]) are never rendered with the template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Rendering {
-    /// The chat template where there is one, except for prompts that already went through it.
+    /// With the chat template if there is one, except for prompts that already contain its special tokens.
     #[default]
     Auto,
-    /// Always the chat template.
+    /// Always with the chat template.
     Template,
-    /// Texts as they are.
+    /// Texts as they are; only message lists are rendered with the template.
     None,
 }
 
@@ -55,27 +57,27 @@ impl FromStr for Rendering {
         let found = RENDERINGS.iter().find(|(name, _)| *name == text);
         found
             .map(|&(_, rendering)| rendering)
-            .ok_or_else(|| format!("no rendering `{text}`; it is auto, template or none"))
+            .ok_or_else(|| format!("no rendering `{text}`; choose auto, template or none"))
     }
 }
 
 /// How a row became one text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
-    /// Through the chat template.
+    /// Rendered with the chat template.
     Templated,
-    /// As it was, because its prompt carries the template's special tokens.
+    /// Left as it was, because its prompt already contains the template's special tokens.
     AlreadyTemplated,
-    /// As it was.
+    /// Concatenated as it was.
     AsGiven,
 }
 
 /// How a row ends.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum End {
-    /// With EOS or the end of a turn, once; EOS is added where there is neither.
+    /// With one EOS or end of turn; EOS is added if there is neither.
     Turn,
-    /// With EOS, which is added where it is missing.
+    /// With EOS, which is added if missing.
     Eos,
     /// As the text does.
     AsWritten,
@@ -84,20 +86,20 @@ pub(crate) enum End {
 /// Prompt and response as one text.
 pub(crate) struct Joined {
     pub text: String,
-    /// Bytes of it that are the prompt.
+    /// Length of the prompt, in bytes.
     pub boundary: usize,
     pub end: End,
     pub way: Way,
 }
 
-/// Writes prompts and responses as texts, under one [`Rendering`].
+/// Joins prompts and responses under a [`Rendering`].
 #[derive(Debug, Clone)]
 pub(crate) struct Renderer<'a> {
     template: &'a TemplateChoice,
     rendering: Rendering,
-    /// BOS, if there is one.
+    /// BOS, if the tokenizer has one.
     bos: Option<String>,
-    /// The special tokens that the template writes around turns, BOS aside.
+    /// Special tokens that the template writes around turns, except BOS.
     markers: Vec<String>,
 }
 
@@ -123,7 +125,7 @@ impl<'a> Renderer<'a> {
         self.rendering
     }
 
-    /// A prompt without its response, as generation begins with it.
+    /// The text of a prompt alone, from which generation starts.
     pub fn prompt(&self, prompt: &Prompt) -> Result<String, TemplateError> {
         match self.through(prompt) {
             Ok(chat) => chat.prompt_text(prompt),
@@ -148,7 +150,7 @@ impl<'a> Renderer<'a> {
         Ok(Joined { text, boundary, end, way: Way::Templated })
     }
 
-    /// The template that a prompt goes through, or the way it takes instead.
+    /// The template to render a prompt with, or what is done instead.
     fn through(&self, prompt: &Prompt) -> Result<&'a ChatTemplate, Way> {
         let TemplateChoice::Chat(chat) = self.template else { return Err(Way::AsGiven) };
         match (prompt, self.rendering) {
@@ -166,8 +168,8 @@ impl<'a> Renderer<'a> {
     }
 }
 
-/// What a template writes around a user's and an assistant's turn, as far as it lets itself be rendered: one that refuses these turns
-/// refuses the data with a better message.
+/// What a template writes around a user and an assistant turn. Errors are ignored: a template that rejects these turns will reject
+/// the data too, with a better message.
 fn probe(chat: &ChatTemplate) -> String {
     let user = Prompt::Text("a".to_owned());
     let prompt = chat.prompt_text(&user).unwrap_or_default();

@@ -1,11 +1,11 @@
-//! Holding out part of a set, by prompt.
+//! Held-out splits, by prompt.
 
 use crate::source::{Pair, Prompt, SftExample};
 use std::collections::HashMap;
 
-/// An item that answers a prompt.
+/// An item with a prompt.
 pub trait Prompted {
-    /// The prompt.
+    /// What the item responds to.
     fn prompt(&self) -> &Prompt;
 }
 
@@ -21,7 +21,7 @@ impl Prompted for SftExample {
     }
 }
 
-/// The two sides of a split, each in the order given.
+/// The two parts of a split, each in the original order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Split<T> {
     /// For training.
@@ -30,10 +30,10 @@ pub struct Split<T> {
     pub held_out: Vec<T>,
 }
 
-/// Holds out a share (from 0 to 1) of the items, with all items of a prompt on the same side.
+/// Holds out a share of the items (0 to 1). All items with the same prompt end up in the same part.
 ///
-/// Prompts are held out in an order that depends on their text and the seed alone, until the share is reached; the last of them may
-/// take it a little beyond. A share above 0 holds out at least one prompt, and one prompt always stays for training.
+/// Prompts are held out in an order that depends only on their text and the seed, until the share is reached; the last one may
+/// exceed it slightly. A share above 0 holds out at least one prompt, and at least one prompt always remains for training.
 pub fn hold_out<T: Prompted>(items: Vec<T>, share: f64, seed: u64) -> Split<T> {
     let keys: Vec<[u8; 32]> = items.iter().map(|item| key(item.prompt(), seed)).collect();
     let mut prompts: HashMap<[u8; 32], usize> = HashMap::new();
@@ -54,13 +54,13 @@ pub fn hold_out<T: Prompted>(items: Vec<T>, share: f64, seed: u64) -> Split<T> {
     }
     let mut split = Split { train: Vec::new(), held_out: Vec::new() };
     for (item, key) in items.into_iter().zip(keys) {
-        // Nothing is held out if `last` is none, for `None` is below every key.
+        // If `last` is `None`, nothing is held out: `None` is below every key.
         if Some(key) <= last { split.held_out.push(item) } else { split.train.push(item) }
     }
     split
 }
 
-/// A prompt's place in the order. A text and the conversation of that one user message are the same prompt.
+/// A prompt's place in the order. A text and a conversation that consists of it as one user message are the same prompt.
 fn key(prompt: &Prompt, seed: u64) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&seed.to_le_bytes());

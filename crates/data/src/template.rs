@@ -1,4 +1,4 @@
-//! Chat templates: Jinja, rendered as Hugging Face renders it.
+//! Chat templates: Jinja, rendered the way Hugging Face renders it.
 
 use crate::hash::hash_bytes;
 use crate::source::{Message, Prompt};
@@ -7,11 +7,11 @@ use minijinja::{Environment, ErrorKind, context};
 use serde_json::Value;
 use std::sync::Arc;
 
-/// Instructions that one rendering may take: a template from a stranger's model folder must not run for ever.
+/// Limit on instructions per rendering: a template from an untrusted model folder must not run forever.
 const FUEL: u64 = 20_000_000;
 const NAME: &str = "chat_template";
 
-/// The built-in template: Gemma's turns (`<start_of_turn>user\n…<end_of_turn>\n`), any order of roles.
+/// The built-in template: Gemma's turns (`<start_of_turn>user\n…<end_of_turn>\n`), roles in any order.
 pub const PLAIN: &str = "\
 {{ bos_token }}{% for message in messages %}\
 {{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\\n' + message['content'] | trim \
@@ -23,7 +23,7 @@ pub enum TemplateError {
     /// The tokenizer configuration isn't a JSON object.
     #[error("tokenizer_config.json isn't a JSON object")]
     Config(#[source] serde_json::Error),
-    /// Its `chat_template` is neither a text nor a list with a template named `default`.
+    /// `chat_template` is neither a string nor a list with a template named `default`.
     #[error(
         "tokenizer_config.json: `chat_template` is neither a text nor a list of {{name, template}} with the name `default`"
     )]
@@ -31,26 +31,26 @@ pub enum TemplateError {
     /// The template isn't Jinja.
     #[error("the chat template isn't valid Jinja")]
     Syntax(#[source] Box<minijinja::Error>),
-    /// The template failed or refused the messages.
-    #[error("the chat template refused a conversation of the roles [{roles}]")]
+    /// The template failed, or rejected the messages.
+    #[error("the chat template rejected a conversation with the roles [{roles}]")]
     Render {
         /// Roles of the messages.
         roles: String,
-        /// What the template said.
+        /// The template's error.
         source: Box<minijinja::Error>,
     },
-    /// The text with a response doesn't begin with the text without it, so there is no telling where the response begins.
+    /// The text with the response doesn't start with the text of the prompt, so the start of the response is unknown.
     #[error(
-        "the chat template writes a prompt differently once its response follows (they part after {shared:?}); \
-         use a template whose generation prompt is how an assistant turn begins"
+        "the chat template writes a prompt differently once a response follows (they differ after {shared:?}); \
+         use a template whose generation prompt is the start of an assistant turn"
     )]
     NotAPrefix {
-        /// The last characters that both have.
+        /// The last characters that both share.
         shared: String,
     },
 }
 
-/// A chat template with the special tokens that it writes.
+/// A chat template with the special tokens it may write.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
     environment: Arc<Environment<'static>>,
@@ -59,25 +59,25 @@ pub struct ChatTemplate {
     eos_token: String,
 }
 
-/// How a prompt and a response become one text.
+/// A chat template, or none.
 #[derive(Debug, Clone)]
 pub enum TemplateChoice {
-    /// Through a chat template. A text prompt is one user message.
+    /// A chat template. A text prompt is one user message.
     Chat(ChatTemplate),
-    /// Prompt and response one after another, as they are. Messages become `\n\nHuman: …\n\nAssistant: …`, HH-RLHF's dialogues.
+    /// Prompt and response are concatenated as they are. Messages become `\n\nHuman: …\n\nAssistant: …`, as in HH-RLHF.
     None,
 }
 
 impl ChatTemplate {
-    /// The built-in template [`PLAIN`], for models that have none.
+    /// The built-in template [`PLAIN`], for models without one.
     ///
     /// # Errors
-    /// None in practice: the template is part of this crate.
+    /// None in practice: the template is a constant.
     pub fn plain(bos_token: &str) -> Result<Self, TemplateError> {
         Self::from_source(PLAIN, bos_token, "")
     }
 
-    /// A template from its Jinja source and the texts of the special tokens that it may write.
+    /// Compiles a template from its Jinja source and the special tokens it may write.
     ///
     /// # Errors
     /// Invalid Jinja.
@@ -105,7 +105,7 @@ impl ChatTemplate {
         })
     }
 
-    /// The template of a `tokenizer_config.json`, given as its text; `None` if it declares none.
+    /// The template in the JSON text of a `tokenizer_config.json`; `None` if it has none.
     ///
     /// # Errors
     /// Not a JSON object, a `chat_template` of an unknown shape, or invalid Jinja.
@@ -126,10 +126,10 @@ impl ChatTemplate {
         Self::from_source(jinja, token("bos_token"), token("eos_token")).map(Some)
     }
 
-    /// Renders messages; `add_generation_prompt` ends the text with the beginning of an assistant turn.
+    /// Renders messages; `add_generation_prompt` appends the start of an assistant turn.
     ///
     /// # Errors
-    /// What the template raises, for instance over a role that it doesn't know.
+    /// What the template raises, for instance for an unknown role.
     pub fn render(
         &self,
         messages: &[Message],
@@ -141,7 +141,7 @@ impl ChatTemplate {
             add_generation_prompt,
             bos_token => self.bos_token.as_str(),
             eos_token => self.eos_token.as_str(),
-            // Hugging Face passes these as None, and templates ask whether they are.
+            // Hugging Face passes None for these, and templates check for it.
             tools => (),
             documents => (),
         };
@@ -158,7 +158,7 @@ impl ChatTemplate {
         })
     }
 
-    /// The text in front of a response.
+    /// The text before a response: the prompt with the start of an assistant turn.
     ///
     /// # Errors
     /// As [`Self::render`].
@@ -166,8 +166,8 @@ impl ChatTemplate {
         self.render(&prompt.to_messages(), true)
     }
 
-    /// Prompt, response and the end of its turn; begins with [`Self::prompt_text`]. White space behind the turn's end is left out:
-    /// a model that has ended its turn has nothing more to learn.
+    /// Prompt, response and the end of its turn; starts with [`Self::prompt_text`]. White space after the end of the turn is
+    /// dropped: a model that has ended its turn has nothing more to learn.
     ///
     /// # Errors
     /// As [`Self::render`], or a template that rewrites the prompt once a response follows.
@@ -175,7 +175,7 @@ impl ChatTemplate {
         Ok(self.turn(prompt, response)?.0)
     }
 
-    /// [`Self::full_text`], and how many bytes of it are the prompt.
+    /// [`Self::full_text`] and the length of the prompt in it, in bytes.
     ///
     /// # Errors
     /// As [`Self::full_text`].
@@ -185,7 +185,7 @@ impl ChatTemplate {
         Ok((text, boundary))
     }
 
-    /// Prompt and response exactly as the template writes them, and how many bytes of that are the prompt.
+    /// Prompt and response exactly as the template writes them, and the length of the prompt in bytes.
     ///
     /// # Errors
     /// As [`Self::full_text`].
@@ -212,7 +212,7 @@ impl ChatTemplate {
     }
 }
 
-/// A tokenizer's own template, or none where it declares none.
+/// `None` becomes [`TemplateChoice::None`].
 impl From<Option<ChatTemplate>> for TemplateChoice {
     fn from(template: Option<ChatTemplate>) -> Self {
         template.map_or(Self::None, Self::Chat)
@@ -220,7 +220,7 @@ impl From<Option<ChatTemplate>> for TemplateChoice {
 }
 
 impl TemplateChoice {
-    /// Content hash (hex) for fingerprints; `none` without a template.
+    /// Content hash (hex) for fingerprints; `"none"` without a template.
     pub fn hash(&self) -> String {
         match self {
             Self::Chat(chat) => hash_bytes(
@@ -230,7 +230,7 @@ impl TemplateChoice {
         }
     }
 
-    /// The text in front of a response.
+    /// The text before a response: the prompt with the start of an assistant turn.
     ///
     /// # Errors
     /// As [`ChatTemplate::render`].
@@ -241,7 +241,7 @@ impl TemplateChoice {
         }
     }
 
-    /// Prompt and response as one text; begins with [`Self::prompt_text`].
+    /// Prompt and response as one text; starts with [`Self::prompt_text`].
     ///
     /// # Errors
     /// As [`ChatTemplate::full_text`].
@@ -253,7 +253,7 @@ impl TemplateChoice {
     }
 }
 
-/// A special token's text: a configuration has it bare or as `{"content": …}`.
+/// A special token's text: in a configuration it is a string or `{"content": …}`.
 pub(crate) fn token_text(token: &Value) -> Option<&str> {
     token.as_str().or_else(|| token.get("content")?.as_str())
 }

@@ -1,9 +1,9 @@
-//! What the property tests of this crate share.
+//! Helpers for property tests.
 
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-/// The same cases in every run, unless `PROPTEST_RNG_SEED` is set: a build must not fail by chance.
+/// A configuration with the same cases in every run, unless `PROPTEST_RNG_SEED` is set: builds must not fail at random.
 pub(crate) fn cases(cases: u32) -> ProptestConfig {
     let config = ProptestConfig { cases, failure_persistence: None, ..Default::default() };
     match config.rng_seed {
@@ -12,12 +12,12 @@ pub(crate) fn cases(cases: u32) -> ProptestConfig {
     }
 }
 
-/// A file with one to five bytes changed and, once in ten times, its end cut off. Half of the changes lie among the last `tail` bytes,
-/// where a footer would be.
+/// `whole` with one to five bytes changed and, one time in ten, its end cut off. Half of the changes are within the last `tail`
+/// bytes, where file formats keep their footer.
 pub(crate) fn damaged(whole: Vec<u8>, tail: usize) -> impl Strategy<Value = Vec<u8>> {
     let len = whole.len();
     let place = prop_oneof![0..len, len - tail.clamp(1, len)..len];
-    // A byte is set, or one of its bits flipped.
+    // Set a byte, or flip one of its bits.
     let change = prop_oneof![
         any::<u8>().prop_map(|byte| (0, byte)),
         Just((0, 0xff)),

@@ -1,7 +1,7 @@
-//! Pairs and examples to tokens: template, joint tokenisation, truncation.
+//! From pairs and examples to tokens: rendering, joint tokenisation, truncation.
 //!
-//! Prompt and response are tokenised as one text, because a merge may reach across the boundary between them. A token that does
-//! belongs to the response: the policy has to predict it, and nothing of the response leaks into the prompt.
+//! Prompt and response are tokenised as one text, because a merge may cross the boundary between them. A token that crosses it
+//! belongs to the response: the policy has to predict it, and no part of the response leaks into the prompt.
 
 use crate::rendering::{End, Joined, Renderer, Rendering, Way};
 use crate::source::{Pair, Prompt, SftExample};
@@ -11,30 +11,31 @@ use crate::tokens::{TokenizedExample, TokenizedPair, TokenizedResponse};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-/// Limits in tokens.
+/// Limits on the length of a row, in tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Truncation {
-    /// Prompt and response together; what is too much goes from the response's right. At least 2.
+    /// Limit on prompt and response together; excess is cut from the end of the response. At least 2; `usize::MAX` for none.
     pub max_length: usize,
-    /// The prompt alone, BOS included; what is too much goes from its left, behind BOS. At least 1 and below `max_length`.
+    /// Limit on the prompt, BOS included; excess is cut from its start, after BOS. At least 1 and below `max_length`; none if not
+    /// set.
     pub max_prompt_length: Option<usize>,
 }
 
 /// Why preparing stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {
-    /// Limits that leave no room.
+    /// Limits that leave no room for a response.
     #[error(
         "max_length {max_length} with max_prompt_length {max_prompt_length:?} leaves no room for a response; \
-         1 ≤ max_prompt_length < max_length is needed"
+         1 ≤ max_prompt_length < max_length must hold"
     )]
     Limits {
-        /// The limit of prompt and response.
+        /// Limit on prompt and response.
         max_length: usize,
-        /// The limit of the prompt.
+        /// Limit on the prompt.
         max_prompt_length: Option<usize>,
     },
-    /// Nothing to end a response with.
+    /// No token to end a response with.
     #[error(
         "the tokenizer has no end-of-text token; name one as `eos_token` in tokenizer_config.json"
     )]
@@ -45,69 +46,69 @@ pub enum PrepareError {
          or choose the rendering `auto` or `none`"
     )]
     NoTemplate,
-    /// The chat template refused an item.
-    #[error("row {id}: can't be rendered")]
+    /// The chat template rejected an item.
+    #[error("row {id}: can't render it")]
     Template {
-        /// Row of the item in its source, from 0.
+        /// Row of the item in its source, 0-based.
         id: u64,
-        /// What the template said.
+        /// The template's error.
         source: TemplateError,
     },
-    /// The tokenizer refused an item.
-    #[error("row {id}: can't be tokenised")]
+    /// The tokenizer failed on an item.
+    #[error("row {id}: can't tokenise it")]
     Tokenizer {
-        /// Row of the item in its source, from 0.
+        /// Row of the item in its source, 0-based.
         id: u64,
-        /// What the tokenizer said.
+        /// The tokenizer's error.
         source: TokenizerError,
     },
 }
 
-/// What preparing did. A pair counts as one item of two rows.
+/// Counts of what was tokenised. A pair is one item with two rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PrepareSummary {
-    /// Items given.
+    /// Items read.
     pub read: usize,
     /// Items kept.
     pub kept: usize,
-    /// Items dropped because truncation left a response without tokens.
+    /// Items dropped because truncation left no response tokens.
     pub dropped_empty: usize,
-    /// Kept items of which some row lost tokens.
+    /// Kept items with at least one truncated row.
     pub clipped: usize,
-    /// Kept rows whose prompt lost tokens.
+    /// Kept rows with a truncated prompt.
     pub clipped_prompts: usize,
-    /// Kept rows whose response lost tokens.
+    /// Kept rows with a truncated response.
     pub clipped_responses: usize,
-    /// Tokens of all kept rows.
+    /// Tokens in all kept rows.
     pub tokens: usize,
-    /// Response tokens of all kept rows.
+    /// Response tokens in all kept rows.
     pub response_tokens: usize,
-    /// Tokens of the longest kept row.
+    /// Length of the longest kept row, in tokens.
     pub longest: usize,
     /// Kept rows that went through the chat template.
     #[serde(default)]
     pub templated: usize,
-    /// Kept rows left as they were because their prompt carries the template's special tokens ([`Rendering::Auto`]).
+    /// Kept rows left as they were because their prompt already contains the template's special tokens ([`Rendering::Auto`]).
     #[serde(default)]
     pub already_templated: usize,
-    /// Kept rows joined as they were, for want of a template or under [`Rendering::None`].
+    /// Kept rows joined as they were: under [`Rendering::None`], or without a chat template.
     #[serde(default)]
     pub as_given: usize,
 }
 
 impl PrepareSummary {
-    /// The share of the kept items of which some row lost tokens; 0 where none are kept.
+    /// Share of the kept items with a truncated row; 0 if none are kept.
     pub fn clipped_share(&self) -> f64 {
         self.clipped as f64 / self.kept.max(1) as f64
     }
 
-    /// The share of the items read that were dropped because a response was left without tokens.
+    /// Share of the items read that were dropped because truncation left no response tokens.
     pub fn dropped_share(&self) -> f64 {
         self.dropped_empty as f64 / self.read.max(1) as f64
     }
 }
 
-/// Turns pairs and examples into tokens under fixed settings.
+/// Tokenises pairs and examples under fixed settings.
 #[derive(Debug, Clone)]
 pub struct Preparer<'a> {
     pub(crate) tokenizer: &'a Tokenizer,
@@ -116,7 +117,7 @@ pub struct Preparer<'a> {
     eos: Option<u32>,
 }
 
-/// A row, and what truncation took from it.
+/// A row and what was done to it.
 struct Row {
     response: TokenizedResponse,
     clipped_prompt: bool,
@@ -125,7 +126,7 @@ struct Row {
 }
 
 impl<'a> Preparer<'a> {
-    /// Checks that the limits leave room, that a response can be ended, and that there is a template where `rendering` needs one.
+    /// Checks that the limits leave room, that there is a token to end responses with, and a template if `rendering` needs one.
     ///
     /// # Errors
     /// [`PrepareError::Limits`], [`PrepareError::NoEnd`] and [`PrepareError::NoTemplate`].
@@ -153,19 +154,19 @@ impl<'a> Preparer<'a> {
         Ok(Self { tokenizer, renderer, truncation, eos })
     }
 
-    /// Tokenises a pair; `None` if truncation left one of its responses without tokens.
+    /// Tokenises a pair; `None` if truncation leaves no tokens of a response.
     ///
     /// # Errors
-    /// A conversation that the template refuses.
+    /// An item that the template rejects or the tokenizer fails on.
     pub fn tokenize_pair(&self, pair: &Pair) -> Result<Option<TokenizedPair>, PrepareError> {
         let rows = self.rows(pair.id, &pair.prompt, [&pair.chosen, &pair.rejected])?;
         Ok(rows.map(|[chosen, rejected]| pair_of(pair.id, chosen, rejected)))
     }
 
-    /// Tokenises an example; `None` if truncation left its response without tokens.
+    /// Tokenises an example; `None` if truncation leaves no tokens of its response.
     ///
     /// # Errors
-    /// A conversation that the template refuses.
+    /// An item that the template rejects or the tokenizer fails on.
     pub fn tokenize_example(
         &self,
         example: &SftExample,
@@ -174,11 +175,11 @@ impl<'a> Preparer<'a> {
         Ok(rows.map(|[row]| TokenizedExample { id: example.id, response: row.response }))
     }
 
-    /// The tokens of a prompt on its own, as generation begins with them. (Its last token may differ from the same prompt's in a
-    /// pair, where a merge may reach into the response.)
+    /// The tokens of a prompt alone, from which generation starts. (The last one may differ from the same prompt in a pair, where a
+    /// merge may cross into the response.)
     ///
     /// # Errors
-    /// A conversation that the template refuses; it is reported as row 0.
+    /// A prompt that the template rejects or the tokenizer fails on; reported as row 0.
     pub fn tokenize_prompt(&self, prompt: &Prompt) -> Result<Vec<u32>, PrepareError> {
         let text = self
             .renderer
@@ -195,10 +196,10 @@ impl<'a> Preparer<'a> {
         Ok(tokens)
     }
 
-    /// The tokens of a text that is nobody's answer: as it is, BOS in front, nothing behind it.
+    /// The tokens of a text that isn't a prompt with a response: BOS and the text as it is, without EOS.
     ///
     /// # Errors
-    /// Whatever the tokenizer refuses.
+    /// As [`Tokenizer::encode`].
     pub fn tokenize_text(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let mut tokens = self.tokenizer.encode(text)?.ids;
         let mut prompt_len = tokens.len();
@@ -206,10 +207,10 @@ impl<'a> Preparer<'a> {
         Ok(tokens)
     }
 
-    /// Tokenises pairs on all cores, in their order.
+    /// Tokenises pairs on all cores and keeps their order.
     ///
     /// # Errors
-    /// The first pair's that can't be tokenised.
+    /// The error of the first pair that can't be tokenised.
     pub fn prepare_pairs(
         &self,
         pairs: &[Pair],
@@ -221,10 +222,10 @@ impl<'a> Preparer<'a> {
         Ok((kept.into_iter().map(pair).collect(), summary))
     }
 
-    /// Tokenises examples on all cores, in their order.
+    /// Tokenises examples on all cores and keeps their order.
     ///
     /// # Errors
-    /// The first example's that can't be tokenised.
+    /// The error of the first example that can't be tokenised.
     pub fn prepare_examples(
         &self,
         examples: &[SftExample],
@@ -239,7 +240,7 @@ impl<'a> Preparer<'a> {
         Ok((kept.into_iter().map(example).collect(), summary))
     }
 
-    /// The rows of one item; `None` if any of them has no response left.
+    /// The rows of one item; `None` if one of them has no response left.
     fn rows<const N: usize>(
         &self,
         id: u64,
@@ -266,7 +267,7 @@ impl<'a> Preparer<'a> {
             encoding.offsets.iter().position(|&(_, end)| end > boundary).unwrap_or(tokens.len());
         self.begin_once(&mut tokens, &mut prompt_len);
         self.end_once(&mut tokens, prompt_len, joined.end);
-        // Nothing predicts a text's first token.
+        // Nothing predicts the first token of a text.
         prompt_len = prompt_len.max(1);
 
         let clipped_prompt = self.clip_prompt(&mut tokens, &mut prompt_len);
@@ -278,7 +279,7 @@ impl<'a> Preparer<'a> {
         Ok(row.response.view().is_sound().then_some(row))
     }
 
-    /// Puts BOS in front, unless the template or the text has put it there (once, or more than once).
+    /// Makes the row start with exactly one BOS, whether template or text wrote none, one or several.
     fn begin_once(&self, tokens: &mut Vec<u32>, prompt_len: &mut usize) {
         let Some(bos) = self.tokenizer.bos_id().filter(|_| self.tokenizer.adds_bos()) else {
             return;
@@ -288,7 +289,7 @@ impl<'a> Preparer<'a> {
         *prompt_len = *prompt_len + 1 - there;
     }
 
-    /// Puts EOS at the end, unless the text ends as it should; a turn that was ended by response and template is ended once.
+    /// Adds EOS unless the row already ends as it should. Where response and template both end the turn, one of the two is removed.
     fn end_once(&self, tokens: &mut Vec<u32>, prompt_len: usize, end: End) {
         let stops = |id: &u32| self.tokenizer.stop_ids().contains(id);
         if let End::Turn = end {
@@ -309,7 +310,7 @@ impl<'a> Preparer<'a> {
         }
     }
 
-    /// Cuts a prompt from its left, behind BOS; says whether there was need to.
+    /// Truncates the prompt at its start, after BOS. Returns whether anything was cut.
     fn clip_prompt(&self, tokens: &mut Vec<u32>, prompt_len: &mut usize) -> bool {
         let Some(excess) =
             self.truncation.max_prompt_length.and_then(|limit| prompt_len.checked_sub(limit))
@@ -325,7 +326,7 @@ impl<'a> Preparer<'a> {
     }
 }
 
-/// What is left of the items, each with its rows, in their order.
+/// The items that are kept, each with its rows, in their order.
 type Kept<'a, T, const N: usize> = Vec<(&'a T, [Row; N])>;
 
 fn prepare<T: Sync, const N: usize>(

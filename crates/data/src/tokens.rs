@@ -1,31 +1,29 @@
 //! Tokenised pairs and examples, owned and borrowed.
 
-/// A prompt and its response as one run of tokens.
-///
-/// Everything that makes one upholds `1 ≤ prompt_len < tokens.len()`.
+/// A prompt and its response as one sequence of tokens. `1 ≤ prompt_len < tokens.len()` always holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenizedResponse {
-    /// Prompt and response, BOS first where the model has one, end token last unless truncation took it.
+    /// Prompt and response: BOS first if the model has one, end token last unless truncated.
     pub tokens: Vec<u32>,
-    /// How many of `tokens` belong to the prompt.
+    /// Number of prompt tokens.
     pub prompt_len: usize,
 }
 
 /// A tokenised preference pair.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenizedPair {
-    /// The pair's row in its source, from 0.
+    /// The pair's row in its source, 0-based.
     pub id: u64,
-    /// Prompt and preferred response.
+    /// Prompt and chosen response.
     pub chosen: TokenizedResponse,
-    /// Prompt and other response.
+    /// Prompt and rejected response.
     pub rejected: TokenizedResponse,
 }
 
 /// A tokenised example for supervised fine-tuning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenizedExample {
-    /// The example's row in its source, from 0.
+    /// The example's row in its source, 0-based.
     pub id: u64,
     /// Prompt and response.
     pub response: TokenizedResponse,
@@ -36,70 +34,70 @@ pub struct TokenizedExample {
 pub struct ResponseView<'a> {
     /// Prompt and response.
     pub tokens: &'a [u32],
-    /// How many of `tokens` belong to the prompt.
+    /// Number of prompt tokens.
     pub prompt_len: usize,
 }
 
 /// A borrowed [`TokenizedPair`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PairView<'a> {
-    /// The pair's row in its source, from 0.
+    /// The pair's row in its source, 0-based.
     pub id: u64,
-    /// Prompt and preferred response.
+    /// Prompt and chosen response.
     pub chosen: ResponseView<'a>,
-    /// Prompt and other response.
+    /// Prompt and rejected response.
     pub rejected: ResponseView<'a>,
 }
 
 /// A borrowed [`TokenizedExample`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExampleView<'a> {
-    /// The example's row in its source, from 0.
+    /// The example's row in its source, 0-based.
     pub id: u64,
     /// Prompt and response.
     pub response: ResponseView<'a>,
 }
 
 impl TokenizedResponse {
-    /// Borrows it.
+    /// A borrowed view.
     pub fn view(&self) -> ResponseView<'_> {
         ResponseView { tokens: &self.tokens, prompt_len: self.prompt_len }
     }
 }
 
 impl TokenizedPair {
-    /// Borrows it.
+    /// A borrowed view.
     pub fn view(&self) -> PairView<'_> {
         PairView { id: self.id, chosen: self.chosen.view(), rejected: self.rejected.view() }
     }
 }
 
 impl TokenizedExample {
-    /// Borrows it.
+    /// A borrowed view.
     pub fn view(&self) -> ExampleView<'_> {
         ExampleView { id: self.id, response: self.response.view() }
     }
 }
 
 impl ResponseView<'_> {
-    /// Whether `1 ≤ prompt_len < tokens.len()`.
+    /// Whether `1 ≤ prompt_len < tokens.len()` holds.
     pub fn is_sound(&self) -> bool {
         1 <= self.prompt_len && self.prompt_len < self.tokens.len()
     }
 
-    /// Copies it out.
+    /// An owned copy.
     pub fn to_owned(&self) -> TokenizedResponse {
         TokenizedResponse { tokens: self.tokens.to_vec(), prompt_len: self.prompt_len }
     }
 }
 
 impl PairView<'_> {
-    /// Tokens of the longer response, prompt included: what a batch's width depends on.
+    /// Tokens of the longer row, prompt included: it sets the width of a batch.
     pub fn longest(&self) -> usize {
         self.chosen.tokens.len().max(self.rejected.tokens.len())
     }
 
-    /// Copies it out.
+    /// An owned copy.
     pub fn to_owned(&self) -> TokenizedPair {
         TokenizedPair {
             id: self.id,
@@ -110,7 +108,7 @@ impl PairView<'_> {
 }
 
 impl ExampleView<'_> {
-    /// Copies it out.
+    /// An owned copy.
     pub fn to_owned(&self) -> TokenizedExample {
         TokenizedExample { id: self.id, response: self.response.to_owned() }
     }

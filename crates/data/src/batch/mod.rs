@@ -1,4 +1,4 @@
-//! Host-side batches: rows of tokens, padded on the right, and the positions that a loss or a pool may look at.
+//! Batches in host memory: rows of tokens, padded on the right, and the positions that losses and pooling use.
 
 mod epochs;
 mod plan;
@@ -16,21 +16,21 @@ pub enum BatchError {
     /// No items.
     #[error("a batch needs at least one item")]
     Empty,
-    /// A response without anything to predict, or without anything to predict it from.
+    /// A row with nothing to predict, or nothing to predict it from.
     #[error(
-        "item {id}: {prompt_len} prompt tokens of {len} in all; a batch needs 1 ≤ prompt < all (prepare the data again)"
+        "item {id}: {prompt_len} prompt tokens of {len} in total; a batch needs 1 ≤ prompt < total (prepare the data again)"
     )]
     Unsound {
         /// Id of the pair or example.
         id: u64,
-        /// Tokens of its prompt.
+        /// Number of prompt tokens.
         prompt_len: usize,
-        /// Tokens in all.
+        /// Number of tokens, prompt included.
         len: usize,
     },
-    /// A token id that an `i32` can't hold.
+    /// A token id that does not fit an `i32`.
     #[error(
-        "item {id}: token id {token} is beyond 2^31 - 1; the prepared data is damaged or another vocabulary's"
+        "item {id}: token id {token} is above 2^31 - 1; the prepared data is damaged, or was prepared for another vocabulary"
     )]
     TokenId {
         /// Id of the pair or example.
@@ -38,9 +38,9 @@ pub enum BatchError {
         /// The token.
         token: u32,
     },
-    /// More cells than an `i32` can index.
+    /// More elements than an `i32` can index.
     #[error(
-        "a batch of {rows} rows × {width} tokens is more than 2^31 - 1 cells; lower the batch size or max_length"
+        "a batch of {rows} rows × {width} tokens has more than 2^31 - 1 elements; lower the batch size or max_length"
     )]
     TooLarge {
         /// Rows of the batch.
@@ -52,27 +52,27 @@ pub enum BatchError {
 
 /// Rows of tokens of different lengths, padded on the right to the longest.
 ///
-/// Every row upholds `1 ≤ prompt_len < len`, so every row has at least one predicting position.
+/// `1 ≤ prompt_len < len` holds in every row, so every row has at least one predicting position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenBatch {
     /// Token ids, `[rows, width]`, row-major.
     pub tokens: Vec<i32>,
     /// Number of rows.
     pub rows: usize,
-    /// Tokens per row, padding included: the longest row's length.
+    /// Tokens per row, padding included: the length of the longest row.
     pub width: usize,
-    /// Prompt tokens per row, `[rows]`.
+    /// Prompt tokens of each row, `[rows]`.
     pub prompt_lens: Vec<usize>,
-    /// Tokens per row without padding, `[rows]`.
+    /// Tokens of each row without padding, `[rows]`.
     pub lens: Vec<usize>,
 }
 
-/// Preference pairs as `2 · pairs` rows: all chosen responses first, then all rejected ones in the same order.
+/// Preference pairs as `2 · pairs` rows: first all chosen responses, then all rejected ones in the same order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PairBatch {
     /// Pair ids, `[pairs]`. Row `i` is the chosen response of `ids[i]`, row `pairs + i` the rejected one.
     pub ids: Vec<u64>,
-    /// The rows.
+    /// The padded rows.
     pub batch: TokenBatch,
 }
 
@@ -81,15 +81,15 @@ pub struct PairBatch {
 pub struct SequenceBatch {
     /// Example ids, `[rows]`.
     pub ids: Vec<u64>,
-    /// The rows.
+    /// The padded rows.
     pub batch: TokenBatch,
 }
 
 impl PairBatch {
-    /// Lays pairs out as a batch; `pad` fills the cells behind a row's end.
+    /// Lays out pairs as a batch, padded with the token `pad`.
     ///
     /// # Errors
-    /// No pairs, an unsound response, a token id or a batch too large for `i32`.
+    /// No pairs, an unsound row, or a token id or batch too large for `i32`.
     pub fn new(pairs: &[PairView<'_>], pad: u32) -> Result<Self, BatchError> {
         let chosen = pairs.iter().map(|pair| (pair.id, pair.chosen));
         let rejected = pairs.iter().map(|pair| (pair.id, pair.rejected));
@@ -104,7 +104,7 @@ impl PairBatch {
 }
 
 impl SequenceBatch {
-    /// Lays examples out as a batch; `pad` fills the cells behind a row's end.
+    /// Lays out examples as a batch, padded with the token `pad`.
     ///
     /// # Errors
     /// As [`PairBatch::new`].
@@ -152,17 +152,17 @@ impl TokenBatch {
         &self.tokens[row * self.width..][..self.lens[row]]
     }
 
-    /// Response tokens per row, `[rows]`: the divisor of an average log-probability. Never 0.
+    /// Response tokens of each row, `[rows]`: the divisor of a mean log-probability. Never 0.
     pub fn response_counts(&self) -> Vec<usize> {
         self.lens.iter().zip(&self.prompt_lens).map(|(len, prompt)| len - prompt).collect()
     }
 
-    /// Response tokens in all rows.
+    /// Total response tokens.
     pub fn response_tokens(&self) -> usize {
         self.response_counts().iter().sum()
     }
 
-    /// Tokens in all rows without padding.
+    /// Total tokens without padding.
     pub fn real_tokens(&self) -> usize {
         self.lens.iter().sum()
     }

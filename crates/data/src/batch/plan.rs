@@ -1,16 +1,16 @@
-//! Which items share a batch, and in which order the batches come.
+//! Which items share a batch, and the order of the batches.
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use std::num::NonZeroUsize;
 
-/// Batches per window within which items are sorted by length.
+/// Batches per window in which items are sorted by length.
 const WINDOW: usize = 16;
 
-/// The order of an epoch: which items (by index) make up each batch.
+/// The order of one epoch: the item indices of each batch.
 ///
-/// Every item comes exactly once. All batches are full but the last, which holds what is left.
+/// Every item occurs exactly once. All batches are full except possibly the last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batches {
     order: Vec<usize>,
@@ -18,11 +18,11 @@ pub struct Batches {
 }
 
 impl Batches {
-    /// A shuffled epoch with items of similar length together: items are shuffled, then sorted by length inside windows of 16
-    /// batches, and each window's batches are shuffled. Less padding at hardly less randomness.
+    /// A shuffled epoch with items of similar length in the same batch: items are shuffled, then sorted by length within windows of
+    /// 16 batches, and the batches of each window are shuffled. This saves padding at little cost in randomness.
     ///
-    /// The order depends on the arguments alone, so a resumed run meets the batches that it would have met.
-    /// `lengths[i]` is the length of item `i` in tokens.
+    /// The order depends only on the arguments, so a resumed run sees the same batches. `lengths[i]` is the length of item `i` in
+    /// tokens.
     pub fn shuffled(lengths: &[usize], size: NonZeroUsize, seed: u64, epoch: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(epoch);
@@ -40,14 +40,14 @@ impl Batches {
         Self { order, size }
     }
 
-    /// Items of similar length together, the longest first: memory that doesn't suffice doesn't suffice at once.
+    /// Items sorted by length, longest first: if memory runs out, it does so in the first batch.
     pub fn by_length(lengths: &[usize], size: NonZeroUsize) -> Self {
         let mut order: Vec<usize> = (0..lengths.len()).collect();
         order.sort_by_key(|&item| std::cmp::Reverse(lengths[item]));
         Self { order, size }
     }
 
-    /// Items in their own order.
+    /// Items in their original order.
     pub fn sequential(items: usize, size: NonZeroUsize) -> Self {
         Self { order: (0..items).collect(), size }
     }
@@ -57,17 +57,17 @@ impl Batches {
         self.order.len().div_ceil(self.size.get())
     }
 
-    /// Whether there is no batch.
+    /// True if there are no batches.
     pub fn is_empty(&self) -> bool {
         self.order.is_empty()
     }
 
-    /// The items of a batch.
+    /// The item indices of a batch.
     pub fn get(&self, batch: usize) -> Option<&[usize]> {
         self.iter().nth(batch)
     }
 
-    /// All batches in order; `.iter().skip(n)` resumes after `n` of them.
+    /// All batches in order; `.iter().skip(n)` resumes after `n` batches.
     pub fn iter(&self) -> std::slice::Chunks<'_, usize> {
         self.order.chunks(self.size.get())
     }

@@ -1,26 +1,26 @@
-//! Flat positions `row * width + t` of a batch. A padded cell is never among them.
+//! Flat positions `row * width + t` of a batch. Padding is never among them.
 
 use super::TokenBatch;
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 
-/// Which positions' features are averaged into one vector per row.
+/// The positions whose features are averaged into one vector per row.
 ///
-/// With a prompt of `p` tokens and `n` tokens in all, positions counted from 0:
+/// With 0-based positions, a prompt of `p` tokens and `n` tokens in total:
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Pooling {
-    /// `p−1 … n−2`: those whose logits give the response's tokens. The paper's theorem B.1 is about exactly these.
+    /// `p−1 … n−2`: those whose logits predict the response's tokens; theorem B.1 of the FPO paper is about these.
     #[default]
     Predicting,
     /// `p … n−1`: the response's own tokens.
     Response,
-    /// `1 … n−2`: all that predict something, prompt included, but for position 0 (BOS: sparse autoencoders aren't trained on it).
+    /// `1 … n−2`: all that predict a token, prompt included, except position 0 (BOS, on which sparse autoencoders aren't trained).
     Sequence,
 }
 
 impl Pooling {
-    /// Its name in settings and fingerprints.
+    /// The name used in settings and fingerprints.
     pub fn name(self) -> &'static str {
         match self {
             Self::Predicting => "predicting",
@@ -36,24 +36,24 @@ impl FromStr for Pooling {
     fn from_str(text: &str) -> Result<Self, String> {
         let all = [Self::Predicting, Self::Response, Self::Sequence];
         all.into_iter().find(|pooling| pooling.name() == text).ok_or_else(|| {
-            format!("no pooling `{text}`: there are {}", all.map(Self::name).join(", "))
+            format!("no pooling `{text}`; choose one of {}", all.map(Self::name).join(", "))
         })
     }
 }
 
-/// Positions of a batch, row by row in ascending order; every row has at least one.
+/// Positions of a batch, row by row in ascending order, at least one per row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Positions {
     /// Flat position `row * width + t`, `[positions]`.
     pub flat: Vec<i32>,
     /// Row of each position, `[positions]`.
     pub row: Vec<i32>,
-    /// Positions per row, `[rows]`. Never 0.
+    /// Number of positions in each row, `[rows]`. Never 0.
     pub counts: Vec<usize>,
 }
 
 impl TokenBatch {
-    /// Flat positions `p−1 … n−2` of every row: those whose logits give the response's tokens. `[response tokens]`
+    /// Flat positions `p−1 … n−2` of every row: those whose logits predict the response's tokens. `[response tokens]`
     pub fn predicting_positions(&self) -> Vec<i32> {
         self.positions(Pooling::Predicting, &[]).flat
     }
@@ -68,8 +68,8 @@ impl TokenBatch {
         self.positions(Pooling::Predicting, &[]).row
     }
 
-    /// The positions to pool. Those that hold an `excluded` token are left out (pass BOS and EOS for an autoencoder that never
-    /// saw them, as Gemma Scope's); a row that would be left with none keeps its predicting positions, so that its mean exists.
+    /// The positions to pool. Positions of `excluded` tokens are left out (pass [`crate::Tokenizer::special_ids`] for autoencoders
+    /// that weren't trained on them); a row with no other positions keeps its predicting ones, so that its mean exists.
     pub fn positions(&self, pooling: Pooling, excluded: &[u32]) -> Positions {
         let mut positions =
             Positions { flat: Vec::new(), row: Vec::new(), counts: Vec::with_capacity(self.rows) };
@@ -88,7 +88,7 @@ impl TokenBatch {
                 kept = predicting.collect();
             }
             positions.counts.push(kept.len());
-            // Both fit: TokenBatch::new refuses more than i32::MAX cells.
+            // Both fit: TokenBatch::new rejects more than i32::MAX elements.
             positions.row.extend(kept.iter().map(|_| row as i32));
             positions.flat.extend(kept.iter().map(|t| (row * self.width + t) as i32));
         }

@@ -25,7 +25,7 @@ fn two_pairs() -> PairBatch {
 }
 
 #[test]
-fn chosen_rows_come_first_and_rows_are_padded_on_the_right() {
+fn chosen_rows_come_first_and_padding_is_on_the_right() {
     let PairBatch { ids, batch } = two_pairs();
     assert_eq!(ids, [7, 3]);
     assert_eq!((batch.rows, batch.width), (4, 5));
@@ -43,7 +43,7 @@ fn chosen_rows_come_first_and_rows_are_padded_on_the_right() {
 }
 
 #[test]
-fn predicting_positions_stand_one_before_their_targets() {
+fn predicting_positions_are_one_before_their_targets() {
     let batch = two_pairs().batch;
     let positions = batch.predicting_positions();
     assert_eq!(positions, [1, 2, 6, 11, 12, 13, 15]);
@@ -59,9 +59,9 @@ fn pooled_positions() {
     let cases: [Case; 5] = [
         (Pooling::Predicting, &[], &[1, 2, 6, 11, 12, 13, 15], &[2, 1, 3, 1]),
         (Pooling::Response, &[], &[2, 3, 7, 12, 13, 14, 16], &[2, 1, 3, 1]),
-        // The last row has nothing between BOS and its end: it keeps its predicting position.
+        // The last row has no position between the first and the last, so it keeps its predicting one.
         (Pooling::Sequence, &[], &[1, 2, 6, 11, 12, 13, 15], &[2, 1, 3, 1]),
-        // Without EOS, row 1's response has nothing left and keeps its predicting position.
+        // Without EOS, row 1 has no response position left and keeps its predicting one.
         (Pooling::Response, &[2, 1], &[2, 6, 12, 13, 16], &[1, 1, 2, 1]),
         (Pooling::Predicting, &[2, 1], &[1, 2, 6, 11, 12, 13, 15], &[2, 1, 3, 1]),
     ];
@@ -118,7 +118,7 @@ fn size(size: usize) -> NonZeroUsize {
 }
 
 #[test]
-fn every_item_comes_once_and_only_the_last_batch_is_partial() {
+fn every_item_occurs_once_and_only_the_last_batch_is_partial() {
     for (items, batch) in
         [(0, 4), (1, 4), (4, 4), (5, 4), (64, 4), (67, 4), (1000, 8), (1001, 7), (3, usize::MAX)]
     {
@@ -141,13 +141,13 @@ fn every_item_comes_once_and_only_the_last_batch_is_partial() {
 }
 
 #[test]
-fn a_plan_depends_on_seed_and_epoch_alone() {
+fn a_plan_depends_only_on_seed_and_epoch() {
     let lengths: Vec<usize> = (0..500).map(|item| item * 31 % 97).collect();
     let plan = |seed, epoch| Batches::shuffled(&lengths, size(8), seed, epoch);
     assert_eq!(plan(1, 2), plan(1, 2));
     assert_ne!(plan(1, 2), plan(1, 3));
     assert_ne!(plan(1, 2), plan(2, 2));
-    // A run that resumes after five batches meets the sixth.
+    // A run that resumes after five batches continues with the sixth.
     assert_eq!(plan(1, 2).iter().nth(5), plan(1, 2).get(5));
 }
 

@@ -1,4 +1,4 @@
-//! Reading a cache: all of it is checked before any of it is used.
+//! Reading a cache: everything is checked before anything is used.
 
 use super::columns::{self, BOUND_KEY, Columns, INFO_KEY, ROWS_PER_GROUP, ShardInfo};
 use super::{ReferenceError, ReferenceView, StoredFeatures};
@@ -9,10 +9,10 @@ use std::collections::hash_map::Entry;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-/// Names shown of pairs that are missing.
+/// Number of missing pairs named in an error.
 const SHOWN: usize = 5;
 
-/// Shards that their names have room for.
+/// Largest number of shards that file names have digits for.
 const MAX_SHARDS: usize = 100_000;
 
 /// A reference cache in memory: 8 bytes per stored activation and about 50 per pair.
@@ -22,24 +22,24 @@ pub struct ReferenceCache {
     info: ShardInfo,
     dropped_at_most: f32,
     groups: Vec<Columns>,
-    /// Group and row of each pair.
+    /// Row group and row of each pair.
     places: HashMap<u64, (u32, u32)>,
 }
 
 impl ReferenceCache {
-    /// What the cache in a folder was made from, as its first shard says.
+    /// The fingerprint of the cache in a folder, read from its first shard.
     ///
     /// # Errors
-    /// No shard, or one that can't be read.
+    /// No shards, or one that can't be read.
     pub fn made_from(folder: &Path) -> Result<Fingerprint, ReferenceError> {
         Ok(Shard::open(&any_shard(folder)?)?.info.fingerprint)
     }
 
-    /// Opens a cache that must have been made from `expected`, and checks every row of it.
+    /// Opens a cache, which must have the fingerprint `expected`, and checks every row.
     ///
     /// # Errors
-    /// A fingerprint that differs (every item that does is named), missing shards, damaged or truncated files, pairs that are missing
-    /// or stored twice, and values that can't be right.
+    /// Another fingerprint (the error names every difference), missing shards, damaged or truncated files, missing or duplicate
+    /// pairs, and impossible values.
     pub fn open(folder: &Path, expected: &Fingerprint) -> Result<Self, ReferenceError> {
         let first = any_shard(folder)?;
         let info = Shard::open(&first)?.info;
@@ -102,10 +102,10 @@ impl ReferenceCache {
         Ok(())
     }
 
-    /// Checks that every one of these pairs is there.
+    /// Checks that the cache has all of these pairs.
     ///
     /// # Errors
-    /// [`ReferenceError::MissingPairs`] with how many aren't, and the first of them.
+    /// [`ReferenceError::MissingPairs`] with the number of missing pairs and the first of them.
     pub fn require(&self, ids: impl IntoIterator<Item = u64>) -> Result<(), ReferenceError> {
         let missing: Vec<u64> =
             ids.into_iter().filter(|id| !self.places.contains_key(id)).collect();
@@ -120,7 +120,7 @@ impl ReferenceCache {
         })
     }
 
-    /// What the reference model says of a pair; `None` if the pair isn't there.
+    /// The row of a pair; `None` if the cache doesn't have it.
     pub fn get(&self, id: u64) -> Option<ReferenceView<'_>> {
         let &(group, row) = self.places.get(&id)?;
         Some(self.groups[group as usize].get(row as usize))
@@ -131,7 +131,7 @@ impl ReferenceCache {
         self.places.len()
     }
 
-    /// Whether it holds no pair.
+    /// True if there are no pairs.
     pub fn is_empty(&self) -> bool {
         self.places.is_empty()
     }
@@ -146,12 +146,12 @@ impl ReferenceCache {
         self.info.stored
     }
 
-    /// Bound on what isn't stored: no activation left out of any response is larger. 0 if nothing was left out.
+    /// Upper bound on the activations that aren't stored; 0 if all are stored.
     pub fn dropped_at_most(&self) -> f32 {
         self.dropped_at_most
     }
 
-    /// What the cache was made from.
+    /// What the cache was made from, as given when it was written.
     pub fn fingerprint(&self) -> &Fingerprint {
         &self.info.fingerprint
     }
@@ -165,7 +165,7 @@ pub(super) struct Shard {
     reader: ParquetRecordBatchReaderBuilder<File>,
 }
 
-/// The rows of a shard, a group at a time, each of them checked.
+/// The rows of a shard, one group at a time, all of them checked.
 fn groups(
     path: &Path,
     d_sae: usize,
@@ -186,7 +186,7 @@ fn groups(
 }
 
 impl Shard {
-    /// Its rows; none of them is kept.
+    /// Reads and checks all rows without keeping them.
     pub(super) fn groups(self) -> impl Iterator<Item = Result<(), ReferenceError>> {
         let Self { path, info, reader, .. } = self;
         let checked: Vec<_> =
@@ -210,7 +210,7 @@ impl Shard {
         let info: ShardInfo =
             info.map_err(|error| damaged(format!("its metadata is unreadable: {error}")))?;
         if info.shards > MAX_SHARDS {
-            return Err(damaged(format!("its metadata speaks of {} shards", info.shards)));
+            return Err(damaged(format!("its metadata claims {} shards", info.shards)));
         }
         let bound = value(BOUND_KEY)?.parse::<f32>();
         let dropped_at_most =
@@ -219,7 +219,7 @@ impl Shard {
     }
 }
 
-/// The shards that a folder holds, by name.
+/// The shards in a folder, sorted by name.
 pub(super) fn shard_paths(folder: &Path) -> Result<Vec<PathBuf>, ReferenceError> {
     let io = |source| ReferenceError::Io { path: folder.to_owned(), source };
     let mut shards = Vec::new();
@@ -234,7 +234,7 @@ pub(super) fn shard_paths(folder: &Path) -> Result<Vec<PathBuf>, ReferenceError>
     Ok(shards)
 }
 
-/// A shard to learn from what the cache is, by name the first.
+/// The first shard by name, from which to read the cache's metadata.
 fn any_shard(folder: &Path) -> Result<PathBuf, ReferenceError> {
     shard_paths(folder)?.into_iter().next().ok_or_else(|| ReferenceError::MissingShards {
         folder: folder.to_owned(),

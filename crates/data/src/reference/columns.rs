@@ -1,4 +1,4 @@
-//! The layout of a shard: its columns and what its metadata says.
+//! The layout of a shard: columns and metadata.
 
 use super::{ReferenceResponse, ReferenceResponseView, ReferenceRow, ReferenceView, SparseView};
 use arrow_array::builder::{
@@ -17,12 +17,12 @@ pub(super) const INFO_KEY: &str = "fpo.reference";
 /// Key of the largest bound on a dropped value in a shard's metadata.
 pub(super) const BOUND_KEY: &str = "fpo.reference.dropped_at_most";
 
-/// Rows of a row group: what a reader decodes at once, about 10 MB with a few thousand features per response.
+/// Rows per row group, the unit of decoding: about 10 MB with a few thousand features per response.
 pub(super) const ROWS_PER_GROUP: usize = 256;
 
 const SIDES: [&str; 2] = ["chosen_", "rejected_"];
 
-/// What every shard says of the whole cache.
+/// Metadata of the whole cache, in every shard.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct ShardInfo {
     pub fingerprint: crate::Fingerprint,
@@ -61,7 +61,7 @@ fn value_field() -> Field {
     Field::new("element", DataType::Float32, false)
 }
 
-/// Rows as columns.
+/// Converts rows to columns.
 pub(super) fn encode(rows: &[ReferenceRow]) -> Result<RecordBatch, ArrowError> {
     let mut ids = UInt64Builder::with_capacity(rows.len());
     rows.iter().for_each(|row| ids.append_value(row.id));
@@ -123,7 +123,7 @@ struct List<T: ArrowNativeType> {
 }
 
 impl Columns {
-    /// Says what is wrong if the columns aren't those of [`schema`], or hold nulls.
+    /// Checks that the columns are those of [`schema`] and have no nulls; the error says what is wrong.
     pub fn new(batch: &RecordBatch) -> Result<Self, String> {
         let (expected, found) = (schema(), batch.schema());
         for field in expected.fields() {
@@ -137,7 +137,7 @@ impl Columns {
                 (found, expected) => found == expected,
             };
             if !same {
-                return Err(format!("its column `{}` is of another type", field.name()));
+                return Err(format!("its column `{}` has another type", field.name()));
             }
         }
         let column = |name: &str| {
@@ -146,7 +146,7 @@ impl Columns {
             let items_null =
                 column.as_list_opt::<i32>().is_some_and(|list| list.values().null_count() > 0);
             if column.null_count() > 0 || items_null {
-                Err(format!("its column `{name}` holds nulls"))
+                Err(format!("its column `{name}` contains nulls"))
             } else {
                 Ok(column)
             }

@@ -1,10 +1,11 @@
-//! The offline reference cache: what the frozen reference model says of every pair, written before training and read during it.
+//! The offline reference cache: log-probabilities and features of every pair under the frozen reference model, computed before
+//! training.
 //!
-//! A cache is a folder of Parquet shards (`part-00000-of-00004.parquet`), one row per pair: `id` u64, and for each of `chosen_` and
-//! `rejected_`: `log_prob` f32 (the sum over the response's tokens), `shared_log_prob` f32 (over as many
-//! of its first tokens as the pair's shorter response has), `tokens` u32 (their number), `feature_index` list of u32 and
-//! `feature_value` list of f32 (the pooled activations that aren't zero). Every shard bears the fingerprint of all that made the cache,
-//! and a cache that doesn't match is refused with every difference named: it is never used silently.
+//! A cache is a folder of Parquet shards (`part-00000-of-00004.parquet`) with one row per pair: `id` u64, and for each of `chosen_`
+//! and `rejected_`: `log_prob` f32 (sum over the response's tokens), `shared_log_prob` f32 (over its first n tokens, where n is the
+//! length of the shorter response), `tokens` u32 (number of response tokens), `feature_index` list of u32 and `feature_value` list
+//! of f32 (the non-zero pooled activations). Every shard contains the fingerprint of everything that the cache depends on. A cache
+//! with another fingerprint is refused, and the error names every difference.
 
 mod cache;
 mod columns;
@@ -25,51 +26,51 @@ use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-/// What the reference model says of one response.
+/// One response under the reference model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReferenceResponse {
-    /// Log-probability, summed over the response's tokens, in nats. At most 0.
+    /// Log-probability of the response in nats, summed over its tokens. At most 0.
     pub log_prob: f32,
-    /// The same over as many of its first tokens as the shorter response of the pair has.
+    /// The same over the first n tokens, where n is the length of the pair's shorter response.
     pub shared_log_prob: f32,
-    /// Number of the response's tokens. At least 1.
+    /// Number of response tokens. At least 1.
     pub tokens: u32,
-    /// Pooled activations of a vector `[d_sae]`.
+    /// Pooled activations, a sparse vector `[d_sae]`.
     pub features: SparseFeatures,
 }
 
-/// What the reference model says of one pair.
+/// One pair under the reference model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReferenceRow {
     /// The pair's id.
     pub id: u64,
-    /// The preferred response.
+    /// The chosen response.
     pub chosen: ReferenceResponse,
-    /// The other response.
+    /// The rejected response.
     pub rejected: ReferenceResponse,
 }
 
-/// A [`ReferenceResponse`] in a cache.
+/// A borrowed [`ReferenceResponse`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ReferenceResponseView<'a> {
-    /// Log-probability, summed over the response's tokens, in nats.
+    /// Log-probability of the response in nats, summed over its tokens.
     pub log_prob: f32,
-    /// The same over as many of its first tokens as the shorter response of the pair has.
+    /// The same over the first n tokens, where n is the length of the pair's shorter response.
     pub shared_log_prob: f32,
-    /// Number of the response's tokens.
+    /// Number of response tokens.
     pub tokens: u32,
-    /// Pooled activations of a vector `[d_sae]`.
+    /// Pooled activations, a sparse vector `[d_sae]`.
     pub features: SparseView<'a>,
 }
 
-/// A [`ReferenceRow`] in a cache.
+/// A borrowed [`ReferenceRow`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ReferenceView<'a> {
     /// The pair's id.
     pub id: u64,
-    /// The preferred response.
+    /// The chosen response.
     pub chosen: ReferenceResponseView<'a>,
-    /// The other response.
+    /// The rejected response.
     pub rejected: ReferenceResponseView<'a>,
 }
 
@@ -77,27 +78,27 @@ pub struct ReferenceView<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StoredFeatures {
-    /// Every one that isn't zero: the constraint stays exact.
+    /// All non-zero ones: the constraint stays exact.
     All,
-    /// The n largest of each response, for very large sets; the error is bounded by [`ReferenceCache::dropped_at_most`].
+    /// The n largest per response, for very large sets; [`ReferenceCache::dropped_at_most`] bounds the error.
     Top(NonZeroUsize),
 }
 
-/// Size of a cache to be written.
+/// The size of a cache to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheShape {
-    /// Number of pairs: exactly so many rows have to be pushed.
+    /// Number of pairs, which is also the number of rows to push.
     pub pairs: usize,
-    /// Length of the pooled vectors; 0 for a cache of log-probabilities alone.
+    /// Length of the pooled vectors; 0 for a cache of log-probabilities only.
     pub d_sae: usize,
     /// Which pooled activations are stored.
     pub stored: StoredFeatures,
-    /// Rows of a shard.
+    /// Rows per shard.
     pub rows_per_shard: NonZeroUsize,
 }
 
 impl CacheShape {
-    /// Number of shards: at least one, for an empty cache too must be bound to what made it.
+    /// Number of shards. At least one: an empty cache has a fingerprint too.
     pub fn shards(&self) -> usize {
         self.pairs.div_ceil(self.rows_per_shard.get()).max(1)
     }
@@ -106,7 +107,7 @@ impl CacheShape {
 /// What is wrong with a row.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum RowProblem {
-    /// Not a log-probability.
+    /// A value that can't be a log-probability.
     #[error("{side} log-probability is {value}; it must be finite and at most 0")]
     LogProb {
         /// `chosen` or `rejected`.
@@ -114,13 +115,13 @@ pub enum RowProblem {
         /// The value.
         value: f32,
     },
-    /// No tokens to average over.
+    /// A response without tokens.
     #[error("{side} response has no tokens")]
     NoTokens {
         /// `chosen` or `rejected`.
         side: &'static str,
     },
-    /// A feature that the autoencoder doesn't have.
+    /// A feature index beyond the autoencoder's width.
     #[error("{side} feature index {index} isn't below the autoencoder's width {d_sae}")]
     Index {
         /// `chosen` or `rejected`.
@@ -130,15 +131,15 @@ pub enum RowProblem {
         /// Width of the autoencoder.
         d_sae: usize,
     },
-    /// Features out of order or twice.
+    /// Features out of order, or duplicates.
     #[error("{side} feature indices aren't strictly ascending at {index}")]
     Order {
         /// `chosen` or `rejected`.
         side: &'static str,
-        /// The index that isn't above the one before it.
+        /// The first index that isn't above its predecessor.
         index: u32,
     },
-    /// Different numbers of indices and values.
+    /// Unequal numbers of indices and values.
     #[error("{side} response has {indices} feature indices but {values} values")]
     Lengths {
         /// `chosen` or `rejected`.
@@ -168,21 +169,21 @@ pub enum ReferenceError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The I/O error.
         source: std::io::Error,
     },
     /// A shard can't be written.
     #[error(transparent)]
     Write(#[from] AtomicError),
-    /// Parquet refused to encode rows.
+    /// Parquet can't encode the rows.
     #[error("{}: can't be encoded", path.display())]
     Encode {
         /// The shard.
         path: PathBuf,
-        /// What the encoder said.
+        /// The encoder's error.
         source: parquet::errors::ParquetError,
     },
-    /// A shard is truncated, damaged, or something else.
+    /// A truncated or damaged shard, or another kind of file.
     #[error("{}: is not a whole shard of a reference cache ({what}); make the cache again", path.display())]
     Damaged {
         /// The shard.
@@ -190,9 +191,9 @@ pub enum ReferenceError {
         /// What is wrong.
         what: String,
     },
-    /// The cache was made from something else.
+    /// A cache with another fingerprint.
     #[error(
-        "{}: this reference cache was made from something else; make it again, or restore what differs:\n  {}",
+        "{}: this reference cache was made from something else; make it again, or undo these differences:\n  {}",
         folder.display(),
         differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n  ")
     )]
@@ -202,7 +203,7 @@ pub enum ReferenceError {
         /// Every item that differs.
         differences: Vec<Difference>,
     },
-    /// No shards, or not all.
+    /// Missing shards.
     #[error("{}: shards are missing: {}; add them, or make the cache again", folder.display(), missing.join(", "))]
     MissingShards {
         /// The cache.
@@ -210,7 +211,7 @@ pub enum ReferenceError {
         /// Names of the missing files.
         missing: Vec<String>,
     },
-    /// A row that can't be right.
+    /// A row with impossible values.
     #[error("{}: pair {id}: {problem}", path.display())]
     Row {
         /// The shard, or the folder when writing.
@@ -220,7 +221,7 @@ pub enum ReferenceError {
         /// What is wrong with it.
         problem: RowProblem,
     },
-    /// A pair stored twice.
+    /// A pair that is stored twice.
     #[error("{}: pair {id} is stored twice; make the cache again", path.display())]
     Duplicate {
         /// The shard, or the folder when writing.
@@ -228,17 +229,17 @@ pub enum ReferenceError {
         /// The pair.
         id: u64,
     },
-    /// Not as many rows as there should be.
-    #[error("{}: holds {found} pairs where {expected} belong; make the cache again", folder.display())]
+    /// A wrong number of rows.
+    #[error("{}: has {found} pairs instead of {expected}; make the cache again", folder.display())]
     Count {
         /// The cache.
         folder: PathBuf,
-        /// Pairs that belong in it.
+        /// Number of pairs expected.
         expected: usize,
-        /// Pairs found.
+        /// Number of pairs found.
         found: usize,
     },
-    /// Pairs of the training set that aren't there.
+    /// Pairs of the training set that are missing.
     #[error(
         "{}: lacks {count} of the pairs asked for, the first of them {}; make the cache again for this data",
         folder.display(),
@@ -247,22 +248,22 @@ pub enum ReferenceError {
     MissingPairs {
         /// The cache.
         folder: PathBuf,
-        /// How many are missing.
+        /// Number of missing pairs.
         count: usize,
-        /// The first few of them.
+        /// The first few of their ids.
         first: Vec<u64>,
     },
 }
 
 impl ReferenceRow {
-    /// Borrows it.
+    /// A borrowed view.
     pub fn view(&self) -> ReferenceView<'_> {
         ReferenceView { id: self.id, chosen: self.chosen.view(), rejected: self.rejected.view() }
     }
 }
 
 impl ReferenceResponse {
-    /// Borrows it.
+    /// A borrowed view.
     pub fn view(&self) -> ReferenceResponseView<'_> {
         ReferenceResponseView {
             log_prob: self.log_prob,
@@ -274,7 +275,7 @@ impl ReferenceResponse {
 }
 
 impl ReferenceView<'_> {
-    /// Checks that the row can be right.
+    /// Checks that the values are possible.
     pub(crate) fn check(&self, d_sae: usize) -> Result<(), RowProblem> {
         self.chosen.check("chosen", d_sae)?;
         self.rejected.check("rejected", d_sae)
@@ -282,13 +283,13 @@ impl ReferenceView<'_> {
 }
 
 impl ReferenceResponseView<'_> {
-    /// Length-normalised log-probability: the sum divided by the number of tokens.
+    /// Length-normalised log-probability: [`Self::log_prob`] divided by [`Self::tokens`], in nats.
     pub fn mean_log_prob(&self) -> f32 {
         self.log_prob / self.tokens as f32
     }
 
     fn check(&self, side: &'static str, d_sae: usize) -> Result<(), RowProblem> {
-        // Written so that NaN fails too.
+        // NaN fails this comparison too.
         for value in [self.log_prob, self.shared_log_prob] {
             if !(value.is_finite() && value <= 0.0) {
                 return Err(RowProblem::LogProb { side, value });
@@ -304,7 +305,7 @@ impl ReferenceResponseView<'_> {
         if let Some(window) = indices.windows(2).find(|window| window[0] >= window[1]) {
             return Err(RowProblem::Order { side, index: window[1] });
         }
-        // The last is the largest: they ascend.
+        // Indices ascend, so the last is the largest.
         if let Some(&index) = indices.last().filter(|&&index| index as usize >= d_sae) {
             return Err(RowProblem::Index { side, index, d_sae });
         }

@@ -1,4 +1,4 @@
-//! A cache that is written in parts, by several processes on several machines.
+//! A cache written by several processes, on one or more machines.
 
 use super::cache::{Shard, shard_paths};
 use super::columns::{self, ShardInfo};
@@ -10,9 +10,9 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-/// A folder to which shards are added one by one, in any order and by anyone who makes them from the same things.
+/// A folder to which processes add shards in any order, as long as their fingerprints are equal.
 ///
-/// A shard appears whole or not at all, so that nothing is lost but the shard at hand when a process ends before its time.
+/// Shards are written atomically: a process that is killed loses only the shard it is working on.
 #[derive(Debug)]
 pub struct SharedCache {
     folder: PathBuf,
@@ -20,11 +20,11 @@ pub struct SharedCache {
 }
 
 impl SharedCache {
-    /// Opens a folder, which is created if need be, for a cache in so many `shards`. Without a number it is the one of the shards that are
-    /// there already, else as many as `shape` wants.
+    /// Opens a folder, created if needed, for a cache in `shards` shards. The number defaults to that of the existing shards, or
+    /// else to [`CacheShape::shards`].
     ///
     /// # Errors
-    /// A folder that holds shards of another cache (every item that differs is named) or of another number of them.
+    /// A folder with shards of another cache (the error names every difference), or with another number of shards.
     pub fn open(
         folder: &Path,
         fingerprint: &Fingerprint,
@@ -39,7 +39,7 @@ impl SharedCache {
             shards: shards.map_or(shape.shards(), NonZeroUsize::get),
             stored: shape.stored,
         };
-        // One that can't be read will be made again when its turn comes.
+        // Unreadable shards are made again in their turn.
         let there = shard_paths(folder)?;
         if let Some(shard) = there.iter().find_map(|path| Shard::open(path).ok()) {
             if shards.is_none() {
@@ -50,12 +50,12 @@ impl SharedCache {
         Ok(Self { folder: folder.to_owned(), info })
     }
 
-    /// Number of shards of the whole cache.
+    /// Number of shards in the whole cache.
     pub fn shards(&self) -> usize {
         self.info.shards
     }
 
-    /// Whether a shard is there and every row of it can be read. One that is damaged counts as missing.
+    /// Whether a shard exists and all of its rows can be read. A damaged shard counts as missing.
     ///
     /// # Errors
     /// A shard of another cache.
@@ -66,10 +66,10 @@ impl SharedCache {
         Ok(found.groups().all(|group| group.is_ok()))
     }
 
-    /// Begins a shard anew, and removes what an earlier attempt may have left of it.
+    /// Starts writing a shard, and removes leftovers of earlier attempts.
     ///
     /// # Errors
-    /// Whatever the disk says.
+    /// A folder that can't be listed, or leftovers that can't be removed.
     pub fn writer(&self, shard: usize) -> Result<ShardWriter, ReferenceError> {
         let name = columns::shard_name(shard, self.info.shards);
         let leftover = format!(".{name}.");
@@ -84,7 +84,7 @@ impl SharedCache {
     }
 }
 
-/// Refuses shards that can't belong to one cache.
+/// Refuses shards that don't belong to the same cache.
 fn check_same(folder: &Path, ours: &ShardInfo, found: &ShardInfo) -> Result<(), ReferenceError> {
     let differences = ours.fingerprint.differences(&found.fingerprint);
     if !differences.is_empty() {
@@ -96,12 +96,12 @@ fn check_same(folder: &Path, ours: &ShardInfo, found: &ShardInfo) -> Result<(), 
     };
     if ours.shards != found.shards {
         return refuse(format!(
-            "it holds shards of a cache in {} parts, and this is one in {}",
+            "it has shards of a cache in {} parts, and this one is in {}",
             found.shards, ours.shards
         ));
     }
     if ours != found {
-        return refuse("it holds shards of a cache of another size".to_owned());
+        return refuse("it has shards of a cache of another size".to_owned());
     }
     Ok(())
 }

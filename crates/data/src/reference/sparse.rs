@@ -1,6 +1,6 @@
-//! Vectors of features of which most are zero.
+//! Sparse vectors of features.
 
-/// The entries of a vector that are stored, by ascending index; all others are zero.
+/// The stored elements of a vector by ascending index; all others are zero.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct SparseFeatures {
     /// Feature indices, strictly ascending, `[stored]`.
@@ -19,16 +19,15 @@ pub struct SparseView<'a> {
 }
 
 impl SparseFeatures {
-    /// The entries of a dense vector `[d_sae]` that aren't zero.
+    /// The non-zero elements of a dense vector `[d_sae]`.
     pub fn from_dense(dense: &[f32]) -> Self {
         let nonzero = dense.iter().enumerate().filter(|(_, value)| **value != 0.0);
         let (indices, values) = nonzero.map(|(index, value)| (index as u32, *value)).unzip();
         Self { indices, values }
     }
 
-    /// Keeps the `n` largest magnitudes. Returns a bound on what was dropped: the smallest magnitude kept, or 0 if nothing was dropped.
-    ///
-    /// Ties go to the lower index.
+    /// Keeps the `n` elements of largest magnitude, lower indices first in case of ties. Returns an upper bound on the magnitudes
+    /// that were dropped: the smallest one kept, or 0 if nothing was dropped.
     pub fn keep_top(&mut self, n: usize) -> f32 {
         if self.values.len() <= n {
             return 0.0;
@@ -43,7 +42,7 @@ impl SparseFeatures {
         bound
     }
 
-    /// Borrows it.
+    /// A borrowed view.
     pub fn view(&self) -> SparseView<'_> {
         SparseView { indices: &self.indices, values: &self.values }
     }
@@ -55,10 +54,10 @@ impl SparseFeatures {
 }
 
 impl SparseView<'_> {
-    /// Overwrites `dense` (`[d_sae]`) with the vector, zeros included.
+    /// Writes the vector, zeros included, into `dense` `[d_sae]`.
     ///
     /// # Panics
-    /// If an index isn't below `dense.len()`. In a cache all are below its [`d_sae`](super::ReferenceCache::d_sae).
+    /// If an index isn't below `dense.len()`. In a cache, all are below its [`d_sae`](super::ReferenceCache::d_sae).
     pub fn to_dense_into(&self, dense: &mut [f32]) {
         dense.fill(0.0);
         for (&index, &value) in self.indices.iter().zip(self.values) {
@@ -66,7 +65,7 @@ impl SparseView<'_> {
         }
     }
 
-    /// Copies it out.
+    /// An owned copy.
     pub fn to_owned(&self) -> SparseFeatures {
         SparseFeatures { indices: self.indices.to_vec(), values: self.values.to_vec() }
     }

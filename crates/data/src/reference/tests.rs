@@ -8,7 +8,7 @@ use std::path::Path;
 const D_SAE: usize = 100;
 
 fn response(id: u64, salt: u32) -> ReferenceResponse {
-    // Every seventh response has no active feature at all.
+    // Every seventh response has no active features.
     let active = if id % 7 == 3 { 0 } else { 1 + (id as u32 + salt) % 9 };
     let indices: Vec<u32> = (0..active).map(|i| i * 11 + salt % 11).collect();
     let values =
@@ -49,7 +49,7 @@ fn write(
     writer.finish()
 }
 
-/// A folder with a cache of so many pairs in `cache`.
+/// A temporary folder with a cache of `pairs` pairs in `cache`.
 fn cached(pairs: usize, rows_per_shard: usize) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("cache");
@@ -67,7 +67,7 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn what_is_written_is_read() {
+fn rows_round_trip() {
     for (pairs, rows_per_shard, shards) in
         [(0, 10, 1), (1, 10, 1), (10, 10, 1), (11, 10, 2), (700, 300, 3)]
     {
@@ -88,7 +88,7 @@ fn what_is_written_is_read() {
 }
 
 #[test]
-fn dense_and_sparse() {
+fn dense_and_sparse_vectors_convert() {
     let dense = [0.0, 1.5, 0.0, -0.25, 3.0, 0.0];
     let sparse = SparseFeatures::from_dense(&dense);
     assert_eq!(sparse, SparseFeatures { indices: vec![1, 3, 4], values: vec![1.5, -0.25, 3.0] });
@@ -107,7 +107,7 @@ fn dense_and_sparse() {
 }
 
 #[test]
-fn a_cut_bounds_what_it_drops() {
+fn truncation_bounds_what_it_drops() {
     let folder = tempfile::tempdir().unwrap();
     let stored = StoredFeatures::Top(NonZeroUsize::new(4).unwrap());
     write(folder.path(), CacheShape { stored, ..shape(50, 20) }, (0..50).map(row)).unwrap();
@@ -134,7 +134,7 @@ fn a_cut_bounds_what_it_drops() {
 }
 
 #[test]
-fn rows_that_cant_be_right_are_refused_when_writing() {
+fn impossible_rows_are_refused_on_writing() {
     type Change = fn(&mut ReferenceRow);
     let cases: [(&str, Change); 11] = [
         ("chosen log-probability is NaN", |row| row.chosen.log_prob = f32::NAN),
@@ -159,7 +159,7 @@ fn rows_that_cant_be_right_are_refused_when_writing() {
             write(folder.path(), shape(2, 10), [row(0), bad].into_iter()).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}\nlacks {expected}");
     }
-    // Rounding is not an error.
+    // Rounding errors are tolerated.
     let folder = tempfile::tempdir().unwrap();
     let mut rounded = row(0);
     rounded.chosen.log_prob = 1e-6;
@@ -181,7 +181,7 @@ fn too_few_and_too_many_rows_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let error =
             write(folder.path(), shape(2, 10), (0..count).map(row)).unwrap_err().to_string();
-        assert!(error.contains(&format!("holds {count} pairs where 2 belong")), "{error}");
+        assert!(error.contains(&format!("has {count} pairs instead of 2")), "{error}");
         assert!(ReferenceCache::open(folder.path(), &fingerprint()).is_err());
     }
     let (_folder, path) = cached(3, 10);
@@ -190,7 +190,7 @@ fn too_few_and_too_many_rows_are_refused() {
 }
 
 #[test]
-fn another_fingerprint_is_refused_with_every_difference() {
+fn another_fingerprint_is_refused_and_every_difference_named() {
     let (_folder, path) = cached(3, 10);
     let expected = fingerprint().with("layer", 13).with("tokenizer", "bb");
     let Err(ReferenceError::Fingerprint { differences, .. }) =
@@ -210,7 +210,7 @@ fn another_fingerprint_is_refused_with_every_difference() {
     );
 }
 
-/// Writes a shard as no [`ReferenceWriter`] would.
+/// Writes a shard without any checks.
 fn forge(path: &Path, info: &columns::ShardInfo, rows: &[ReferenceRow]) {
     use parquet::file::metadata::KeyValue;
     let metadata = vec![
@@ -228,7 +228,7 @@ fn forge(path: &Path, info: &columns::ShardInfo, rows: &[ReferenceRow]) {
 }
 
 #[test]
-fn damaged_caches_are_refused_one_by_one() {
+fn damaged_caches_are_refused() {
     let info = columns::ShardInfo {
         fingerprint: fingerprint(),
         pairs: 20,
@@ -260,7 +260,7 @@ fn damaged_caches_are_refused_one_by_one() {
         ("is not a whole shard", Box::new(move |path| cut(path, 2))),
         ("is not a whole shard", Box::new(|path| fs::write(path.join("part-00001-of-00002.parquet"), "").unwrap())),
         ("is not a whole shard", Box::new(|path| fs::write(path.join("part-00001-of-00002.parquet"), "PAR1 what? PAR1").unwrap())),
-        ("holds 19 pairs where 20 belong", with_rows(rows(10)[..9].to_vec(), info.clone())),
+        ("has 19 pairs instead of 20", with_rows(rows(10)[..9].to_vec(), info.clone())),
         ("pair 3 is stored twice", with_rows(changed(|row| row.id = 3), info.clone())),
         ("pair 15 is stored twice", with_rows(changed(|row| row.id = 15), info.clone())),
         ("pair 14: chosen log-probability is NaN", with_rows(changed(|row| row.chosen.log_prob = f32::NAN), info.clone())),
@@ -273,7 +273,7 @@ fn damaged_caches_are_refused_one_by_one() {
     ];
     for (expected, damage) in cases {
         let (_folder, path) = cached(20, 10);
-        // The writer wrote ids downwards; lay them out upwards, so that the second shard holds 10 to 19.
+        // `cached` writes ids in descending order; write them in ascending order, so that the second shard has 10 to 19.
         if expected.contains("pair") {
             forge(&path.join("part-00000-of-00002.parquet"), &info, &rows(0));
         }
@@ -316,7 +316,7 @@ proptest! {
 }
 
 #[test]
-fn parts_are_added_in_any_order_and_only_where_they_belong() {
+fn shards_are_added_in_any_order_but_only_to_their_cache() {
     let folder = tempfile::tempdir().unwrap();
     let three = NonZeroUsize::new(3);
     let add = |cache: &SharedCache, shard: usize| {
@@ -333,7 +333,7 @@ fn parts_are_added_in_any_order_and_only_where_they_belong() {
     let error = ReferenceCache::open(folder.path(), &fingerprint()).unwrap_err().to_string();
     assert!(error.contains("part-00000-of-00003.parquet"), "{error}");
 
-    // Whoever comes later learns the number of parts from those that are there.
+    // The number of shards defaults to that of the existing ones.
     let later = SharedCache::open(folder.path(), &fingerprint(), shape(10, 100), None).unwrap();
     assert_eq!(later.shards(), 3);
     let path = folder.path().join("part-00001-of-00003.parquet");
@@ -353,7 +353,7 @@ fn parts_are_added_in_any_order_and_only_where_they_belong() {
     let other = fingerprint().with("layer", 13);
     for (fingerprint, pairs, shards, says) in [
         (&other, 10, 3, "layer: expected `13`, found `25`"),
-        (&fingerprint(), 10, 4, "in 3 parts, and this is one in 4"),
+        (&fingerprint(), 10, 4, "in 3 parts, and this one is in 4"),
         (&fingerprint(), 11, 3, "another size"),
     ] {
         let shards = NonZeroUsize::new(shards);

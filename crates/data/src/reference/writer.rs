@@ -14,31 +14,31 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// A log-probability above 0 by no more than this is rounding in a sum of many tokens, and is stored as 0.
+/// A log-probability above 0 by at most this much is a rounding error of a sum over many tokens, and is stored as 0.
 const ROUNDING: f32 = 1e-4;
 
-/// Writes a reference cache. Each shard appears whole or not at all; rows of the shard at hand are held in memory.
+/// Writes a reference cache shard by shard. Shards are written atomically; the rows of the current one are kept in memory.
 ///
-/// A writer that is dropped before [`Self::finish`] leaves a cache that [`super::ReferenceCache::open`] refuses. To replace a cache
-/// whole, write into the folder that [`crate::atomic::replace_dir`] hands out. For a cache that several processes write, see
+/// If a writer is dropped before [`Self::finish`], [`super::ReferenceCache::open`] refuses the cache. To replace a cache
+/// atomically, write into the folder that [`crate::atomic::replace_dir`] provides. For caches written by several processes, see
 /// [`super::SharedCache`].
 #[derive(Debug)]
 pub struct ReferenceWriter {
     folder: PathBuf,
     shape: CacheShape,
     info: ShardInfo,
-    /// The shard at hand.
+    /// The current shard.
     shard: ShardWriter,
-    /// Pairs of all shards.
+    /// Ids of the pairs in all shards.
     ids: HashSet<u64>,
     next_shard: usize,
 }
 
 impl ReferenceWriter {
-    /// Begins a cache in a folder, which is created if need be and must not hold shards yet.
+    /// Starts a cache in a folder, which is created if needed and must be empty.
     ///
     /// # Errors
-    /// A folder that can't be created, or that already holds something.
+    /// A folder that can't be created, or that isn't empty.
     pub fn create(
         folder: &Path,
         fingerprint: &Fingerprint,
@@ -67,10 +67,10 @@ impl ReferenceWriter {
         Ok(Self { folder, shape, info, shard, ids, next_shard: 0 })
     }
 
-    /// Appends a row, cutting its features as the cache's shape says.
+    /// Appends a row, keeping as many features as [`CacheShape::stored`] says.
     ///
     /// # Errors
-    /// A row that can't be right, a second row of a pair, more rows than announced, or whatever the disk says.
+    /// Impossible values, a second row of a pair, more rows than announced, or a shard that can't be written.
     pub fn push(&mut self, row: ReferenceRow) -> Result<(), ReferenceError> {
         let id = row.id;
         self.shard.push(row)?;
@@ -87,15 +87,15 @@ impl ReferenceWriter {
         }
     }
 
-    /// Writes what is left and ends the cache.
+    /// Writes the last shard.
     ///
     /// # Errors
-    /// Fewer rows than announced, or whatever the disk says.
+    /// Fewer rows than announced, or a shard that can't be written.
     pub fn finish(mut self) -> Result<(), ReferenceError> {
         if self.ids.len() != self.shape.pairs {
             return Err(self.wrong_count());
         }
-        // An empty cache has one empty shard: it too must be bound to what made it.
+        // An empty cache has one empty shard for its fingerprint.
         if self.shard.len() > 0 || self.next_shard == 0 { self.write_shard() } else { Ok(()) }
     }
 
@@ -114,7 +114,7 @@ impl ReferenceWriter {
     }
 }
 
-/// One shard of a cache: its rows are held in memory until [`Self::finish`] writes the file, whole or not at all.
+/// One shard of a cache. Its rows are kept in memory until [`Self::finish`] writes the file, atomically.
 #[derive(Debug)]
 pub struct ShardWriter {
     folder: PathBuf,
@@ -122,7 +122,7 @@ pub struct ShardWriter {
     info: ShardInfo,
     rows: Vec<ReferenceRow>,
     ids: HashSet<u64>,
-    /// Largest bound on a dropped value.
+    /// Upper bound on all dropped values.
     dropped_at_most: f32,
 }
 
@@ -138,15 +138,15 @@ impl ShardWriter {
         }
     }
 
-    /// Rows so far.
+    /// Number of rows so far.
     fn len(&self) -> usize {
         self.rows.len()
     }
 
-    /// Appends a row, cutting its features as the cache's shape says.
+    /// Appends a row, keeping as many features as [`CacheShape::stored`] says.
     ///
     /// # Errors
-    /// A row that can't be right, or a second row of a pair.
+    /// Impossible values, or a second row of a pair.
     pub fn push(&mut self, mut row: ReferenceRow) -> Result<(), ReferenceError> {
         for response in [&mut row.chosen, &mut row.rejected] {
             for value in [&mut response.log_prob, &mut response.shared_log_prob] {
@@ -177,7 +177,7 @@ impl ShardWriter {
     /// Writes the shard.
     ///
     /// # Errors
-    /// Whatever the disk says.
+    /// A file that can't be written.
     pub fn finish(self) -> Result<(), ReferenceError> {
         let path = &self.path;
         let failed = |error: ParquetError| encode_error(path, error);
@@ -203,7 +203,7 @@ impl ShardWriter {
     }
 }
 
-/// A disk that is full says so, though Parquet has wrapped it.
+/// Unwraps I/O errors, such as a full disk, from Parquet's errors.
 fn encode_error(path: &Path, error: ParquetError) -> ReferenceError {
     match error {
         ParquetError::External(inner) => match inner.downcast::<io::Error>() {

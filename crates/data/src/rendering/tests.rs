@@ -22,7 +22,7 @@ fn messages() -> Prompt {
     Prompt::Messages(vec![Message { role: "user".into(), content: "Hi".into() }])
 }
 
-/// The chosen row of a pair as text, cut between prompt and response, and the summary of the pair.
+/// The chosen row of a pair, decoded and split into prompt and response, and the pair's summary.
 fn prepared(
     template: &TemplateChoice,
     rendering: Rendering,
@@ -33,7 +33,7 @@ fn prepared(
     let alone = preparer.tokenize_prompt(&pair.prompt).unwrap();
     let (pairs, summary) = preparer.prepare_pairs(&[pair]).unwrap();
     let (prompt, response) = pairs[0].chosen.tokens.split_at(pairs[0].chosen.prompt_len);
-    assert_eq!(alone, prompt, "a prompt on its own is what generation begins with");
+    assert_eq!(alone, prompt, "generation starts from the same prompt");
     let decode = |ids: &[u32]| tokenizer.decode(ids, false).unwrap();
     ((decode(prompt), decode(response)), summary)
 }
@@ -50,7 +50,7 @@ fn with_a_template() {
         (Auto, text("Hi"), "Yes", TURN, "Yes<end_of_turn>"),
         (Template, text("Hi"), "Yes", TURN, "Yes<end_of_turn>"),
         (None, text("Hi"), "Yes", "<bos>Hi", "Yes<eos>"),
-        // A text that went through the template already, with and without BOS and an end.
+        // Texts that were already rendered, with and without BOS and an end.
         (Auto, text(TURN), "Yes", TURN, "Yes<eos>"),
         (Auto, text(turn), "Yes<end_of_turn>", TURN, "Yes<end_of_turn>"),
         (Auto, text(turn), "Yes<end_of_turn>\n", TURN, "Yes<end_of_turn>\n<eos>"),
@@ -58,10 +58,10 @@ fn with_a_template() {
         (None, text(turn), "Yes<end_of_turn>\n", TURN, "Yes<end_of_turn>\n<eos>"),
         (Template, text(turn), "Yes", &nested, "Yes<end_of_turn>"),
         (Auto, text("<bos>Hi"), "Yes<eos>", "<bos>Hi", "Yes<eos>"),
-        // Neither is one of the template's tokens.
+        // Neither is one of the template's markers.
         (Auto, text("Hi<pad>"), "Yes", &TURN.replace("Hi", "Hi<pad>"), "Yes<end_of_turn>"),
         (Auto, text("Hi<bos>"), "Yes", &TURN.replace("Hi", "Hi<bos>"), "Yes<end_of_turn>"),
-        // A response that brings its end.
+        // A response that already ends its turn.
         (Auto, text("Hi"), "Yes<end_of_turn>\n", TURN, "Yes<end_of_turn>"),
         (Auto, messages(), "Yes", TURN, "Yes<end_of_turn>"),
         (Template, messages(), "Yes", TURN, "Yes<end_of_turn>"),
@@ -101,7 +101,7 @@ fn without_a_template() {
 }
 
 #[test]
-fn names_are_read_as_they_are_written() {
+fn names_round_trip() {
     for (name, rendering) in RENDERINGS {
         assert_eq!((name.parse(), rendering.to_string()), (Ok(rendering), name.to_owned()));
         assert_eq!(serde_json::to_value(rendering).unwrap(), name);
@@ -110,7 +110,7 @@ fn names_are_read_as_they_are_written() {
     assert!(error.contains("`chat`") && error.contains("auto, template or none"), "{error}");
 }
 
-/// Pairs as many public sets hold them: texts that Gemma's template has already been through. Oracle: TRL's rule for plain text.
+/// Pairs as in many public sets: texts already rendered with Gemma's template. Oracle: TRL's rule for plain text.
 #[test]
 fn a_rendered_set_is_not_rendered_again() {
     let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/cases");

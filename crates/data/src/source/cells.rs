@@ -1,19 +1,19 @@
-//! One row of any file: its cells by column, before anyone asks what they mean.
+//! A row of any file as cells by column, before a schema interprets them.
 
 use super::Message;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// The columns that any schema looks at.
+/// The columns that schemas use.
 pub(super) const COLUMNS: [&str; 7] =
     ["prompt", "chosen", "rejected", "messages", "response", "completion", "text"];
 
-/// What a cell holds.
+/// The content of a cell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Cell {
     Text(String),
     Messages(Vec<Message>),
-    /// Neither; says what it is instead.
+    /// Anything else, described for error messages.
     Other(String),
 }
 
@@ -23,7 +23,7 @@ impl Default for Cell {
     }
 }
 
-/// The cells of the columns in [`COLUMNS`] that a row has, and the names of all its columns.
+/// The cells of a row in the columns [`COLUMNS`], and the names of all its columns.
 #[derive(Debug, Default)]
 pub(super) struct Row {
     pub cells: BTreeMap<&'static str, Cell>,
@@ -53,7 +53,7 @@ impl Cell {
                 messages.collect::<Result<_, _>>().map_or_else(Self::Other, Self::Messages)
             }
             Value::Null => Self::Other("null".to_owned()),
-            Value::Bool(_) => Self::Other("a truth value".to_owned()),
+            Value::Bool(_) => Self::Other("a boolean".to_owned()),
             Value::Number(_) => Self::Other("a number".to_owned()),
             Value::Object(_) => Self::Other("an object".to_owned()),
         }

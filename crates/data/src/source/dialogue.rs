@@ -1,4 +1,4 @@
-//! HH-RLHF's dialogues: `\n\nHuman: …\n\nAssistant: …`, and prompts to and from that form.
+//! Dialogues as in HH-RLHF, `\n\nHuman: …\n\nAssistant: …`, and the conversion of prompts to and from them.
 
 use super::{Message, Prompt};
 
@@ -7,7 +7,7 @@ const SPEAKERS: [(&str, &str); 3] =
     [("\n\nHuman:", "user"), (ASSISTANT, "assistant"), ("\n\nSystem:", "system")];
 
 impl Prompt {
-    /// As a conversation: a text is one user message.
+    /// As a list of messages: a text becomes one user message.
     pub fn to_messages(&self) -> Vec<Message> {
         match self {
             Self::Text(text) => vec![Message { role: "user".to_owned(), content: text.clone() }],
@@ -15,7 +15,7 @@ impl Prompt {
         }
     }
 
-    /// As a text: messages become a dialogue in HH-RLHF's form that ends in `\n\nAssistant: `, where the response continues it.
+    /// As a text: messages become a dialogue as in HH-RLHF, ending with `\n\nAssistant: ` for the response to continue.
     pub fn to_text(&self) -> String {
         let messages = match self {
             Self::Text(text) => return text.clone(),
@@ -34,11 +34,10 @@ impl Prompt {
     }
 }
 
-/// Splits two dialogues into the prompt that they share and a response each.
+/// Splits two dialogues into their common prompt and one response each.
 ///
-/// Responses begin at the last `\n\nAssistant:` that both dialogues have in common and that follows a turn of the user's. In
-/// well-formed pairs that is the last one of each; the few others (in harmless-base 5 of 2,312, where one dialogue goes on for longer)
-/// keep their further turns inside the response.
+/// Responses start at the last common `\n\nAssistant:` that follows a user turn. In well-formed pairs that is the last one of each
+/// dialogue; in the few others (5 of 2,312 in harmless-base, where one dialogue is longer) the extra turns stay in the response.
 pub(super) fn split_pair(chosen: &str, rejected: &str) -> Option<(Vec<Message>, [String; 2])> {
     let shared = chosen.bytes().zip(rejected.bytes()).take_while(|(a, b)| a == b).count();
     let shared = chosen.floor_char_boundary(shared);
@@ -55,7 +54,8 @@ pub(super) fn split_pair(chosen: &str, rejected: &str) -> Option<(Vec<Message>, 
     None
 }
 
-/// Turns of a dialogue. Turns of the same speaker in a row become one message, for chat templates want them to alternate.
+/// The turns of a dialogue. Consecutive turns of the same speaker become one message, because chat templates expect roles to
+/// alternate.
 fn parse(dialogue: &str) -> Option<Vec<Message>> {
     let mut messages: Vec<Message> = Vec::new();
     let mut rest = dialogue;
@@ -79,7 +79,7 @@ fn parse(dialogue: &str) -> Option<Vec<Message>> {
     Some(messages)
 }
 
-/// The space behind `Human:` belongs to the form, any further one to the text.
+/// The space after `Human:` belongs to the format, any further one to the text.
 fn trim_one_space(text: &str) -> &str {
     text.strip_prefix(' ').unwrap_or(text)
 }

@@ -1,11 +1,11 @@
-//! JSON lines, one object each.
+//! JSON lines: one object per line.
 
 use super::cells::Row;
 use super::{Place, Sink, SourceError};
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-/// Longest line read. The longest examples of public sets are below 1 MiB.
+/// Limit on the length of a line, in bytes. The longest examples of public sets are below 1 MiB.
 pub(super) const MAX_LINE: usize = 64 << 20;
 
 pub(super) fn read(path: &Path, reader: impl Read, sink: Sink<'_>) -> Result<(), SourceError> {
@@ -22,7 +22,7 @@ pub(super) fn read(path: &Path, reader: impl Read, sink: Sink<'_>) -> Result<(),
         if bytes.len() > MAX_LINE {
             return Err(SourceError::LineTooLong { path: path.to_owned(), line, limit: MAX_LINE });
         }
-        // Some editors begin a file with a byte order mark.
+        // Some editors put a byte order mark at the start of a file.
         let text = bytes.strip_prefix(b"\xef\xbb\xbf").filter(|_| line == 1).unwrap_or(&bytes);
         if text.trim_ascii().is_empty() {
             continue;

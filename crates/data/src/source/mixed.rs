@@ -1,4 +1,4 @@
-//! Files whose rows need not be pairs: texts, examples or pairs to look at, and prompts to answer.
+//! Files of any rows: texts, examples or pairs to compute activations of, and prompts to answer.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -9,10 +9,10 @@ use super::{Pair, Place, Prompt, RowProblem, SftExample, SourceError, read_rows,
 
 const PROMPT_COLUMNS: &str = "`prompt`, `messages` or `text`";
 
-/// A row that a model can read.
+/// A row of any kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Item {
-    /// A text and nothing else.
+    /// A text without a prompt.
     Text(String),
     /// A prompt and its response.
     Example(SftExample),
@@ -20,11 +20,11 @@ pub enum Item {
     Pair(Pair),
 }
 
-/// Reads whatever has text in it: the lines of a `.txt` file; elsewhere (JSON lines, Parquet, a folder of them) rows with `text`, pairs,
-/// or fine-tuning examples. Empty responses are kept.
+/// Reads texts, examples or pairs: the lines of a `.txt` file, or rows of other files (JSON lines, Parquet, a folder of them) with
+/// `text`, with pairs, or with fine-tuning examples. Empty responses are kept.
 ///
 /// # Errors
-/// Whatever in the files isn't as it should be; see [`SourceError`].
+/// Any file that can't be read, and any row that isn't as expected: see [`SourceError`].
 pub fn read_items(path: &Path) -> Result<Vec<Item>, SourceError> {
     if is_plain_text(path) {
         return Ok(lines(path)?.into_iter().map(Item::Text).collect());
@@ -43,11 +43,11 @@ pub fn read_items(path: &Path) -> Result<Vec<Item>, SourceError> {
     })
 }
 
-/// Reads prompts: the lines of a `.txt` file; elsewhere rows with `prompt` (a text or messages), `messages` (a conversation to go on
-/// with) or `text`.
+/// Reads prompts: the lines of a `.txt` file, or rows of other files with `prompt` (a text or messages), `messages` (a conversation
+/// to continue) or `text`.
 ///
 /// # Errors
-/// Whatever in the files isn't as it should be; see [`SourceError`].
+/// Any file that can't be read, and any row that isn't as expected: see [`SourceError`].
 pub fn read_prompts(path: &Path) -> Result<Vec<Prompt>, SourceError> {
     if is_plain_text(path) {
         return Ok(lines(path)?.into_iter().map(Prompt::Text).collect());
@@ -70,12 +70,12 @@ fn text(row: &mut Row) -> Result<String, RowProblem> {
     }
 }
 
-/// Whether a file is taken line by line. Only its name can tell: a line of text may look like anything.
+/// Whether a file consists of lines of text. Only its name can tell: a line of text may look like anything.
 fn is_plain_text(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("txt"))
 }
 
-/// The lines that aren't empty, without their ends.
+/// The non-empty lines, without line ends.
 fn lines(path: &Path) -> Result<Vec<String>, SourceError> {
     let file =
         File::open(path).map_err(|source| SourceError::Io { path: path.to_owned(), source })?;

@@ -1,18 +1,18 @@
 //! Preference pairs and fine-tuning examples from JSONL (plain or gzip) and Parquet files.
 //!
-//! A file's format is told by its first bytes, a row's schema by its columns:
+//! The first bytes of a file determine its format, the columns of a row its schema:
 //!
-//! | `prompt` | `chosen`, `rejected` | known from |
+//! | `prompt` | `chosen`, `rejected` | as in |
 //! |---|---|---|
 //! | text | texts | plain pairs |
-//! | text | messages that begin with the prompt | ultrafeedback_binarized |
+//! | text | messages that start with the prompt | ultrafeedback_binarized |
 //! | messages | messages of the response | TRL, conversational |
 //! | messages | texts | |
-//! | none | messages that share a beginning | TRL, implicit prompt |
+//! | none | messages with a common start | TRL, implicit prompt |
 //! | none | texts that are whole dialogues (`\n\nHuman: …\n\nAssistant: …`) | HH-RLHF |
 //!
-//! For fine-tuning: `messages`, or `prompt` with `response` or `completion`, or the chosen side of a pair. To look at: also `text`, and
-//! the lines of a `.txt` file.
+//! For fine-tuning: `messages`, or `prompt` with `response` or `completion`, or the chosen side of a pair. [`read_items`] also
+//! accepts `text`, and the lines of a `.txt` file.
 
 mod cells;
 mod dialogue;
@@ -36,76 +36,76 @@ use std::path::{Path, PathBuf};
 pub struct Message {
     /// `user`, `assistant` or `system`.
     pub role: String,
-    /// What it says.
+    /// The text.
     pub content: String,
 }
 
-/// What a response answers.
+/// What a response responds to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Prompt {
-    /// A text. A chat template takes it for one user message.
+    /// A text. For a chat template, it is one user message.
     Text(String),
-    /// A conversation, up to the message that the response answers.
+    /// A conversation, up to the last message before the response.
     Messages(Vec<Message>),
 }
 
 /// A preference pair.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pair {
-    /// Row in the source, from 0, over all its files in their order.
+    /// Row in the source, 0-based, counted over all its files in order.
     pub id: u64,
-    /// What both responses answer.
+    /// The prompt of both responses.
     pub prompt: Prompt,
     /// The preferred response.
     pub chosen: String,
-    /// The other response.
+    /// The rejected response.
     pub rejected: String,
 }
 
-/// A prompt with its one response, for supervised fine-tuning.
+/// A prompt with one response, for supervised fine-tuning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SftExample {
-    /// Row in the source, from 0, over all its files in their order.
+    /// Row in the source, 0-based, counted over all its files in order.
     pub id: u64,
-    /// What the response answers.
+    /// The prompt of the response.
     pub prompt: Prompt,
     /// The response.
     pub response: String,
 }
 
-/// What to do with a row that has an empty response. Public sets have a few (HH-RLHF's harmless-base test has 4 in 2,312).
+/// What to do with a row that has an empty response. Public sets have a few (4 of 2,312 in HH-RLHF's harmless-base test set).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnEmpty {
-    /// Drop where a row holds whole dialogues (no `prompt` column), whose last answer may be missing; refuse elsewhere, where an
-    /// empty response is a mistake.
+    /// Drop rows of whole dialogues (no `prompt` column), whose last answer may be missing; refuse others, where an empty response
+    /// is a mistake.
     #[default]
     Auto,
     /// Stop with an error that names file and row.
     Refuse,
-    /// Leave the row out and count it.
+    /// Drop the row and count it.
     Drop,
-    /// Keep the row: its response is the end token alone.
+    /// Keep the row: its response consists of the end token alone.
     Keep,
 }
 
-/// What reading found.
+/// Counts of what was read.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ReadSummary {
     /// Files read.
     pub files: usize,
     /// Rows read, dropped ones included.
     pub rows: usize,
-    /// Rows dropped for an empty response.
+    /// Rows dropped because of an empty response.
     pub dropped_empty: usize,
 }
 
-/// Where in a file a row stands.
+/// The place of a row in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
-    /// Line of a text file, from 1.
+    /// Line of a text file, 1-based.
     Line(usize),
-    /// Row of a table, from 0.
+    /// Row of a table, 0-based.
     Row(usize),
 }
 
@@ -117,60 +117,60 @@ pub enum SourceError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The I/O error.
         source: io::Error,
     },
-    /// A file breaks off, or its compression is damaged.
-    #[error("{}: {place}: can't be read; is the file whole?", path.display())]
+    /// A truncated file, or damaged compression.
+    #[error("{}: {place}: can't be read; is the file complete?", path.display())]
     Broken {
         /// The file.
         path: PathBuf,
         /// Where reading stopped.
         place: Place,
-        /// What the system or the decompressor said.
+        /// The error of the system or the decompressor.
         source: io::Error,
     },
-    /// A folder without any file of a known kind.
-    #[error("{}: holds no .jsonl, .json, .ndjson (each plain or .gz) or .parquet file", path.display())]
+    /// A folder without files of a known format.
+    #[error("{}: contains no .jsonl, .json, .ndjson (plain or .gz) or .parquet file", path.display())]
     NoFiles {
         /// The folder.
         path: PathBuf,
     },
-    /// No rows at all.
-    #[error("{}: holds no rows", path.display())]
+    /// No rows.
+    #[error("{}: contains no rows", path.display())]
     NoRows {
         /// The file or folder.
         path: PathBuf,
     },
     /// A line that isn't JSON.
-    #[error("{}: line {line}: isn't a JSON object; the file must hold one object per line", path.display())]
+    #[error("{}: line {line}: isn't a JSON object; the file must contain one object per line", path.display())]
     Json {
         /// The file.
         path: PathBuf,
-        /// The line, from 1.
+        /// The line, 1-based.
         line: usize,
-        /// What the parser said.
+        /// The parser's error.
         source: serde_json::Error,
     },
-    /// A line longer than any example can be.
+    /// A line too long to be an example.
     #[error("{}: line {line}: is longer than {limit} bytes; is this a JSONL file?", path.display())]
     LineTooLong {
         /// The file.
         path: PathBuf,
-        /// The line, from 1.
+        /// The line, 1-based.
         line: usize,
-        /// The limit.
+        /// The limit, in bytes.
         limit: usize,
     },
     /// A Parquet file that can't be decoded.
-    #[error("{}: is not a whole Parquet file ({what})", path.display())]
+    #[error("{}: is not a complete Parquet file ({what})", path.display())]
     Parquet {
         /// The file.
         path: PathBuf,
-        /// What the decoder said.
+        /// The decoder's error.
         what: String,
     },
-    /// A row that doesn't hold what it should.
+    /// A row with missing or unexpected content.
     #[error("{}: {place}: {problem}", path.display())]
     Row {
         /// The file.
@@ -185,7 +185,7 @@ pub enum SourceError {
 /// Reads preference pairs from a file, or from a folder's files in the order of their names.
 ///
 /// # Errors
-/// Whatever in the files isn't as it should be; see [`SourceError`].
+/// Any file that can't be read, and any row that isn't as expected: see [`SourceError`].
 pub fn read_pairs(path: &Path, on_empty: OnEmpty) -> Result<(Vec<Pair>, ReadSummary), SourceError> {
     read(path, on_empty, |id, row| {
         let (prompt, [chosen, rejected]) = schema::pair(row)?;
@@ -197,11 +197,11 @@ pub fn read_pairs(path: &Path, on_empty: OnEmpty) -> Result<(Vec<Pair>, ReadSumm
     })
 }
 
-/// Reads fine-tuning examples from a file, or from a folder's files in the order of their names. Files of pairs give their prompts
-/// and chosen responses.
+/// Reads fine-tuning examples from a file, or from a folder's files in the order of their names. Pairs yield their prompts and
+/// chosen responses.
 ///
 /// # Errors
-/// Whatever in the files isn't as it should be; see [`SourceError`].
+/// Any file that can't be read, and any row that isn't as expected: see [`SourceError`].
 pub fn read_sft(
     path: &Path,
     on_empty: OnEmpty,
@@ -215,7 +215,7 @@ pub fn read_sft(
     })
 }
 
-/// Reads every row of every file; `convert` is given a row's id and its cells.
+/// Reads every row of every file; `convert` gets a row's id and its cells.
 fn read<T>(
     path: &Path,
     on_empty: OnEmpty,
@@ -247,7 +247,7 @@ fn read<T>(
     Ok((items, summary))
 }
 
-/// Reads every row of every file; the first problem ends it.
+/// Reads every row of every file, up to the first error.
 fn read_rows<T>(
     path: &Path,
     convert: impl Fn(u64, Row) -> Result<T, RowProblem>,
@@ -255,7 +255,7 @@ fn read_rows<T>(
     read(path, OnEmpty::Refuse, convert).map(|(items, _)| items)
 }
 
-/// What a file's reader hands each row to.
+/// Receives the rows of a file.
 type Sink<'a> = &'a mut dyn FnMut(Row) -> Result<(), RowProblem>;
 
 fn read_file(path: &Path, sink: Sink<'_>) -> Result<(), SourceError> {
@@ -271,7 +271,7 @@ fn read_file(path: &Path, sink: Sink<'_>) -> Result<(), SourceError> {
     }
 }
 
-/// The file itself, or a folder's data files by name.
+/// The file itself, or a folder's data files sorted by name.
 fn files(path: &Path) -> Result<Vec<PathBuf>, SourceError> {
     let io = |source| SourceError::Io { path: path.to_owned(), source };
     if !std::fs::metadata(path).map_err(io)?.is_dir() {
@@ -293,7 +293,7 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, SourceError> {
 fn is_data(file: &Path) -> bool {
     let name = file.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
     let name = name.strip_suffix(".gz").unwrap_or(&name);
-    // A leading dot marks files that are still being written, by this program among others.
+    // A leading dot marks files that are still being written, by this program or others.
     !name.starts_with('.')
         && [".jsonl", ".json", ".ndjson", ".parquet"].iter().any(|ending| name.ends_with(ending))
 }

@@ -1,4 +1,4 @@
-//! Parquet tables, as the Hugging Face hub serves them.
+//! Parquet tables, as on the Hugging Face hub.
 
 use super::cells::{COLUMNS, Cell, Row};
 use super::{Message, Place, Sink, SourceError};
@@ -50,7 +50,7 @@ enum Column {
     Other(String),
 }
 
-/// Lists of messages.
+/// Lists of messages, one list per row.
 struct MessageLists {
     /// Where each row's messages are in `roles` and `contents`; `None` for a null list.
     rows: Vec<Option<Range<usize>>>,
@@ -73,7 +73,7 @@ impl Column {
         if is_text(array.data_type()) {
             return Ok(Self::Text(text(array)?));
         }
-        let other = || Ok(Self::Other(format!("a column of the type {}", array.data_type())));
+        let other = || Ok(Self::Other(format!("a column of type {}", array.data_type())));
         let Some(lists) = lists(array) else { return other() };
         let Some(messages) = lists.values().as_struct_opt() else { return other() };
         match (messages.column_by_name("role"), messages.column_by_name("content")) {
@@ -103,7 +103,7 @@ impl Column {
 }
 
 impl MessageLists {
-    /// The row's messages; `None` if its list is null.
+    /// The messages of a row; `None` if its list is null.
     fn cell(&self, row: usize) -> Option<Cell> {
         let Self { rows, roles, contents } = self;
         let range = rows[row].clone()?;

@@ -1,4 +1,4 @@
-//! What the cells of a row mean.
+//! Schemas: from the cells of a row to prompts and responses.
 
 use super::cells::{Cell, Row};
 use super::dialogue;
@@ -10,34 +10,34 @@ pub enum RowProblem {
     /// Columns are missing.
     #[error("needs {needed}; it has the columns [{found}]")]
     Columns {
-        /// What is needed.
+        /// The columns needed.
         needed: &'static str,
         /// The row's columns.
         found: String,
     },
-    /// A column of another kind than expected.
+    /// A column of an unexpected type.
     #[error("column `{column}` must be {expected}, but is {found}")]
     Kind {
         /// The column.
         column: &'static str,
-        /// What it should be.
+        /// The type expected.
         expected: &'static str,
-        /// What it is.
+        /// The type found.
         found: String,
     },
-    /// A response without any text.
+    /// An empty response.
     #[error(
-        "column `{column}` holds an empty response; remove the row, or let empty responses be dropped"
+        "column `{column}` contains an empty response; remove the row, or drop empty responses (on_empty = \"drop\")"
     )]
     Empty {
         /// The column.
         column: &'static str,
     },
-    /// Two conversations that should share their prompt.
-    #[error("`chosen` and `rejected` don't answer the same prompt")]
+    /// Two conversations with different prompts.
+    #[error("`chosen` and `rejected` have different prompts")]
     PromptsDiffer,
-    /// A conversation that doesn't end in the response.
-    #[error("column `{column}` must end in one assistant message")]
+    /// A conversation that doesn't end with an assistant message.
+    #[error("column `{column}` must end with one assistant message")]
     NoResponse {
         /// The column.
         column: &'static str,
@@ -45,21 +45,21 @@ pub enum RowProblem {
     /// Bytes that aren't UTF-8.
     #[error("isn't UTF-8 text")]
     NotText,
-    /// Texts without a prompt that aren't dialogues either.
+    /// Texts that have no prompt and aren't dialogues.
     #[error(
         "without a `prompt` column, `chosen` and `rejected` must be dialogues (\\n\\nHuman: … \\n\\nAssistant: …) \
-         that share everything up to an answer"
+         that are equal up to an answer"
     )]
     NoDialogue,
 }
 
 const PAIR_COLUMNS: &str =
-    "`chosen` and `rejected` (and `prompt`, unless they hold whole conversations)";
+    "`chosen` and `rejected` (and `prompt`, unless they contain whole conversations)";
 const SFT_COLUMNS: &str = "`messages`, or `prompt` with `response` or `completion`, or `chosen`";
 
 type Parsed<T> = Result<T, RowProblem>;
 
-/// A prompt with its chosen and its rejected response.
+/// A prompt with its chosen and rejected responses.
 pub(super) fn pair(mut row: Row) -> Parsed<(Prompt, [String; 2])> {
     let (Some(chosen), Some(rejected)) = (row.cells.remove("chosen"), row.cells.remove("rejected"))
     else {
@@ -90,7 +90,7 @@ pub(super) fn pair(mut row: Row) -> Parsed<(Prompt, [String; 2])> {
     }
 }
 
-/// A prompt with its one response.
+/// A prompt with one response.
 pub(super) fn example(mut row: Row) -> Parsed<(Prompt, String)> {
     if let Some(messages) = row.cells.remove("messages") {
         let Cell::Messages(messages) = messages else {
@@ -117,7 +117,7 @@ pub(super) fn example(mut row: Row) -> Parsed<(Prompt, String)> {
     Ok((prompt, response))
 }
 
-/// Refuses a response of nothing but white space.
+/// Refuses a response that is empty or white space.
 pub(super) fn refuse_empty(column: &'static str, response: &str) -> Parsed<()> {
     if response.trim().is_empty() { Err(RowProblem::Empty { column }) } else { Ok(()) }
 }
@@ -135,8 +135,8 @@ pub(super) fn prompt_cell(cell: Cell) -> Parsed<Prompt> {
     }
 }
 
-/// Splits a conversation into the prompt and the last message, which must be the assistant's. Where the list holds that message alone,
-/// the prompt is the prompt column's.
+/// Splits a conversation into the prompt and the last message, which must be the assistant's. If it is the only message, the prompt
+/// is taken from the prompt column.
 fn conversation(
     column: &'static str,
     prompt: Option<&Prompt>,

@@ -12,7 +12,7 @@ fn messages(turns: &[(&str, &str)]) -> Vec<Message> {
         .collect()
 }
 
-/// A folder with this file in it.
+/// A temporary folder with this file in it.
 fn file(name: &str, bytes: impl AsRef<[u8]>) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(name);
@@ -127,15 +127,15 @@ fn dialogues() {
     let cases = [
         ("\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d", "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: e",
          &[("user", "a"), ("assistant", "b"), ("user", "c")][..], ["d", "e"]),
-        // One of them goes on: the prompt is what they share.
+        // One is longer: the prompt is their common start.
         ("\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d", "\n\nHuman: a\n\nAssistant: x",
          &[("user", "a")], ["b\n\nHuman: c\n\nAssistant: d", "x"]),
-        // The assistant twice in a row is one message, and not the user's turn to be answered.
+        // Two consecutive assistant turns are one message, and a response follows a user turn.
         ("\n\nHuman: a\n\nAssistant: b\n\nAssistant: c\n\nHuman: d\n\nAssistant: e", "\n\nHuman: a\n\nAssistant: b\n\nAssistant: c\n\nHuman: d\n\nAssistant: f",
          &[("user", "a"), ("assistant", "b\n\nc"), ("user", "d")], ["e", "f"]),
         ("\n\nHuman: a\n\nAssistant: b\n\nAssistant: c", "\n\nHuman: a\n\nAssistant: b\n\nAssistant: d",
          &[("user", "a")], ["b\n\nAssistant: c", "b\n\nAssistant: d"]),
-        // A shared beginning may end inside a character.
+        // The common start may end inside a character.
         ("\n\nHuman: a\n\nAssistant:ä", "\n\nHuman: a\n\nAssistant:ö", &[("user", "a")], ["ä", "ö"]),
         ("\n\nHuman:  a \n\nAssistant:  b", "\n\nHuman:  a \n\nAssistant:c ", &[("user", " a ")], [" b", "c "]),
     ];
@@ -148,7 +148,7 @@ fn dialogues() {
     }
     let text = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: ";
     let (prompt, _) = dialogue::split_pair(text, text).unwrap();
-    assert_eq!(Prompt::Messages(prompt).to_text(), text, "the form is its own inverse");
+    assert_eq!(Prompt::Messages(prompt).to_text(), text, "the conversion round-trips");
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn lines_and_ids() {
     for bytes in
         [text.as_bytes().to_vec(), gzip(text.as_bytes()), [gzip(text.as_bytes()), vec![]].concat()]
     {
-        // The name says nothing: the content decides.
+        // The content decides, not the name.
         let (_folder, path) = file("a.whatever", bytes);
         let (examples, summary) = read_sft(&path, OnEmpty::Refuse).unwrap();
         let found: Vec<_> =
@@ -191,7 +191,7 @@ fn empty_responses() {
     let (_folder, path) = file("a.jsonl", text);
     let error = read_pairs(&path, OnEmpty::Refuse).unwrap_err().to_string();
     assert!(
-        error.contains("a.jsonl: line 2: column `rejected` holds an empty response"),
+        error.contains("a.jsonl: line 2: column `rejected` contains an empty response"),
         "{error}"
     );
     assert!(read_pairs(&path, OnEmpty::Auto).is_err(), "a row with a prompt column is refused");
@@ -201,7 +201,7 @@ fn empty_responses() {
     assert_eq!(
         read_sft(&path, OnEmpty::Refuse).unwrap().0.len(),
         3,
-        "fine-tuning looks at the chosen side alone"
+        "fine-tuning uses the chosen side only"
     );
 }
 
@@ -224,11 +224,11 @@ fn errors_say_what_where_and_what_to_do() {
         (lines(r#"{"prompt": {}, "chosen": "a", "rejected": "b"}"#), &["column `prompt`", "an object"]),
         (lines(r#"{"prompt": [], "chosen": "a", "rejected": "b"}"#), &["column `prompt`", "an empty list"]),
         (lines(r#"{"prompt": "q", "chosen": [{"role": "assistant"}], "rejected": "b"}"#), &["column `chosen`", "message 0: missing field `content`"]),
-        (lines(r#"{"prompt": "q", "chosen": [{"role": "user", "content": "q"}], "rejected": []}"#), &["`chosen` must end in one assistant message"]),
-        (lines(r#"{"chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "rejected": [{"role": "user", "content": "r"}, {"role": "assistant", "content": "b"}]}"#), &["line 2: `chosen` and `rejected` don't answer the same prompt"]),
+        (lines(r#"{"prompt": "q", "chosen": [{"role": "user", "content": "q"}], "rejected": []}"#), &["`chosen` must end with one assistant message"]),
+        (lines(r#"{"chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "rejected": [{"role": "user", "content": "r"}, {"role": "assistant", "content": "b"}]}"#), &["line 2: `chosen` and `rejected` have different prompts"]),
         (lines(r#"{"chosen": "a", "rejected": "b"}"#), &["line 2: without a `prompt` column"]),
-        (b"\n\n".to_vec(), &["holds no rows"]),
-        (whole[..whole.len() - 9].to_vec(), &["line 1: can't be read; is the file whole?"]),
+        (b"\n\n".to_vec(), &["contains no rows"]),
+        (whole[..whole.len() - 9].to_vec(), &["line 1: can't be read; is the file complete?"]),
         ([&whole[..30], &[0xaa; 40]].concat(), &["line 1: can't be read"]),
     ];
     for (bytes, expected) in cases {
@@ -254,7 +254,7 @@ fn errors_say_what_where_and_what_to_do() {
 
 #[test]
 fn endless_lines_are_refused() {
-    // Compresses to 64 KiB, which is why the limit is on what comes out.
+    // Compresses to 64 KiB: the limit applies to the decompressed size.
     let (_folder, path) = file("bomb.jsonl.gz", gzip(&vec![b' '; 70 << 20]));
     let error = read_pairs(&path, OnEmpty::Refuse).unwrap_err().to_string();
     assert!(error.contains("line 1: is longer than 67108864 bytes"), "{error}");
@@ -281,9 +281,9 @@ proptest! {
         let _ = read_sft(&path, OnEmpty::Refuse);
     }
 
-    /// Oracle: the pair that the dialogues were written from.
+    /// Oracle: the pair from which the dialogues were made.
     #[test]
-    fn a_dialogue_is_split_where_it_was_joined(
+    fn dialogues_round_trip(
         turns in prop::collection::vec("[a-zäé ]{1,12}[.?]", 1..6),
         [chosen, rejected] in prop::array::uniform2("[a-z]{1,12}"),
     ) {
@@ -297,7 +297,7 @@ proptest! {
     }
 }
 
-/// The repository's sample, in every count of its rows.
+/// The sample in this repository.
 #[test]
 fn the_sample_of_hh_rlhf() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets/samples/hh-rlhf.jsonl");
@@ -330,8 +330,8 @@ fn hh_rlhf() {
         return;
     }
     let error = read_pairs(&path, OnEmpty::Refuse).unwrap_err().to_string();
-    assert!(error.contains("line 87: column `chosen` holds an empty response"), "{error}");
-    // Whole dialogues: the four that end before their answer are left out without asking.
+    assert!(error.contains("line 87: column `chosen` contains an empty response"), "{error}");
+    // Whole dialogues: the four without an answer are dropped by default.
     let (pairs, summary) = read_pairs(&path, OnEmpty::Auto).unwrap();
     assert_eq!(summary, ReadSummary { files: 1, rows: 2312, dropped_empty: 4 });
     for pair in &pairs {
@@ -357,7 +357,7 @@ fn an_empty_response_can_be_kept() {
 }
 
 #[test]
-fn items_and_prompts_are_told_by_name_and_columns() {
+fn name_and_columns_determine_items_and_prompts() {
     let messages = Prompt::Messages(messages(&[("user", "q")]));
     let rows = concat!(
         r#"{"text": "a"}"#,
@@ -390,7 +390,7 @@ fn items_and_prompts_are_told_by_name_and_columns() {
         read_prompts(&path).unwrap(),
         [Prompt::Text(text("a")), Prompt::Text(text("p")), messages]
     );
-    // Lines are texts whatever they look like.
+    // Lines are texts, whatever they look like.
     let (_folder, path) = file("a.TXT", "one\r\n\n{\"text\": 1}");
     let lines = ["one", "{\"text\": 1}"];
     assert_eq!(read_items(&path).unwrap(), lines.map(|line| Item::Text(text(line))));

@@ -1,6 +1,6 @@
-//! Arrow IPC files with a known schema: written in a stream, read as a checked memory mapping.
+//! Arrow IPC files with a known schema: written as a stream, read through a checked memory mapping.
 //!
-//! Arrow's decoder trusts the offsets inside a file and panics on wrong ones, so they are all checked here before it sees them.
+//! Arrow's decoder trusts the offsets in a file and panics on wrong ones, so all of them are checked first.
 
 use super::StoreError;
 use crate::Fingerprint;
@@ -15,9 +15,9 @@ use std::fs::File;
 use std::path::Path;
 
 const FINGERPRINT_KEY: &str = "fpo.fingerprint";
-/// Behind the footer: its length (4 bytes) and `ARROW1`.
+/// After the footer: its length (4 bytes) and `ARROW1`.
 const TRAILER: usize = 10;
-/// In front of a message: a continuation mark and the message's length.
+/// Before a message: a continuation marker and the message's length.
 const MESSAGE_PREFIX: usize = 8;
 
 pub(super) fn write(
@@ -42,7 +42,7 @@ pub(super) fn write(
     })
 }
 
-/// Maps a file that has exactly this schema; the batches borrow from the mapping.
+/// Maps a file with exactly this schema; the batches borrow from the mapping.
 pub(super) fn open(
     path: &Path,
     schema: &SchemaRef,
@@ -51,7 +51,7 @@ pub(super) fn open(
     let damaged = |what: String| StoreError::Damaged { path: path.to_owned(), what };
 
     let file = File::open(path).map_err(io)?;
-    // SAFETY: a mapping is sound while nobody changes the file. Stores are replaced by renaming, never written in place.
+    // SAFETY: a mapping is sound as long as nobody changes the file. Stores are replaced by renaming, never written in place.
     let mapping = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
     let buffer = Buffer::from(bytes::Bytes::from_owner(mapping));
 
@@ -60,8 +60,8 @@ pub(super) fn open(
     if expected != found {
         return Err(StoreError::Columns { path: path.to_owned(), expected, found });
     }
-    let fingerprint = fingerprint(&footer)
-        .ok_or_else(|| damaged("it bears no readable fingerprint".to_owned()))?;
+    let fingerprint =
+        fingerprint(&footer).ok_or_else(|| damaged("it has no readable fingerprint".to_owned()))?;
 
     let decoder = FileDecoder::new(schema.clone(), footer.version()).with_require_alignment(true);
     let mut batches = Vec::new();
@@ -74,7 +74,7 @@ pub(super) fn open(
 }
 
 fn footer(buffer: &Buffer) -> Result<Footer<'_>, String> {
-    let body = buffer.len().checked_sub(TRAILER).ok_or("it is shorter than an empty one")?;
+    let body = buffer.len().checked_sub(TRAILER).ok_or("it is too short")?;
     let trailer = buffer[body..].try_into().map_err(|_| "it has no trailer")?;
     let length = read_footer_length(trailer).map_err(|_| "its end is missing")?;
     let start = body.checked_sub(length).ok_or("its footer is longer than the file")?;
@@ -101,10 +101,10 @@ fn read_block(
     batch.ok_or_else(|| "it is empty".to_owned())
 }
 
-/// Checks a record batch's message against the size of its body.
+/// Checks the message of a record batch against the size of its body.
 fn check_message(head: &[u8], body: usize) -> Result<(), String> {
     if head[..4] != [0xff; 4] {
-        return Err("its message doesn't begin with the continuation mark".to_owned());
+        return Err("its message doesn't start with the continuation marker".to_owned());
     }
     let message: Message<'_> =
         ipc::root_as_message(&head[MESSAGE_PREFIX..]).map_err(|error| error.to_string())?;
@@ -114,7 +114,7 @@ fn check_message(head: &[u8], body: usize) -> Result<(), String> {
     }
     let rows = usize::try_from(batch.length()).map_err(|_| "a negative number of rows")?;
     for node in batch.nodes().iter().flatten() {
-        // No type here is smaller than four bytes, so no column can have more entries than its body has fourths.
+        // No type here is smaller than four bytes, which limits the entries of a column.
         if node.null_count() != 0
             || usize::try_from(node.length()).is_ok_and(|length| length > body / 4)
             || node.length() < 0
@@ -123,7 +123,7 @@ fn check_message(head: &[u8], body: usize) -> Result<(), String> {
         }
     }
     if rows > body / 8 {
-        return Err("more rows than its body can hold".to_owned());
+        return Err("it has more rows than its body has room for".to_owned());
     }
     for part in batch.buffers().iter().flatten() {
         let end =

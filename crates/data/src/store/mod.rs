@@ -1,7 +1,7 @@
-//! The prepared store: tokenised data in Arrow IPC files, memory-mapped for reading.
+//! The prepared store: tokenised data in memory-mapped Arrow IPC files.
 //!
-//! A store is written once, whole or not at all, and then only read. Reading copies nothing: a view's tokens lie in the mapping,
-//! so a data set far larger than memory costs only the pages in use. Every record is checked when the store is opened.
+//! A store is written once, atomically, and then only read. Reading copies nothing: the tokens of a view lie in the mapping, so a
+//! data set far larger than memory costs only the pages in use. Every record is checked when a store is opened.
 
 mod ipc;
 mod records;
@@ -20,40 +20,40 @@ pub enum StoreError {
     Io {
         /// The store.
         path: PathBuf,
-        /// What the system said.
+        /// The I/O error.
         source: std::io::Error,
     },
     /// The file can't be written.
     #[error(transparent)]
     Write(#[from] AtomicError),
-    /// Arrow refused to encode the records.
+    /// Arrow can't encode the records.
     #[error("{}: can't be encoded", path.display())]
     Encode {
         /// The store.
         path: PathBuf,
-        /// What Arrow said.
+        /// Arrow's error.
         source: arrow_schema::ArrowError,
     },
     /// Not an Arrow IPC file, truncated, or damaged.
-    #[error("{}: is not a whole Arrow IPC file ({what}); prepare the data again", path.display())]
+    #[error("{}: is not a complete Arrow IPC file ({what}); prepare the data again", path.display())]
     Damaged {
         /// The store.
         path: PathBuf,
         /// What is wrong with it.
         what: String,
     },
-    /// An Arrow file of something else.
-    #[error("{}: holds the columns [{found}] where [{expected}] are needed; it is another kind of store", path.display())]
+    /// An Arrow file with other columns.
+    #[error("{}: has the columns [{found}], but [{expected}] are needed; it is another kind of store", path.display())]
     Columns {
         /// The store.
         path: PathBuf,
         /// The columns needed.
         expected: String,
-        /// The columns there.
+        /// The columns found.
         found: String,
     },
-    /// A record that breaks `1 ≤ prompt_len < tokens.len()`.
-    #[error("{}: record {index} (id {id}) has {prompt_len} prompt tokens of {len} in all; prepare the data again", path.display())]
+    /// A record that violates `1 ≤ prompt_len < tokens.len()`.
+    #[error("{}: record {index} (id {id}) has {prompt_len} prompt tokens of {len} in total; prepare the data again", path.display())]
     Unsound {
         /// The store.
         path: PathBuf,
@@ -61,19 +61,19 @@ pub enum StoreError {
         index: usize,
         /// Its id.
         id: u64,
-        /// Tokens of its prompt.
+        /// Number of prompt tokens.
         prompt_len: usize,
-        /// Tokens in all.
+        /// Number of tokens, prompt included.
         len: usize,
     },
-    /// An index behind the end.
-    #[error("{}: record {index} asked for, but the store holds {len}", path.display())]
+    /// An index beyond the end.
+    #[error("{}: there is no record {index}; the store has {len}", path.display())]
     OutOfRange {
         /// The store.
         path: PathBuf,
         /// The index.
         index: usize,
-        /// Records of the store.
+        /// Number of records in the store.
         len: usize,
     },
 }
@@ -94,10 +94,10 @@ const PAIR_SIDES: [&str; 2] = ["chosen_", "rejected_"];
 const SEQUENCE_SIDES: [&str; 1] = [""];
 
 impl PairStore {
-    /// Writes pairs in their order, whole or not at all; returns how many.
+    /// Writes pairs in order, atomically; returns their number. See [`crate::Preparer::fingerprint`] for the fingerprint.
     ///
     /// # Errors
-    /// A pair that breaks `1 ≤ prompt_len < tokens.len()`, or whatever the disk says.
+    /// A pair that violates `1 ≤ prompt_len < tokens.len()`, or a file that can't be written.
     pub fn write(
         path: &Path,
         fingerprint: &Fingerprint,
@@ -109,7 +109,7 @@ impl PairStore {
         records::write(path, PAIR_SIDES, fingerprint, records)
     }
 
-    /// Maps a store and checks every record of it. The file must not be changed while it is open.
+    /// Maps a store into memory and checks every record. The file must not be changed while it is open.
     ///
     /// # Errors
     /// A missing, truncated or damaged file, or one of another kind.
@@ -127,7 +127,7 @@ impl PairStore {
         self.0.len()
     }
 
-    /// Whether it holds no pair.
+    /// True if there are no pairs.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -154,17 +154,18 @@ impl PairStore {
         indices.iter().map(|&index| self.get(index)).collect()
     }
 
-    /// Tokens of each pair's longer response, prompt included: what [`crate::Batches::shuffled`] takes. `[pairs]`
+    /// Length of the longer row of each pair, prompt included, as [`crate::Batches::shuffled`] takes it. `[pairs]`
     pub fn lengths(&self) -> Vec<usize> {
         self.iter().map(|pair| pair.longest()).collect()
     }
 }
 
 impl SequenceStore {
-    /// Writes examples in their order, whole or not at all; returns how many.
+    /// Writes examples in order, atomically; returns their number. See [`crate::Preparer::fingerprint_of_examples`] for the
+    /// fingerprint.
     ///
     /// # Errors
-    /// An example that breaks `1 ≤ prompt_len < tokens.len()`, or whatever the disk says.
+    /// An example that violates `1 ≤ prompt_len < tokens.len()`, or a file that can't be written.
     pub fn write(
         path: &Path,
         fingerprint: &Fingerprint,
@@ -176,7 +177,7 @@ impl SequenceStore {
         records::write(path, SEQUENCE_SIDES, fingerprint, records)
     }
 
-    /// Maps a store and checks every record of it. The file must not be changed while it is open.
+    /// Maps a store into memory and checks every record. The file must not be changed while it is open.
     ///
     /// # Errors
     /// A missing, truncated or damaged file, or one of another kind.
@@ -194,7 +195,7 @@ impl SequenceStore {
         self.0.len()
     }
 
-    /// Whether it holds no example.
+    /// True if there are no examples.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -221,7 +222,7 @@ impl SequenceStore {
         indices.iter().map(|&index| self.get(index)).collect()
     }
 
-    /// Tokens of each example: what [`crate::Batches::shuffled`] takes. `[examples]`
+    /// Length of each example, as [`crate::Batches::shuffled`] takes it. `[examples]`
     pub fn lengths(&self) -> Vec<usize> {
         self.iter().map(|example| example.response.tokens.len()).collect()
     }

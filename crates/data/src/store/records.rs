@@ -1,4 +1,4 @@
-//! Records with an id and `N` tokenised responses, in columns.
+//! Records of an id and `N` tokenised responses, in columns.
 
 use super::{StoreError, ipc};
 use crate::Fingerprint;
@@ -12,7 +12,7 @@ use arrow_schema::{ArrowError, DataType, Field, Schema, SchemaRef};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Limits of a block of records: what a writer holds in memory, and far below the 2^31 tokens that a block could index.
+/// Limits on a block of records, which a writer keeps in memory; far below the 2^31 tokens that a block can index.
 const BLOCK_RECORDS: usize = 4096;
 const BLOCK_TOKENS: usize = 1 << 24;
 
@@ -27,7 +27,7 @@ pub(super) struct Records<const N: usize> {
     path: PathBuf,
     fingerprint: Fingerprint,
     blocks: Vec<Block<N>>,
-    /// Index of each block's first record, and behind them the number of records.
+    /// Index of the first record of each block, followed by the number of records.
     starts: Vec<usize>,
 }
 
@@ -126,7 +126,7 @@ impl<const N: usize> Records<N> {
 }
 
 impl<const N: usize> Block<N> {
-    /// The batch's types are those of [`schema`], and nothing in it is null: [`ipc::open`] has seen to both.
+    /// The batch must have the types of [`schema`] and no nulls; [`ipc::open`] checks both.
     fn new(batch: &RecordBatch) -> Self {
         let sides = std::array::from_fn(|side| {
             let lists = batch.column(1 + 2 * side).as_list::<i32>();
@@ -197,7 +197,7 @@ impl<const N: usize> BlockWriter<N> {
         for (side, response) in record.sides.iter().enumerate() {
             self.tokens[side].values().append_slice(&response.tokens);
             self.tokens[side].append(true);
-            // A prompt is shorter than its block, whose limit is far below u32's.
+            // A prompt is shorter than its block, whose limit is far below `u32::MAX`.
             self.prompt_lens[side].append_value(response.prompt_len as u32);
             self.token_count += response.tokens.len();
         }

@@ -19,7 +19,7 @@ fn fingerprint() -> Fingerprint {
     Fingerprint::default().with("tokenizer", "abc").with("odd \"text\" ü", "\n")
 }
 
-/// A folder with a store of so many pairs in it.
+/// A temporary folder with a store of `count` pairs.
 fn stored(count: u64) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pairs.arrow");
@@ -28,7 +28,7 @@ fn stored(count: u64) -> (tempfile::TempDir, PathBuf) {
 }
 
 #[test]
-fn what_is_written_is_read() {
+fn pairs_round_trip() {
     // Blocks hold 4,096 records.
     for count in [0, 1, 4095, 4096, 4097, 10_000] {
         let (_folder, path) = stored(count);
@@ -44,14 +44,14 @@ fn what_is_written_is_read() {
         assert_eq!(store.lengths(), longest.collect::<Vec<_>>());
         let error = store.get(count as usize).unwrap_err().to_string();
         assert!(
-            error.contains(&format!("record {count} asked for, but the store holds {count}")),
+            error.contains(&format!("there is no record {count}; the store has {count}")),
             "{error}"
         );
     }
 }
 
 #[test]
-fn examples_too() {
+fn examples_round_trip() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("deep/er/examples.arrow");
     let examples: Vec<_> =
@@ -79,14 +79,14 @@ fn the_same_pairs_give_the_same_bytes() {
 }
 
 #[test]
-fn a_failed_write_leaves_the_old_store() {
+fn a_failed_write_keeps_the_old_store() {
     let (folder, path) = stored(3);
     let mut bad = pairs(5000);
     bad[4999].rejected.prompt_len = 0;
     let error = PairStore::write(&path, &fingerprint(), bad).unwrap_err().to_string();
     assert!(error.contains("record 4999 (id 14997) has 0 prompt tokens"), "{error}");
     assert_eq!(PairStore::open(&path).unwrap().len(), 3);
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no remains");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no leftovers");
 }
 
 #[test]
@@ -102,11 +102,11 @@ fn other_files_are_refused() {
     SequenceStore::write(&examples, &fingerprint(), []).unwrap();
     let cases = [
         (folder.path().join("none"), "can't be read"),
-        (file("empty", b""), "shorter than an empty one"),
+        (file("empty", b""), "too short"),
         (file("text", b"this is not an Arrow file at all"), "its end is missing"),
         (file("cut", &bytes[..bytes.len() / 2]), "its end is missing"),
         (file("tail", &bytes[bytes.len() - 10..]), "footer is longer than the file"),
-        (file("headless", &bytes[64..]), "is not a whole Arrow IPC file"),
+        (file("headless", &bytes[64..]), "is not a complete Arrow IPC file"),
         (examples, "another kind of store"),
     ];
     for (path, expected) in cases {
@@ -137,7 +137,7 @@ fn any_pair() -> impl Strategy<Value = TokenizedPair> {
 proptest! {
     #![proptest_config(cases(200))]
     #[test]
-    fn any_pairs_come_back(pairs in prop::collection::vec(any_pair(), 0..30)) {
+    fn any_pairs_round_trip(pairs in prop::collection::vec(any_pair(), 0..30)) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("pairs.arrow");
         prop_assert_eq!(PairStore::write(&path, &fingerprint(), pairs.clone()).unwrap(), pairs.len());

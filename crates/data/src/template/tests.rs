@@ -46,10 +46,10 @@ fn gemma_and_plain_write_the_same_turns() {
 }
 
 #[test]
-fn hugging_face_ways() {
+fn rendering_follows_hugging_face() {
     let turns = messages(&[("user", "  x y  "), ("assistant", "z")]);
     let cases = [
-        // trim_blocks takes the line end behind a block, lstrip_blocks the white space in front of it.
+        // trim_blocks removes the newline after a block, lstrip_blocks the white space before it.
         (
             "{% for m in messages %}\n  {% if true %}\n{{ m.role }}\n  {% endif %}\n{% endfor %}\n",
             "user\nassistant\n",
@@ -79,7 +79,7 @@ fn hugging_face_ways() {
 }
 
 #[test]
-fn templates_come_from_texts_and_from_named_lists() {
+fn templates_are_strings_or_named_lists() {
     let cases = [
         (r#"{}"#, None),
         (r#"{"chat_template": null}"#, None),
@@ -138,7 +138,7 @@ fn errors_say_what_is_wrong() {
 }
 
 #[test]
-fn without_a_template_texts_are_joined_as_they_are() {
+fn without_a_template_texts_are_concatenated() {
     let raw = TemplateChoice::None;
     let text = Prompt::Text("2 + 2 = ".into());
     assert_eq!(raw.full_text(&text, "4").unwrap(), "2 + 2 = 4");

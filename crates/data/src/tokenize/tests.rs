@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
 
-/// Merges `ab`, so that a boundary can fall inside a token.
+/// Has the merge `ab`, so that a boundary can fall inside a token.
 fn tokenizer() -> Tokenizer {
     Tokenizer::train_bpe(["ab ab ab ab ab ab", "user model user model"], 275).unwrap()
 }
@@ -27,7 +27,7 @@ fn pair(prompt: &str, chosen: &str, rejected: &str) -> Pair {
     }
 }
 
-/// Prompt and response of a row as text.
+/// Prompt and response of a row, decoded.
 fn halves(tokenizer: &Tokenizer, row: &TokenizedResponse) -> (String, String) {
     let (prompt, response) = row.tokens.split_at(row.prompt_len);
     (tokenizer.decode(prompt, false).unwrap(), tokenizer.decode(response, false).unwrap())
@@ -123,7 +123,7 @@ fn truncation() {
 }
 
 #[test]
-fn many_pairs_stay_in_order_and_are_summed_up() {
+fn many_pairs_keep_their_order_and_are_counted() {
     let tokenizer = tokenizer();
     let truncation = Truncation { max_length: 8, max_prompt_length: None };
     let preparer =
@@ -135,7 +135,7 @@ fn many_pairs_stay_in_order_and_are_summed_up() {
     let one_by_one: Vec<_> =
         pairs.iter().filter_map(|pair| preparer.tokenize_pair(pair).unwrap()).collect();
     assert_eq!(kept, one_by_one);
-    // Prompts of 8 and 9 tokens behind BOS leave no room.
+    // Prompts of 7 to 9 tokens after BOS leave no room.
     assert_eq!((summary.read, summary.kept, summary.dropped_empty), (500, 350, 150));
     let rows = kept.iter().flat_map(|pair| [&pair.chosen, &pair.rejected]);
     assert_eq!(summary.tokens, rows.clone().map(|row| row.tokens.len()).sum::<usize>());
@@ -184,7 +184,7 @@ fn errors_say_what_is_wrong() {
         Err(PrepareError::NoEnd)
     ));
 
-    // Of several refused rows the first is named, however many threads there are.
+    // Of several rejected rows the first is named, whatever the number of threads.
     let strict = "{% if messages[0].content == 'bad' %}{{ raise_exception('no') }}{% endif %}{{ messages | map(attribute='content') | join }}";
     let template = TemplateChoice::Chat(ChatTemplate::from_source(strict, "", "").unwrap());
     let preparer = Preparer::new(&tokenizer, &template, Rendering::Auto, ROOM).unwrap();
@@ -196,9 +196,9 @@ fn errors_say_what_is_wrong() {
     assert!(preparer.tokenize_prompt(&Prompt::Messages(messages)).is_ok());
 }
 
-/// Oracle: what transformers' tokenizer and chat template write (see tests/fixtures/score).
+/// Oracle: the tokenizer and chat template of transformers (see tests/fixtures/score).
 #[test]
-fn as_given_texts_stay_plain_and_messages_stand_as_rendered() {
+fn without_rendering_texts_stay_plain_and_messages_are_as_the_template_writes_them() {
     let (tokenizer, template) = (tokenizer(), chat());
     let preparer = Preparer::new(&tokenizer, &template, Rendering::None, ROOM).unwrap();
     let message = |role: &str| Message { role: role.into(), content: "ab".into() };
@@ -222,7 +222,7 @@ fn as_given_texts_stay_plain_and_messages_stand_as_rendered() {
 
 proptest! {
     #![proptest_config(cases(500))]
-    /// Oracle: the text itself, cut nowhere.
+    /// Oracle: the text itself.
     #[test]
     fn a_row_is_its_text_between_bos_and_eos(prompt in "[ab x\\né🗼]{0,12}", response in "[ab x\\né🗼]{0,12}") {
         let tokenizer = TOKENIZER.get_or_init(tokenizer);
@@ -230,7 +230,7 @@ proptest! {
         let pair = preparer.tokenize_pair(&pair(&prompt, &response, "")).unwrap().unwrap();
         let whole = tokenizer.decode(&pair.chosen.tokens, false).unwrap();
         prop_assert_eq!(whole, format!("<bos>{prompt}{response}<eos>"));
-        // A token that reaches across the boundary is the response's, so the prompt's tokens are a part of it.
+        // A token that crosses the boundary belongs to the response, so the prompt's tokens may stop short of it.
         let before = tokenizer.decode(&pair.chosen.tokens[1..pair.chosen.prompt_len], false).unwrap();
         prop_assert!(prompt.starts_with(before.trim_end_matches('\u{FFFD}')), "{:?} of {:?}", before, prompt);
     }

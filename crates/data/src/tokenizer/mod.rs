@@ -17,7 +17,7 @@ const TOKENIZER_FILE: &str = "tokenizer.json";
 const CONFIG_FILE: &str = "tokenizer_config.json";
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 
-/// Names by which a special token is known where no configuration says.
+/// Names under which special tokens are looked up if tokenizer_config.json doesn't name them.
 const BOS_NAMES: [&str; 3] = ["<bos>", "<s>", "<|begin_of_text|>"];
 const EOS_NAMES: [&str; 4] = ["<eos>", "</s>", "<|end_of_text|>", "<|endoftext|>"];
 const PAD_NAMES: [&str; 2] = ["<pad>", "[PAD]"];
@@ -31,11 +31,11 @@ pub enum TokenizerError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The I/O error.
         source: std::io::Error,
     },
-    /// `tokenizer.json` isn't one.
-    #[error("tokenizer.json isn't a tokenizer that this program can read")]
+    /// `tokenizer.json` can't be parsed.
+    #[error("tokenizer.json isn't a tokenizer in Hugging Face's format")]
     Tokenizer(#[source] tokenizers::Error),
     /// `tokenizer_config.json` isn't a JSON object.
     #[error("tokenizer_config.json isn't a JSON object")]
@@ -45,22 +45,22 @@ pub enum TokenizerError {
         "tokenizer_config.json: `{key}` is {token:?}, which tokenizer.json doesn't have; the two belong to different models"
     )]
     UnknownToken {
-        /// The configuration's key.
+        /// The key in the configuration.
         key: &'static str,
-        /// The token.
+        /// The token that it names.
         token: String,
     },
     /// Encoding or decoding failed.
     #[error("the tokenizer failed on a text or on token ids")]
     Convert(#[source] tokenizers::Error),
-    /// The vocabulary asked for has no room for what it must hold.
+    /// The requested vocabulary is too small for what it must contain.
     #[error(
-        "a vocabulary of {asked} tokens is too small: the special tokens and the 256 bytes alone need {needed}"
+        "a vocabulary of {asked} tokens is too small: special tokens and the 256 bytes alone take {needed}"
     )]
     TooSmall {
-        /// The size asked for.
+        /// The requested size.
         asked: usize,
-        /// The smallest size possible.
+        /// The smallest possible size.
         needed: usize,
     },
     /// Training failed.
@@ -71,16 +71,16 @@ pub enum TokenizerError {
     Write(#[from] AtomicError),
 }
 
-/// Token ids and where in the text each came from.
+/// Token ids and their places in the text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encoding {
     /// Token ids, `[tokens]`.
     pub ids: Vec<u32>,
-    /// Start and end of each token in the text, in bytes, `[tokens]`. The tokens of one character share its offsets.
+    /// Start and end of each token in the text, in bytes, `[tokens]`. Tokens of the same character have the same offsets.
     pub offsets: Vec<(usize, usize)>,
 }
 
-/// A tokenizer, and what its `tokenizer_config.json` says of special tokens and the chat template.
+/// A tokenizer with the special tokens and the chat template of its `tokenizer_config.json`.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -99,10 +99,10 @@ struct SpecialIds {
 }
 
 impl Tokenizer {
-    /// Loads a folder's `tokenizer.json`, and its `tokenizer_config.json` and `chat_template.jinja` where there are any.
+    /// Loads `tokenizer.json` from a folder, and `tokenizer_config.json` and `chat_template.jinja` if they exist.
     ///
     /// # Errors
-    /// A missing, unreadable or malformed file, or a configuration that names tokens which the vocabulary lacks.
+    /// A missing, unreadable or malformed file, or a configuration that names tokens missing from the vocabulary.
     pub fn load(folder: &Path) -> Result<Self, TokenizerError> {
         let path = folder.join(TOKENIZER_FILE);
         let json = std::fs::read(&path).map_err(|source| TokenizerError::Io { path, source })?;
@@ -116,7 +116,8 @@ impl Tokenizer {
         Self::from_json(&json, config)
     }
 
-    /// A tokenizer from the content of `tokenizer.json` and the object in `tokenizer_config.json` (empty if there is none).
+    /// Creates a tokenizer from the content of `tokenizer.json` and the object in `tokenizer_config.json` (empty if there is no
+    /// such file).
     ///
     /// # Errors
     /// As [`Self::load`].
@@ -133,7 +134,7 @@ impl Tokenizer {
         mut inner: tokenizers::Tokenizer,
         config: Map<String, Value>,
     ) -> Result<Self, TokenizerError> {
-        // A saved tokenizer may carry limits of its own; those of a run are its settings'.
+        // Limits saved with a tokenizer are ignored; those in the settings apply.
         inner.with_truncation(None).map_err(TokenizerError::Tokenizer)?;
         inner.with_padding(None);
 
@@ -159,10 +160,10 @@ impl Tokenizer {
         Ok(Self { inner, config, special, vocab_size, hash })
     }
 
-    /// Writes `tokenizer.json` and `tokenizer_config.json` into a folder, from where transformers' `AutoTokenizer` opens them too.
+    /// Writes `tokenizer.json` and `tokenizer_config.json` into a folder. `AutoTokenizer` of transformers can load it.
     ///
     /// # Errors
-    /// Whatever the disk says.
+    /// A file that can't be written.
     pub fn save(&self, folder: &Path) -> Result<(), TokenizerError> {
         let tokenizer = self.inner.to_string(true).map_err(TokenizerError::Tokenizer)?;
         let config = format!("{:#}\n", Value::Object(self.config.clone()));
@@ -175,29 +176,29 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// Text to tokens. Special tokens written out in the text become themselves; nothing is added to it.
+    /// Encodes a text. Special tokens written out in the text become their ids; nothing is added.
     ///
     /// # Errors
-    /// Whatever the tokenizer's own parts refuse.
+    /// The tokenizer's own errors.
     pub fn encode(&self, text: &str) -> Result<Encoding, TokenizerError> {
         let encoding = self.inner.encode(text, false).map_err(TokenizerError::Convert)?;
         Ok(Encoding { ids: encoding.get_ids().to_vec(), offsets: encoding.get_offsets().to_vec() })
     }
 
-    /// Tokens to text.
+    /// Decodes tokens to text.
     ///
     /// # Errors
-    /// Whatever the tokenizer's own parts refuse.
+    /// The tokenizer's own errors.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, TokenizerError> {
         self.inner.decode(ids, skip_special_tokens).map_err(TokenizerError::Convert)
     }
 
-    /// Decodes tokens one by one as they come, without special ones.
+    /// Decodes tokens one at a time, as they are generated; special tokens are skipped.
     pub fn text_stream(&self) -> TextStream<'_> {
         TextStream::new(self)
     }
 
-    /// Size of the vocabulary: every id is below it. (A model's embedding may have more rows.)
+    /// Vocabulary size: every id is below it. (A model's embedding may have more rows.)
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
@@ -207,44 +208,46 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
-    /// A token's text in the vocabulary (for byte-level tokenizers not the text that it stands for: see [`Self::decode`]).
+    /// A token's entry in the vocabulary (which for byte-level tokenizers isn't its text: see [`Self::decode`]).
     pub fn token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
     }
 
-    /// Id of the token that begins a text.
+    /// Id of BOS, the token that begins a text.
     pub fn bos_id(&self) -> Option<u32> {
         self.special.bos
     }
 
-    /// The token that begins a text, or an empty text.
+    /// BOS as text; empty if the tokenizer has none.
     pub fn bos_token(&self) -> String {
         self.bos_id().and_then(|id| self.token(id)).unwrap_or_default()
     }
 
-    /// Id of the token that ends a text.
+    /// Id of EOS, the token that ends a text.
     pub fn eos_id(&self) -> Option<u32> {
         self.special.eos
     }
 
-    /// Id that fills a batch behind a row's end: the declared one, else EOS, else 0. It never reaches a loss, so any valid id will do.
+    /// Id used for padding: the declared padding token, or else EOS, or else 0. Padding never reaches a loss, so any valid id will
+    /// do.
     pub fn pad_id(&self) -> u32 {
         self.special.pad.or(self.special.eos).unwrap_or(0)
     }
 
-    /// Id of the token that ends a turn of a conversation.
+    /// Id of the token that ends a turn, such as `<end_of_turn>`.
     pub fn end_of_turn_id(&self) -> Option<u32> {
         self.special.end_of_turn
     }
 
-    /// Ids at which a response ends: end of turn and EOS, those there are.
+    /// Ids that end a response: end of turn and EOS, as far as the tokenizer has them.
     pub fn stop_ids(&self) -> Vec<u32> {
         self.special.end_of_turn.into_iter().chain(self.special.eos).collect()
     }
 
-    /// BOS, EOS and the declared padding token, those there are, each once: the tokens that sparse autoencoders are not trained on.
+    /// BOS, EOS and the declared padding token, as far as the tokenizer has them, without duplicates: the tokens on which sparse
+    /// autoencoders are not trained.
     ///
-    /// These are the positions that Gemma Scope's training left out (arXiv 2408.05147). An end of turn is none of them.
+    /// Gemma Scope excluded exactly these from training (arXiv 2408.05147). The end of a turn is not among them.
     pub fn special_ids(&self) -> Vec<u32> {
         let SpecialIds { bos, eos, pad, .. } = self.special;
         let mut ids: Vec<u32> = Vec::with_capacity(3);
@@ -256,27 +259,27 @@ impl Tokenizer {
         ids
     }
 
-    /// The tokens declared special in `tokenizer.json` that stand in a text.
+    /// The special tokens of `tokenizer.json` that occur in a text.
     pub(crate) fn special_tokens_in(&self, text: &str) -> Vec<String> {
         let added = self.inner.get_added_tokens_decoder();
         let special = added.values().filter(|token| token.special && text.contains(&token.content));
         special.map(|token| token.content.clone()).collect()
     }
 
-    /// Whether texts begin with BOS: there is one, and the configuration doesn't say `"add_bos_token": false`.
+    /// Whether texts begin with BOS: if the tokenizer has one, and the configuration doesn't set `"add_bos_token": false`.
     pub fn adds_bos(&self) -> bool {
         self.special.bos.is_some() && self.config.get("add_bos_token") != Some(&Value::Bool(false))
     }
 
-    /// The model's own chat template, if it declares one.
+    /// The chat template of the configuration, if it has one.
     ///
     /// # Errors
-    /// A declared template that can't be used.
+    /// A template of unknown shape or with invalid Jinja.
     pub fn chat_template(&self) -> Result<Option<ChatTemplate>, TemplateError> {
         ChatTemplate::from_tokenizer_config(&Value::Object(self.config.clone()).to_string())
     }
 
-    /// Content hash (BLAKE3, hex) of all that decides which tokens come out. The chat template has its own.
+    /// Content hash (BLAKE3, hex) of everything that affects tokenisation. The chat template has its own hash.
     pub fn hash(&self) -> &str {
         &self.hash
     }

@@ -1,16 +1,16 @@
-//! Text as its tokens come.
+//! Streaming decoding.
 
 use super::{Tokenizer, TokenizerError};
 
-/// What a decoder writes for bytes that aren't, or aren't yet, a character.
+/// What decoders write for bytes that aren't (yet) a character.
 const REPLACEMENT: char = '\u{FFFD}';
 
-/// Decodes an answer while it is being generated. A character whose bytes are spread over several tokens comes once it is whole.
+/// Decodes an answer while it is being generated. A character spread over several tokens is returned once it is complete.
 #[derive(Debug)]
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
     ids: Vec<u32>,
-    /// Bytes of the text that were handed out.
+    /// Bytes of the text returned so far.
     told: usize,
 }
 
@@ -19,7 +19,7 @@ impl<'a> TextStream<'a> {
         Self { tokenizer, ids: Vec::new(), told: 0 }
     }
 
-    /// The text that a further token makes certain; it may be empty.
+    /// Adds a token and returns the text that is now complete, which may be empty.
     ///
     /// # Errors
     /// As [`Tokenizer::decode`].
@@ -30,7 +30,7 @@ impl<'a> TextStream<'a> {
         Ok(self.tell(&text[..certain]))
     }
 
-    /// What is left once no token follows.
+    /// Ends the stream and returns the remaining text.
     ///
     /// # Errors
     /// As [`Tokenizer::decode`].

@@ -33,7 +33,7 @@ fn special_tokens_have_gemmas_ids() {
 }
 
 #[test]
-fn texts_come_back_and_offsets_tell_where_tokens_were() {
+fn texts_round_trip_and_offsets_locate_tokens() {
     let tokenizer = small();
     for text in TEXTS.into_iter().chain([
         "",
@@ -83,7 +83,7 @@ fn training_is_deterministic() {
 }
 
 #[test]
-fn saved_and_loaded_it_is_the_same() {
+fn save_and_load_round_trip() {
     let folder = tempfile::tempdir().unwrap();
     let tokenizer = small();
     tokenizer.save(folder.path()).unwrap();
@@ -93,7 +93,7 @@ fn saved_and_loaded_it_is_the_same() {
     assert_eq!(loaded.encode(TEXTS[0]).unwrap(), tokenizer.encode(TEXTS[0]).unwrap());
     assert_eq!(loaded.chat_template().unwrap().unwrap().source(), PLAIN_SOURCE);
 
-    // Its own file takes a chat template's place, as in transformers.
+    // The separate file takes precedence, as in transformers.
     std::fs::write(folder.path().join("chat_template.jinja"), "other").unwrap();
     assert_eq!(
         Tokenizer::load(folder.path()).unwrap().chat_template().unwrap().unwrap().source(),
@@ -109,7 +109,7 @@ fn with_config(config: &str) -> Result<Tokenizer, TokenizerError> {
 }
 
 #[test]
-fn special_tokens_are_the_configurations_or_those_of_known_names() {
+fn special_tokens_come_from_the_configuration_or_known_names() {
     let cases = [
         ("{}", Some(2), Some(1), 0, true),
         (r#"{"bos_token": null}"#, None, Some(1), 0, false),
@@ -132,11 +132,11 @@ fn special_tokens_are_the_configurations_or_those_of_known_names() {
 }
 
 #[test]
-fn special_ids_are_those_that_autoencoders_never_saw() {
+fn special_ids_are_bos_eos_and_declared_padding() {
     let cases = [
         ("{}", &[2, 1, 0][..]),
         (r#"{"pad_token": "<eos>"}"#, &[2, 1]),
-        // A filler that nobody declared is no special token: id 0 may well be a word.
+        // Id 0, which pads where nothing is declared, may well be a word.
         (r#"{"pad_token": null}"#, &[2, 1]),
         (r#"{"bos_token": null, "eos_token": "<end_of_turn>"}"#, &[5, 0]),
     ];
@@ -173,9 +173,9 @@ fn limits_saved_with_a_tokenizer_are_ignored() {
     assert_eq!(tokenizer.hash(), with_config("{}").unwrap().hash());
 }
 
-/// Oracle: the whole text decoded at once.
+/// Oracle: the whole text decoded in one call.
 #[test]
-fn a_stream_tells_whole_characters_only() {
+fn a_stream_returns_whole_characters_only() {
     let tokenizer = Tokenizer::train_bpe(["plain words"], 280).unwrap();
     for text in ["plain", "naïve 東京 🗼!", "ends in half a tower", ""] {
         let mut ids = tokenizer.encode(text).unwrap().ids;
@@ -199,7 +199,7 @@ fn a_stream_tells_whole_characters_only() {
 proptest! {
     #![proptest_config(cases(300))]
     #[test]
-    fn any_text_comes_back(text in any::<String>()) {
+    fn any_text_round_trips(text in any::<String>()) {
         let tokenizer = SMALL.get_or_init(small);
         let Encoding { ids, offsets } = tokenizer.encode(&text).unwrap();
         prop_assert_eq!(tokenizer.decode(&ids, false).unwrap(), text.clone());
@@ -207,9 +207,9 @@ proptest! {
         prop_assert_eq!(offsets.last().map_or(0, |last| last.1), text.len());
     }
 
-    /// Oracle: all tokens decoded in one go.
+    /// Oracle: all tokens decoded in one call.
     #[test]
-    fn a_stream_tells_what_decoding_tells(ids in prop::collection::vec(0u32..291, 0..40)) {
+    fn a_stream_returns_what_decoding_returns(ids in prop::collection::vec(0u32..291, 0..40)) {
         let tokenizer = SMALL.get_or_init(small);
         let mut stream = tokenizer.text_stream();
         let told: Vec<String> = ids.iter().map(|&id| stream.push(id).unwrap()).collect();

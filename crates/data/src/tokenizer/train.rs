@@ -1,4 +1,4 @@
-//! Training a small tokenizer, for models that are made from nothing.
+//! Training a small tokenizer, for models trained from random weights.
 
 use super::{Tokenizer, TokenizerError};
 use crate::template::PLAIN;
@@ -14,7 +14,7 @@ use tokenizers::{
     TokenizerImpl,
 };
 
-/// Special tokens of a trained tokenizer; a token's place is its id. The first four are Gemma's.
+/// Special tokens of a trained tokenizer; the index is the id. The first four are the same as Gemma's.
 pub const SPECIAL_TOKENS: [&str; 6] =
     ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"];
 const BOS_ID: u32 = 2;
@@ -28,13 +28,13 @@ type ByteLevelBpe = TokenizerImpl<
 >;
 
 impl Tokenizer {
-    /// Trains a byte-level BPE tokenizer with [`SPECIAL_TOKENS`] and the chat template [`PLAIN`]. Every digit is a token of its own.
+    /// Trains a byte-level BPE tokenizer with [`SPECIAL_TOKENS`] and the chat template [`PLAIN`]. Every digit is a separate token.
     ///
-    /// The same texts and size give the same tokenizer to the byte. The vocabulary is smaller than asked for if the texts run out of
-    /// pairs to merge.
+    /// The same texts and size give the same tokenizer, byte for byte. The vocabulary is smaller than requested if the texts run
+    /// out of pairs to merge.
     ///
     /// # Errors
-    /// A size that has no room for the special tokens and the 256 bytes.
+    /// A size too small for the special tokens and the 256 bytes.
     pub fn train_bpe<'a>(
         texts: impl IntoIterator<Item = &'a str>,
         vocab_size: usize,
@@ -52,7 +52,7 @@ impl Tokenizer {
             .special_tokens(SPECIAL_TOKENS.map(|token| AddedToken::from(token, true)).to_vec())
             .build();
 
-        // Offsets are not trimmed: a space at the boundary between prompt and response belongs to the token that holds it.
+        // Offsets are not trimmed: a space at the boundary between prompt and response belongs to the token that contains it.
         let bytes = ByteLevel::new(false, false, true);
         let mut tokenizer = ByteLevelBpe::new(BPE::default());
         tokenizer
@@ -61,7 +61,7 @@ impl Tokenizer {
         let texts: Vec<&str> = texts.into_iter().collect();
         tokenizer.train(&mut trainer, texts.into_iter()).map_err(TokenizerError::Train)?;
 
-        // Only for other programs: this crate adds BOS itself.
+        // For other programs; this crate adds BOS itself.
         let begin = TemplateProcessing::builder()
             .try_single("<bos> $A")
             .and_then(|template| template.try_pair("<bos> $A <bos> $B"))
@@ -71,7 +71,7 @@ impl Tokenizer {
         tokenizer.with_post_processor(Some(begin));
 
         let Value::Object(config) = config() else {
-            unreachable!("it is written as an object below")
+            unreachable!("the literal below is an object")
         };
         Self::new(tokenizer.into(), config)
     }

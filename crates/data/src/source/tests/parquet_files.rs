@@ -1,4 +1,4 @@
-//! Parquet files, written here through Arrow.
+//! Reading Parquet files, written here with Arrow.
 
 use super::*;
 use ::parquet::arrow::ArrowWriter;
@@ -10,14 +10,14 @@ use arrow_schema::{DataType, Field, Fields};
 use std::sync::Arc;
 
 fn fields() -> Fields {
-    // The hub's files have the fields in this order.
+    // Files on the hub have the fields in this order.
     Fields::from(vec![
         Field::new("content", DataType::Utf8, true),
         Field::new("role", DataType::Utf8, true),
     ])
 }
 
-/// A list column; `None` is a null list.
+/// A column of message lists; `None` is a null list.
 fn lists(rows: &[Option<&[(&str, &str)]>]) -> ArrayRef {
     let mut builder = ListBuilder::new(StructBuilder::from_fields(fields(), 0));
     for row in rows {
@@ -48,7 +48,7 @@ fn parquet(columns: Vec<(&str, ArrayRef)>) -> Vec<u8> {
     bytes
 }
 
-/// Two rows in ultrafeedback_binarized's shape.
+/// Two rows with the schema of ultrafeedback_binarized.
 fn ultrafeedback() -> Vec<u8> {
     let chosen = lists(&[
         Some(&[("user", "q0"), ("assistant", "a0")]),
@@ -139,14 +139,14 @@ fn errors_say_what_is_wrong() {
     let conversation: &[(&str, &str)] = &[("user", "q"), ("assistant", "a")];
     #[rustfmt::skip]
     let cases: [(Vec<u8>, &str); 8] = [
-        (whole[..whole.len() / 2].to_vec(), "is not a whole Parquet file"),
-        (b"PAR1".to_vec(), "is not a whole Parquet file"),
+        (whole[..whole.len() / 2].to_vec(), "is not a complete Parquet file"),
+        (b"PAR1".to_vec(), "is not a complete Parquet file"),
         (parquet(vec![("question", two()), ("answer", two())]), "row 0 (counted from 0): needs `chosen` and `rejected`"),
         (parquet(vec![("question", two()), ("answer", two())]), "[question, answer]"),
-        (parquet(vec![("prompt", two()), ("chosen", numbers()), ("rejected", two())]), "column `chosen` must be a text or a list of messages, but is a column of the type Float64"),
+        (parquet(vec![("prompt", two()), ("chosen", numbers()), ("rejected", two())]), "column `chosen` must be a text or a list of messages, but is a column of type Float64"),
         (parquet(vec![("prompt", two()), ("chosen", texts(&[Some("a"), None])), ("rejected", two())]), "row 1 (counted from 0): column `chosen` must be a text or a list of messages, but is null"),
         (parquet(vec![("prompt", two()), ("chosen", lists(&[Some(conversation), None])), ("rejected", lists(&[Some(conversation), Some(conversation)]))]), "row 1 (counted from 0): column `chosen`"),
-        (parquet(vec![("prompt", texts(&[])), ("chosen", texts(&[])), ("rejected", texts(&[]))]), "holds no rows"),
+        (parquet(vec![("prompt", texts(&[])), ("chosen", texts(&[])), ("rejected", texts(&[]))]), "contains no rows"),
     ];
     for (bytes, expected) in cases {
         let (_folder, path) = file("data.parquet", bytes);
