@@ -142,7 +142,8 @@ fn section(settings: &impl Serialize) -> Result<String> {
     if let Some(fields) = section.as_object_mut() {
         // Runs made before the setting `rendering` existed had its default.
         fields.retain(|key, value| {
-            !MAY_CHANGE.contains(&key.as_str()) && !(key == "rendering" && value == "auto")
+            let as_before = key == "rendering" && value == "auto";
+            !as_before && !MAY_CHANGE.contains(&key.as_str())
         });
     }
     Ok(section.to_string())
