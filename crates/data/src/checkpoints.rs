@@ -161,7 +161,7 @@ mod tests {
         let failed = checkpoints
             .write(2, &2, |_| Err(in_path(Path::new("x"))(io::ErrorKind::StorageFull.into())));
         assert!(failed.is_err());
-        assert_eq!(checkpoints.all().unwrap(), [before.clone()]);
+        assert_eq!(checkpoints.all().unwrap(), std::slice::from_ref(&before));
         fs::write(before.join(STATE_FILE), "{").unwrap();
         let message = checkpoints.latest::<usize>().unwrap_err().to_string();
         assert!(message.contains("is damaged"), "{message}");
