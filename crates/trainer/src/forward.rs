@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use fpo_data::TokenBatch;
-use fpo_interp::reader::FeatureReader;
+use fpo_interp::reader::{FeatureReader, indices};
 use fpo_transformer::{ForwardOutput, Head, LanguageModel, Site, Tape};
 
 /// A batch on a device, with the positions that losses are about. n is the number of response tokens.
@@ -153,9 +153,4 @@ impl Forward {
     pub fn token_kl(&self, reference: &Self) -> Tensor<1> {
         self.head.kl(self.hidden.clone(), &reference.head, reference.hidden.clone())
     }
-}
-
-fn indices(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {
-    let count = values.len();
-    Tensor::from_data(TensorData::new(values, [count]), device)
 }

@@ -8,12 +8,13 @@ use burn::{
 };
 use fpo_config::{OptimizerKind, OptimizerSettings, Schedule};
 use fpo_data::{PairBatch, Pooling, TokenizedPair, TokenizedResponse};
-use fpo_device::check_precision;
+use fpo_interp::reader::FeatureReader;
 use fpo_losses::{PerResponse, feature_distance, fpo, mean_loss};
 use fpo_ops::{Activation, Encoder};
+use fpo_plan::check_precision;
 use fpo_sae::{Provenance, Sae, SaeTrainer, SaeTraining};
 use fpo_trainer::{
-    forward::{DeviceBatch, FeatureReader, Forward},
+    forward::{DeviceBatch, Forward},
     optim::{GradientMap, Optimizer},
 };
 use fpo_transformer::{LanguageModel, ModelConfig, Placement, Precision, Site, weights};
@@ -76,10 +77,11 @@ impl Step {
         let placement = Placement::new(device.clone().autodiff(), precision);
         let (policy, sae, batch) = (model(placement), sae(&device), batch());
         let device_batch = DeviceBatch::new(&batch.batch, &policy.device());
-        let reader = FeatureReader::new(&sae, Site::resid_post(1), Pooling::Predicting, vec![]);
+        let reader =
+            FeatureReader::new(Pooling::Predicting, vec![]).with(&sae, Site::resid_post(1));
         let forward = Forward::new(&policy, &batch.batch, &device_batch, Some(&reader));
-        let log_probs = PerResponse::split(forward.log_probs(&policy, &device_batch));
-        let pooled = forward.pooled.clone().unwrap();
+        let log_probs = PerResponse::split(device_batch.sum_by_row(forward.token_log_probs()));
+        let pooled = forward.pooled[0].clone();
         let reference = random(41, pooled.dims(), 0.5, &policy.device()).abs();
         let distance = PerResponse::split(feature_distance(pooled.clone(), reference, 9, None));
         let of_reference = log_probs.clone().map(|x| x.inner().autodiff() * 0.9);
@@ -150,7 +152,7 @@ fn an_embedding_table_in_parts() {
         let batch = batch();
         let device_batch = DeviceBatch::new(&batch.batch, &policy.device());
         let forward = Forward::new(&policy, &batch.batch, &device_batch, None);
-        let log_probs = forward.log_probs(&policy, &device_batch);
+        let log_probs = device_batch.sum_by_row(forward.token_log_probs());
         let gradients = GradientMap::of(&log_probs.clone().sum(), &policy, None);
         let mut of_table = Vec::new();
         for (path, gradient) in gradients.iter().filter(|(path, _)| path.contains("embed_tokens")) {
