@@ -1,0 +1,143 @@
+//! How settings resolve, and what is refused.
+
+use super::*;
+
+fn resolve(assignments: &[&str]) -> Result<Settings> {
+    let assignments: Vec<String> = assignments.iter().map(|s| s.to_string()).collect();
+    Settings::resolve("tiny", None, &assignments)
+}
+
+#[test]
+fn later_layers_win() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("mine.toml");
+    std::fs::write(&config, "seed = 7\n[align]\nmethod = \"dpo\"\nalpha = 0.25\n").unwrap();
+    let set = ["align.alpha=2".to_owned(), "data.train=x y.jsonl".to_owned()];
+    let settings = Settings::resolve("tiny", Some(&config), &set).unwrap();
+    assert_eq!(settings.seed, 7);
+    assert_eq!(settings.align.method, Method::DPO);
+    assert_eq!(settings.align.alpha, 2.0);
+    assert_eq!(settings.data.train.as_deref(), Some(Path::new("x y.jsonl")));
+    let again: Settings = toml::from_str(&settings.to_toml().unwrap()).unwrap();
+    assert_eq!(again, settings);
+}
+
+#[test]
+fn setting_a_key_creates_its_table() {
+    assert_eq!(resolve(&[]).unwrap().align.lora, None);
+    let set = ["align.lora.rank=4", "align.lora.target_modules=[\"q_proj\", \"v_proj\"]"];
+    let settings = resolve(&set).unwrap();
+    let lora = settings.align.lora.clone().unwrap();
+    assert_eq!((lora.rank, lora.alpha), (4, 32.0));
+    assert_eq!(lora.target_modules.to_string(), "q_proj, v_proj");
+    let again: Settings = toml::from_str(&settings.to_toml().unwrap()).unwrap();
+    assert_eq!(again, settings);
+    let all = resolve(&["sft.lora.target_modules=all-linear"]).unwrap().sft.lora.unwrap();
+    assert_eq!(all, LoraConfig::default());
+}
+
+#[test]
+fn methods_accept_their_names_in_trl() {
+    let settings = resolve(&["align.method=sigmoid_norm"]).unwrap();
+    assert_eq!(settings.align.method.name(), "sigmoid-norm");
+    let cdpo = resolve(&["align.method=cdpo", "align.label_smoothing=0.2"]).unwrap().align;
+    let robust = cdpo.for_method("robust".parse().unwrap());
+    assert_eq!(robust.options.label_smoothing, Some(0.2));
+    assert_eq!(cdpo.for_method(Method::DPO).options.label_smoothing, None);
+    for method in Method::all() {
+        cdpo.for_method(method).objective().check().unwrap();
+    }
+}
+
+/// Fingerprints of runs hash these keys in this order, with null for an option that isn't set.
+#[test]
+fn options_are_keys_of_the_alignment() {
+    let align = serde_json::to_value(resolve(&[]).unwrap().align).unwrap();
+    let keys: Vec<&str> = align.as_object().unwrap().keys().map(String::as_str).collect();
+    let options = [
+        "label_smoothing",
+        "discopop_tau",
+        "nll_weight",
+        "reward_shift",
+        "ada_rho",
+        "ada_tau",
+        "ld_alpha",
+        "use_weighting",
+    ];
+    assert_eq!(keys[..5], ["method", "beta", "alpha", "gamma", "stop_gradient"]);
+    assert_eq!(keys[5..13], options);
+    assert_eq!(keys[13..15], ["token_statistics", "k"]);
+    assert!(options.iter().all(|key| align[key].is_null()));
+}
+
+/// A saved `run.toml` is read directly, not as layers.
+#[test]
+fn an_unknown_key_in_a_saved_file_is_refused() {
+    let text = resolve(&["align.method=cdpo", "align.label_smoothing=0.2"]).unwrap();
+    let text = text.to_toml().unwrap();
+    assert!(toml::from_str::<Settings>(&text).is_ok());
+    let text = text.replace("label_smoothing", "label_smothing");
+    let error = toml::from_str::<Settings>(&text).unwrap_err();
+    assert!(error.to_string().contains("label_smothing"), "{error}");
+}
+
+#[test]
+fn every_recipe_resolves() {
+    for name in recipes::names() {
+        Settings::resolve(name, None, &[]).unwrap_or_else(|e| panic!("{name}: {e:#}"));
+    }
+}
+
+#[test]
+fn refused_settings_say_what_to_do() {
+    for (method, set, says) in [
+        ("cdpo", "align.label_smoothing=0.6", "label_smoothing = 0.6 must be from 0 to ½"),
+        ("robust", "align.label_smoothing=0.5", "below ½"),
+        ("exo-pair", "align.label_smoothing=0", "above 0"),
+        ("discopop", "align.discopop_tau=2", "at most 1"),
+        ("cpo", "align.nll_weight=-1", "at least 0"),
+        ("ada-dpo", "align.ada_rho=0.7", "below log 2"),
+        ("ada-dpo", "align.ada_tau=[2.0, 1.0]", "ascending"),
+        ("dpo", "align.ld_alpha=1.5", "from 0 to 1"),
+        ("dpo", "align.ld_alpha=nan", "from 0 to 1"),
+        ("dpo", "align.feature_weights=x.toml", "dpo doesn't use features"),
+        ("aot", "align.use_weighting=true", "aot has no use_weighting"),
+    ] {
+        let method = format!("align.method={method}");
+        let message = format!("{:#}", resolve(&[&method, set]).unwrap_err());
+        assert!(message.contains(says), "{set}: {message:?} does not say {says:?}");
+    }
+    for (set, says) in [
+        ("align.metod=dpo", "align.method"),
+        ("algin.method=dpo", "align.method"),
+        ("align=3", "is a table"),
+        ("align.method=ppo", "ppo"),
+        ("align.beta=-1", "beta = -1"),
+        ("align.beta=nan", "beta = NaN"),
+        ("align.label_smoothing=0.1", "fpo has no label_smoothing"),
+        ("align.label_smoothing=much", "label_smoothing: invalid type"),
+        ("align.ld_alpha=0.5", "choose one of dpo, cdpo"),
+        ("align.discopop_tau=0.05", "choose one of discopop"),
+        ("align.feature_selection=none", "except"),
+        ("align.more_sites=[{ site = \"resid_post:2\", sae = \"x\" }]", "repeats"),
+        ("align.more_sites=[{ site = \"resid_post:9\", sae = \"x\" }]", "resid_post:9"),
+        ("align.more_sites=[{ sight = \"resid_post:1\", sae = \"x\" }]", "sight"),
+        ("align.k=0", "align.k"),
+        ("align.k=100000", "align.k = 100000"),
+        ("data.hold_out=1.5", "[0, 1)"),
+        ("data.max_length=64", "after data.max_prompt_length = 64"),
+        ("data.max_prompt_length=0", "1 ≤ data.max_prompt_length"),
+        ("sae.site=resid_post:9", "resid_post:9"),
+        ("sae.training.target_l0=-3", "target_l0"),
+        ("sft.optimizer.learning_rate=0", "learning_rate"),
+        ("align.lora.rnk=4", "align.lora.rank"),
+        ("align.lora.rank=0", "align.lora: rank = 0"),
+        ("sft.lora.alpha=-1", "sft.lora: alpha = -1"),
+        ("align.lora.target_modules=[\"q\"]", "`q`"),
+        ("align.lora.target_modules=.*proj", "all-linear"),
+        ("nonsense", "KEY=VALUE"),
+    ] {
+        let message = format!("{:#}", resolve(&[set]).unwrap_err());
+        assert!(message.contains(says), "{set}: {message:?} does not say {says:?}");
+    }
+}
