@@ -111,14 +111,14 @@ impl Checkpoints {
         Ok(folder)
     }
 
-    /// Cuts the log to its length at a checkpoint, or creates it.
+    /// Cuts the log to its length at a checkpoint, or creates it. A log that a crash left shorter than that stays as it is.
     ///
     /// # Errors
     /// The file can't be written.
     pub fn truncate_metrics(&self, bytes: u64) -> Result<(), CheckpointError> {
         let path = self.metrics();
         let file = OpenOptions::new().create(true).write(true).truncate(false).open(&path);
-        file.and_then(|file| file.set_len(bytes)).map_err(in_path(&path))
+        file.and_then(|file| file.set_len(bytes.min(file.metadata()?.len()))).map_err(in_path(&path))
     }
 }
 
@@ -174,6 +174,8 @@ mod tests {
         checkpoints.truncate_metrics(0).unwrap();
         fs::write(checkpoints.metrics(), "one\ntwo\n").unwrap();
         checkpoints.truncate_metrics(4).unwrap();
+        assert_eq!(fs::read_to_string(checkpoints.metrics()).unwrap(), "one\n");
+        checkpoints.truncate_metrics(9).unwrap();
         assert_eq!(fs::read_to_string(checkpoints.metrics()).unwrap(), "one\n");
     }
 }

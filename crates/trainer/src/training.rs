@@ -177,7 +177,7 @@ impl<'a> Training<'a> {
             .with_context(|| format!("writing {}", path.display()))?;
         self.progress.advance(1, &format!("loss {loss:.4}"));
         if step.is_multiple_of(self.frame.checkpoint_every) && step < self.frame.total_steps {
-            let length = self.metrics.metadata();
+            let length = self.metrics.sync_data().and_then(|()| self.metrics.metadata());
             self.state.metrics_bytes =
                 length.with_context(|| format!("reading {}", path.display()))?.len();
             self.write_checkpoint()?;
