@@ -118,7 +118,8 @@ impl Checkpoints {
     pub fn truncate_metrics(&self, bytes: u64) -> Result<(), CheckpointError> {
         let path = self.metrics();
         let file = OpenOptions::new().create(true).write(true).truncate(false).open(&path);
-        file.and_then(|file| file.set_len(bytes.min(file.metadata()?.len()))).map_err(in_path(&path))
+        file.and_then(|file| file.set_len(bytes.min(file.metadata()?.len())))
+            .map_err(in_path(&path))
     }
 }
 
