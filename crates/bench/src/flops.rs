@@ -22,7 +22,7 @@ pub(crate) struct Products<'a> {
     pub response: usize,
     /// Only these adapters are trained, if set.
     pub lora: Option<&'a LoraConfig>,
-    /// A reference model runs a forward pass too, for the token-level KL.
+    /// A reference model is run beside the policy, for the token-level KL.
     pub second_model: bool,
     /// Features of the autoencoder that encodes the response positions, if any.
     pub d_sae: Option<usize>,
