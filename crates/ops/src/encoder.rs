@@ -58,7 +58,7 @@ impl Encoder {
 }
 
 /// An activation function. Each of them keeps some pre-activations z as they are and closes the others, that is, sets them to 0:
-/// [`Self::closed`] defines which. Thresholds are constants, and gradients reach z only where it is open.
+/// each says which. Thresholds are constants, and gradients reach z only where it is open.
 #[derive(Clone, Debug)]
 pub enum Activation {
     /// `z·1[z > θ]` (JumpReLU, arXiv 2407.14435).

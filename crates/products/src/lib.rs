@@ -6,7 +6,7 @@
 //! # Invariants
 //! * Knows no other crate of the workspace: tensors of Burn's GPU backends go in.
 //! * Without a feature that compiles a GPU backend in, the crate is empty.
-//! * A strategy that doesn't take a shape refuses it; [`check`] says whether one computes what it should.
+//! * A strategy that doesn't take a shape refuses it; the example with `--check` says whether one computes right.
 
 #![cfg(feature = "cube")]
 

@@ -3,7 +3,7 @@
 //! [`LanguageModel`] is built from a [`ModelConfig`]. What is particular to a family of models, such as Gemma-2, is in its
 //! [`Family`]: how its `config.json` is read and written, its constants, its published sizes. Whoever uses a model asks the
 //! model: [`LanguageModel::forward`] for hidden states and activations, [`LanguageModel::head`] for everything that takes the
-//! unembedding, [`generate`] for text.
+//! unembedding, [`generate()`] for text.
 //!
 //! # Invariants
 //! * Knows no sparse autoencoder, no loss and no data format: tokens go in, hidden states and the
