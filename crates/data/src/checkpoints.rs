@@ -1,12 +1,13 @@
 //! The checkpoints of one training: folders `step-00000100`, each whole or absent, beside a log with one JSON line per step.
 
 use std::{
-    fs::{self, OpenOptions},
-    io,
+    fs::{self, File, OpenOptions},
+    io::{self, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
 
 use crate::atomic::{self, AtomicError};
 
@@ -111,15 +112,59 @@ impl Checkpoints {
         Ok(folder)
     }
 
-    /// Cuts the log to its length at a checkpoint, or creates it. A log that a crash left shorter than that stays as it is.
+    /// Opens the log to append to it, cut to its length at a checkpoint, 0 at the start of a training. A log that a crash left
+    /// shorter than that stays as it is.
     ///
     /// # Errors
     /// The file can't be written.
-    pub fn truncate_metrics(&self, bytes: u64) -> Result<(), CheckpointError> {
+    pub fn open_log(&self, bytes: u64) -> Result<MetricsLog, CheckpointError> {
         let path = self.metrics();
-        let file = OpenOptions::new().create(true).write(true).truncate(false).open(&path);
-        file.and_then(|file| file.set_len(bytes.min(file.metadata()?.len())))
-            .map_err(in_path(&path))
+        let open = || {
+            // Not in append mode, in which Windows refuses to shorten a file.
+            let mut file =
+                OpenOptions::new().create(true).write(true).truncate(false).open(&path)?;
+            file.set_len(bytes.min(file.metadata()?.len()))?;
+            file.seek(SeekFrom::End(0))?;
+            Ok(file)
+        };
+        let file = open().map_err(in_path(&path))?;
+        Ok(MetricsLog { path, file })
+    }
+
+    /// Copies the log into the folder of a result.
+    ///
+    /// # Errors
+    /// A file that can't be read or written.
+    pub fn copy_log(&self, folder: &Path) -> Result<(), CheckpointError> {
+        let path = self.metrics();
+        fs::copy(&path, folder.join(METRICS_FILE)).map_err(in_path(&path))?;
+        Ok(())
+    }
+}
+
+/// The open log of a training.
+#[derive(Debug)]
+pub struct MetricsLog {
+    path: PathBuf,
+    file: File,
+}
+
+impl MetricsLog {
+    /// Appends the line of a step.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn write(&mut self, line: &Value) -> Result<(), CheckpointError> {
+        writeln!(self.file, "{line}").map_err(in_path(&self.path))
+    }
+
+    /// Its length in bytes, for a checkpoint: what it counts is on the disk before the checkpoint is.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn saved_bytes(&self) -> Result<u64, CheckpointError> {
+        let length = self.file.sync_data().and_then(|()| self.file.metadata());
+        Ok(length.map_err(in_path(&self.path))?.len())
     }
 }
 
@@ -172,11 +217,20 @@ mod tests {
     fn the_log_is_cut() {
         let folder = tempfile::tempdir().unwrap();
         let checkpoints = Checkpoints::new(folder.path());
-        checkpoints.truncate_metrics(0).unwrap();
-        fs::write(checkpoints.metrics(), "one\ntwo\n").unwrap();
-        checkpoints.truncate_metrics(4).unwrap();
-        assert_eq!(fs::read_to_string(checkpoints.metrics()).unwrap(), "one\n");
-        checkpoints.truncate_metrics(9).unwrap();
-        assert_eq!(fs::read_to_string(checkpoints.metrics()).unwrap(), "one\n");
+        let mut log = checkpoints.open_log(0).unwrap();
+        log.write(&Value::from(1)).unwrap();
+        let bytes = log.saved_bytes().unwrap();
+        log.write(&Value::from(2)).unwrap();
+        let text = || fs::read_to_string(checkpoints.metrics()).unwrap();
+        assert_eq!((text().as_str(), bytes), ("1\n2\n", 2));
+        let mut log = checkpoints.open_log(bytes).unwrap();
+        assert_eq!(text(), "1\n");
+        log.write(&Value::from(3)).unwrap();
+        assert_eq!(text(), "1\n3\n");
+        // Shorter than at the checkpoint.
+        checkpoints.open_log(9).unwrap();
+        assert_eq!(text(), "1\n3\n");
+        checkpoints.open_log(0).unwrap();
+        assert_eq!(text(), "");
     }
 }

@@ -1,11 +1,7 @@
 //! Training loop for one or more autoencoders, each at a site of its own, on one stream of activations. Resumes from checkpoints
 //! bit for bit.
 
-use std::{
-    fs::OpenOptions,
-    io::Write,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use burn::tensor::{Device, Tensor};
@@ -54,17 +50,14 @@ impl SaeTrainingRun<'_> {
     /// # Errors
     /// A device failure, a loss that isn't finite, unreadable activations, or files that can't be read or written.
     pub fn run(&self, store: &mut ActivationStore<'_>, device: &Device) -> Result<Vec<Sae>> {
-        let path = self.checkpoints.metrics();
-        let mut trainers = match self.checkpoints.latest()? {
-            Some((folder, state)) => self.restore(&folder, &state, store, device)?,
-            None => {
-                self.checkpoints.truncate_metrics(0)?;
-                self.begin(store, device)?
+        let (mut trainers, bytes) = match self.checkpoints.latest::<State>()? {
+            Some((folder, state)) => {
+                (self.restore(&folder, &state, store, device)?, state.metrics_bytes)
             }
+            None => (self.begin(store, device)?, 0),
         };
+        let mut log = self.checkpoints.open_log(bytes)?;
         let first = trainers.first().map_or(0, SaeTrainer::steps_done);
-        let context = || format!("writing {}", path.display());
-        let mut metrics = OpenOptions::new().append(true).open(&path).with_context(context)?;
         let reporter = store.source().reporter.clone();
         let mut progress = reporter.begin(self.stage, "steps", self.settings.steps, first);
         for step in first..self.settings.steps {
@@ -73,12 +66,11 @@ impl SaeTrainingRun<'_> {
                 self.step(step, &mut trainers, batch)
             })
             .with_context(|| format!("step {}", step + 1))?;
-            writeln!(metrics, "{line}").with_context(context)?;
+            log.write(&line)?;
             progress.advance(1, &shown);
             let done = step + 1;
             if done.is_multiple_of(self.checkpoint_every) && done < self.settings.steps {
-                let metrics_bytes = metrics.metadata().with_context(context)?.len();
-                let state = State { cursor: store.cursor(), metrics_bytes };
+                let state = State { cursor: store.cursor(), metrics_bytes: log.saved_bytes()? };
                 self.checkpoints.write(done, &state, |output| -> Result<()> {
                     for (index, trainer) in trainers.iter().enumerate() {
                         trainer.save(&file(output, index))?;
@@ -145,7 +137,6 @@ impl SaeTrainingRun<'_> {
         device: &Device,
     ) -> Result<Vec<SaeTrainer>> {
         store.seek(state.cursor);
-        self.checkpoints.truncate_metrics(state.metrics_bytes)?;
         let restore = |index| Ok(SaeTrainer::restore(self.settings, &file(folder, index), device)?);
         let trainers: Vec<SaeTrainer> =
             (0..self.sites.len()).map(restore).collect::<Result<_>>()?;

@@ -9,15 +9,11 @@
 //! let model = training.finish()?;
 //! ```
 
-use std::{
-    fs::{self, File, OpenOptions},
-    io::Write,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use fpo_config::OptimizerSettings;
-use fpo_data::checkpoints::{Checkpoints, METRICS_FILE};
+use fpo_data::checkpoints::{Checkpoints, MetricsLog};
 use fpo_device::progress::Progress;
 use fpo_transformer::{LanguageModel, Placement};
 use serde::{Deserialize, Serialize};
@@ -83,7 +79,7 @@ pub struct Training<'a> {
     optimizer: Optimizer,
     checkpoints: Checkpoints,
     last_checkpoint: Option<PathBuf>,
-    metrics: File,
+    log: MetricsLog,
     state: State,
     last_loss: f64,
     progress: Progress,
@@ -108,10 +104,7 @@ impl<'a> Training<'a> {
                 (model, state, Some(folder))
             }
         };
-        checkpoints.truncate_metrics(state.metrics_bytes)?;
-        let path = checkpoints.metrics();
-        let metrics = OpenOptions::new().append(true).open(&path);
-        let metrics = metrics.with_context(|| format!("opening {}", path.display()))?;
+        let log = checkpoints.open_log(state.metrics_bytes)?;
         let progress =
             workspace.reporter.begin(frame.stage, "steps", frame.total_steps, state.step);
         let (model, last_loss) = (Some(model), f64::NAN);
@@ -121,7 +114,7 @@ impl<'a> Training<'a> {
             optimizer,
             checkpoints,
             last_checkpoint,
-            metrics,
+            log,
             state,
             last_loss,
             progress,
@@ -172,14 +165,10 @@ impl<'a> Training<'a> {
             ("num_tokens".to_owned(), json!(self.state.tokens)),
         ]);
         line.extend(metrics);
-        let path = self.checkpoints.metrics();
-        writeln!(self.metrics, "{}", Value::Object(line))
-            .with_context(|| format!("writing {}", path.display()))?;
+        self.log.write(&Value::Object(line))?;
         self.progress.advance(1, &format!("loss {loss:.4}"));
         if step.is_multiple_of(self.frame.checkpoint_every) && step < self.frame.total_steps {
-            let length = self.metrics.sync_data().and_then(|()| self.metrics.metadata());
-            self.state.metrics_bytes =
-                length.with_context(|| format!("reading {}", path.display()))?.len();
+            self.state.metrics_bytes = self.log.saved_bytes()?;
             self.write_checkpoint()?;
         }
         Ok(())
@@ -204,9 +193,7 @@ impl<'a> Training<'a> {
     /// The disk's.
     pub fn finish(self) -> Result<LanguageModel> {
         self.progress.finish(&format!("loss {:.4}", self.last_loss));
-        let path = self.checkpoints.metrics();
-        fs::copy(&path, self.frame.workspace.output.join(METRICS_FILE))
-            .with_context(|| format!("copying {}", path.display()))?;
+        self.checkpoints.copy_log(&self.frame.workspace.output)?;
         self.model.context("a training whose last step failed")
     }
 }

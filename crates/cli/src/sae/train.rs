@@ -5,10 +5,7 @@ use std::{collections::BTreeSet, fs, num::NonZeroUsize, path::PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use fpo_config::SaeSettings;
-use fpo_data::{
-    Fingerprint, Rendering, atomic,
-    checkpoints::{Checkpoints, METRICS_FILE},
-};
+use fpo_data::{Fingerprint, Rendering, atomic, checkpoints::Checkpoints};
 use fpo_interp::{
     activations::{ActivationStore, StoreSettings, Stored},
     training::{SaeTrainingRun, quality},
@@ -166,9 +163,7 @@ impl Train {
                     quality.tokens
                 );
             }
-            fs::copy(checkpoints.metrics(), output.join(METRICS_FILE))
-                .context("copying the metrics")?;
-            Ok(())
+            Ok(checkpoints.copy_log(output)?)
         })?;
         fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))
     }

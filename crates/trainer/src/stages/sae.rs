@@ -1,9 +1,7 @@
 //! The sparse autoencoder: trained on activations of the reference model, or a file.
 
-use std::fs;
-
 use anyhow::{Context, Result};
-use fpo_data::checkpoints::{Checkpoints, METRICS_FILE};
+use fpo_data::checkpoints::Checkpoints;
 use fpo_interp::{
     activations::{ActivationStore, Source, StoreSettings},
     autoencoder::open,
@@ -111,8 +109,6 @@ fn train(
         checkpoint_every: run.settings.sae.checkpoint_every.get(),
     };
     let sae = training.run(store, &run.device)?.into_iter().next();
-    let metrics = checkpoints.metrics();
-    fs::copy(&metrics, workspace.output.join(METRICS_FILE))
-        .with_context(|| format!("copying {}", metrics.display()))?;
+    checkpoints.copy_log(&workspace.output)?;
     sae.context("a site gives one autoencoder")
 }
