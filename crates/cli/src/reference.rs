@@ -109,25 +109,19 @@ impl Reference {
     pub fn run(self) -> Result<()> {
         let placement = self.placement.open()?;
         let folder = ModelFolder::open(&self.model)?;
-        let features = match (&self.sae, self.site) {
+        let reader = match (&self.sae, self.site) {
             (Some(path), Some(site)) => {
                 let sae = folder.open_sae(path, site, &placement.device)?;
                 let reader = FeatureReader::new(self.pooling, folder.tokenizer.special_ids());
-                let mut bound = FeatureBinding {
-                    encoders: Vec::new(),
-                    pooling: self.pooling,
-                    top_n: self.top_n,
-                };
-                bound.push(&sae, site);
-                Some((reader.with(&sae, site), bound))
+                Some(reader.with(&sae, site))
             }
             _ => None,
         };
-        let (reader, bound) = features.unzip();
         let pairs = self.tokens.read_pairs(&folder, &self.data)?;
         let weights = hash_model(&self.model)?;
         let precision = self.placement.precision();
-        let bound = fingerprint(pairs.binding.clone(), weights, precision, bound.as_ref());
+        let features = reader.as_ref().map(|reader| FeatureBinding::new(reader, self.top_n));
+        let bound = fingerprint(pairs.binding.clone(), weights, precision, features.as_ref());
         let views = pairs.views();
         let shape = CacheShape {
             pairs: views.len(),

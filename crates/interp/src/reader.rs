@@ -38,6 +38,11 @@ impl FeatureReader {
         self.encoders.iter().map(|(_, site)| *site).collect()
     }
 
+    /// The positions over which features are averaged.
+    pub fn pooling(&self) -> Pooling {
+        self.pooling
+    }
+
     /// `d_sae` of each site.
     pub fn widths(&self) -> Vec<usize> {
         self.encoders().map(|encoder| encoder.d_sae()).collect()

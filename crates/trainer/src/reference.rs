@@ -11,7 +11,6 @@ use fpo_data::{
 };
 use fpo_device::progress::Progress;
 use fpo_interp::reader::FeatureReader;
-use fpo_sae::Sae;
 use fpo_transformer::{LanguageModel, Precision, Site};
 
 use crate::forward::{DeviceBatch, Forward};
@@ -36,20 +35,21 @@ pub mod item {
 pub const NONE: &str = "none";
 
 /// The features of a cache: which autoencoders read them where, and how many are kept.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct FeatureBinding {
     /// Hash of each encoder, with its site, in the order of the reader.
-    pub encoders: Vec<(String, Site)>,
+    encoders: Vec<(String, Site)>,
     /// Positions whose features are averaged.
-    pub pooling: Pooling,
+    pooling: Pooling,
     /// Features kept per response; all that are not zero if absent.
-    pub top_n: Option<NonZeroUsize>,
+    top_n: Option<NonZeroUsize>,
 }
 
 impl FeatureBinding {
-    /// Another autoencoder's features at a site.
-    pub fn push(&mut self, sae: &Sae, site: Site) {
-        self.encoders.push((fpo_sae::hash_encoder(&sae.encoder), site));
+    /// What `reader` reads. This hashes every encoder.
+    pub fn new(reader: &FeatureReader, top_n: Option<NonZeroUsize>) -> Self {
+        let hashes = reader.encoders().map(fpo_sae::hash_encoder);
+        Self { encoders: hashes.zip(reader.sites()).collect(), pooling: reader.pooling(), top_n }
     }
 }
 

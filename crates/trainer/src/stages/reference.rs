@@ -76,7 +76,8 @@ impl Caches {
 /// An autoencoder that doesn't fit the model, or a cache in `reference.path` that was made from other things.
 pub fn reference(run: &Run, prepared: &Prepared, sft: &Stage, sae: &Stage) -> Result<Caches> {
     let s = &run.settings;
-    let (reader, features) = feature_reader(run, prepared, sae)?;
+    let reader = feature_reader(run, prepared, sae)?;
+    let features = FeatureBinding::new(&reader, s.reference.top_n);
     let weights = hash_model(&sft.folder)?;
     let bound = Split::ALL.map(|split| {
         let tokens = split.pairs(prepared).binding();
@@ -149,23 +150,16 @@ fn fill(
     Ok(())
 }
 
-/// The reader of sparse features at all sites, which reference and policy share, and what a cache of its features is bound to.
-fn feature_reader(
-    run: &Run,
-    prepared: &Prepared,
-    sae: &Stage,
-) -> Result<(FeatureReader, FeatureBinding)> {
+/// The reader of sparse features at all sites, which reference and policy share.
+fn feature_reader(run: &Run, prepared: &Prepared, sae: &Stage) -> Result<FeatureReader> {
     let s = &run.settings;
-    let pooling = s.align.pooling;
-    let mut reader = FeatureReader::new(pooling, prepared.tokenizer.special_ids());
-    let mut bound = FeatureBinding { encoders: Vec::new(), pooling, top_n: s.reference.top_n };
+    let mut reader = FeatureReader::new(s.align.pooling, prepared.tokenizer.special_ids());
     let first = MoreSite { site: s.sae.site.clone(), sae: sae.folder.clone() };
     for MoreSite { site, sae } in std::iter::once(&first).chain(&s.align.more_sites) {
         let (loaded, site): (_, Site) = (fpo_sae::load(sae, &run.device)?, site.parse()?);
-        bound.push(&loaded, site);
         reader = reader.with(&loaded, site);
     }
     let (k, smallest) = (s.align.k, reader.widths().into_iter().min().unwrap_or(0));
     ensure!(k <= smallest, "align.k = {k} is more than the {smallest} features of the autoencoder");
-    Ok((reader, bound))
+    Ok(reader)
 }
