@@ -7,7 +7,7 @@ use clap::Args;
 use fpo_data::atomic;
 use fpo_transformer::{Placement, Precision, adapter, weights};
 
-use crate::loaded::Loaded;
+use crate::{loaded::Loaded, streams::out};
 
 /// Merges a LoRA adapter into its base model
 ///
@@ -44,7 +44,6 @@ impl Merge {
             weights::save_merged(&adapted, &self.model, folder)?;
             Ok(base.tokenizer.save(folder)?)
         })?;
-        println!("merged  {}", self.out.display());
-        Ok(())
+        out!("merged  {}", self.out.display())
     }
 }

@@ -11,6 +11,7 @@ pub mod facts;
 mod failure;
 mod guard;
 pub mod host;
+pub mod interrupt;
 mod list;
 pub mod progress;
 

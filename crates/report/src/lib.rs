@@ -42,8 +42,8 @@ pub struct Report {
     pub comparison: Option<ComparisonTable>,
     /// Training curves by stage.
     pub stages: Vec<StageCurves>,
-    /// Responses to the same prompts before and after alignment.
-    pub samples: Vec<Sample>,
+    /// Responses to the same prompts before and after alignment, in groups.
+    pub samples: Vec<SampleGroup>,
     /// SAE features whose mean activation changed most.
     pub features: Vec<FeatureMove>,
     /// The resolved settings, as saved with the run.
@@ -86,13 +86,24 @@ pub struct Series {
     pub points: Vec<(f64, f64)>,
 }
 
+/// Samples that were chosen in one way.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SampleGroup {
+    /// Heading.
+    pub title: String,
+    /// Which samples these are, out of how many, and how they were chosen.
+    pub choice: String,
+    /// The samples.
+    pub samples: Vec<Sample>,
+}
+
 /// A prompt with the responses of the model before and after alignment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
     /// Text of the prompt.
     pub prompt: String,
-    /// The correct response, if the task has one.
-    pub expected: Option<String>,
+    /// A response to compare with, and what it is: such as the right answer, or the chosen response.
+    pub other: Option<(String, String)>,
     /// Response before alignment.
     pub before: String,
     /// Response after alignment.

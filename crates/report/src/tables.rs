@@ -8,6 +8,8 @@ use crate::format::{Better, Unit, Verdict, number};
 
 /// Placeholder for a missing value.
 const MISSING: &str = "–";
+/// Columns of a terminal.
+const TERMINAL: usize = 80;
 
 /// One metric, before and after alignment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -78,12 +80,38 @@ pub enum Cell {
 }
 
 impl ComparisonTable {
-    /// The table for a terminal, without a trailing newline. The best number of a column is marked with a star.
+    /// The table for a terminal of 80 columns, in several parts if it is wider, without a trailing newline. What the stars mark is
+    /// said below.
     pub fn terminal(&self) -> String {
-        let names = self.columns.iter().map(|column| column.name.clone());
+        let mut parts = Vec::new();
+        let mut first = 0;
+        while first < self.columns.len() || parts.is_empty() {
+            let mut end = (first + 1).min(self.columns.len());
+            let mut part = self.part(first..end);
+            while end < self.columns.len() {
+                let wider = self.part(first..end + 1);
+                if widest(&wider) > TERMINAL {
+                    break;
+                }
+                (part, end) = (wider, end + 1);
+            }
+            parts.push(part);
+            first = end.max(first + 1);
+        }
+        let legend = self.legend("*");
+        parts
+            .into_iter()
+            .chain((!legend.is_empty()).then_some(legend))
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+
+    /// Some of the columns.
+    fn part(&self, columns: std::ops::Range<usize>) -> String {
+        let names = self.columns[columns.clone()].iter().map(|column| column.name.clone());
         let mut table = plain_table(std::iter::once("Method".to_owned()).chain(names));
         for (name, cells) in &self.rows {
-            let texts = self.columns.iter().enumerate().map(|(index, _)| {
+            let texts = columns.clone().map(|index| {
                 let (text, best) = self.cell(index, cells);
                 if best { format!("* {text}") } else { text }
             });
@@ -92,11 +120,27 @@ impl ComparisonTable {
         table.to_string()
     }
 
+    /// Which columns have a star, and for what; empty where none has.
+    fn legend(&self, star: &str) -> String {
+        let starred: Vec<String> = (0..self.columns.len())
+            .filter(|&index| self.best(index).is_some())
+            .map(|index| {
+                let Column { name, better, .. } = &self.columns[index];
+                let which = if *better == Better::Lower { "lowest" } else { "highest" };
+                format!("{which} {name}")
+            })
+            .collect();
+        match starred.is_empty() {
+            true => String::new(),
+            false => format!("{star} best: {}", starred.join(", ")),
+        }
+    }
+
     pub(super) fn html(&self) -> Markup {
         html! {
             div.scroll tabindex="0" role="region" aria-label="Comparison of methods" {
                 table {
-                    caption { "One row per method. The best value of a column is marked with a star." }
+                    caption { "One row per method. " (self.legend("★")) }
                     thead {
                         tr { th scope="col" { "Method" } @for column in &self.columns { th.number scope="col" { (column.name) } } }
                     }
@@ -150,6 +194,10 @@ impl ComparisonTable {
             Better::Neither => None,
         }
     }
+}
+
+fn widest(text: &str) -> usize {
+    text.lines().map(|line| line.chars().count()).max().unwrap_or(0)
 }
 
 /// Formats rows as a table for a terminal, without a trailing newline.

@@ -30,7 +30,8 @@ fn the_program_takes_every_command() {
             ["fpo", ref args @ ..] => args,
             _ => continue,
         };
-        let is_run = ["train", "compare"].contains(&args[0]) && !args.contains(&"--help");
+        let is_run = ["train", "compare"].contains(&args[0])
+            && !args.iter().any(|arg| arg.starts_with("--help"));
         // A run opens its device before it reads its settings, and this program may have been built for the CPU only.
         let args = args.iter().map(|arg| if is_run && *arg == "cuda" { "cpu" } else { arg });
         let output = Command::new(env!("CARGO_BIN_EXE_fpo-under-test"))

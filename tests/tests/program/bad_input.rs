@@ -112,6 +112,7 @@ fn a_diverging_run_stops_with_its_place() {
         "align.optimizer.warmup_steps=0",
         "--set",
         "align.checkpoint_every=1",
+        "--overwrite",
     ];
     let printed = fail(&[&train[..], &diverging].concat());
     for says in ["stage align", "step 2", "pair ids of the batch: [", "last good checkpoint: "] {

@@ -12,5 +12,8 @@ mod metrics;
 mod plan;
 mod reference;
 mod resume;
+mod run_folder;
 mod score;
+mod settings;
 mod shared_cache;
+mod streams;

@@ -11,7 +11,7 @@ use clap::Args;
 use fpo_data::atomic;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
-use crate::loaded::DeviceArg;
+use crate::{loaded::DeviceArg, streams};
 
 /// Rows per batch.
 const ROWS: usize = 4096;
@@ -31,13 +31,13 @@ pub struct Encode {
     #[arg(long, value_name = "PATH")]
     sae: PathBuf,
     /// The safetensors file with activations.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = streams::input)]
     input: PathBuf,
     /// The tensor to encode [default: all tensors in the file].
     #[arg(long, value_name = "NAME")]
     tensor: Option<String>,
     /// The safetensors file to write.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = streams::output)]
     out: PathBuf,
     /// Writes reconstructions of the activations instead of features.
     #[arg(long)]
@@ -55,6 +55,7 @@ struct Encoded {
 
 impl Encode {
     pub fn run(self) -> Result<()> {
+        streams::keep_apart(&self.out, &[&self.input, &self.sae])?;
         let device = self.device.open()?;
         let sae = fpo_sae::load(&self.sae, &device)?;
         let bytes = std::fs::read(&self.input)
@@ -80,7 +81,7 @@ impl Encode {
         }
         write(&self.out, &encoded)?;
         for Encoded { name, shape, .. } in &encoded {
-            println!("{name}  {shape:?}");
+            streams::report(&self.out, &format!("{name}  {shape:?}"))?;
         }
         Ok(())
     }

@@ -27,6 +27,9 @@ recipes!(
     "gemma-2-9b-fpo-lora",
 );
 
+/// The recipe that all others extend.
+pub(crate) const FIRST: &str = "tiny";
+
 /// Key that names the recipe whose settings apply unless overridden.
 const EXTENDS: &str = "extends";
 

@@ -3,7 +3,7 @@
 use anyhow::{Result, anyhow, bail};
 use toml::{Table, Value};
 
-use super::Settings;
+use super::{Settings, suggest};
 
 /// All dotted keys, of values and of tables.
 pub(super) fn known_keys(settings: &Settings) -> Result<Vec<String>> {
@@ -37,14 +37,7 @@ pub(super) fn merge(table: &mut Table, layer: Table, prefix: &str, known: &[Stri
         };
         if !known.contains(&key) {
             let leaf = first_leaf(&key, &value);
-            let nearest = known
-                .iter()
-                .map(|k| (strsim::jaro_winkler(k, &leaf), k))
-                .max_by(|a, b| a.0.total_cmp(&b.0));
-            match nearest {
-                Some((_, nearest)) => bail!("no setting `{leaf}`; did you mean `{nearest}`?"),
-                None => bail!("no setting `{leaf}`"),
-            }
+            bail!("no setting `{leaf}`{}", suggest::suffix(&leaf, known));
         }
         match (table.get_mut(&name), value) {
             (Some(Value::Table(below)), Value::Table(above)) => merge(below, above, &key, known)?,

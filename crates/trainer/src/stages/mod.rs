@@ -12,7 +12,9 @@ use std::{fmt, path::Path, str::FromStr};
 
 use anyhow::{Context, Result};
 use fpo_data::{Fingerprint, hash};
+use fpo_plan::work;
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
 
 use crate::run::{Run, Stage};
 
@@ -83,6 +85,11 @@ impl FromStr for StageName {
 /// # Errors
 /// Those of the stages.
 pub fn run(run: &Run, until: StageName) -> Result<Option<report::Finished>> {
+    run.settle(|| walk(run, StageName::Evaluate).map(drop))?;
+    walk(run, until)
+}
+
+fn walk(run: &Run, until: StageName) -> Result<Option<report::Finished>> {
     let Some(base) = Base::make(run, until)? else { return Ok(None) };
     if until < StageName::Align {
         return Ok(None);
@@ -117,6 +124,7 @@ impl Base {
     /// Those of the stages.
     pub fn make(run: &Run, until: StageName) -> Result<Option<Self>> {
         let prepared = prepare::prepare(run)?;
+        run.reporter.outline(&work(&run.settings, &prepared.counts())?);
         if until < StageName::Sft {
             return Ok(None);
         }
@@ -136,16 +144,27 @@ impl Base {
 /// Settings that change how a stage computes but not what, apart from rounding: an interrupted stage may resume with others.
 const MAY_CHANGE: [&str; 3] = ["micro_batch_size", "checkpoint_every", "checkpoint_activations"];
 
+/// Settings that didn't exist when older runs were made, with what held then, in JSON.
+const NEWER: [(&str, &str); 4] = [
+    ("rendering", "\"auto\""),
+    ("max_steps", "null"),
+    ("warmup_ratio", "null"),
+    ("betas", "[0.9,0.999]"),
+];
+
 /// A settings section as an item of a fingerprint.
 fn section(settings: &impl Serialize) -> Result<String> {
-    let mut section = serde_json::to_value(settings)?;
-    if let Some(fields) = section.as_object_mut() {
-        // Runs made before the setting `rendering` existed had its default.
+    fn prune(value: &mut Value) {
+        let Some(fields) = value.as_object_mut() else { return };
         fields.retain(|key, value| {
-            let as_before = key == "rendering" && value == "auto";
+            let as_before =
+                NEWER.iter().any(|(newer, then)| key == newer && value.to_string() == *then);
             !as_before && !MAY_CHANGE.contains(&key.as_str())
         });
+        fields.values_mut().for_each(prune);
     }
+    let mut section = serde_json::to_value(settings)?;
+    prune(&mut section);
     Ok(section.to_string())
 }
 
