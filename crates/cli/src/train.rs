@@ -1,6 +1,9 @@
 //! `fpo train`, and the arguments of commands that work in a run's folder.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Result;
 use clap::{
@@ -10,7 +13,7 @@ use clap::{
 use fpo_config::Settings;
 use fpo_report::terminal_table;
 use fpo_trainer::{
-    run::{Existing, Run},
+    run::{Existing, Run, timing},
     stages::{self, StageName},
 };
 
@@ -33,6 +36,7 @@ use crate::{
 ///   align/          the aligned model in Hugging Face's layout
 ///   evaluate/       metrics and responses on held-out data, before and after alignment
 ///   report.html     settings, curves, metrics, responses and the features that moved most
+///   timing.json     hardware, wall clock and tokens per second of each stage
 /// and a table of metrics is printed.
 ///
 /// Called again with the same folder, it continues: with the folder's own settings, on which --config and --set are
@@ -89,6 +93,7 @@ impl Train {
             out!("{}", terminal_table(&finished.table))?;
             out!("aligned model  {}", finished.model.display())?;
             out!("report         {}", finished.page.display())?;
+            out!("time           {}", timing(&run.folder))?;
         }
         Ok(())
     }
@@ -139,6 +144,24 @@ impl RunArgs {
         interrupt::continue_with(format!("fpo {command} --run {}{on}{more}", quoted(&folder)));
         Run::open(&folder, settings, device, existing, reporter())
     }
+}
+
+/// Such as `72 s: sft 20 s at 5100 tokens/s, align 30 s at 4800 tokens/s, …; on …`. Of stages made in earlier calls too.
+fn timing(folder: &Path) -> String {
+    let all = timing::read(folder);
+    let stages: Vec<String> = StageName::ALL
+        .iter()
+        .filter_map(|stage| {
+            let found = all.get(stage.folder())?;
+            let rate = found.tokens_per_second;
+            let rate = rate.map_or(String::new(), |rate| format!(" at {rate:.0} tokens/s"));
+            Some(format!("{stage} {:.0} s{rate}", found.seconds))
+        })
+        .collect();
+    let total: f64 = all.values().map(|stage| stage.seconds).sum();
+    let hardware: BTreeSet<&str> = all.values().map(|stage| stage.hardware.as_str()).collect();
+    let hardware: Vec<&str> = hardware.into_iter().collect();
+    format!("{total:.0} s: {}; on {}", stages.join(", "), hardware.join(" and "))
 }
 
 /// As a shell takes it.

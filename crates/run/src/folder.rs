@@ -12,7 +12,10 @@ use fpo_config::{Base, Settings};
 use fpo_data::{Fingerprint, atomic};
 use serde::{Deserialize, Serialize};
 
-use crate::discard::{ORDER, Stale};
+use crate::{
+    discard::{ORDER, Stale},
+    timing::TIMING_FILE,
+};
 
 /// The note in a finished stage's folder.
 pub(crate) const STAGE_FILE: &str = "stage.json";
@@ -20,7 +23,7 @@ pub(crate) const STAGE_FILE: &str = "stage.json";
 const SETTINGS_FILE: &str = "run.toml";
 const LOCK_FILE: &str = ".lock";
 /// Files that are written beside the stages.
-const FILES: [&str; 3] = [SETTINGS_FILE, "report.html", "compare.html"];
+const FILES: [&str; 4] = [SETTINGS_FILE, TIMING_FILE, "report.html", "compare.html"];
 
 /// What a stage was made from.
 #[derive(Serialize, Deserialize)]

@@ -11,24 +11,27 @@ mod discard;
 mod disk;
 mod folder;
 mod inputs;
+pub mod timing;
 
 use std::{
     cell::{Cell, RefCell},
     fs,
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use anyhow::{Context, Result};
 use burn::tensor::Device;
 use fpo_config::Settings;
 use fpo_data::{Fingerprint, atomic};
-use fpo_device::{guard, interrupt, progress::Reporter, sync};
+use fpo_device::{guard, hardware, interrupt, progress::Reporter, sync};
 use fpo_plan::{advice, check_precision};
 use fpo_transformer::Placement;
 
 pub use discard::Stale;
 pub use folder::saved_settings;
 use folder::{Folder, STAGE_FILE, read_fingerprint, write_fingerprint};
+use timing::StageTiming;
 
 /// What happens to work in the folder that was made from other settings or data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,17 +88,24 @@ pub struct Workspace {
     pub reporter: Reporter,
     /// What an error should say about where it happened.
     at: RefCell<Option<String>>,
+    /// Tokens that went through the model.
+    tokens: Cell<usize>,
 }
 
 impl Workspace {
     /// In folders that exist.
     pub fn new(output: PathBuf, checkpoints: PathBuf, reporter: Reporter) -> Self {
-        Self { output, checkpoints, reporter, at: RefCell::new(None) }
+        Self { output, checkpoints, reporter, at: RefCell::new(None), tokens: Cell::new(0) }
     }
 
     /// Notes how far the stage is, such as `step 12`: an error will say so, whatever fails.
     pub fn at(&self, place: String) {
         self.at.replace(Some(place));
+    }
+
+    /// Counts tokens that went through the model.
+    pub fn count_tokens(&self, tokens: usize) {
+        self.tokens.set(self.tokens.get() + tokens);
     }
 }
 
@@ -216,10 +226,13 @@ impl Run {
             return Err(interrupt::Interrupted.into());
         }
         let checkpoints = self.files.checkpoints(name, &fingerprint)?;
+        let begun = Instant::now();
+        let mut tokens = 0;
         atomic::replace_dir(&folder, |output| -> Result<()> {
             let reporter = self.reporter.clone();
             let workspace = Workspace::new(output.to_owned(), checkpoints.clone(), reporter);
             let done = guard(|| work(&workspace).and_then(|()| sync(&self.device)));
+            tokens = workspace.tokens.get();
             if let Some(refusal) = fpo_ops::take_product_refusal() {
                 self.reporter.warn(format!("slower matrix products: {refusal}"));
             }
@@ -234,6 +247,15 @@ impl Run {
         fs::remove_dir_all(&checkpoints)
             .with_context(|| format!("removing {}", checkpoints.display()))?;
         self.save_settings()?;
+        let seconds = begun.elapsed().as_secs_f64();
+        let tokens = (tokens > 0).then_some(tokens);
+        let timing = StageTiming {
+            hardware: hardware(&self.device),
+            seconds,
+            tokens,
+            tokens_per_second: tokens.map(|tokens| tokens as f64 / seconds),
+        };
+        timing::add(&self.folder, name, timing)?;
         Ok(stage)
     }
 

@@ -162,6 +162,7 @@ impl<'a> Training<'a> {
         self.last_loss = loss;
         self.state.step = step;
         self.state.tokens += tokens;
+        self.frame.workspace.count_tokens(tokens);
         let mut line = Map::from_iter([
             ("step".to_owned(), json!(step)),
             ("loss".to_owned(), json!(loss)),

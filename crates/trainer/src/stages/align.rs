@@ -7,7 +7,7 @@ use fpo_losses::Needs;
 use fpo_transformer::{LanguageModel, weights};
 use serde_json::json;
 
-use super::{Base, reference::Split};
+use super::{Base, StageName, card, reference::Split};
 use crate::{
     aligner::{Aligner, FeatureConstraint},
     alignment_step::step_gradients,
@@ -70,6 +70,7 @@ fn train(run: &Run, base: &Base, workspace: &Workspace) -> Result<()> {
     }
     let policy = training.finish()?;
     trained.finish(&policy, &workspace.output)?;
+    card::write(run, prepared, StageName::Align, &workspace.output, &[])?;
     Ok(prepared.tokenizer.save(&workspace.output)?)
 }
 

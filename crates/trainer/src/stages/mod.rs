@@ -1,6 +1,7 @@
 //! The stages of a run, each a file: prepare → sft → sae → reference → align → evaluate → report.
 
 pub mod align;
+pub mod card;
 pub mod evaluate;
 pub mod prepare;
 pub mod reference;
@@ -59,6 +60,16 @@ impl StageName {
             Self::Align => "align",
             Self::Evaluate => "evaluate",
             Self::Report => "report",
+        }
+    }
+}
+
+impl StageName {
+    /// The stage's folder in the run's.
+    pub const fn folder(self) -> &'static str {
+        match self {
+            Self::Prepare => "prepared",
+            other => other.name(),
         }
     }
 }

@@ -13,7 +13,7 @@ use fpo_report::{Chart, Report, Sample, SampleGroup, StageCurves, TableRow, rend
 use serde_json::{Map, Value};
 
 use super::{
-    Base,
+    Base, StageName, card,
     evaluate::{Answer, AnsweredPrompt, Evaluation},
 };
 use crate::run::{Run, Stage};
@@ -37,6 +37,7 @@ pub struct Finished {
 /// A metrics file that can't be read, or the disk's.
 pub fn report(run: &Run, base: &Base, align: &Stage, evaluation: &Evaluation) -> Result<Finished> {
     let table = table(&evaluation.before, &evaluation.after);
+    card::write(run, &base.prepared, StageName::Align, &align.folder, &table)?;
     let path = run.folder.join("report.html");
     write_page(&path, &render(&page(run, base, align, evaluation, table.clone())?))?;
     Ok(Finished { table, model: align.folder.clone(), page: path })
@@ -95,6 +96,7 @@ fn page(
         notes: vec![
             "SAE explained variance is 1 − E‖x − x̂‖² / (E‖x‖² − ‖E x‖²) on activations it was not trained on.".into(),
             "A feature's activation is averaged over the positions that predict a response, then over held-out responses.".into(),
+            "Hardware, wall clock and tokens per second are in timing.json beside this page, so that equal runs have equal pages.".into(),
         ],
     })
 }

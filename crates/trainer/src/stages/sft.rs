@@ -5,7 +5,7 @@ use fpo_data::{Epochs, SequenceBatch};
 use fpo_transformer::{Family, ModelConfig, Sizes};
 use serde_json::Map;
 
-use super::prepare::Prepared;
+use super::{StageName, card, prepare::Prepared};
 use crate::{
     forward::{DeviceBatch, Forward, Keep},
     optim::GradientMap,
@@ -78,6 +78,7 @@ fn train(run: &Run, prepared: &Prepared, workspace: &Workspace) -> Result<()> {
     }
     let model = training.finish()?;
     trained.finish(&model, &workspace.output)?;
+    card::write(run, prepared, StageName::Sft, &workspace.output, &[])?;
     Ok(prepared.tokenizer.save(&workspace.output)?)
 }
 
