@@ -54,7 +54,7 @@ pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
 pub fn message(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(|cause| cause.to_string()) {
-        if text.is_empty() {
+        if text.is_empty() || cause.starts_with(&text) {
             text = cause;
         } else if !text.contains(&cause) {
             text = format!("{text}: {cause}");

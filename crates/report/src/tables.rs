@@ -175,7 +175,7 @@ impl ComparisonTable {
         }
     }
 
-    /// The best number of a column; `None` without a better direction or with fewer than two numbers.
+    /// The best number of a column; `None` without a better direction with fewer than two numbers, or where all rows look the same.
     fn best(&self, index: usize) -> Option<f64> {
         let numbers: Vec<f64> = self
             .rows
@@ -185,7 +185,10 @@ impl ComparisonTable {
                 _ => None,
             })
             .collect();
-        if numbers.len() < 2 {
+        let unit = self.columns[index].unit;
+        let same = numbers.iter().all(|number| unit.format(*number) == unit.format(numbers[0]));
+        // Where all rows say the same, none is the best.
+        if numbers.len() < 2 || same && numbers.len() == self.rows.len() {
             return None;
         }
         match self.columns[index].better {
@@ -359,9 +362,35 @@ mod tests {
 │ DPO    ┆  * 61.2% ┆   0.300 nats ┆  0.1 │
 │ FPO    ┆  * 61.2% ┆ * 0.200 nats ┆ none │
 │ SimPO  ┆      n/a ┆            – ┆    – │
-└────────┴──────────┴──────────────┴──────┘";
+└────────┴──────────┴──────────────┴──────┘
+* best: highest win rate, lowest KL";
         assert_eq!(table.terminal(), expected);
-        assert_eq!(table.html().into_string().matches('★').count(), 3);
+        // Three values and the caption.
+        assert_eq!(table.html().into_string().matches('★').count(), 4);
+    }
+
+    #[test]
+    fn a_wide_comparison_is_cut_into_parts() {
+        let columns: Vec<Column> = (0..9)
+            .map(|i| Column {
+                name: format!("metric number {i}"),
+                unit: Unit::Plain,
+                better: Better::Higher,
+            })
+            .collect();
+        let cells = |value: f64| vec![Cell::Number(value); 9];
+        let rows = vec![("dpo".to_owned(), cells(0.5)), ("simpo-kl".to_owned(), cells(0.25))];
+        let text = ComparisonTable { columns: columns.clone(), rows }.terminal();
+        assert!(widest(text.rsplit_once('\n').unwrap().0) <= 80, "{text}");
+        for column in &columns {
+            assert_eq!(text.matches(&format!(" {} ", column.name)).count(), 1, "{text}");
+        }
+        let parts = text.matches("Method").count();
+        assert!(parts > 1 && text.matches("simpo-kl").count() == parts, "{text}");
+        assert_eq!(text.matches("* 0.5").count(), 9, "{text}");
+        // Nothing is better than anything else.
+        let rows = vec![("dpo".to_owned(), cells(0.5)), ("fpo".to_owned(), cells(0.5))];
+        assert!(!ComparisonTable { columns, rows }.terminal().contains('*'));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use fpo_report::{ComparisonTable, Report, render};
 
 use crate::{
     run::{Run, Stale},
-    stages::{Base, StageName, align::align, evaluate::evaluate, report::write_page},
+    stages::{Base, StageName, align::align, evaluate::evaluate, report::write_page, walk},
 };
 
 /// Aligns with each method and measures it, into folders below the run's. The table (the paper's table 2, small) and the page
@@ -19,7 +19,7 @@ use crate::{
 /// # Errors
 /// Those of the stages.
 pub fn compare(run: &Run, methods: &[Method]) -> Result<(ComparisonTable, PathBuf)> {
-    run.settle(|| Base::make(run, StageName::Report).map(drop))?;
+    run.settle(|| walk(run, StageName::Evaluate).map(drop))?;
     let base = Base::make(run, StageName::Report)?.context("every stage was asked for")?;
     let mut rows = Vec::new();
     for &method in methods {

@@ -3,6 +3,7 @@
 //! The oracle is the program: it ends with status 2 on a command line that it doesn't understand.
 
 mod commands;
+mod docker;
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -26,7 +27,7 @@ fn the_program_takes_every_command() {
             ["cargo", "xtask", "fpo", "--", ref args @ ..] => args,
             ["cargo", "xtask", ref args @ ..] => args,
             // A name, not a command.
-            ["fpo", _] | ["fpo", "sae" | "features" | "bench", _] => continue,
+            ["fpo", _] | ["fpo", "sae" | "features" | "bench" | "data", _] => continue,
             ["fpo", ref args @ ..] => args,
             _ => continue,
         };

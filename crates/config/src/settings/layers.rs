@@ -70,7 +70,7 @@ fn first_leaf(key: &str, value: &Value) -> String {
 pub(super) fn parse_assignment(text: &str) -> Result<Table> {
     let (key, value) = text
         .split_once('=')
-        .ok_or_else(|| anyhow!("--set {text}: expected KEY=VALUE, such as align.method=dpo"))?;
+        .ok_or_else(|| anyhow!("expected KEY=VALUE, such as align.method=dpo"))?;
     let parsed: Result<Table, _> = toml::from_str(&format!("value = {value}"));
     let mut value = match parsed {
         Ok(mut table) if table.len() == 1 => {
@@ -83,6 +83,6 @@ pub(super) fn parse_assignment(text: &str) -> Result<Table> {
     }
     match value {
         Value::Table(table) => Ok(table),
-        _ => bail!("--set {text}: the key is missing"),
+        _ => bail!("the key is missing"),
     }
 }

@@ -100,7 +100,8 @@ pub fn run(run: &Run, until: StageName) -> Result<Option<report::Finished>> {
     walk(run, until)
 }
 
-fn walk(run: &Run, until: StageName) -> Result<Option<report::Finished>> {
+/// The stages one after the other.
+pub(crate) fn walk(run: &Run, until: StageName) -> Result<Option<report::Finished>> {
     let Some(base) = Base::make(run, until)? else { return Ok(None) };
     if until < StageName::Align {
         return Ok(None);
