@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Tensor};
 use fpo_ops::{Activation, AdamW, AttentionOptions, Encoder, TextStarts};
 
-use crate::support::{close, devices, indices, random, tolerance, values};
+use crate::support::{TOLERANCE, close, devices, indices, random, tolerance, values};
 
 /// Runs `f` on both devices on the same inputs, weighs the output with the same numbers, and compares it and every gradient.
 fn same<const N: usize, const D: usize, const O: usize>(
@@ -204,20 +204,37 @@ fn pooled_features() {
     }
 }
 
+/// One element, fewer than a cube, more than one, no multiple of what a unit does; in two dimensions; and a state that someone
+/// else still holds, which has to stay as it was.
 #[test]
 fn adamw() {
     let Some(devices) = devices() else { return };
     let options =
-        AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, grad_scale: 1.0 };
-    let [expected, found] = devices.map(|device| {
-        let new = |seed| random(seed, [1, 500], 1.0, &device).squeeze_dim::<1>(0);
-        let (mut w, mut m, mut v) = (new(1), new(2), new(3).abs());
-        for step in 1..=3 {
-            (w, m, v) = fpo_ops::adamw_step(w, new(4), m, v, step, &options);
+        AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, grad_scale: 0.5 };
+    for shape in [[1, 1], [1, 500], [3, 1001], [70, 70]] {
+        let [expected, found] = devices.clone().map(|device| {
+            let new = |seed| random(seed, shape, 1.0, &device);
+            let (mut w, mut m, mut v) = (new(1), new(2), new(3).abs());
+            let held = [w.clone(), m.clone(), v.clone()];
+            for step in 1..=3 {
+                (w, m, v) = fpo_ops::adamw_step(w, new(4), m, v, step, &options);
+            }
+            [w, m, v].into_iter().chain(held).map(|x| values(&x)).collect::<Vec<_>>()
+        });
+        for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            close(&format!("adamw of {shape:?}, state {i}"), found, expected, TOLERANCE);
         }
-        [w, m, v].map(|x| values(&x))
-    });
-    for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
-        close(&format!("adamw, state {i}"), found, expected, tolerance());
+    }
+}
+
+#[test]
+fn sums_of_squares() {
+    let Some(devices) = devices() else { return };
+    for count in [1, 255, 70_000, 200_001] {
+        let [expected, found] = devices.clone().map(|device| {
+            let x = random(1, [1, count], 1.0, &device).squeeze_dim::<1>(0);
+            vec![values(&fpo_ops::sums_of_squares(x)).iter().sum::<f64>()]
+        });
+        close(&format!("squares of {count}"), &found, &expected, TOLERANCE);
     }
 }
