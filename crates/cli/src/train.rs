@@ -14,7 +14,7 @@ use fpo_trainer::{
 };
 
 use crate::{
-    loaded::{DeviceArg, SettingsArgs},
+    loaded::{DeviceArg, SettingsArgs, note_left_out},
     terminal::reporter,
 };
 
@@ -79,6 +79,9 @@ impl RunArgs {
     pub fn open(self) -> Result<Run> {
         let device = self.device.open()?;
         let settings = self.settings.resolve()?;
+        if let Some(model) = settings.model.path.as_deref().filter(|path| path.is_dir()) {
+            note_left_out(model)?;
+        }
         let folder =
             self.folder.unwrap_or_else(|| PathBuf::from("runs").join(self.settings.recipe));
         Run::open(&folder, settings, device, self.resume, reporter())

@@ -48,7 +48,7 @@ mod cube;
 mod encoder;
 #[cfg(feature = "flex")]
 mod flex;
-mod geglu;
+mod gated;
 mod graph;
 mod jump_relu;
 mod kl;
@@ -72,14 +72,14 @@ mod testing;
 pub use adamw::{AdamW, adamw_step};
 pub use attention::{AttentionOptions, TextStarts, causal_attention, packed_attention};
 pub use encoder::{Activation, Encoder};
-pub use geglu::geglu;
+pub use gated::{geglu, swiglu};
 pub use jump_relu::{heaviside, jump_relu};
 pub use kl::linear_kl;
 pub use largest::largest_tensor;
 pub use linear::{linear, linear_bf16};
 pub use log_probs::linear_log_probs;
 pub use pooled::pooled_features;
-pub use rms_norm::{at_least_f32, rms_norm};
+pub use rms_norm::{Gain, at_least_f32, rms_norm};
 pub use rotary::rotary;
 pub use rows::Rows;
 pub use softcap::softcap;
@@ -101,7 +101,7 @@ pub mod definition {
     pub use crate::attention::{
         definition as causal_attention, packed_definition as packed_attention,
     };
-    pub use crate::geglu::definition as geglu;
+    pub use crate::gated::{definition as geglu, swiglu_definition as swiglu};
     pub use crate::jump_relu::{
         heaviside_definition as heaviside, jump_relu_definition as jump_relu,
     };

@@ -21,7 +21,7 @@ pub struct Cache {
 impl Cache {
     /// The cache of a run with these settings.
     pub fn of(settings: &Settings) -> Self {
-        let more = settings.align.more_sites.iter().map(|site| width(&site.sae));
+        let more = settings.align.more_sites.iter().map(|site| width(&site.sae, &settings.model));
         let all = d_sae(settings) + more.sum::<usize>();
         let data = &settings.data;
         Self {

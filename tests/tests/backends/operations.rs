@@ -1,7 +1,7 @@
 //! Each operation, forward and backward.
 
 use burn::tensor::{Device, Tensor};
-use fpo_ops::{Activation, AdamW, AttentionOptions, Encoder, TextStarts};
+use fpo_ops::{Activation, AdamW, AttentionOptions, Encoder, Gain, TextStarts};
 
 use crate::support::{TOLERANCE, close, devices, indices, random, tolerance, values};
 
@@ -38,6 +38,7 @@ fn pointwise_and_rowwise() {
     for shape in [[1, 3], [5, 16], [33, 130]] {
         let row = [1, shape[1]];
         same("geglu", [shape, shape], |[gate, up], _| fpo_ops::geglu(gate, up));
+        same("swiglu", [shape, shape], |[gate, up], _| fpo_ops::swiglu(gate, up));
         same("softcap", [shape], |[x], _| fpo_ops::softcap(x, 2.0));
         same("jump_relu", [shape, row], |[z, theta], _| {
             fpo_ops::jump_relu(z, theta.squeeze_dim::<1>(0).abs(), 0.5)
@@ -55,9 +56,12 @@ fn pointwise_and_rowwise() {
 /// more than one dimension of the grid holds.
 #[test]
 fn rms_norm() {
-    let norm = |x, w: Tensor<2>| fpo_ops::rms_norm(x, w.squeeze_dim(0), 1e-6);
+    let norm = |x, w: Tensor<2>| fpo_ops::rms_norm(x, w.squeeze_dim(0), Gain::OnePlusWeight, 1e-6);
     for shape in [[1, 1], [1, 3], [5, 16], [33, 130], [9, 1025], [130, 260], [262_147, 2]] {
         same(&format!("rms_norm of {shape:?}"), [shape, [1, shape[1]]], |[x, w], _| norm(x, w));
+        same(&format!("rms_norm of {shape:?}, plain"), [shape, [1, shape[1]]], |[x, w], _| {
+            fpo_ops::rms_norm(x, w.squeeze_dim(0), Gain::Weight, 1e-6)
+        });
     }
     same("rms_norm of columns", [[40, 7], [1, 40]], |[x, w], _| norm(x.transpose(), w));
     same("rms_norm of half the rows", [[12, 40], [1, 40]], |[x, w], _| norm(x.narrow(0, 5, 6), w));
@@ -66,7 +70,7 @@ fn rms_norm() {
     });
     same("rms_norm of three dimensions", [[12, 40], [1, 10]], |[x, w], _| {
         let x = x.reshape([3, 4, 4, 10]).swap_dims(0, 2);
-        let output = fpo_ops::rms_norm(x, w.squeeze_dim::<1>(0), 1e-6);
+        let output = fpo_ops::rms_norm(x, w.squeeze_dim::<1>(0), Gain::OnePlusWeight, 1e-6);
         output.reshape([12, 40])
     });
 }

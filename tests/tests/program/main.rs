@@ -10,6 +10,7 @@ mod generate;
 mod lora;
 mod metrics;
 mod plan;
+mod real_model;
 mod reference;
 mod resume;
 mod score;

@@ -154,6 +154,12 @@ impl PairStore {
         indices.iter().map(|&index| self.get(index)).collect()
     }
 
+    /// The largest token id of all pairs: what a model's table of embeddings must hold.
+    pub fn largest_token(&self) -> Option<u32> {
+        let pairs = self.iter().flat_map(|pair| [pair.chosen, pair.rejected]);
+        pairs.flat_map(|response| response.tokens).max().copied()
+    }
+
     /// Length of the longer row of each pair, prompt included, as [`crate::Batches::shuffled`] takes it. `[pairs]`
     pub fn lengths(&self) -> Vec<usize> {
         self.iter().map(|pair| pair.longest()).collect()
@@ -220,6 +226,11 @@ impl SequenceStore {
     /// An index not below [`Self::len`].
     pub fn views(&self, indices: &[usize]) -> Result<Vec<ExampleView<'_>>, StoreError> {
         indices.iter().map(|&index| self.get(index)).collect()
+    }
+
+    /// The largest token id of all examples: what a model's table of embeddings must hold.
+    pub fn largest_token(&self) -> Option<u32> {
+        self.iter().flat_map(|example| example.response.tokens).max().copied()
     }
 
     /// Length of each example, as [`crate::Batches::shuffled`] takes it. `[examples]`

@@ -159,7 +159,7 @@ fn answer(
         max_new_tokens: s.max_new_tokens,
         temperature: s.temperature,
         seed: run.settings.seed,
-        stop_tokens: tokenizer.stop_ids(),
+        stop_tokens: [tokenizer.stop_ids(), model.config().eos_token_ids.clone()].concat(),
         ..GenerationOptions::default()
     };
     let (mut answers, mut texts) = (Vec::new(), Vec::with_capacity(prompts.len()));

@@ -54,6 +54,14 @@ pub struct Prepared {
     pub train_summary: PrepareSummary,
 }
 
+impl Prepared {
+    /// The largest token id of pairs and examples.
+    pub(super) fn largest_token(&self) -> Option<u32> {
+        let pairs = self.train.largest_token().max(self.held_out.largest_token());
+        pairs.max(self.sft.largest_token())
+    }
+}
+
 /// Pairs, examples and prompts before tokenisation.
 struct Raw {
     sft: Vec<SftExample>,
