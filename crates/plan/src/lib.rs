@@ -140,8 +140,12 @@ fn kept_by_block(c: &ModelConfig, precision: Precision) -> u64 {
     BYTES * norms + precision.factor_bytes() as u64 * factors
 }
 
-/// Number of features: that of the autoencoder to train, or the one that the path of a given autoencoder names.
+/// Number of features: that of the autoencoder to train, or the one that the path of a given autoencoder names; 0 in a run that uses
+/// no features.
 fn d_sae(settings: &Settings) -> usize {
+    if !settings.features() {
+        return 0;
+    }
     settings.sae.path.as_deref().map_or(settings.sae.training.d_sae, width)
 }
 

@@ -100,6 +100,87 @@ fn without_a_template() {
     assert!(error.to_string().contains("chat_template.jinja"), "{error}");
 }
 
+/// A long prompt loses content, and keeps what the template writes around it. Oracle: the template itself, on the content that is left.
+#[test]
+fn a_long_prompt_keeps_its_frame() {
+    let tokenizer = tokenizer();
+    let chat = TemplateChoice::Chat(ChatTemplate::plain("<bos>").unwrap());
+    let message =
+        |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+    let user = |content: &str| message("user", content);
+    let model = |content: &str| message("assistant", content);
+    let of = |messages: &[Message]| Prompt::Messages(messages.to_vec());
+    let whole = |messages: &[Message]| chat.prompt_text(&of(messages)).unwrap();
+    let system = message("system", "qrstuvwx");
+    // (prompt, what is left of it)
+    let mut cases = vec![
+        (text("abcdefgh"), vec![user("fgh")]),
+        (text("  abcdefgh "), vec![user("fgh")]),
+        (of(&[user("abcdefgh")]), vec![user("fgh")]),
+        // The text of the frame inside the content.
+        (of(&[user("user\nuser\n")]), vec![user("r\n")]),
+        (of(&[user("abc"), model("def"), user("ghi")]), vec![user(""), model("ef"), user("ghi")]),
+        (of(&[user("abc"), model("def"), user("ghi")]), vec![user("ghi")]),
+        (of(&[user("abc"), model("def"), user("ghi")]), vec![user("hi")]),
+        (
+            of(&[user("a"), model("b"), user("c"), model("d"), user("efg")]),
+            vec![user("c"), model("d"), user("efg")],
+        ),
+        (
+            of(&[system.clone(), user("ab"), model("cd"), user("ef")]),
+            vec![system.clone(), user("f")],
+        ),
+        (of(&[system.clone(), user("ef")]), vec![message("system", "stuvwx"), user("")]),
+    ];
+    // The same as texts that carry the template already.
+    let templated: Vec<_> = cases
+        .iter()
+        .filter_map(|(prompt, left)| match prompt {
+            Prompt::Messages(messages) if messages[0].role == "user" => {
+                Some((text(&whole(messages)), left.clone()))
+            }
+            _ => None,
+        })
+        .collect();
+    cases.extend(templated);
+    for (prompt, left) in cases {
+        let expected = tokenizer.encode(&whole(&left)).unwrap().ids;
+        let limits = Truncation { max_length: 1000, max_prompt_length: Some(expected.len()) };
+        let preparer = Preparer::new(&tokenizer, &chat, Rendering::Auto, limits).unwrap();
+        let decode = |ids: &[u32]| tokenizer.decode(ids, false).unwrap();
+        let alone = preparer.tokenize_prompt(&prompt).unwrap();
+        assert_eq!(decode(&alone), decode(&expected), "{prompt:?}");
+        let (pairs, summary) = preparer.prepare_pairs(&[pair(prompt, "Yes")]).unwrap();
+        for row in [&pairs[0].chosen, &pairs[0].rejected] {
+            assert_eq!(decode(&row.tokens[..row.prompt_len]), decode(&expected));
+        }
+        assert_eq!((summary.clipped_prompts, summary.clipped_responses), (1, 0));
+    }
+    // No room for the frame: nothing is left to ask.
+    let limits = Truncation { max_length: 1000, max_prompt_length: Some(4) };
+    let preparer = Preparer::new(&tokenizer, &chat, Rendering::Auto, limits).unwrap();
+    assert_eq!(preparer.tokenize_pair(&pair(text("Hi"), "Yes")).unwrap(), None);
+}
+
+#[test]
+fn a_long_dialogue_keeps_its_speakers() {
+    let tokenizer = tokenizer();
+    let message =
+        |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+    let turns = ["user", "assistant", "user"].map(|role| message(role, "abcdef"));
+    for left in [
+        "<bos>\n\nHuman: cdef\n\nAssistant: abcdef\n\nHuman: abcdef\n\nAssistant: ",
+        "<bos>\n\nHuman: bcdef\n\nAssistant: ",
+    ] {
+        let expected = tokenizer.encode(left).unwrap().ids;
+        let limits = Truncation { max_length: 1000, max_prompt_length: Some(expected.len()) };
+        let preparer =
+            Preparer::new(&tokenizer, &TemplateChoice::None, Rendering::Auto, limits).unwrap();
+        let found = preparer.tokenize_prompt(&Prompt::Messages(turns.to_vec())).unwrap();
+        assert_eq!(tokenizer.decode(&found, false).unwrap(), left);
+    }
+}
+
 #[test]
 fn names_round_trip() {
     for (name, rendering) in RENDERINGS {
