@@ -2,6 +2,7 @@
 
 use super::{Renderer, Way};
 use crate::source::{Message, Prompt};
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// How a prompt can be made shorter.
@@ -27,13 +28,14 @@ impl Renderer<'_> {
         let found = match (prompt, self.through(prompt)) {
             (Prompt::Text(_), Err(Way::AlreadyTemplated)) => self.cuts_of_templated(text),
             (Prompt::Text(_), Err(_)) => None,
-            _ => self.cuts_of_messages(&prompt.to_messages(), text),
+            _ => self.cuts_of_messages(prompt, text),
         };
         found.unwrap_or_else(|| Cuts::anywhere(text))
     }
 
-    fn cuts_of_messages(&self, messages: &[Message], text: &str) -> Option<Cuts> {
-        let frames = self.frames(messages)?;
+    fn cuts_of_messages(&self, prompt: &Prompt, text: &str) -> Option<Cuts> {
+        let messages = prompt.to_messages();
+        let frames = self.frames(prompt)?;
         let mut contents = Vec::with_capacity(messages.len());
         let mut at = 0;
         for (message, around) in messages.iter().zip(frames.windows(2)) {
@@ -43,17 +45,20 @@ impl Renderer<'_> {
                 rest.is_some_and(|rest| rest.starts_with(&around[1]))
             };
             // Templates write content as it is, or trimmed.
-            let content = message.content.as_str();
-            let content = [content, content.trim()].into_iter().find(follows)?;
+            let content = content(message);
+            let content = [&*content, content.trim()].into_iter().find(follows)?;
             contents.push(at..at + content.len());
             at += content.len();
         }
-        let mut users = (0..messages.len()).filter(|&i| messages[i].role == "user");
+        let mut users = (0..messages.len()).filter(|&i| role(&messages[i]) == "user");
         let (first, second) = (users.next().unwrap_or(0), users.next());
         Some(match second {
             Some(second) => Cuts {
                 content: contents[first..second].to_vec(),
-                rest: Some(Prompt::Messages([&messages[..first], &messages[second..]].concat())),
+                rest: Some(with_messages(
+                    prompt,
+                    [&messages[..first], &messages[second..]].concat(),
+                )),
             },
             None => {
                 contents.rotate_left(first);
@@ -62,15 +67,17 @@ impl Renderer<'_> {
         })
     }
 
-    /// What is written before, between and after the contents of messages.
-    fn frames(&self, messages: &[Message]) -> Option<Vec<String>> {
+    /// What is written before, between and after the contents of a prompt's messages.
+    fn frames(&self, prompt: &Prompt) -> Option<Vec<String>> {
         // From a private area of Unicode, so that no template takes them for anything.
         let mark = |index: usize| format!("\u{F8FF}{index}\u{F8FF}");
-        let marked = messages.iter().enumerate();
-        let marked = marked.map(|(i, m)| Message { content: mark(i), ..m.clone() }).collect();
-        let text = self.prompt(&Prompt::Messages(marked)).ok()?;
-        let (mut frames, mut rest) = (Vec::with_capacity(messages.len() + 1), text.as_str());
-        for index in 0..messages.len() {
+        let messages = prompt.to_messages();
+        let count = messages.len();
+        let marked = messages.into_iter().enumerate();
+        let marked = marked.map(|(index, message)| with_content(message, mark(index))).collect();
+        let text = self.prompt(&with_messages(prompt, marked)).ok()?;
+        let (mut frames, mut rest) = (Vec::with_capacity(count + 1), text.as_str());
+        for index in 0..count {
             let (frame, after) = rest.split_once(&mark(index))?;
             frames.push(frame.to_owned());
             rest = after;
@@ -81,8 +88,9 @@ impl Renderer<'_> {
 
     /// The same of a text that already carries the template's turns: what the template writes around turns is looked for.
     fn cuts_of_templated(&self, text: &str) -> Option<Cuts> {
-        let turn = |role: &str| Message { role: role.to_owned(), content: String::new() };
-        let frames = self.frames(&[turn("user"), turn("assistant"), turn("user")])?;
+        let turns = ["user", "assistant", "user"];
+        let turns = turns.map(|role| Message { role: role.to_owned(), content: String::new() });
+        let frames = self.frames(&Prompt::Messages(turns.into()))?;
         let [begin, answer, next, end] = &frames[..] else { return None };
         let begin = begin.trim_start_matches(self.bos.as_deref().unwrap_or_default());
         // The start of a user turn, without the end of the turn before it.
@@ -116,4 +124,21 @@ impl Renderer<'_> {
         let rest = second.map(|second| Prompt::Text([&text[..first], &text[second..]].concat()));
         Some(Cuts { content, rest })
     }
+}
+
+fn role(message: &Message) -> &str {
+    &message.role
+}
+
+fn content(message: &Message) -> Cow<'_, str> {
+    Cow::Borrowed(&message.content)
+}
+
+fn with_content(message: Message, content: String) -> Message {
+    Message { content, ..message }
+}
+
+/// The same prompt with other messages.
+fn with_messages(_prompt: &Prompt, messages: Vec<Message>) -> Prompt {
+    Prompt::Messages(messages)
 }

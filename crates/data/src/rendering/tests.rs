@@ -194,15 +194,17 @@ fn names_round_trip() {
 /// Pairs as in many public sets: texts already rendered with Gemma's template. Oracle: TRL's rule for plain text.
 #[test]
 fn a_rendered_set_is_not_rendered_again() {
-    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/cases");
-    if !cases.is_dir() {
-        eprintln!("SKIPPED a_rendered_set_is_not_rendered_again: there is no {}", cases.display());
-        return;
-    }
-    let tokenizer = Tokenizer::load(&cases.join("base")).unwrap();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/score/chat");
+    let tokenizer = Tokenizer::load(&folder).unwrap();
     let template = TemplateChoice::from(tokenizer.chat_template().unwrap());
-    let (pairs, _) =
-        read_pairs(&cases.join("double-template/input.jsonl"), OnEmpty::Refuse).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("pairs.jsonl");
+    let prompt = "<bos><start_of_turn>user\\nthe price<end_of_turn>\\n<start_of_turn>model\\n";
+    let [chosen, rejected] = ["one", "two"].map(|answer| format!("{answer}<end_of_turn>\\n"));
+    let row =
+        format!(r#"{{"prompt": "{prompt}", "chosen": "{chosen}", "rejected": "{rejected}"}}"#);
+    std::fs::write(&data, row).unwrap();
+    let (pairs, _) = read_pairs(&data, OnEmpty::Refuse).unwrap();
     let turns = "<bos><start_of_turn>user\nthe price<end_of_turn>\n<start_of_turn>model\n";
     for rendering in [Rendering::Auto, Rendering::None] {
         let preparer = Preparer::new(&tokenizer, &template, rendering, ROOM).unwrap();

@@ -71,6 +71,7 @@ pub fn prepare(run: &Run) -> Result<Prepared> {
     let s = &run.settings;
     let mut fingerprint = super::fingerprint(run)
         .with("data", super::section(&s.data)?)
+        .with("boundary", "shared by a pair")
         .with("vocab_size", s.model.vocab_size)
         .with("prompts", s.evaluate.prompts);
     let sources = [("train", &s.data.train), ("eval", &s.data.eval), ("sft", &s.data.sft)];

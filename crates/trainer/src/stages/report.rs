@@ -1,13 +1,15 @@
 //! The page of a run, and the table that ends it.
 
 use std::{
-    fs,
     io::Write,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
-use fpo_data::{atomic, checkpoints::METRICS_FILE};
+use anyhow::Result;
+use fpo_data::{
+    atomic,
+    checkpoints::{METRICS_FILE, read_log},
+};
 use fpo_metrics::{chart, charts, table};
 use fpo_report::{Chart, Report, Sample, StageCurves, TableRow, render};
 use serde_json::{Map, Value};
@@ -146,23 +148,12 @@ fn curves(sft: &Path, sae: Option<&Stage>, align: &Path) -> Result<Vec<StageCurv
     for (stage, caption, folder, of) in stages {
         let path = folder.map(|folder| folder.join(METRICS_FILE)).filter(|path| path.exists());
         let Some(path) = path else { continue };
-        let charts = of(&read_metrics(&path)?);
+        let charts = of(&read_log(&path)?);
         if !charts.is_empty() {
             found.push(StageCurves { stage: stage.into(), caption: caption.into(), charts });
         }
     }
     Ok(found)
-}
-
-fn read_metrics(path: &Path) -> Result<Vec<Map<String, Value>>> {
-    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-    text.lines()
-        .enumerate()
-        .map(|(i, line)| {
-            serde_json::from_str(line)
-                .with_context(|| format!("{} line {}: malformed", path.display(), i + 1))
-        })
-        .collect()
 }
 
 /// Answers that changed their verdict first, since they say most.
