@@ -48,12 +48,12 @@ fn train(run: &Path, data: &str, method: &str, set: &[&str]) -> Vec<Value> {
     json_lines(&run.join("align/metrics.jsonl"))
 }
 
-/// The largest difference in a column of two files' lines.
+/// The largest difference in a column of two files' lines, relative to values above 1: all is computed in float32.
 fn difference(ours: &[Value], theirs: &[Value], key: &str) -> f64 {
     assert_eq!(ours.len(), theirs.len());
     let number = |line: &Value| line[key].as_f64().unwrap_or_else(|| panic!("no {key} in {line}"));
-    let differences = ours.iter().zip(theirs).map(|(a, b)| (number(a) - number(b)).abs());
-    differences.fold(0.0, f64::max)
+    let relative = |(a, b)| (number(a) - number(b)).abs() / number(b).abs().max(1.0);
+    ours.iter().zip(theirs).map(relative).fold(0.0, f64::max)
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn twenty_steps_are_those_of_trls_trainers() {
             "{method}: at most {loss:.1e} off in loss, {norm:.1e} in gradient norm, {log_probs:.1e} in log-probabilities"
         );
         println!("{found}");
-        if loss > 3e-7 || norm > 1e-5 || log_probs > 1e-4 {
+        if loss > 1e-6 || norm > 1e-5 || log_probs > 1e-6 {
             failed.push(found);
         }
     }

@@ -1,6 +1,6 @@
 //! What may be cut from a prompt that is too long: the content of its turns, oldest first, and never what is written around them.
 
-use super::{Renderer, Way};
+use super::Renderer;
 use crate::source::{Message, Prompt};
 use std::borrow::Cow;
 use std::ops::Range;
@@ -26,7 +26,9 @@ impl Renderer<'_> {
     /// its text may be cut anywhere.
     pub fn cuts(&self, prompt: &Prompt, text: &str) -> Cuts {
         let found = match (prompt, self.through(prompt)) {
-            (Prompt::Text(_), Err(Way::AlreadyTemplated)) => self.cuts_of_templated(text),
+            (Prompt::Text(given), Err(_)) if self.is_templated(given) => {
+                self.cuts_of_templated(text)
+            }
             (Prompt::Text(_), Err(_)) => None,
             _ => self.cuts_of_messages(prompt, text),
         };

@@ -109,47 +109,50 @@ fn a_long_prompt_keeps_its_frame() {
         |role: &str, content: &str| Message { role: role.into(), content: content.into() };
     let user = |content: &str| message("user", content);
     let model = |content: &str| message("assistant", content);
-    let of = |messages: &[Message]| Prompt::Messages(messages.to_vec());
-    let whole = |messages: &[Message]| chat.prompt_text(&of(messages)).unwrap();
+    let prompt_of = |messages: &[Message]| Prompt::Messages(messages.to_vec());
+    let whole = |messages: &[Message]| chat.prompt_text(&prompt_of(messages)).unwrap();
     let system = message("system", "qrstuvwx");
     // (prompt, what is left of it)
-    let mut cases = vec![
+    let cases = vec![
         (text("abcdefgh"), vec![user("fgh")]),
         (text("  abcdefgh "), vec![user("fgh")]),
-        (of(&[user("abcdefgh")]), vec![user("fgh")]),
+        (prompt_of(&[user("abcdefgh")]), vec![user("fgh")]),
         // The text of the frame inside the content.
-        (of(&[user("user\nuser\n")]), vec![user("r\n")]),
-        (of(&[user("abc"), model("def"), user("ghi")]), vec![user(""), model("ef"), user("ghi")]),
-        (of(&[user("abc"), model("def"), user("ghi")]), vec![user("ghi")]),
-        (of(&[user("abc"), model("def"), user("ghi")]), vec![user("hi")]),
+        (prompt_of(&[user("user\nuser\n")]), vec![user("r\n")]),
         (
-            of(&[user("a"), model("b"), user("c"), model("d"), user("efg")]),
+            prompt_of(&[user("abc"), model("def"), user("ghi")]),
+            vec![user(""), model("ef"), user("ghi")],
+        ),
+        (prompt_of(&[user("abc"), model("def"), user("ghi")]), vec![user("ghi")]),
+        (prompt_of(&[user("abc"), model("def"), user("ghi")]), vec![user("hi")]),
+        (
+            prompt_of(&[user("a"), model("b"), user("c"), model("d"), user("efg")]),
             vec![user("c"), model("d"), user("efg")],
         ),
         (
-            of(&[system.clone(), user("ab"), model("cd"), user("ef")]),
+            prompt_of(&[system.clone(), user("ab"), model("cd"), user("ef")]),
             vec![system.clone(), user("f")],
         ),
-        (of(&[system.clone(), user("ef")]), vec![message("system", "stuvwx"), user("")]),
+        (prompt_of(&[system.clone(), user("ef")]), vec![message("system", "stuvwx"), user("")]),
     ];
     // The same as texts that carry the template already.
-    let templated: Vec<_> = cases
-        .iter()
-        .filter_map(|(prompt, left)| match prompt {
-            Prompt::Messages(messages) if messages[0].role == "user" => {
-                Some((text(&whole(messages)), left.clone()))
-            }
-            _ => None,
-        })
-        .collect();
-    cases.extend(templated);
-    for (prompt, left) in cases {
+    let templated = |(prompt, left): &(Prompt, Vec<Message>)| match prompt {
+        Prompt::Messages(messages) if messages[0].role == "user" => {
+            Some((text(&whole(messages)), left.clone()))
+        }
+        _ => None,
+    };
+    let templated: Vec<_> = cases.iter().filter_map(templated).collect();
+    let of = |rendering, cases: Vec<_>| cases.into_iter().map(move |case| (rendering, case));
+    let cases = of(Rendering::Auto, cases);
+    let cases = cases.chain(of(Rendering::Auto, templated.clone()));
+    for (rendering, (prompt, left)) in cases.chain(of(Rendering::None, templated)) {
         let expected = tokenizer.encode(&whole(&left)).unwrap().ids;
         let limits = Truncation { max_length: 1000, max_prompt_length: Some(expected.len()) };
-        let preparer = Preparer::new(&tokenizer, &chat, Rendering::Auto, limits).unwrap();
+        let preparer = Preparer::new(&tokenizer, &chat, rendering, limits).unwrap();
         let decode = |ids: &[u32]| tokenizer.decode(ids, false).unwrap();
         let alone = preparer.tokenize_prompt(&prompt).unwrap();
-        assert_eq!(decode(&alone), decode(&expected), "{prompt:?}");
+        assert_eq!(decode(&alone), decode(&expected), "{rendering} {prompt:?}");
         let (pairs, summary) = preparer.prepare_pairs(&[pair(prompt, "Yes")]).unwrap();
         for row in [&pairs[0].chosen, &pairs[0].rejected] {
             assert_eq!(decode(&row.tokens[..row.prompt_len]), decode(&expected));

@@ -14,6 +14,8 @@ use super::{
     shards::{Shards, Stored},
 };
 
+/// Which order rows are in: shards of another one hold other rows.
+const ORDER: &str = "windows of a quarter";
 /// Batches that data is read in, at least.
 const BATCHES: usize = 8;
 
@@ -128,6 +130,7 @@ impl<'a> ActivationStore<'a> {
     ) -> Result<Self> {
         let s = &self.settings;
         let made_from = made_from
+            .with("order", ORDER)
             .with("tokens", s.tokens)
             .with("held_out", s.held_out)
             .with("buffer_tokens", s.buffer_tokens)

@@ -126,8 +126,10 @@ impl Base {
         }
         let sae = features.then(|| sae::sae(run, &prepared, &sft)).transpose()?;
         if sae.is_none() {
-            run.reporter
-                .note("sae", "not needed: nothing uses features (evaluate.features = true)");
+            run.reporter.note(
+                "sae",
+                "left out: nothing uses features; evaluate.features = true measures them",
+            );
         }
         if until < StageName::Reference {
             return Ok(None);
