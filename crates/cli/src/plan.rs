@@ -89,6 +89,12 @@ fn cache(cache: &Cache) -> String {
         Some(pairs) => (pairs, format!("{pairs} pairs")),
         None => (1000, "1,000 pairs".into()),
     };
+    if cache.activations == 0 {
+        return format!(
+            "\nreference cache, on disk and in host memory: {} for {of}, without features",
+            size(cache.bytes(pairs))
+        );
+    }
     format!(
         "\nreference cache, on disk and in host memory: at most {} for {of} with up to {} features per response \
          (usually far fewer are active; reference.top_n limits them)",

@@ -154,8 +154,12 @@ fn kept_by_block(c: &ModelConfig, precision: Precision) -> u64 {
     BYTES * norms * c.hidden_size as u64 + precision.factor_bytes() as u64 * factors
 }
 
-/// Number of features: that of the autoencoder to train, or the one that the path of a given autoencoder names.
+/// Number of features: that of the autoencoder to train, or the one that the path of a given autoencoder names; 0 in a run that uses
+/// no features.
 fn d_sae(settings: &Settings) -> usize {
+    if !settings.features() {
+        return 0;
+    }
     let path = settings.sae.path.as_deref();
     path.map_or(settings.sae.training.d_sae, |path| width(path, &settings.model))
 }

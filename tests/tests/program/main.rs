@@ -15,3 +15,5 @@ mod reference;
 mod resume;
 mod score;
 mod shared_cache;
+mod small_data;
+mod trl;

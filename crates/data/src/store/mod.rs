@@ -90,6 +90,28 @@ pub struct PairStore(Records<2>);
 #[derive(Debug)]
 pub struct SequenceStore(Records<1>);
 
+/// A store of either kind.
+#[derive(Debug)]
+pub enum Store {
+    /// Preference pairs.
+    Pairs(PairStore),
+    /// Examples.
+    Examples(SequenceStore),
+}
+
+impl Store {
+    /// Opens a store, whichever it is.
+    ///
+    /// # Errors
+    /// As [`PairStore::open`].
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        match PairStore::open(path) {
+            Err(StoreError::Columns { .. }) => SequenceStore::open(path).map(Self::Examples),
+            pairs => pairs.map(Self::Pairs),
+        }
+    }
+}
+
 const PAIR_SIDES: [&str; 2] = ["chosen_", "rejected_"];
 const SEQUENCE_SIDES: [&str; 1] = [""];
 
