@@ -8,6 +8,7 @@ use fpo_data::{
     TemplateChoice, Tokenizer, Truncation, hold_out, read_pairs, read_sft,
 };
 use fpo_datasets::{Sizes, Task, generate};
+use fpo_plan::Counts;
 use serde::{Deserialize, Serialize};
 
 use crate::run::{Run, Stage, Workspace};
@@ -272,6 +273,19 @@ fn shown(prompt: &Prompt) -> String {
 }
 
 impl Prepared {
+    /// What the work of the later stages depends on.
+    pub fn counts(&self) -> Counts {
+        let tokens = |pairs: &PairStore| -> usize {
+            pairs.iter().map(|pair| pair.chosen.tokens.len() + pair.rejected.tokens.len()).sum()
+        };
+        Counts {
+            sft_tokens: self.sft.lengths().iter().sum(),
+            train_tokens: tokens(&self.train),
+            held_out_tokens: tokens(&self.held_out),
+            prompts: self.prompts.len(),
+        }
+    }
+
     fn open(stage: Stage) -> Result<Self> {
         let folder = &stage.folder;
         let tokenizer = Tokenizer::load(folder)?;
