@@ -172,7 +172,9 @@ fn fill(run: &Run, given: Option<Tokenizer>, workspace: &Workspace) -> Result<()
         run.reporter.note("prepared", note);
     }
     let pairs = summary.train + summary.held_out;
-    run.reporter.note("prepared", format!("{} (data.rendering)", pairs.ways()));
+    for (name, rows) in [("examples", summary.sft), ("pairs", pairs)] {
+        run.reporter.note("prepared", format!("{name}: {} (data.rendering)", rows.ways()));
+    }
     let note = format!(
         "done in {:.1} s  {} examples, {} pairs, {} held out, {} prompts; {} pairs dropped, {} prompts and {} responses clipped",
         begun.elapsed().as_secs_f64(),
