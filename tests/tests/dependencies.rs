@@ -24,8 +24,9 @@ const TABLE: &[(&str, &[&str])] = &[
     ("fpo-datasets", &[]),
     ("fpo-report", &[]),
     ("fpo-losses", &[]),
-    ("fpo-transformer", &["fpo-ops"]),
-    ("fpo-sae", &["fpo-ops"]),
+    ("fpo-torch-file", &[]),
+    ("fpo-transformer", &["fpo-ops", "fpo-torch-file"]),
+    ("fpo-sae", &["fpo-ops", "fpo-torch-file"]),
     ("fpo-device", &["fpo-ops"]),
     ("fpo-config", &["fpo-data", "fpo-losses", "fpo-sae", "fpo-transformer"]),
     ("fpo-plan", &["fpo-config", "fpo-device", "fpo-losses", "fpo-transformer"]),
@@ -61,6 +62,7 @@ const LIBRARIES: &[&str] = &[
     "fpo-datasets",
     "fpo-report",
     "fpo-losses",
+    "fpo-torch-file",
     "fpo-transformer",
     "fpo-sae",
     "fpo-device",
@@ -80,7 +82,8 @@ const TRAINER_LINES: usize = 3000;
 const LARGEST_SHARE: usize = 5;
 
 /// Crates that know no tensor.
-const WITHOUT_BURN: [&str; 4] = ["fpo-data", "fpo-datasets", "fpo-report", "xtask"];
+const WITHOUT_BURN: [&str; 5] =
+    ["fpo-data", "fpo-datasets", "fpo-report", "fpo-torch-file", "xtask"];
 /// Crates that may offer a feature which compiles a backend in: `products` and `ops` for their own paths, `device` to open devices, the binary for its
 /// users, the tests to run on it.
 const MAY_OFFER_BACKENDS: [&str; 5] =

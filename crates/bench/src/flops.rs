@@ -126,7 +126,10 @@ mod tests {
             num_key_value_heads: 2,
             head_dim: 6,
         };
-        ModelConfig { sliding_window, ..Family::Gemma2.config(&sizes).unwrap() }
+        ModelConfig {
+            sliding_window: Some(sliding_window),
+            ..Family::Gemma2.config(&sizes).unwrap()
+        }
     }
 
     /// Counts product by product and position by position.

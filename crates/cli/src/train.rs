@@ -11,6 +11,7 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use fpo_config::Settings;
+use fpo_data::Rendering;
 use fpo_report::terminal_table;
 use fpo_trainer::{
     run::{Existing, Run, timing},
@@ -19,7 +20,7 @@ use fpo_trainer::{
 
 use crate::{
     dry_run, interrupt,
-    loaded::DeviceArg,
+    loaded::{DeviceArg, note_left_out},
     settings::{self, SettingsArgs},
     streams::{out, write},
     terminal::reporter,
@@ -31,7 +32,7 @@ use crate::{
 ///   run.toml        the resolved settings
 ///   prepared/       tokenised data
 ///   sft/            the fine-tuned model, which is the reference, in Hugging Face's layout
-///   sae/            the sparse autoencoder as a SAELens folder
+///   sae/            the sparse autoencoder as a SAELens folder, where the method or evaluate.features asks for one
 ///   reference/      the reference's log-probabilities and pooled features (Parquet)
 ///   align/          the aligned model in Hugging Face's layout
 ///   evaluate/       metrics and responses on held-out data, before and after alignment
@@ -106,6 +107,9 @@ pub struct RunArgs {
     /// Folder of the run [default: runs/RECIPE].
     #[arg(long = "run", value_name = "FOLDER")]
     folder: Option<PathBuf>,
+    /// Which texts go through the chat template: the setting data.rendering, under its name in other commands.
+    #[arg(long, value_name = "auto|template|none")]
+    rendering: Option<Rendering>,
     /// Makes stages again that were made from other settings or data, which discards what is there. Without it such a call is
     /// refused.
     #[arg(long)]
@@ -132,6 +136,9 @@ impl RunArgs {
     pub fn open(self, command: &str, more: &str) -> Result<Run> {
         let settings = self.resolve()?;
         let device = self.device.open()?;
+        if let Some(model) = settings.model.path.as_deref().filter(|path| path.is_dir()) {
+            note_left_out(model)?;
+        }
         let existing = match self.overwrite {
             true => Existing::Overwrite,
             false => Existing::Keep,

@@ -39,7 +39,7 @@ pub struct Settings {
     pub model: ModelSettings,
     /// Supervised fine-tuning. Its result is the reference model.
     pub sft: SftSettings,
-    /// The sparse autoencoder: a file, or how to train one.
+    /// The sparse autoencoder: a file, or how to train one. Only for runs that use [features](Self::features).
     pub sae: SaeSettings,
     /// The cache of reference log-probabilities and features.
     pub reference: ReferenceSettings,
@@ -408,6 +408,9 @@ pub struct EvaluateSettings {
     pub max_new_tokens: usize,
     /// Sampling temperature; 0 is greedy decoding.
     pub temperature: f64,
+    /// Measures how far features moved, which takes an autoencoder, whatever the method; fpo always does.
+    #[serde(default)]
+    pub features: bool,
 }
 
 /// What settings start from.
@@ -420,6 +423,11 @@ pub enum Base<'a> {
 }
 
 impl Settings {
+    /// Whether anything asks for features, and so for an autoencoder: the method or a measurement.
+    pub fn features(&self) -> bool {
+        self.evaluate.features || self.align.objective().needs().features
+    }
+
     /// Resolves recipe, configuration file and `KEY=VALUE` assignments; later ones win.
     ///
     /// # Errors

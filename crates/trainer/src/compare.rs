@@ -19,8 +19,12 @@ use crate::{
 /// # Errors
 /// Those of the stages.
 pub fn compare(run: &Run, methods: &[Method]) -> Result<(ComparisonTable, PathBuf)> {
+    // All are measured alike.
+    let features = run.settings.features()
+        || methods.iter().any(|&method| with_method(run, method).features());
     run.settle(|| walk(run, StageName::Evaluate).map(drop))?;
-    let base = Base::make(run, StageName::Report)?.context("every stage was asked for")?;
+    let base = Base::make(run, StageName::Report, features)?;
+    let base = base.context("every stage was asked for")?;
     let mut rows = Vec::new();
     for &method in methods {
         run.reporter.note("compare", method.name());
@@ -65,7 +69,9 @@ pub fn compare(run: &Run, methods: &[Method]) -> Result<(ComparisonTable, PathBu
 
 /// The run of one method.
 fn nested(run: &Run, method: Method) -> Result<Run> {
-    let settings =
-        Settings { align: run.settings.align.for_method(method), ..run.settings.clone() };
-    run.nested(&format!("compare/{method}"), settings)
+    run.nested(&format!("compare/{method}"), with_method(run, method))
+}
+
+fn with_method(run: &Run, method: Method) -> Settings {
+    Settings { align: run.settings.align.for_method(method), ..run.settings.clone() }
 }

@@ -26,7 +26,7 @@ fn training_needs_no_reference_model() {
         Reporter::silent(),
     )
     .unwrap();
-    let base = Base::make(&run, StageName::Reference).unwrap();
+    let base = Base::make(&run, StageName::Reference, true).unwrap();
     let base = base.unwrap_or_else(|| panic!("the stages before alignment were asked for"));
     fs::remove_file(base.sft.folder.join("model.safetensors")).unwrap();
     for method in Method::all() {

@@ -72,9 +72,14 @@ fn train_makes_everything_and_makes_nothing_twice() {
     for says in ["align.method is \"dpo\", was \"fpo\"", "discard align, evaluate", "--overwrite"] {
         assert!(refused.contains(says), "no {says:?} in:\n{refused}");
     }
-    let other = succeed(&[&dpo[..], &["--overwrite"]].concat());
+    let measured = ["--set", "evaluate.features=true", "--overwrite"];
+    let other = succeed(&[&dpo[..], &measured].concat());
     assert_eq!(other.matches("up to date").count(), 4, "{other}");
     assert!(other.contains("align  done") && other.contains("evaluate  done"), "{other}");
+    // Without features, their autoencoder isn't needed, and the reference is made without them.
+    let without = succeed(&[&dpo[..], &["--overwrite"]].concat());
+    assert_eq!(without.matches("up to date").count(), 2, "{without}");
+    assert!(without.contains("reference  done") && !without.contains("D, chosen"), "{without}");
 
     let model = run.join("align");
     let generate = ["generate", "--model", arg(&model), "--prompt", "Reverse: owl, fox, sun."];

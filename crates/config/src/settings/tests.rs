@@ -147,6 +147,19 @@ fn refused_settings_say_what_to_do() {
     }
 }
 
+#[test]
+fn settings_of_features_are_checked_where_features_are_used() {
+    let resolve = |set: &[&str]| {
+        let set: Vec<String> = set.iter().map(|s| (*s).to_owned()).collect();
+        Settings::resolve("tiny", None, &set)
+    };
+    assert!(resolve(&[]).unwrap().features());
+    let dpo = ["align.method=dpo", "sae.site=resid_post:9", "align.k=0"];
+    assert!(!resolve(&dpo).unwrap().features());
+    let error = resolve(&[&dpo[..], &["evaluate.features=true"]].concat()).unwrap_err();
+    assert!(error.to_string().contains("align.k"), "{error}");
+}
+
 /// Oracle: the arithmetic of transformers' `Trainer`, by hand.
 #[test]
 fn the_length_of_a_training() {

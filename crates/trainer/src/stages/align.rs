@@ -86,13 +86,14 @@ pub fn training_aligner(run: &Run, base: &Base, frozen: Option<&LanguageModel>) 
     Ok(Aligner { keep, token_statistics: s.token_statistics, ..aligner })
 }
 
-/// For measuring: features and KL too, whatever the method.
+/// For measuring: KL too, whatever the method, and features where the run has them.
 ///
 /// # Errors
 /// A cache that doesn't match, or a model that can't be loaded.
 pub fn measuring_aligner(run: &Run, base: &Base, split: Split) -> Result<Aligner> {
     let needs = run.settings.align.objective().needs();
-    aligner(run, base, split, Needs { token_kl: true, features: true, ..needs }, None)
+    let features = base.caches.reader.is_some();
+    aligner(run, base, split, Needs { token_kl: true, features, ..needs }, None)
 }
 
 fn aligner(
@@ -125,7 +126,7 @@ fn aligner(
 
 fn constraint(run: &Run, base: &Base) -> Result<FeatureConstraint> {
     let s = &run.settings;
-    let reader = base.caches.reader.clone();
+    let reader = base.caches.reader.clone().context("a run without an autoencoder")?;
     let weights = match &s.align.feature_weights {
         None => None,
         Some(path) => {

@@ -102,7 +102,7 @@ pub fn run(run: &Run, until: StageName) -> Result<Option<report::Finished>> {
 
 /// The stages one after the other.
 pub(crate) fn walk(run: &Run, until: StageName) -> Result<Option<report::Finished>> {
-    let Some(base) = Base::make(run, until)? else { return Ok(None) };
+    let Some(base) = Base::make(run, until, run.settings.features())? else { return Ok(None) };
     if until < StageName::Align {
         return Ok(None);
     }
@@ -123,18 +123,18 @@ pub struct Base {
     pub prepared: prepare::Prepared,
     /// The reference model's stage.
     pub sft: Stage,
-    /// The autoencoder's stage.
-    pub sae: Stage,
+    /// The autoencoder's stage, where features are used.
+    pub sae: Option<Stage>,
     /// The reference caches, and the reader of features.
     pub caches: reference::Caches,
 }
 
 impl Base {
-    /// The stages before alignment; none if `until` ends among them.
+    /// The stages before alignment, the autoencoder's only with `features`; none if `until` ends among them.
     ///
     /// # Errors
     /// Those of the stages.
-    pub fn make(run: &Run, until: StageName) -> Result<Option<Self>> {
+    pub fn make(run: &Run, until: StageName, features: bool) -> Result<Option<Self>> {
         let prepared = prepare::prepare(run)?;
         run.reporter.outline(&work(&run.settings, &prepared.counts())?);
         if until < StageName::Sft {
@@ -144,11 +144,17 @@ impl Base {
         if until < StageName::Sae {
             return Ok(None);
         }
-        let sae = sae::sae(run, &prepared, &sft)?;
+        let sae = features.then(|| sae::sae(run, &prepared, &sft)).transpose()?;
+        if sae.is_none() {
+            run.reporter.note(
+                "sae",
+                "left out: nothing uses features; evaluate.features = true measures them",
+            );
+        }
         if until < StageName::Reference {
             return Ok(None);
         }
-        let caches = reference::reference(run, &prepared, &sft, &sae)?;
+        let caches = reference::reference(run, &prepared, &sft, sae.as_ref())?;
         Ok(Some(Self { prepared, sft, sae, caches }))
     }
 }

@@ -26,9 +26,9 @@ pub fn sft(run: &Run, prepared: &Prepared) -> Result<Stage> {
         .with("sft", super::section(&s.sft)?);
     if let Some(path) = &s.model.path {
         let rows = ModelConfig::load(path)?.vocab_size;
-        let ids = prepared.tokenizer.vocab_size();
-        if ids > rows {
-            bail!("the tokenizer has {ids} tokens, the model of {} only {rows}", path.display());
+        // A tokenizer may have more tokens than the model: Gemma-3's has one for images.
+        if let Some(id) = prepared.largest_token().filter(|&id| id as usize >= rows) {
+            bail!("the data has token {id}, the model of {} only {rows} tokens", path.display());
         }
         let hash = super::content(path)?;
         if s.sft.epochs == 0.0 {
@@ -92,10 +92,10 @@ fn initial(run: &Run, prepared: &Prepared) -> Result<Initial> {
     let sizes = Sizes { vocab_size: tokenizer.vocab_size(), ..s.sizes() };
     let config = Family::Gemma2.config(&sizes).map_err(|message| anyhow!("model: {message}"))?;
     let config = ModelConfig {
-        sliding_window: s.sliding_window,
+        sliding_window: Some(s.sliding_window),
         initializer_range: s.initializer_range,
-        pad_token_id: tokenizer.pad_id(),
-        bos_token_id: tokenizer.bos_id().unwrap_or(2),
+        pad_token_id: Some(tokenizer.pad_id()),
+        bos_token_id: tokenizer.bos_id().or(Some(2)),
         eos_token_ids: tokenizer.stop_ids(),
         ..config
     };
