@@ -14,7 +14,11 @@ pub const SHORT: &str = env!("CARGO_PKG_VERSION");
 pub fn long() -> &'static str {
     static LONG: LazyLock<String> = LazyLock::new(|| {
         let backends: Vec<&str> = Kind::compiled().map(Kind::name).collect();
-        format!("{SHORT} (commit {}; backends: {})", COMMIT.unwrap_or("unknown"), backends.join(", "))
+        format!(
+            "{SHORT} (commit {}; backends: {})",
+            COMMIT.unwrap_or("unknown"),
+            backends.join(", ")
+        )
     });
     &LONG
 }
