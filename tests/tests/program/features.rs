@@ -11,7 +11,8 @@ fn features_are_found_and_weighed() {
     }
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
-    let train = ["train", "--recipe", "smoke", "--until", "align", "--run", arg(&run)];
+    let train =
+        ["train", "--recipe", "smoke", "--until", "align", "--overwrite", "--run", arg(&run)];
     succeed(&train);
     let path = |name: &str| folder.path().join(name);
     let words = ["owl", "fox", "sun", "cup", "tree", "map", "ring"];

@@ -29,7 +29,8 @@ fn metrics_bear_the_names_of_trl() {
     }
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
-    let train = ["train", "--recipe", "smoke", "--until", "align", "--run", arg(&run)];
+    let train =
+        ["train", "--recipe", "smoke", "--until", "align", "--overwrite", "--run", arg(&run)];
     let lines = |method: &str, more: &[&str]| -> Vec<Value> {
         let method = format!("align.method={method}");
         succeed(&[&train[..], &["--set", &method], more].concat());
