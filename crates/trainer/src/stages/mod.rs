@@ -136,7 +136,10 @@ impl Base {
     /// Those of the stages.
     pub fn make(run: &Run, until: StageName, features: bool) -> Result<Option<Self>> {
         let prepared = prepare::prepare(run)?;
-        run.reporter.outline(&work(&run.settings, &prepared.counts())?);
+        // An estimate, without which a run goes on.
+        if let Ok(work) = work(&run.settings, &prepared.counts()) {
+            run.reporter.outline(&work);
+        }
         if until < StageName::Sft {
             return Ok(None);
         }
