@@ -73,7 +73,7 @@ is the output of model.layers[L], because hidden_states[-1] comes after the fina
 impl Activations {
     pub fn run(self) -> Result<()> {
         let placement = self.placement.open()?;
-        let folder = ModelFolder::open(&self.model)?;
+        let folder = ModelFolder::open(&self.model)?.with_system(self.tokens.system);
         self.site.check(folder.config.num_hidden_layers)?;
         let sequences = self.tokens.read_sequences(&folder, &self.data)?;
         let model = folder.load(&placement)?;

@@ -108,7 +108,7 @@ impl FromStr for Shard {
 impl Reference {
     pub fn run(self) -> Result<()> {
         let placement = self.placement.open()?;
-        let folder = ModelFolder::open(&self.model)?;
+        let folder = ModelFolder::open(&self.model)?.with_system(self.tokens.system);
         let reader = match (&self.sae, self.site) {
             (Some(path), Some(site)) => {
                 let sae = folder.open_sae(path, site, &placement.device)?;

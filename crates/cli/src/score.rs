@@ -57,7 +57,7 @@ struct Line {
 impl Score {
     pub fn run(self) -> Result<()> {
         let placement = self.placement.open()?;
-        let folder = ModelFolder::open(&self.model)?;
+        let folder = ModelFolder::open(&self.model)?.with_system(self.tokens.system);
         let pairs = self.tokens.read_pairs(&folder, &self.data)?;
         let model = folder.load(&placement)?;
         let lines = score(&model, folder.tokenizer.pad_id(), &pairs.views(), self.batch_size)?;

@@ -4,7 +4,7 @@
 //! belongs to the response: the policy has to predict it, and no part of the response leaks into the prompt.
 
 use crate::rendering::{End, Joined, Renderer, Rendering, Way};
-use crate::source::{Pair, Prompt, SftExample};
+use crate::source::{Pair, Prompt, Response, SftExample};
 use crate::template::{TemplateChoice, TemplateError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 use crate::tokens::{TokenizedExample, TokenizedPair, TokenizedResponse};
@@ -245,7 +245,7 @@ impl<'a> Preparer<'a> {
         &self,
         id: u64,
         prompt: &Prompt,
-        responses: [&String; N],
+        responses: [&Response; N],
     ) -> Result<Option<[Row; N]>, PrepareError> {
         let mut rows = Vec::with_capacity(N);
         for response in responses {

@@ -19,7 +19,7 @@ fn text(prompt: &str) -> Prompt {
 }
 
 fn messages() -> Prompt {
-    Prompt::Messages(vec![Message { role: "user".into(), content: "Hi".into() }])
+    Prompt::Messages(vec![Message::new("user", "Hi")].into())
 }
 
 /// The chosen row of a pair, decoded and split into prompt and response, and the pair's summary.

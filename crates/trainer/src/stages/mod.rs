@@ -140,9 +140,10 @@ const MAY_CHANGE: [&str; 3] = ["micro_batch_size", "checkpoint_every", "checkpoi
 fn section(settings: &impl Serialize) -> Result<String> {
     let mut section = serde_json::to_value(settings)?;
     if let Some(fields) = section.as_object_mut() {
-        // Runs made before the setting `rendering` existed had its default.
+        // Runs made before these settings existed had their defaults.
+        let later = [("rendering", "auto"), ("on_error", "refuse"), ("system", "keep")];
         fields.retain(|key, value| {
-            let as_before = key == "rendering" && value == "auto";
+            let as_before = later.iter().any(|(name, old)| key == name && value == old);
             !as_before && !MAY_CHANGE.contains(&key.as_str())
         });
     }
