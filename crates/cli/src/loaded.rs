@@ -8,7 +8,7 @@ use std::{
 use anyhow::Result;
 use burn::tensor::Device;
 use clap::Args;
-use fpo_data::{Preparer, Rendering, TemplateChoice, Tokenizer, Truncation};
+use fpo_data::{Preparer, Rendering, System, TemplateChoice, Tokenizer, Truncation};
 use fpo_interp::autoencoder;
 use fpo_sae::Sae;
 use fpo_transformer::{LanguageModel, ModelConfig, Placement, Precision, Site, weights};
@@ -68,6 +68,11 @@ impl ModelFolder {
         let tokenizer = Tokenizer::load(path)?;
         let template = TemplateChoice::from(tokenizer.chat_template()?);
         Ok(Self { path: path.to_owned(), config, tokenizer, template })
+    }
+
+    /// The same folder, with system messages treated like this.
+    pub fn with_system(self, system: System) -> Self {
+        Self { template: self.template.with_system(system), ..self }
     }
 
     /// Loads the weights.

@@ -110,7 +110,7 @@ impl Reference {
     pub fn run(self) -> Result<()> {
         streams::keep_apart(&self.out, &[&self.data, &self.model])?;
         let placement = self.placement.open()?;
-        let folder = ModelFolder::open(&self.model)?;
+        let folder = ModelFolder::open(&self.model)?.with_system(self.tokens.system);
         let reader = match (&self.sae, self.site) {
             (Some(path), Some(site)) => {
                 let sae = folder.open_sae(path, site, &placement.device)?;

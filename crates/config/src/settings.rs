@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use fpo_data::{OnEmpty, Pooling, Rendering};
+use fpo_data::{OnEmpty, OnError, Pooling, Rendering, RowPolicy, System};
 use fpo_losses::{FeatureSelection, Method, Objective, Options};
 use fpo_sae::SaeTraining;
 use fpo_transformer::{LoraConfig, Precision, Sizes};
@@ -65,15 +65,28 @@ pub struct DataSettings {
     pub limit: Option<usize>,
     /// What to do with rows that have an empty response.
     pub on_empty: OnEmpty,
+    /// What to do with rows that can't be used.
+    #[serde(default)]
+    pub on_error: OnError,
     /// Which texts go through the chat template.
     #[serde(default)]
     pub rendering: Rendering,
+    /// What becomes of a system message at the start of a conversation.
+    #[serde(default)]
+    pub system: System,
     /// Maximum number of tokens of prompt and response together.
     pub max_length: usize,
     /// Maximum number of tokens of the prompt; bounded by `max_length` alone if not set.
     pub max_prompt_length: Option<usize>,
     /// Size of the built-in dataset, which is used if `train` is not set.
     pub built_in: BuiltInSizes,
+}
+
+impl DataSettings {
+    /// What to do with rows that aren't as they should be.
+    pub fn rows(&self) -> RowPolicy {
+        RowPolicy { on_empty: self.on_empty, on_error: self.on_error }
+    }
 }
 
 /// How much of the built-in dataset is generated.

@@ -132,12 +132,7 @@ impl Kernel<1, 1> for SumSquares {
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn sum_squares<F: Float>(
-    x: &[F],
-    output: &mut [f32],
-    count: usize,
-    #[define(F)] _type: ElemType,
-) {
+fn sum_squares<F: Float>(x: &[F], output: &mut [f32], count: usize, #[define(F)] _type: ElemType) {
     let mut scratch = Shared::<[f32]>::new_slice(UNITS);
     let first = CUBE_POS * PIECE;
     let mut sum = 0.0f32;

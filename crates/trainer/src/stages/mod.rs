@@ -163,8 +163,10 @@ impl Base {
 const MAY_CHANGE: [&str; 3] = ["micro_batch_size", "checkpoint_every", "checkpoint_activations"];
 
 /// Settings that didn't exist when older runs were made, with what held then, in JSON.
-const NEWER: [(&str, &str); 4] = [
+const NEWER: [(&str, &str); 6] = [
     ("rendering", "\"auto\""),
+    ("on_error", "\"refuse\""),
+    ("system", "\"keep\""),
     ("max_steps", "null"),
     ("warmup_ratio", "null"),
     ("betas", "[0.9,0.999]"),

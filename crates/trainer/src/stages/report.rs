@@ -114,12 +114,7 @@ fn page(
 }
 
 /// The charts of the stages that have any.
-fn curves(
-    run: &Run,
-    sft: &Path,
-    sae: Option<&Stage>,
-    align: &Path,
-) -> Result<Vec<StageCurves>> {
+fn curves(run: &Run, sft: &Path, sae: Option<&Stage>, align: &Path) -> Result<Vec<StageCurves>> {
     type Lines<'a> = &'a [Map<String, Value>];
     let loss = |lines: Lines| chart("Loss", "nats", &[("Loss", "loss")], lines);
     let rate =
