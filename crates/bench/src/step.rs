@@ -143,6 +143,9 @@ impl StepSizes {
     }
 
     fn config(&self) -> Result<ModelConfig> {
+        if let Some(model) = self.model {
+            return Ok(model.config());
+        }
         let sizes = Sizes {
             vocab_size: self.vocab,
             hidden_size: self.d_model,

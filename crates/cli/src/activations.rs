@@ -63,7 +63,8 @@ Data formats, by file name and columns:
   * a .txt file: every non-empty line is a sequence, with BOS prepended and nothing appended;
   * JSON lines (plain or gzip) or Parquet with `text`: one sequence per row, tokenised the same way;
   * with `prompt` and `response` (or `completion`), or with `messages`: prompt and response as one sequence;
-  * with `prompt`, `chosen`, `rejected`: two sequences per row, the chosen one first.
+  * with `prompt`, `chosen`, `rejected`: two sequences per row, the chosen one first;
+  * prepared/sft.arrow, train.arrow and held_out.arrow of a run, whose rows are tokenised already.
 Prompts and responses are tokenised as in `fpo score` (see --rendering). `text` rows and lines of .txt files
 never go through the chat template.
 

@@ -88,6 +88,7 @@ impl ModelFolder {
 
     /// Loads the weights.
     pub fn load(&self, placement: impl Into<Placement>) -> Result<LanguageModel> {
+        note_left_out(&self.path)?;
         Ok(weights::load(&self.path, placement)?)
     }
 
@@ -101,6 +102,22 @@ impl ModelFolder {
         let truncation = Truncation { max_length: usize::MAX, max_prompt_length: None };
         Ok(Preparer::new(&self.tokenizer, &self.template, rendering, truncation)?)
     }
+}
+
+/// Says what of a model's folder isn't used.
+pub fn note_left_out(folder: &Path) -> Result<()> {
+    if let Some(warning) = weights::leftover(folder) {
+        reporter().warn(warning);
+    }
+    let tensors = weights::left_out(folder)?;
+    if tensors > 0 {
+        let text = format!(
+            "{}: only the language model is used; {tensors} tensors of the vision tower are left out",
+            folder.display()
+        );
+        reporter().note("model", text);
+    }
+    Ok(())
 }
 
 /// A model's folder with its weights loaded.

@@ -1,5 +1,7 @@
 //! `fpo plan`.
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 use clap::Args;
 use fpo_config::Settings;
@@ -15,16 +17,20 @@ use crate::loaded::SettingsArgs;
 /// in host memory. With --device-memory it also says whether the run fits, and if not, which --set options would
 /// make it fit.
 ///
-/// The model's sizes come from its config.json, or for Gemma-2 models from the name of the folder, so the plan
-/// works before anything is downloaded.
+/// The model's sizes come from its config.json, or for published models from the name of the folder, such as
+/// gemma-2-2b or Llama-3.1-8B, so the plan works before anything is downloaded.
 ///
-/// Example:
+/// Examples:
 ///   fpo plan --recipe gemma-2-2b-fpo --device-memory 80GB
+///   fpo plan --recipe gemma-2-2b-fpo --model qwen3-8b
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub struct Plan {
     #[command(flatten)]
     settings: SettingsArgs,
+    /// A published model or a model's folder in place of the recipe's, as with --set model.path=MODEL.
+    #[arg(long, value_name = "MODEL")]
+    model: Option<PathBuf>,
     /// Memory of the device, such as 24GB.
     #[arg(long, value_parser = parse_bytes, value_name = "SIZE")]
     device_memory: Option<u64>,
@@ -32,7 +38,10 @@ pub struct Plan {
 
 impl Plan {
     pub fn run(self) -> Result<()> {
-        let settings = self.settings.resolve()?;
+        let mut settings = self.settings.resolve()?;
+        if self.model.is_some() {
+            settings.model.path = self.model;
+        }
         let config = plan::alignment(&settings)?.config;
         println!("{:.2} billion parameters\n", plan::parameters(&config) as f64 / 1e9);
         let header = ["weights", "gradients", "optimiser", "activations", "rest", "peak"];
@@ -80,6 +89,12 @@ fn cache(cache: &Cache) -> String {
         Some(pairs) => (pairs, format!("{pairs} pairs")),
         None => (1000, "1,000 pairs".into()),
     };
+    if cache.activations == 0 {
+        return format!(
+            "\nreference cache, on disk and in host memory: {} for {of}, without features",
+            size(cache.bytes(pairs))
+        );
+    }
     format!(
         "\nreference cache, on disk and in host memory: at most {} for {of} with up to {} features per response \
          (usually far fewer are active; reference.top_n limits them)",

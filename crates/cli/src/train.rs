@@ -7,6 +7,7 @@ use clap::{
     Args,
     builder::{PossibleValuesParser, TypedValueParser},
 };
+use fpo_data::Rendering;
 use fpo_report::terminal_table;
 use fpo_trainer::{
     run::Run,
@@ -14,7 +15,7 @@ use fpo_trainer::{
 };
 
 use crate::{
-    loaded::{DeviceArg, SettingsArgs},
+    loaded::{DeviceArg, SettingsArgs, note_left_out},
     terminal::reporter,
 };
 
@@ -24,7 +25,7 @@ use crate::{
 ///   run.toml        the resolved settings
 ///   prepared/       tokenised data
 ///   sft/            the fine-tuned model, which is the reference, in Hugging Face's layout
-///   sae/            the sparse autoencoder as a SAELens folder
+///   sae/            the sparse autoencoder as a SAELens folder, where the method or evaluate.features asks for one
 ///   reference/      the reference's log-probabilities and pooled features (Parquet)
 ///   align/          the aligned model in Hugging Face's layout
 ///   evaluate/       metrics and responses on held-out data, before and after alignment
@@ -68,6 +69,9 @@ pub struct RunArgs {
     /// Folder of the run [default: runs/RECIPE].
     #[arg(long = "run", value_name = "FOLDER")]
     folder: Option<PathBuf>,
+    /// Which texts go through the chat template: the setting data.rendering, under its name in other commands.
+    #[arg(long, value_name = "auto|template|none")]
+    rendering: Option<Rendering>,
     /// Resumes an interrupted stage from its last checkpoint.
     #[arg(long)]
     resume: bool,
@@ -78,7 +82,11 @@ pub struct RunArgs {
 impl RunArgs {
     pub fn open(self) -> Result<Run> {
         let device = self.device.open()?;
-        let settings = self.settings.resolve()?;
+        let mut settings = self.settings.resolve()?;
+        settings.data.rendering = self.rendering.unwrap_or(settings.data.rendering);
+        if let Some(model) = settings.model.path.as_deref().filter(|path| path.is_dir()) {
+            note_left_out(model)?;
+        }
         let folder =
             self.folder.unwrap_or_else(|| PathBuf::from("runs").join(self.settings.recipe));
         Run::open(&folder, settings, device, self.resume, reporter())

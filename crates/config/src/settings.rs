@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use fpo_data::{OnEmpty, Pooling, Rendering};
 use fpo_losses::{FeatureSelection, Method, Objective, Options};
 use fpo_sae::SaeTraining;
-use fpo_transformer::{LoraConfig, Precision, Sizes};
+use fpo_transformer::{LoraConfig, Precision, Sizes, WeightType, weights::Origin};
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
@@ -33,7 +33,7 @@ pub struct Settings {
     pub model: ModelSettings,
     /// Supervised fine-tuning. Its result is the reference model.
     pub sft: SftSettings,
-    /// The sparse autoencoder: a file, or how to train one.
+    /// The sparse autoencoder: a file, or how to train one. Only for runs that use [features](Self::features).
     pub sae: SaeSettings,
     /// The cache of reference log-probabilities and features.
     pub reference: ReferenceSettings,
@@ -94,6 +94,10 @@ pub struct ModelSettings {
     pub tokenizer: Option<PathBuf>,
     /// Data types of parameters and matrix products, in every stage.
     pub precision: Precision,
+    /// Type of the weights in the folders that a run writes; that of the weights in `path`, or float32 for random ones, if not
+    /// set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub save_dtype: Option<WeightType>,
     /// Vocabulary size, also of a trained tokenizer.
     pub vocab_size: usize,
     /// d_model, the width of the residual stream.
@@ -115,6 +119,12 @@ pub struct ModelSettings {
 }
 
 impl ModelSettings {
+    /// What the models of a run that starts from `base` take over: its files, and those of `tokenizer`.
+    pub fn origin(&self, base: Option<&Path>) -> Origin {
+        let base = base.map(Path::to_owned);
+        Origin { base, tokenizer: self.tokenizer.clone(), weight_type: self.save_dtype }
+    }
+
     /// The sizes for random weights.
     pub fn sizes(&self) -> Sizes {
         Sizes {
@@ -325,9 +335,17 @@ pub struct EvaluateSettings {
     pub max_new_tokens: usize,
     /// Sampling temperature; 0 is greedy decoding.
     pub temperature: f64,
+    /// Measures how far features moved, which takes an autoencoder, whatever the method; fpo always does.
+    #[serde(default)]
+    pub features: bool,
 }
 
 impl Settings {
+    /// Whether anything asks for features, and so for an autoencoder: the method or a measurement.
+    pub fn features(&self) -> bool {
+        self.evaluate.features || self.align.objective().needs().features
+    }
+
     /// Resolves recipe, configuration file and `KEY=VALUE` assignments; later ones win.
     ///
     /// # Errors

@@ -19,13 +19,18 @@ use crate::{
 /// # Errors
 /// Those of the stages.
 pub fn compare(run: &Run, methods: &[Method]) -> Result<(ComparisonTable, PathBuf)> {
-    let base = Base::make(run, StageName::Report)?.context("every stage was asked for")?;
+    let of = |&method: &Method| Settings {
+        align: run.settings.align.for_method(method),
+        ..run.settings.clone()
+    };
+    // All are measured alike.
+    let features = methods.iter().any(|method| of(method).features());
+    let base = Base::make(run, StageName::Report, features)?;
+    let base = base.context("every stage was asked for")?;
     let mut rows = Vec::new();
-    for &method in methods {
+    for method in methods {
         run.reporter.note("compare", method.name());
-        let settings =
-            Settings { align: run.settings.align.for_method(method), ..run.settings.clone() };
-        let nested = run.nested(&format!("compare/{method}"), settings)?;
+        let nested = run.nested(&format!("compare/{method}"), of(method))?;
         let evaluation = evaluate(&nested, &base, &align(&nested, &base)?)?;
         if rows.is_empty() {
             rows.push(("sft".to_owned(), cells(&evaluation.before)));

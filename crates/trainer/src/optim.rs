@@ -7,7 +7,7 @@ use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
     tensor::{Gradients, Tensor, TensorData},
 };
-use fpo_ops::{AdamW, adamw_step};
+use fpo_ops::{AdamW, adamw_step, sums_of_squares};
 use fpo_transformer::{
     LanguageModel, Tape,
     tensor_file::{self, Files, Stored},
@@ -15,9 +15,6 @@ use fpo_transformer::{
 };
 
 use fpo_config::{OptimizerKind, OptimizerSettings, Schedule};
-
-/// Elements of a gradient squared at once, so that the squares never take as much memory as the gradient.
-const NORM_PIECE: usize = 1 << 22;
 
 /// The gradients of a model's parameters by name, flattened.
 #[derive(Default)]
@@ -85,8 +82,7 @@ impl GradientMap {
 
     /// The Euclidean norm of all gradients together.
     pub fn norm(&self) -> f64 {
-        let pieces = self.0.values().flat_map(|g| g.clone().split(NORM_PIECE, 0));
-        let squares: Vec<Tensor<1>> = pieces.map(|piece| piece.square().sum()).collect();
+        let squares: Vec<_> = self.0.values().cloned().map(sums_of_squares).collect();
         if squares.is_empty() {
             return 0.0;
         }

@@ -20,7 +20,7 @@ fn training_needs_no_reference_model() {
     let settings = Settings::resolve("smoke", None, &shrink).unwrap();
     let run = Run::open(folder.path(), settings.clone(), Device::flex(), false, Reporter::silent())
         .unwrap();
-    let base = Base::make(&run, StageName::Reference).unwrap();
+    let base = Base::make(&run, StageName::Reference, true).unwrap();
     let base = base.unwrap_or_else(|| panic!("the stages before alignment were asked for"));
     fs::remove_file(base.sft.folder.join("model.safetensors")).unwrap();
     for method in Method::all() {

@@ -67,9 +67,14 @@ fn train_makes_everything_and_makes_nothing_twice() {
     // Nothing changed: nothing is made again. Another method: only what depends on it.
     let again = succeed(&train);
     assert_eq!(again.matches("up to date").count(), 6, "{again}");
-    let other = succeed(&[&train[..], &["--set", "align.method=dpo"]].concat());
+    let dpo = [&train[..], &["--set", "align.method=dpo"]].concat();
+    let other = succeed(&[&dpo[..], &["--set", "evaluate.features=true"]].concat());
     assert_eq!(other.matches("up to date").count(), 4, "{other}");
     assert!(other.contains("align  done") && other.contains("evaluate  done"), "{other}");
+    // Without features, their autoencoder isn't needed, and the reference is made without them.
+    let without = succeed(&dpo);
+    assert_eq!(without.matches("up to date").count(), 2, "{without}");
+    assert!(without.contains("reference  done") && !without.contains("D, chosen"), "{without}");
 
     let model = run.join("align");
     let generate = ["generate", "--model", arg(&model), "--prompt", "Reverse: owl, fox, sun."];

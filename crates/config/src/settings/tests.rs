@@ -134,10 +134,24 @@ fn refused_settings_say_what_to_do() {
         ("align.lora.rank=0", "align.lora: rank = 0"),
         ("sft.lora.alpha=-1", "sft.lora: alpha = -1"),
         ("align.lora.target_modules=[\"q\"]", "`q`"),
-        ("align.lora.target_modules=.*proj", "all-linear"),
+        ("align.lora.target_modules=all_linear", "all-linear"),
+        ("align.lora.target_modules=.*(proj", "regular expression"),
         ("nonsense", "KEY=VALUE"),
     ] {
         let message = format!("{:#}", resolve(&[set]).unwrap_err());
         assert!(message.contains(says), "{set}: {message:?} does not say {says:?}");
     }
+}
+
+#[test]
+fn settings_of_features_are_checked_where_features_are_used() {
+    let resolve = |set: &[&str]| {
+        let set: Vec<String> = set.iter().map(|s| (*s).to_owned()).collect();
+        Settings::resolve("tiny", None, &set)
+    };
+    assert!(resolve(&[]).unwrap().features());
+    let dpo = ["align.method=dpo", "sae.site=resid_post:9", "align.k=0"];
+    assert!(!resolve(&dpo).unwrap().features());
+    let error = resolve(&[&dpo[..], &["evaluate.features=true"]].concat()).unwrap_err();
+    assert!(error.to_string().contains("align.k"), "{error}");
 }

@@ -31,6 +31,9 @@ pub fn align(run: &Run, base: &Base) -> Result<Stage> {
     if let Some(path) = &s.feature_weights {
         fingerprint = fingerprint.with("feature_weights", super::content(path)?);
     }
+    if let Some(weight_type) = run.settings.model.save_dtype {
+        fingerprint = fingerprint.with("save_dtype", weight_type);
+    }
     run.stage("align", fingerprint, |workspace| train(run, base, workspace))
 }
 
@@ -39,7 +42,7 @@ fn train(run: &Run, base: &Base, workspace: &Workspace) -> Result<()> {
     let prepared = &base.prepared;
     let placement = run.placement().autodiff();
     let initial = Initial::Folder(base.sft.folder.clone());
-    let trained = Trained::new(initial, s.lora.as_ref(), &run.placement())?;
+    let trained = Trained::new(&run.settings.model, initial, s.lora.as_ref(), &run.placement())?;
     let aligner = training_aligner(run, base, trained.base())?;
     let epochs = Epochs::new(&prepared.train.lengths(), s.batch_size, s.epochs, run.settings.seed);
     let mut training = Training::start(Frame {
@@ -69,7 +72,7 @@ fn train(run: &Run, base: &Base, workspace: &Workspace) -> Result<()> {
     }
     let policy = training.finish()?;
     trained.finish(&policy, &workspace.output)?;
-    Ok(prepared.tokenizer.save(&workspace.output)?)
+    super::save_tokenizer(&prepared.tokenizer, &workspace.output)
 }
 
 /// What training needs and nothing else: a second model only for methods that ask for one, and not even then where the first one
@@ -84,13 +87,14 @@ pub fn training_aligner(run: &Run, base: &Base, frozen: Option<&LanguageModel>) 
     Ok(Aligner { keep, token_statistics: s.token_statistics, ..aligner })
 }
 
-/// For measuring: features and KL too, whatever the method.
+/// For measuring: KL too, whatever the method, and features where the run has them.
 ///
 /// # Errors
 /// A cache that doesn't match, or a model that can't be loaded.
 pub fn measuring_aligner(run: &Run, base: &Base, split: Split) -> Result<Aligner> {
     let needs = run.settings.align.objective().needs();
-    aligner(run, base, split, Needs { token_kl: true, features: true, ..needs }, None)
+    let features = base.caches.reader.is_some();
+    aligner(run, base, split, Needs { token_kl: true, features, ..needs }, None)
 }
 
 fn aligner(
@@ -123,7 +127,7 @@ fn aligner(
 
 fn constraint(run: &Run, base: &Base) -> Result<FeatureConstraint> {
     let s = &run.settings;
-    let reader = base.caches.reader.clone();
+    let reader = base.caches.reader.clone().context("a run without an autoencoder")?;
     let weights = match &s.align.feature_weights {
         None => None,
         Some(path) => {

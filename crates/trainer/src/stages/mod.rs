@@ -11,7 +11,7 @@ pub mod sft;
 use std::{fmt, path::Path, str::FromStr};
 
 use anyhow::{Context, Result};
-use fpo_data::{Fingerprint, hash};
+use fpo_data::{Fingerprint, Tokenizer, hash};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::run::{Run, Stage};
@@ -83,7 +83,7 @@ impl FromStr for StageName {
 /// # Errors
 /// Those of the stages.
 pub fn run(run: &Run, until: StageName) -> Result<Option<report::Finished>> {
-    let Some(base) = Base::make(run, until)? else { return Ok(None) };
+    let Some(base) = Base::make(run, until, run.settings.features())? else { return Ok(None) };
     if until < StageName::Align {
         return Ok(None);
     }
@@ -104,18 +104,18 @@ pub struct Base {
     pub prepared: prepare::Prepared,
     /// The reference model's stage.
     pub sft: Stage,
-    /// The autoencoder's stage.
-    pub sae: Stage,
+    /// The autoencoder's stage, where features are used.
+    pub sae: Option<Stage>,
     /// The reference caches, and the reader of features.
     pub caches: reference::Caches,
 }
 
 impl Base {
-    /// The stages before alignment; none if `until` ends among them.
+    /// The stages before alignment, the autoencoder's only with `features`; none if `until` ends among them.
     ///
     /// # Errors
     /// Those of the stages.
-    pub fn make(run: &Run, until: StageName) -> Result<Option<Self>> {
+    pub fn make(run: &Run, until: StageName, features: bool) -> Result<Option<Self>> {
         let prepared = prepare::prepare(run)?;
         if until < StageName::Sft {
             return Ok(None);
@@ -124,11 +124,17 @@ impl Base {
         if until < StageName::Sae {
             return Ok(None);
         }
-        let sae = sae::sae(run, &prepared, &sft)?;
+        let sae = features.then(|| sae::sae(run, &prepared, &sft)).transpose()?;
+        if sae.is_none() {
+            run.reporter.note(
+                "sae",
+                "left out: nothing uses features; evaluate.features = true measures them",
+            );
+        }
         if until < StageName::Reference {
             return Ok(None);
         }
-        let caches = reference::reference(run, &prepared, &sft, &sae)?;
+        let caches = reference::reference(run, &prepared, &sft, sae.as_ref())?;
         Ok(Some(Self { prepared, sft, sae, caches }))
     }
 }
@@ -171,6 +177,14 @@ fn fingerprint(run: &Run) -> Fingerprint {
 /// The same for the stages that compute with a model.
 fn fingerprint_of_model(run: &Run) -> Fingerprint {
     fingerprint(run).with("precision", run.settings.model.precision)
+}
+
+/// Writes the tokenizer into a stage's folder, unless the model's base brought its files along.
+fn save_tokenizer(tokenizer: &Tokenizer, folder: &Path) -> Result<()> {
+    match folder.join("tokenizer.json").exists() {
+        true => Ok(()),
+        false => Ok(tokenizer.save(folder)?),
+    }
 }
 
 /// Writes a value as JSON into a stage's unfinished folder.

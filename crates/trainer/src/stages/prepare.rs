@@ -54,6 +54,14 @@ pub struct Prepared {
     pub train_summary: PrepareSummary,
 }
 
+impl Prepared {
+    /// The largest token id of pairs and examples.
+    pub(super) fn largest_token(&self) -> Option<u32> {
+        let pairs = self.train.largest_token().max(self.held_out.largest_token());
+        pairs.max(self.sft.largest_token())
+    }
+}
+
 /// Pairs, examples and prompts before tokenisation.
 struct Raw {
     sft: Vec<SftExample>,
@@ -71,6 +79,7 @@ pub fn prepare(run: &Run) -> Result<Prepared> {
     let s = &run.settings;
     let mut fingerprint = super::fingerprint(run)
         .with("data", super::section(&s.data)?)
+        .with("boundary", "shared by a pair")
         .with("vocab_size", s.model.vocab_size)
         .with("prompts", s.evaluate.prompts);
     let sources = [("train", &s.data.train), ("eval", &s.data.eval), ("sft", &s.data.sft)];
@@ -161,23 +170,18 @@ fn fill(run: &Run, given: Option<Tokenizer>, workspace: &Workspace) -> Result<()
         let note = format!("{dropped} of {rows} rows have an empty response and are left out");
         run.reporter.note("prepared", note);
     }
-    let already = summary.train.already_templated + summary.held_out.already_templated;
-    if already > 0 {
-        let note = format!(
-            "{already} rows already carry the chat template's tokens and are left as they are (data.rendering = \"auto\")"
-        );
-        run.reporter.note("prepared", note);
-    }
-    let dropped = summary.train.dropped_empty + summary.held_out.dropped_empty;
+    let pairs = summary.train + summary.held_out;
+    run.reporter.note("prepared", format!("{} (data.rendering)", pairs.ways()));
     let note = format!(
-        "done in {:.1} s  {} examples, {} pairs, {} held out, {} prompts; {} pairs dropped, {} clipped",
+        "done in {:.1} s  {} examples, {} pairs, {} held out, {} prompts; {} pairs dropped, {} prompts and {} responses clipped",
         begun.elapsed().as_secs_f64(),
         summary.sft.kept,
         summary.train.kept,
         summary.held_out.kept,
         prompts.len(),
-        dropped,
-        summary.train.clipped + summary.held_out.clipped,
+        pairs.dropped_empty,
+        pairs.clipped_prompts,
+        pairs.clipped_responses,
     );
     run.reporter.note("prepared", note);
     Ok(())

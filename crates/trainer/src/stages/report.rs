@@ -1,13 +1,15 @@
 //! The page of a run, and the table that ends it.
 
 use std::{
-    fs,
     io::Write,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
-use fpo_data::{atomic, checkpoints::METRICS_FILE};
+use anyhow::Result;
+use fpo_data::{
+    atomic,
+    checkpoints::{METRICS_FILE, read_log},
+};
 use fpo_metrics::{chart, charts, table};
 use fpo_report::{Chart, Report, Sample, StageCurves, TableRow, render};
 use serde_json::{Map, Value};
@@ -60,47 +62,55 @@ fn page(
     let s = &run.settings;
     let objective = s.align.objective();
     let name = run.folder.file_name().map_or("run".into(), |n| n.to_string_lossy());
-    let data = match &s.data.train {
+    let data = &base.prepared.train_summary;
+    let source = match &s.data.train {
         // The name alone: the settings at the end of the page have the whole path.
         Some(path) => path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
         None => "built-in".into(),
     };
-    let quality: Map<String, Value> = super::read_json(&base.sae.folder.join("quality.json"))?;
     let percent = |share: f64| format!("{:.1} %", 100.0 * share);
-    let number = |key: &str| quality.get(key).and_then(Value::as_f64).unwrap_or(f64::NAN);
-    let summary = [
+    let mut summary = vec![
         ("Method", s.align.method.to_string()),
         ("β", objective.beta.to_string()),
         ("α", objective.alpha.to_string()),
-        ("k", s.align.k.to_string()),
-        ("Site", s.sae.site.clone()),
-        ("Data", data),
+        ("Data", source),
         ("Pairs", base.prepared.train.len().to_string()),
-        ("Pairs clipped", percent(base.prepared.train_summary.clipped_share())),
-        ("Pairs dropped", percent(base.prepared.train_summary.dropped_share())),
+        ("Prompts clipped", percent(data.clipped_prompt_share())),
+        ("Responses clipped", percent(data.clipped_response_share())),
+        ("Pairs dropped", percent(data.dropped_share())),
         ("Held-out pairs", base.prepared.held_out.len().to_string()),
-        ("SAE L0", format!("{:.1}", number("l0"))),
-        ("SAE explained variance", format!("{:.3}", number("explained_variance"))),
     ];
+    let mut notes = Vec::new();
+    if let Some(sae) = &base.sae {
+        let quality: Map<String, Value> = super::read_json(&sae.folder.join("quality.json"))?;
+        let number = |key: &str| quality.get(key).and_then(Value::as_f64).unwrap_or(f64::NAN);
+        summary.extend([
+            ("k", s.align.k.to_string()),
+            ("Site", s.sae.site.clone()),
+            ("SAE L0", format!("{:.1}", number("l0"))),
+            ("SAE explained variance", format!("{:.3}", number("explained_variance"))),
+        ]);
+        notes = vec![
+            "SAE explained variance is 1 − E‖x − x̂‖² / (E‖x‖² − ‖E x‖²) on activations it was not trained on.".into(),
+            "A feature's activation is averaged over the positions that predict a response, then over held-out responses.".into(),
+        ];
+    }
     Ok(Report {
         title: format!("{} on {name}", s.align.method.to_string().to_uppercase()),
         subtitle: format!("fpo {} · seed {}", env!("CARGO_PKG_VERSION"), s.seed),
         summary: summary.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
         table,
         comparison: None,
-        stages: curves(&base.sft.folder, &base.sae.folder, &align.folder)?,
+        stages: curves(&base.sft.folder, base.sae.as_ref(), &align.folder)?,
         samples: samples(evaluation),
         features: evaluation.features.clone(),
         settings_toml: s.to_toml()?,
-        notes: vec![
-            "SAE explained variance is 1 − E‖x − x̂‖² / (E‖x‖² − ‖E x‖²) on activations it was not trained on.".into(),
-            "A feature's activation is averaged over the positions that predict a response, then over held-out responses.".into(),
-        ],
+        notes,
     })
 }
 
 /// The charts of the stages that have any.
-fn curves(sft: &Path, sae: &Path, align: &Path) -> Result<Vec<StageCurves>> {
+fn curves(sft: &Path, sae: Option<&Stage>, align: &Path) -> Result<Vec<StageCurves>> {
     type Lines<'a> = &'a [Map<String, Value>];
     let loss = |lines: Lines| chart("Loss", "nats", &[("Loss", "loss")], lines);
     let rate =
@@ -118,39 +128,32 @@ fn curves(sft: &Path, sae: &Path, align: &Path) -> Result<Vec<StageCurves>> {
         charts(lines).into_iter().chain([rate(lines), norm(lines)].into_iter().flatten()).collect()
     };
     type Of<'a> = &'a dyn Fn(Lines) -> Vec<Chart>;
-    let stages: [(&str, &str, &Path, Of); 3] = [
-        ("SFT", "Supervised fine-tuning: the model that alignment starts from.", sft, &of_sft),
+    let sae = sae.map(|stage| stage.folder.as_path());
+    let stages: [(&str, &str, Option<&Path>, Of); 3] = [
+        (
+            "SFT",
+            "Supervised fine-tuning: the model that alignment starts from.",
+            Some(sft),
+            &of_sft,
+        ),
         ("SAE", "The sparse autoencoder on that model's activations.", sae, &of_sae),
         (
             "Align",
             "Preference alignment; each point is a batch of training pairs.",
-            align,
+            Some(align),
             &of_align,
         ),
     ];
     let mut found = Vec::new();
     for (stage, caption, folder, of) in stages {
-        let path = folder.join(METRICS_FILE);
-        if !path.exists() {
-            continue;
-        }
-        let charts = of(&read_metrics(&path)?);
+        let path = folder.map(|folder| folder.join(METRICS_FILE)).filter(|path| path.exists());
+        let Some(path) = path else { continue };
+        let charts = of(&read_log(&path)?);
         if !charts.is_empty() {
             found.push(StageCurves { stage: stage.into(), caption: caption.into(), charts });
         }
     }
     Ok(found)
-}
-
-fn read_metrics(path: &Path) -> Result<Vec<Map<String, Value>>> {
-    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-    text.lines()
-        .enumerate()
-        .map(|(i, line)| {
-            serde_json::from_str(line)
-                .with_context(|| format!("{} line {}: malformed", path.display(), i + 1))
-        })
-        .collect()
 }
 
 /// Answers that changed their verdict first, since they say most.

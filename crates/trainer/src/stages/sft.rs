@@ -26,9 +26,9 @@ pub fn sft(run: &Run, prepared: &Prepared) -> Result<Stage> {
         .with("sft", super::section(&s.sft)?);
     if let Some(path) = &s.model.path {
         let rows = ModelConfig::load(path)?.vocab_size;
-        let ids = prepared.tokenizer.vocab_size();
-        if ids > rows {
-            bail!("the tokenizer has {ids} tokens, the model of {} only {rows}", path.display());
+        // A tokenizer may have more tokens than the model: Gemma-3's has one for images.
+        if let Some(id) = prepared.largest_token().filter(|&id| id as usize >= rows) {
+            bail!("the data has token {id}, the model of {} only {rows} tokens", path.display());
         }
         let hash = super::content(path)?;
         if s.sft.epochs == 0 {
@@ -42,7 +42,12 @@ pub fn sft(run: &Run, prepared: &Prepared) -> Result<Stage> {
 fn train(run: &Run, prepared: &Prepared, workspace: &Workspace) -> Result<()> {
     let s = &run.settings.sft;
     let placement = run.placement().autodiff();
-    let trained = Trained::new(initial(run, prepared)?, s.lora.as_ref(), &run.placement())?;
+    let trained = Trained::new(
+        &run.settings.model,
+        initial(run, prepared)?,
+        s.lora.as_ref(),
+        &run.placement(),
+    )?;
     let epochs = Epochs::new(&prepared.sft.lengths(), s.batch_size, s.epochs, run.settings.seed);
     let keep = Keep::checkpointed(s.checkpoint_activations);
     let mut training = Training::start(Frame {
@@ -77,7 +82,7 @@ fn train(run: &Run, prepared: &Prepared, workspace: &Workspace) -> Result<()> {
     }
     let model = training.finish()?;
     trained.finish(&model, &workspace.output)?;
-    Ok(prepared.tokenizer.save(&workspace.output)?)
+    super::save_tokenizer(&prepared.tokenizer, &workspace.output)
 }
 
 /// The checkpoint that the settings name, or random weights of their sizes.
@@ -90,10 +95,10 @@ fn initial(run: &Run, prepared: &Prepared) -> Result<Initial> {
     let sizes = Sizes { vocab_size: tokenizer.vocab_size(), ..s.sizes() };
     let config = Family::Gemma2.config(&sizes).map_err(|message| anyhow!("model: {message}"))?;
     let config = ModelConfig {
-        sliding_window: s.sliding_window,
+        sliding_window: Some(s.sliding_window),
         initializer_range: s.initializer_range,
-        pad_token_id: tokenizer.pad_id(),
-        bos_token_id: tokenizer.bos_id().unwrap_or(2),
+        pad_token_id: Some(tokenizer.pad_id()),
+        bos_token_id: tokenizer.bos_id().or(Some(2)),
         eos_token_ids: tokenizer.stop_ids(),
         ..config
     };
