@@ -79,7 +79,7 @@ impl Products<'_> {
 ///
 /// # Errors
 /// A device failure, such as too little memory.
-pub(crate) fn matmul_rate(device: &Device, precision: Precision) -> Result<f64> {
+pub fn matmul_rate(device: &Device, precision: Precision) -> Result<f64> {
     const LONG_ENOUGH: f64 = 5e-3;
     const LARGEST: usize = 8192;
     const RUNS: usize = 5;

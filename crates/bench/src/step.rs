@@ -231,6 +231,8 @@ impl StepSizes {
             schedule: Schedule::Constant,
             weight_decay: 0.0,
             max_grad_norm: 1.0,
+            warmup_ratio: None,
+            betas: [0.9, 0.999],
         }
     }
 }

@@ -15,6 +15,7 @@ use serde_json::json;
 
 use crate::{
     loaded::{ModelFolder, PlacementArgs},
+    streams,
     terminal::reporter,
     tokens::{Sequence, TokenArgs},
 };
@@ -39,7 +40,7 @@ pub struct Activations {
     #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
     /// Texts, examples or pairs; see below.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = streams::input)]
     data: PathBuf,
     /// KIND:LAYER, with layers counted from 0. The kinds are resid_post (the block's output, before the final norm), mlp_out
     /// (the MLP's contribution to the residual stream, after its norm) and attn_z (the concatenated heads, before the output
@@ -47,7 +48,7 @@ pub struct Activations {
     #[arg(long, value_name = "SITE")]
     site: Site,
     /// The safetensors file to write.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = streams::output)]
     out: PathBuf,
     /// Sequences per forward pass.
     #[arg(long, default_value = "8", value_name = "SEQUENCES")]
@@ -73,6 +74,7 @@ is the output of model.layers[L], because hidden_states[-1] comes after the fina
 
 impl Activations {
     pub fn run(self) -> Result<()> {
+        streams::keep_apart(&self.out, &[&self.data, &self.model])?;
         let placement = self.placement.open()?;
         let folder = ModelFolder::open(&self.model)?;
         self.site.check(folder.config.num_hidden_layers)?;

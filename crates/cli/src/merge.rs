@@ -1,16 +1,18 @@
 //! `fpo merge`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::Args;
 use fpo_data::atomic;
+use fpo_report::ModelCard;
+use fpo_trainer::stages::report::write_page;
 use fpo_transformer::{
     Placement, Precision, WeightType, adapter,
     weights::{self, Origin},
 };
 
-use crate::loaded::note_left_out;
+use crate::{loaded::note_left_out, streams::out};
 
 /// Merges a LoRA adapter into its base model
 ///
@@ -50,9 +52,24 @@ impl Merge {
         let adapted = adapter::load(&base, &self.adapter, &device)?;
         let origin = Origin { weight_type: self.dtype, ..Origin::base(&self.model) };
         atomic::replace_dir(&self.out, |folder| -> Result<()> {
-            Ok(weights::save_from(&adapted, &origin, folder)?)
+            weights::save_from(&adapted, &origin, folder)?;
+            write_page(&folder.join("README.md"), &self.card().markdown())
         })?;
-        println!("merged  {}", self.out.display());
-        Ok(())
+        out!("merged  {}", self.out.display())
+    }
+
+    fn card(&self) -> ModelCard {
+        let name = |path: &Path| {
+            path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+        };
+        let (base, adapter) = (name(&self.model), name(&self.adapter));
+        ModelCard {
+            title: format!("{base} with {adapter}"),
+            library: "transformers".into(),
+            base_model: Some(base),
+            tags: vec!["fpo".into(), "merge".into()],
+            about: format!("A model into which the adapter `{adapter}` was merged by `fpo merge`."),
+            ..ModelCard::default()
+        }
     }
 }

@@ -9,7 +9,7 @@ use fpo_data::{
     ResponseView, Store, TokenizedPair, Truncation, read_items, read_pairs,
 };
 
-use crate::loaded::ModelFolder;
+use crate::{loaded::ModelFolder, terminal::reporter};
 
 /// Help on tokenisation, for the commands that read pairs.
 pub const TOKENS_HELP: &str = "\
@@ -150,9 +150,10 @@ impl TokenArgs {
         let longest = self.max_length.unwrap_or(usize::MAX);
         let cut = sequences.iter().filter(|sequence| sequence.tokens.len() == longest).count();
         if cut > 0 {
-            eprintln!(
+            let note = format!(
                 "{cut} sequences reach the limit of {longest} tokens set by --max-length, and may have been cut"
             );
+            reporter().note("data", note);
         }
         Ok(sequences)
     }
@@ -249,8 +250,9 @@ fn check(folder: &ModelFolder, tokens: &[u32]) -> Result<()> {
 fn report_cuts(summary: &PrepareSummary) {
     let PrepareSummary { clipped_prompts, clipped_responses, .. } = *summary;
     if clipped_prompts + clipped_responses > 0 {
-        eprintln!(
+        let note = format!(
             "{clipped_prompts} prompts and {clipped_responses} responses were cut to the maximum length"
         );
+        reporter().note("data", note);
     }
 }

@@ -8,10 +8,12 @@
 pub mod advice;
 mod bytes;
 mod cache;
+mod disk;
 mod evaluation;
 mod fit;
 mod precision;
 mod step;
+mod work;
 
 use std::path::Path;
 
@@ -23,10 +25,12 @@ use fpo_transformer::{
 
 pub use bytes::parse_bytes;
 pub use cache::Cache;
+pub use disk::Disk;
 pub use evaluation::Evaluation;
 pub use fit::{Change, Goal, Reach, fit};
 pub use precision::check_precision;
 pub use step::{Step, alignment, fine_tuning};
+pub use work::{Counts, work};
 
 /// Bytes of a float32 element.
 const BYTES: u64 = 4;

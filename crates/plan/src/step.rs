@@ -182,7 +182,7 @@ pub fn alignment(settings: &Settings) -> Result<Step> {
 /// The model's sizes can't be determined.
 pub fn fine_tuning(settings: &Settings) -> Result<Option<Step>> {
     let s = &settings.sft;
-    if s.epochs == 0 {
+    if s.epochs == 0.0 {
         return Ok(None);
     }
     let micro_batch = s.micro_batch_size.get();

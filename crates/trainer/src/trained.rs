@@ -11,7 +11,7 @@ use fpo_transformer::{
 };
 
 /// Where a result holds its adapters, beside the merged model.
-const ADAPTER_FOLDER: &str = "adapter";
+pub(crate) const ADAPTER_FOLDER: &str = "adapter";
 
 /// What of a model is trained.
 pub struct Trained {

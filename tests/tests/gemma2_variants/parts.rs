@@ -188,6 +188,8 @@ fn optimizer() -> Optimizer {
         schedule: Schedule::Constant,
         weight_decay: 0.1,
         max_grad_norm: 1.0,
+        warmup_ratio: None,
+        betas: [0.9, 0.999],
     };
     Optimizer::new(&settings, 10)
 }

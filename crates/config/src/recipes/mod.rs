@@ -32,6 +32,9 @@ recipes!(
     "smollm2-135m-smoke",
 );
 
+/// The recipe that all others extend.
+pub(crate) const FIRST: &str = "tiny";
+
 /// Key that names the recipe whose settings apply unless overridden.
 const EXTENDS: &str = "extends";
 

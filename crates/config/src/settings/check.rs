@@ -22,6 +22,23 @@ impl Settings {
         if self.reference.batch_size > BLOCK {
             bail!("reference.batch_size = {} must be at most {BLOCK}", self.reference.batch_size);
         }
+        for (name, epochs) in [("sft", self.sft.epochs), ("align", self.align.epochs)] {
+            if !(epochs >= 0.0 && epochs < 1e6) {
+                bail!("{name}.epochs = {epochs} must be at least 0 and below a million");
+            }
+        }
+        if self.data.train.is_none() {
+            let without_effect = [
+                ("limit", self.data.limit.is_some()),
+                ("eval", self.data.eval.is_some()),
+                ("sft", self.data.sft.is_some()),
+            ];
+            for (key, _) in without_effect.iter().filter(|(_, given)| *given) {
+                bail!(
+                    "data.{key} has no effect on the built-in data; set data.train too, or the sizes in data.built_in"
+                );
+            }
+        }
         if !(0.0..1.0).contains(&self.data.hold_out) {
             bail!("data.hold_out = {} must be in [0, 1)", self.data.hold_out);
         }
@@ -43,6 +60,14 @@ impl Settings {
                 if !(value > 0.0 && value.is_finite()) {
                     bail!("{name}.optimizer.{key} = {value} must be positive");
                 }
+            }
+            if let Some(ratio) = o.warmup_ratio
+                && !(0.0..=1.0).contains(&ratio)
+            {
+                bail!("{name}.optimizer.warmup_ratio = {ratio} must be from 0 to 1");
+            }
+            if !o.betas.iter().all(|beta| (0.0..1.0).contains(beta)) {
+                bail!("{name}.optimizer.betas = {:?} must be in [0, 1)", o.betas);
             }
             if !(o.weight_decay >= 0.0 && o.weight_decay.is_finite()) {
                 bail!("{name}.optimizer.weight_decay = {} must not be negative", o.weight_decay);

@@ -1,5 +1,6 @@
 //! Text to token ids and back, over Hugging Face's `tokenizers`.
 
+mod show;
 mod stream;
 mod train;
 

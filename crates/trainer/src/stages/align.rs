@@ -7,7 +7,7 @@ use fpo_losses::Needs;
 use fpo_transformer::{LanguageModel, weights};
 use serde_json::json;
 
-use super::{Base, reference::Split};
+use super::{Base, StageName, card, reference::Split};
 use crate::{
     aligner::{Aligner, FeatureConstraint},
     alignment_step::step_gradients,
@@ -44,11 +44,12 @@ fn train(run: &Run, base: &Base, workspace: &Workspace) -> Result<()> {
     let initial = Initial::Folder(base.sft.folder.clone());
     let trained = Trained::new(&run.settings.model, initial, s.lora.as_ref(), &run.placement())?;
     let aligner = training_aligner(run, base, trained.base())?;
-    let epochs = Epochs::new(&prepared.train.lengths(), s.batch_size, s.epochs, run.settings.seed);
+    let (lengths, length) = (prepared.train.lengths(), s.length());
+    let epochs = Epochs::new(&lengths, s.batch_size, length.begun(), run.settings.seed);
     let mut training = Training::start(Frame {
         stage: "align",
         workspace,
-        total_steps: epochs.steps(),
+        total_steps: length.steps(lengths.len()),
         checkpoint_every: s.checkpoint_every.get(),
         optimizer: &s.optimizer,
         trained: &trained,
@@ -72,6 +73,7 @@ fn train(run: &Run, base: &Base, workspace: &Workspace) -> Result<()> {
     }
     let policy = training.finish()?;
     trained.finish(&policy, &workspace.output)?;
+    card::write(run, prepared, StageName::Align, &workspace.output, &[])?;
     super::save_tokenizer(&prepared.tokenizer, &workspace.output)
 }
 

@@ -196,8 +196,7 @@ fn moved_features(
     let (pairs, tokenizer) = (&base.prepared.held_out, &base.prepared.tokenizer);
     let pairs = pairs.iter().take(PAIRS_SEARCHED);
     let sequences = pairs.flat_map(|pair| [pair.chosen.tokens, pair.rejected.tokens]).collect();
-    let (excluded, decode) =
-        (tokenizer.special_ids(), |token: u32| Ok(tokenizer.decode(&[token], false)?));
+    let (excluded, decode) = (tokenizer.special_ids(), |token: u32| Ok(tokenizer.show(token)));
     let texts = Texts { model, sae: &sae, site, sequences, excluded: &excluded, decode: &decode };
     texts.moved(before, after)
 }

@@ -8,6 +8,7 @@ use fpo_data::{
     TemplateChoice, Tokenizer, Truncation, hold_out, read_pairs, read_sft,
 };
 use fpo_datasets::{Sizes, Task, generate};
+use fpo_plan::Counts;
 use serde::{Deserialize, Serialize};
 
 use crate::run::{Run, Stage, Workspace};
@@ -171,7 +172,9 @@ fn fill(run: &Run, given: Option<Tokenizer>, workspace: &Workspace) -> Result<()
         run.reporter.note("prepared", note);
     }
     let pairs = summary.train + summary.held_out;
-    run.reporter.note("prepared", format!("{} (data.rendering)", pairs.ways()));
+    for (name, rows) in [("examples", summary.sft), ("pairs", pairs)] {
+        run.reporter.note("prepared", format!("{name}: {} (data.rendering)", rows.ways()));
+    }
     let note = format!(
         "done in {:.1} s  {} examples, {} pairs, {} held out, {} prompts; {} pairs dropped, {} prompts and {} responses clipped",
         begun.elapsed().as_secs_f64(),
@@ -272,6 +275,19 @@ fn shown(prompt: &Prompt) -> String {
 }
 
 impl Prepared {
+    /// What the work of the later stages depends on.
+    pub fn counts(&self) -> Counts {
+        let tokens = |pairs: &PairStore| -> usize {
+            pairs.iter().map(|pair| pair.chosen.tokens.len() + pair.rejected.tokens.len()).sum()
+        };
+        Counts {
+            sft_tokens: self.sft.lengths().iter().sum(),
+            train_tokens: tokens(&self.train),
+            held_out_tokens: tokens(&self.held_out),
+            prompts: self.prompts.len(),
+        }
+    }
+
     fn open(stage: Stage) -> Result<Self> {
         let folder = &stage.folder;
         let tokenizer = Tokenizer::load(folder)?;

@@ -5,7 +5,7 @@ use fpo_data::{Epochs, SequenceBatch};
 use fpo_transformer::{Family, ModelConfig, Sizes};
 use serde_json::Map;
 
-use super::prepare::Prepared;
+use super::{StageName, card, prepare::Prepared};
 use crate::{
     forward::{DeviceBatch, Forward, Keep},
     optim::GradientMap,
@@ -31,7 +31,7 @@ pub fn sft(run: &Run, prepared: &Prepared) -> Result<Stage> {
             bail!("the data has token {id}, the model of {} only {rows} tokens", path.display());
         }
         let hash = super::content(path)?;
-        if s.sft.epochs == 0 {
+        if s.sft.epochs == 0.0 {
             return Ok(Stage { folder: path.clone(), hash });
         }
         fingerprint = fingerprint.with("weights", hash);
@@ -48,12 +48,13 @@ fn train(run: &Run, prepared: &Prepared, workspace: &Workspace) -> Result<()> {
         s.lora.as_ref(),
         &run.placement(),
     )?;
-    let epochs = Epochs::new(&prepared.sft.lengths(), s.batch_size, s.epochs, run.settings.seed);
+    let (lengths, length) = (prepared.sft.lengths(), s.length());
+    let epochs = Epochs::new(&lengths, s.batch_size, length.begun(), run.settings.seed);
     let keep = Keep::checkpointed(s.checkpoint_activations);
     let mut training = Training::start(Frame {
         stage: "sft",
         workspace,
-        total_steps: epochs.steps(),
+        total_steps: length.steps(lengths.len()),
         checkpoint_every: s.checkpoint_every.get(),
         optimizer: &s.optimizer,
         trained: &trained,
@@ -82,6 +83,7 @@ fn train(run: &Run, prepared: &Prepared, workspace: &Workspace) -> Result<()> {
     }
     let model = training.finish()?;
     trained.finish(&model, &workspace.output)?;
+    card::write(run, prepared, StageName::Sft, &workspace.output, &[])?;
     super::save_tokenizer(&prepared.tokenizer, &workspace.output)
 }
 
