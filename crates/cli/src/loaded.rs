@@ -95,6 +95,9 @@ impl ModelFolder {
 
 /// Says what of a model's folder isn't used.
 pub fn note_left_out(folder: &Path) -> Result<()> {
+    if let Some(warning) = weights::leftover(folder) {
+        reporter().warn(warning);
+    }
     let tensors = weights::left_out(folder)?;
     if tensors > 0 {
         let text = format!(

@@ -18,7 +18,7 @@ use anyhow::{Context, Result, anyhow};
 use fpo_data::{OnEmpty, OnError, Pooling, Rendering, RowPolicy, System};
 use fpo_losses::{FeatureSelection, Method, Objective, Options};
 use fpo_sae::SaeTraining;
-use fpo_transformer::{LoraConfig, Precision, Sizes};
+use fpo_transformer::{LoraConfig, Precision, Sizes, WeightType, weights::Origin};
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
@@ -113,6 +113,10 @@ pub struct ModelSettings {
     pub tokenizer: Option<PathBuf>,
     /// Data types of parameters and matrix products, in every stage.
     pub precision: Precision,
+    /// Type of the weights in the folders that a run writes; that of the weights in `path`, or float32 for random ones, if not
+    /// set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub save_dtype: Option<WeightType>,
     /// Vocabulary size, also of a trained tokenizer.
     pub vocab_size: usize,
     /// d_model, the width of the residual stream.
@@ -134,6 +138,12 @@ pub struct ModelSettings {
 }
 
 impl ModelSettings {
+    /// What the models of a run that starts from `base` take over: its files, and those of `tokenizer`.
+    pub fn origin(&self, base: Option<&Path>) -> Origin {
+        let base = base.map(Path::to_owned);
+        Origin { base, tokenizer: self.tokenizer.clone(), weight_type: self.save_dtype }
+    }
+
     /// The sizes for random weights.
     pub fn sizes(&self) -> Sizes {
         Sizes {
