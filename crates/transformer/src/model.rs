@@ -95,6 +95,7 @@ impl Mlp {
 
 /// The activations of a block at its sites. `[batch, tokens, width]`
 pub(crate) struct BlockOutput {
+    resid_pre: Tensor<3>,
     attn_z: Tensor<3>,
     mlp_out: Tensor<3>,
     pub(crate) resid_post: Tensor<3>,
@@ -103,6 +104,7 @@ pub(crate) struct BlockOutput {
 impl BlockOutput {
     pub(crate) fn at(&self, kind: SiteKind) -> Tensor<3> {
         match kind {
+            SiteKind::ResidPre => self.resid_pre.clone(),
             SiteKind::ResidPost => self.resid_post.clone(),
             SiteKind::MlpOut => self.mlp_out.clone(),
             SiteKind::AttnZ => self.attn_z.clone(),
@@ -138,13 +140,14 @@ impl Block {
         x: Tensor<3>,
         attention: impl FnOnce(&Attention, Tensor<3>) -> Tensor<3>,
     ) -> BlockOutput {
+        let resid_pre = x.clone();
         let attn_z = attention(&self.self_attn, self.input_layernorm.forward(x.clone()));
         let attn_out = self.self_attn.o_proj.forward(attn_z.clone());
         let x = x + self.post_attention_layernorm.forward(at_least_f32(attn_out));
         let mlp_out = self.mlp.forward(self.pre_feedforward_layernorm.forward(x.clone()));
         let mlp_out = self.post_feedforward_layernorm.forward(at_least_f32(mlp_out));
         let attn_z = at_least_f32(attn_z);
-        BlockOutput { attn_z, resid_post: x + mlp_out.clone(), mlp_out }
+        BlockOutput { resid_pre, attn_z, resid_post: x + mlp_out.clone(), mlp_out }
     }
 }
 
@@ -337,6 +340,9 @@ impl LanguageModel {
         let mut x = self.embed(tokens);
         for (layer, block) in self.model.layers.iter().enumerate() {
             let is_here = |kind| site == Site { kind, layer };
+            if is_here(SiteKind::ResidPre) {
+                x = replace(x);
+            }
             let output = block.forward_with(x, |attention, x| {
                 let z = attention.z(x, &layout);
                 if is_here(SiteKind::AttnZ) { replace(at_least_f32(z)) } else { z }

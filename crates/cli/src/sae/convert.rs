@@ -17,7 +17,7 @@ use fpo_sae::{Compression, Format, save_npz, save_sae_lens};
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub struct Convert {
-    /// The autoencoder to read: a SAELens folder, a Gemma Scope 2 folder or Gemma Scope's params.npz.
+    /// The autoencoder to read: SAELens, Gemma Scope, Llama Scope, Qwen-Scope, sparsify or dictionary_learning.
     input: PathBuf,
     /// The archive (.npz) or folder to write.
     output: PathBuf,
@@ -44,7 +44,7 @@ impl Convert {
         }
         let mut sae = fpo_sae::load(&self.input, &fpo_device::host())?;
         if self.fold_decoder_norms {
-            sae = sae.fold_decoder_norms();
+            sae = sae.fold_decoder_norms()?;
         }
         let written = if archive {
             let compression = match self.compress {
