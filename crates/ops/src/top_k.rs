@@ -2,8 +2,8 @@
 
 use burn::tensor::{Bool, IndexingUpdateOp, Int, Tensor};
 
-/// Whether each element of `z` `[n, m]` is among the `k` largest of its row, which always are `k` or all; outside any graph. Of equal
-/// elements the first come first on the CPU, and GPUs choose.
+/// Whether each element of `z` `[n, m]` is among the `k` largest of its row, which always are `k` or all; outside any graph. Of
+/// equal elements the first come first on the CPU, and GPUs choose.
 ///
 /// # Shapes
 /// * `z`: `[n, m]`

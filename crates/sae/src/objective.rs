@@ -18,8 +18,8 @@ pub enum Kind {
     /// max(z, 0), for the L0* largest z of each token.
     #[serde(rename = "topk")]
     TopK,
-    /// max(z, 0), for the L0* · tokens largest z of a batch. When training ends it becomes a JumpReLU, with the mean of the batches'
-    /// smallest activations as the threshold of all features.
+    /// max(z, 0), for the L0* · tokens largest z of a batch. When training ends it becomes a JumpReLU, with the mean of the
+    /// batches' smallest activations as the threshold of all features.
     #[serde(rename = "batch-topk")]
     BatchTopK,
     /// max(z, 0).

@@ -172,8 +172,8 @@ impl Arrays {
         }
     }
 
-    /// Checks names, shapes and values, and moves them to the device. A threshold without dimensions holds for all features, and one
-    /// below 0 means 0, as in SAELens.
+    /// Checks names, shapes and values, and moves them to the device. A threshold without dimensions holds for all features, and
+    /// one below 0 means 0, as in SAELens.
     ///
     /// # Errors
     /// Anything that the layout doesn't account for.

@@ -43,8 +43,8 @@ pub(super) fn load(folder: &Path, device: &Device) -> Result<Sae, Error> {
     arrays.assemble(layout, &path, device)
 }
 
-/// Folders are named after the module whose output is encoded, `layers.10`; the configuration of the training beside them says which
-/// model that is in.
+/// Folders are named after the module whose output is encoded, `layers.10`; the configuration of the training beside them says
+/// which model that is in.
 fn from_path(folder: &Path) -> Result<Provenance, Error> {
     let names = components(folder);
     let hook_name = names.last().and_then(|name| {

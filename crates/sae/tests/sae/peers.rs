@@ -83,6 +83,26 @@ fn every_kind_and_every_publisher() {
     }
 }
 
+/// SAELens opened these configurations, and computed with them what the cases do.
+#[test]
+fn what_sae_lens_opened_is_what_is_written() {
+    for case in [
+        "topk",
+        "topk_subtracting",
+        "topk_layer_norm",
+        "sae_lens_6_relu",
+        "relu_constant_norm_rescale",
+        "jumprelu_layer_norm",
+    ] {
+        let sae = load(&fixture(case), &Device::flex()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        save_sae_lens(&sae, folder.path()).unwrap();
+        let written = fs::read_to_string(folder.path().join("cfg.json")).unwrap();
+        let opened = fs::read_to_string(fixture(&format!("written_{case}.json"))).unwrap();
+        assert_eq!(written, opened, "{case}");
+    }
+}
+
 /// A copy of a case, in which some text of a configuration is another.
 fn altered(case: &str, config: &str, from: &str, to: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
