@@ -122,6 +122,7 @@ impl Mlp {
 
 /// The activations of a block at its sites. `[batch, tokens, width]`
 pub(crate) struct BlockOutput {
+    resid_pre: Tensor<3>,
     attn_z: Tensor<3>,
     mlp_out: Tensor<3>,
     pub(crate) resid_post: Tensor<3>,
@@ -130,6 +131,7 @@ pub(crate) struct BlockOutput {
 impl BlockOutput {
     pub(crate) fn at(&self, kind: SiteKind) -> Tensor<3> {
         match kind {
+            SiteKind::ResidPre => self.resid_pre.clone(),
             SiteKind::ResidPost => self.resid_post.clone(),
             SiteKind::MlpOut => self.mlp_out.clone(),
             SiteKind::AttnZ => self.attn_z.clone(),
@@ -176,6 +178,7 @@ impl Block {
         x: Tensor<3>,
         attention: impl FnOnce(&Attention, Tensor<3>) -> Tensor<3>,
     ) -> BlockOutput {
+        let resid_pre = x.clone();
         let after = |norm: Option<&RmsNorm>, output: Tensor<3>| match norm {
             Some(norm) => norm.forward(at_least_f32(output)),
             None => at_least_f32(output),
@@ -186,7 +189,7 @@ impl Block {
         let mlp_out = self.mlp.forward(self.before_mlp().forward(x.clone()));
         let mlp_out = after(self.post_feedforward_layernorm.as_ref(), mlp_out);
         let attn_z = at_least_f32(attn_z);
-        BlockOutput { attn_z, resid_post: x + mlp_out.clone(), mlp_out }
+        BlockOutput { resid_pre, attn_z, resid_post: x + mlp_out.clone(), mlp_out }
     }
 }
 
@@ -400,6 +403,9 @@ impl LanguageModel {
         let mut x = self.embed(tokens);
         for (layer, block) in self.model.layers.iter().enumerate() {
             let is_here = |kind| site == Site { kind, layer };
+            if is_here(SiteKind::ResidPre) {
+                x = replace(x);
+            }
             let output = block.forward_with(x, |attention, x| {
                 let z = attention.z(x, &layout);
                 if is_here(SiteKind::AttnZ) { replace(at_least_f32(z)) } else { z }
