@@ -245,23 +245,33 @@ fn expressions_of_python_are_understood() {
 
 #[test]
 fn a_system_message_can_be_folded_into_the_first_user_turn() {
-    let conversation = messages(&[("system", "Be brief.\n"), ("user", " Hi"), ("assistant", "Ho"), ("user", "?")]);
+    let conversation =
+        messages(&[("system", "Be brief.\n"), ("user", " Hi"), ("assistant", "Ho"), ("user", "?")]);
     let error = chain(&gemma().render(&conversation, true).unwrap_err());
     assert!(error.contains("data.system = \"fold\"") && error.contains("not supported"), "{error}");
-    let TemplateChoice::Chat(fold) = TemplateChoice::Chat(gemma()).with_system(System::Fold) else { panic!() };
+    let TemplateChoice::Chat(fold) = TemplateChoice::Chat(gemma()).with_system(System::Fold) else {
+        panic!()
+    };
     // The oracle is the template itself on the messages by hand.
     let by_hand = messages(&[("user", "Be brief.\n\n Hi"), ("assistant", "Ho"), ("user", "?")]);
     assert_eq!(fold.render(&conversation, true).unwrap(), gemma().render(&by_hand, true).unwrap());
     assert_eq!(fold.render(&by_hand, true).unwrap(), gemma().render(&by_hand, true).unwrap());
     let parts = serde_json::json!({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "q"}]}]});
     let spelled = ChatTemplate::from_source("{{ messages | tojson }}", "", "").unwrap();
-    let TemplateChoice::Chat(spelled) = TemplateChoice::Chat(spelled).with_system(System::Fold) else { panic!() };
+    let TemplateChoice::Chat(spelled) = TemplateChoice::Chat(spelled).with_system(System::Fold)
+    else {
+        panic!()
+    };
     assert_eq!(
         spelled.render(&conversation_of(&parts), false).unwrap(),
         r#"[{"role": "user", "content": [{"type": "text", "text": "s\n\n"}, {"type": "text", "text": "q"}]}]"#
     );
     // Nothing to fold into, or an error of another kind.
-    for turns in [&[("system", "s")][..], &[("system", "s"), ("assistant", "a")], &[("system", "s"), ("user", "a"), ("user", "b")]] {
+    for turns in [
+        &[("system", "s")][..],
+        &[("system", "s"), ("assistant", "a")],
+        &[("system", "s"), ("user", "a"), ("user", "b")],
+    ] {
         let error = chain(&gemma().render(&messages(turns), false).unwrap_err());
         assert!(error.contains("rejected a conversation with the roles"), "{error}");
     }
