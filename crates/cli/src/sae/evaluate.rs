@@ -34,7 +34,7 @@ pub struct Evaluate {
     /// Folder of the model in Hugging Face's layout, with its tokenizer.
     #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
-    /// Examples or pairs (JSON lines, Parquet), or sft.arrow of a run. Of pairs, the chosen responses are read.
+    /// Examples or pairs (JSON lines, Parquet), or sft.arrow or train.arrow of a run. Of pairs, the chosen responses are read.
     #[arg(long, value_name = "FILE", value_parser = streams::input)]
     data: PathBuf,
     /// Site where the autoencoder reads activations, such as resid_post:25 [default: the one in the autoencoder's file].
