@@ -2,6 +2,7 @@
 
 use super::Renderer;
 use crate::source::{Message, Prompt};
+use crate::template::TemplateChoice;
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -67,6 +68,17 @@ impl Renderer<'_> {
                 Cuts { content: contents, rest: None }
             }
         })
+    }
+
+    /// See [`Renderer::turn`]. None if the template writes nothing on one of the sides.
+    pub(super) fn around_a_turn(&self) -> Option<[String; 2]> {
+        let TemplateChoice::Chat(_) = self.template else { return None };
+        let user = Message { role: "user".to_owned(), content: String::new() };
+        let frames = self.frames(&Prompt::Messages(vec![user]))?;
+        let [before, after] = &frames[..] else { return None };
+        let before = before.trim_start_matches(self.bos.as_deref().unwrap_or_default()).trim();
+        let sides = [before.to_owned(), after.trim().to_owned()];
+        sides.iter().all(|side| !side.is_empty()).then_some(sides)
     }
 
     /// What is written before, between and after the contents of a prompt's messages.
