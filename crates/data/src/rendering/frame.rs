@@ -2,6 +2,7 @@
 
 use super::Renderer;
 use crate::source::{Conversation, Message, Prompt};
+use crate::template::TemplateChoice;
 use std::ops::Range;
 
 /// How a prompt can be made shorter.
@@ -66,6 +67,17 @@ impl Renderer<'_> {
                 Cuts { content: contents, rest: None }
             }
         })
+    }
+
+    /// See [`Renderer::turn`]. None if the template writes nothing on one of the sides.
+    pub(super) fn around_a_turn(&self) -> Option<[String; 2]> {
+        let TemplateChoice::Chat(_) = self.template else { return None };
+        let user = Message::new("user", "");
+        let frames = self.frames(&Prompt::Messages(vec![user].into()))?;
+        let [before, after] = &frames[..] else { return None };
+        let before = before.trim_start_matches(self.bos.as_deref().unwrap_or_default()).trim();
+        let sides = [before.to_owned(), after.trim().to_owned()];
+        sides.iter().all(|side| !side.is_empty()).then_some(sides)
     }
 
     /// What is written before, between and after the contents of a prompt's messages.

@@ -81,6 +81,33 @@ fn with_a_template() {
     }
 }
 
+/// A template of plain words, as Vicuna's and Llama-2's are to a tokenizer that doesn't know their markers.
+#[test]
+fn a_template_without_special_tokens_is_recognised_by_its_turn() {
+    let jinja = "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}USER: {{ m.content }} {% else %}ASSISTANT: {{ m.content }} {% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}";
+    let template = ChatTemplate::from_source(jinja, "<bos>", "").unwrap();
+    let template = TemplateChoice::Chat(template);
+    let turn = "USER: Hi ASSISTANT:";
+    // (prompt, the prompt's tokens as text, rows that already carried the template)
+    let cases = [
+        ("Hi", "<bos>USER: Hi ASSISTANT:", 0),
+        (turn, "<bos>USER: Hi ASSISTANT:", 2),
+        (
+            "USER: Hi ASSISTANT: Yes USER: Hi ASSISTANT:",
+            "<bos>USER: Hi ASSISTANT: Yes USER: Hi ASSISTANT:",
+            2,
+        ),
+        ("Who is USER: Hi", "<bos>USER: Who is USER: Hi ASSISTANT:", 0),
+    ];
+    for (prompt, before, already) in cases {
+        let ((found, response), summary) =
+            prepared(&template, Rendering::Auto, pair(text(prompt), "Yes"));
+        let response_is = if already == 0 { " Yes<eos>" } else { "Yes<eos>" };
+        assert_eq!((&*found, &*response), (before, response_is), "{prompt}");
+        assert_eq!(summary.already_templated, already, "{prompt}");
+    }
+}
+
 #[test]
 fn without_a_template() {
     let dialogue = "<bos>\n\nHuman: Hi\n\nAssistant: ";
