@@ -24,8 +24,9 @@ const TABLE: &[(&str, &[&str])] = &[
     ("fpo-datasets", &[]),
     ("fpo-report", &[]),
     ("fpo-losses", &[]),
-    ("fpo-transformer", &["fpo-ops"]),
-    ("fpo-sae", &["fpo-ops"]),
+    ("fpo-torch-file", &[]),
+    ("fpo-transformer", &["fpo-ops", "fpo-torch-file"]),
+    ("fpo-sae", &["fpo-ops", "fpo-torch-file"]),
     ("fpo-device", &["fpo-ops"]),
     ("fpo-config", &["fpo-data", "fpo-losses", "fpo-sae", "fpo-transformer"]),
     ("fpo-plan", &["fpo-config", "fpo-device", "fpo-losses", "fpo-transformer"]),
@@ -42,9 +43,13 @@ const TABLE: &[(&str, &[&str])] = &[
             "fpo-transformer",
         ],
     ),
-    ("fpo-trainer", LIBRARIES.split_at(13).0),
-    ("fpo-bench", LIBRARIES.split_at(14).0),
-    ("fpo-cli", LIBRARIES.split_at(15).0),
+    (
+        "fpo-run",
+        &["fpo-config", "fpo-data", "fpo-device", "fpo-ops", "fpo-plan", "fpo-transformer"],
+    ),
+    ("fpo-trainer", LIBRARIES.split_at(14).0),
+    ("fpo-bench", LIBRARIES.split_at(15).0),
+    ("fpo-cli", LIBRARIES.split_at(16).0),
     ("fpo-tests", LIBRARIES),
     ("xtask", &[]),
 ];
@@ -57,6 +62,7 @@ const LIBRARIES: &[&str] = &[
     "fpo-datasets",
     "fpo-report",
     "fpo-losses",
+    "fpo-torch-file",
     "fpo-transformer",
     "fpo-sae",
     "fpo-device",
@@ -64,6 +70,7 @@ const LIBRARIES: &[&str] = &[
     "fpo-plan",
     "fpo-metrics",
     "fpo-interp",
+    "fpo-run",
     "fpo-trainer",
     "fpo-bench",
     "fpo-cli",
@@ -75,7 +82,8 @@ const TRAINER_LINES: usize = 3000;
 const LARGEST_SHARE: usize = 5;
 
 /// Crates that know no tensor.
-const WITHOUT_BURN: [&str; 4] = ["fpo-data", "fpo-datasets", "fpo-report", "xtask"];
+const WITHOUT_BURN: [&str; 5] =
+    ["fpo-data", "fpo-datasets", "fpo-report", "fpo-torch-file", "xtask"];
 /// Crates that may offer a feature which compiles a backend in: `products` and `ops` for their own paths, `device` to open devices, the binary for its
 /// users, the tests to run on it.
 const MAY_OFFER_BACKENDS: [&str; 5] =

@@ -55,7 +55,7 @@ pub use source::{
     SftExample, read_held_out, read_items, read_pairs, read_prompts, read_sft,
 };
 pub use split::hold_out;
-pub use store::{PairStore, SequenceStore};
+pub use store::{PairStore, SequenceStore, Store};
 pub use template::{ChatTemplate, System, TemplateChoice};
 pub use tokenize::{PrepareSummary, Preparer, Truncation};
 pub use tokenizer::Tokenizer;

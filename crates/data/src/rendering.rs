@@ -1,5 +1,9 @@
 //! Rendering: how a prompt and a response become one text.
 
+mod frame;
+
+pub(crate) use frame::Cuts;
+
 use crate::source::{Prompt, Response};
 use crate::template::{ChatTemplate, TemplateChoice, TemplateError, without_template};
 use crate::tokenizer::Tokenizer;

@@ -3,6 +3,7 @@
 
 mod arrays;
 mod gemma_scope_2;
+mod npy;
 mod npz;
 mod sae_lens;
 mod tensors;

@@ -1,6 +1,6 @@
 //! Files: written and read back, and damaged.
 
-use std::{cell::Cell, fs, path::Path};
+use std::{cell::Cell, fs, io::Write, path::Path};
 
 use burn::tensor::Device;
 use fpo_ops::Activation;
@@ -112,6 +112,14 @@ fn damaged_files_are_refused_by_name() {
     assert!(refusal(folder).contains("threshold is [3]"));
 }
 
+/// An array in NumPy's format 1.0.
+fn npy(descr: &str, fortran: bool, shape: &str, data: &[u8]) -> Vec<u8> {
+    let order = if fortran { "True" } else { "False" };
+    let header = format!("{{'descr': '{descr}', 'fortran_order': {order}, 'shape': {shape}, }}");
+    let header = format!("{header:<117}\n");
+    [b"\x93NUMPY\x01\x00\x76\x00", header.as_bytes(), data].concat()
+}
+
 /// Gemma Scope's file, written here array by array from the description of the formats (.npy 1.0, zip).
 #[test]
 fn gemma_scope_params_npz() {
@@ -121,20 +129,17 @@ fn gemma_scope_params_npz() {
     let plain = Plain::random(6, d_in, d_sae);
     let write = |skip: Option<&str>| {
         let mut archive = zip::ZipWriter::new(fs::File::create(&path).unwrap());
-        let arrays: [(&str, &[f32], &[u64]); 5] = [
-            ("W_enc", &plain.w_enc, &[d_in as u64, d_sae as u64]),
-            ("b_enc", &plain.b_enc, &[d_sae as u64]),
-            ("W_dec", &plain.w_dec, &[d_sae as u64, d_in as u64]),
-            ("b_dec", &plain.b_dec, &[d_in as u64]),
-            ("threshold", &plain.threshold, &[d_sae as u64]),
+        let arrays: [(&str, &[f32], String); 5] = [
+            ("W_enc", &plain.w_enc, format!("({d_in}, {d_sae})")),
+            ("b_enc", &plain.b_enc, format!("({d_sae},)")),
+            ("W_dec", &plain.w_dec, format!("({d_sae}, {d_in})")),
+            ("b_dec", &plain.b_dec, format!("({d_in},)")),
+            ("threshold", &plain.threshold, format!("({d_sae},)")),
         ];
         for (name, values, shape) in arrays.into_iter().filter(|(name, ..)| Some(*name) != skip) {
-            use npyz::WriterBuilder;
+            let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
             archive.start_file(format!("{name}.npy"), Default::default()).unwrap();
-            let array = npyz::WriteOptions::new().default_dtype().shape(shape);
-            let mut writer = array.writer(&mut archive).begin_nd().unwrap();
-            writer.extend(values.iter().copied()).unwrap();
-            writer.finish().unwrap();
+            archive.write_all(&npy("<f4", false, &shape, &data)).unwrap();
         }
         archive.finish().unwrap();
     };
@@ -150,4 +155,67 @@ fn gemma_scope_params_npz() {
     load(&path, &Device::flex()).map(|_| ()).unwrap_err();
     write(Some("threshold"));
     assert!(refusal(&path).contains("no `threshold`"));
+}
+
+/// What `load` makes of a params.npz whose W_enc is this `.npy` file and whose other arrays fit a `[2, 3]` one.
+fn w_enc(path: &Path, array: &[u8]) -> Result<Vec<f32>, String> {
+    let zeros = |shape: &str, count: usize| npy("<f4", false, shape, &vec![0; 4 * count]);
+    let mut archive = zip::ZipWriter::new(fs::File::create(path).unwrap());
+    for (name, bytes) in [
+        ("W_enc", array),
+        ("b_enc", &zeros("(3,)", 3)),
+        ("W_dec", &zeros("(3, 2)", 6)),
+        ("b_dec", &zeros("(2,)", 2)),
+        ("threshold", &zeros("(3,)", 3)),
+    ] {
+        archive.start_file(format!("{name}.npy"), Default::default()).unwrap();
+        archive.write_all(bytes).unwrap();
+    }
+    archive.finish().unwrap();
+    let sae = load(path, &Device::flex()).map_err(|e| e.to_string())?;
+    Ok(to_vec(sae.encoder.w_enc))
+}
+
+/// The oracle is the description of the `.npy` format.
+#[test]
+fn every_kind_of_numpy_array_is_read_or_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("params.npz");
+    let values = [1.5f32, -2.0, 0.25, 3.0, 0.0, -0.125];
+    let single: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let double: Vec<u8> = values.iter().flat_map(|x| f64::from(*x).to_le_bytes()).collect();
+    let half: Vec<u8> = values.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect();
+    for (descr, data) in [("<f2", &half), ("<f4", &single), ("<f8", &double)] {
+        assert_eq!(w_enc(&path, &npy(descr, false, "(2, 3)", data)).unwrap(), values);
+        let columns = [1.5, 0.25, 0.0, -2.0, 3.0, -0.125];
+        assert_eq!(w_enc(&path, &npy(descr, true, "(2, 3)", data)).unwrap(), columns);
+    }
+    // Version 2 has a longer length.
+    let first = npy("<f4", false, "(2, 3)", &single);
+    let second = [b"\x93NUMPY\x02\x00", &first[8..10], b"\0\0", &first[10..]].concat();
+    assert_eq!(w_enc(&path, &second).unwrap(), values);
+    let third = [b"\x93NUMPY\x04\x00", &second[8..]].concat();
+    for (array, says) in [
+        (third.as_slice(), "version 4"),
+        (&npy(">f4", false, "(2, 3)", &single), ">f4"),
+        (&npy("<c8", false, "(3,)", &single), "<c8"),
+        (&npy("<f4", true, "(1, 2, 3)", &single), "Fortran"),
+        (&npy("<f4", false, "(2, -3)", &single), "header"),
+        (&npy("<f4', 'more': '", false, "(2, 3)", &single), "header"),
+        (&first[..100], "shorter"),
+        (&first[..140], "shape"),
+    ] {
+        let message = w_enc(&path, array).unwrap_err();
+        assert!(message.contains(says) && message.contains("W_enc"), "{message}");
+    }
+    // Whatever is changed or missing, reading gives an autoencoder or an error.
+    let read = Cell::new(0);
+    check(500, (any::<Index>(), any::<u8>(), any::<Index>()), |(at, byte, end)| {
+        let mut bytes = first.clone();
+        bytes[at.index(first.len())] = byte;
+        read.set(read.get() + usize::from(w_enc(&path, &bytes).is_ok()));
+        bytes.truncate(end.index(first.len()));
+        assert!(w_enc(&path, &bytes).is_err());
+    });
+    assert!((1..500).contains(&read.get()), "{} of 500 were read", read.get());
 }

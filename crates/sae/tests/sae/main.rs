@@ -4,5 +4,6 @@
 mod encoding;
 mod files;
 mod gradients;
+mod peers;
 mod support;
 mod training;
