@@ -39,11 +39,12 @@ pub use message::{Conversation, Message, Prompt, Response};
 pub use mixed::{Item, read_items, read_prompts};
 pub use problem::{Place, RowProblem, SourceError};
 
+use crate::hash::{hash_bytes, hash_file};
 use cells::Row;
 use folder::Part;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::io::{Read, Seek};
+use std::io::{self, Read, Seek};
 use std::path::Path;
 
 /// A preference pair.
@@ -128,6 +129,26 @@ pub struct ReadSummary {
     pub skipped: usize,
     /// The place of the first row that was skipped, and what is wrong with it.
     pub first_skipped: Option<String>,
+}
+
+/// Content hash (hex) of a file, or of the files of a split (`FOLDER/SPLIT`).
+///
+/// # Errors
+/// I/O errors; the message contains the path.
+pub fn hash(path: &Path) -> io::Result<String> {
+    match folder::files(path, Part::Train) {
+        Ok(files) if !path.exists() => {
+            let hashes =
+                files.iter().map(|file| hash_file(file)).collect::<io::Result<Vec<_>>>()?;
+            Ok(hash_bytes(hashes.concat().as_bytes()))
+        }
+        _ => hash_file(path),
+    }
+}
+
+/// Whether there is a file or folder, or a split of a folder (`FOLDER/SPLIT`).
+pub fn exists(path: &Path) -> bool {
+    path.exists() || folder::files(path, Part::Train).is_ok()
 }
 
 impl ReadSummary {

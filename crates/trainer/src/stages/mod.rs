@@ -195,7 +195,7 @@ fn section(settings: &impl Serialize) -> Result<String> {
 pub fn content(path: &Path) -> Result<String> {
     let hash = match path.is_dir() {
         true => hash::hash_folder(path),
-        false => hash::hash_file(path),
+        false => fpo_data::source::hash(path),
     };
     hash.with_context(|| format!("reading {}", path.display()))
 }

@@ -57,8 +57,15 @@ fn a_split_can_be_named() {
         let path = folder.path().join(split);
         let (pairs, summary) = read_pairs(&path, OnEmpty::Refuse).unwrap();
         assert_eq!(names((pairs, summary)), [file]);
+        assert!(exists(&path) && hash(&path).is_ok());
         assert_eq!(read_held_out(&path, OnEmpty::Refuse).unwrap(), None);
     }
+    let [prefs, test] =
+        ["train_prefs", "test_prefs"].map(|split| hash(&folder.path().join(split)).unwrap());
+    assert_ne!(prefs, test);
+    assert!(
+        !exists(&folder.path().join("nothing")) && hash(&folder.path().join("nothing")).is_err()
+    );
     let error = read_pairs(&folder.path().join("nothing"), OnEmpty::Refuse);
     assert!(matches!(error, Err(SourceError::Io { .. })));
     // Files outside of any split beside others: nothing tells which are meant.
