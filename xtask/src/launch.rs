@@ -114,7 +114,19 @@ fn cargo_fpo(what: &str, backend: Backend) -> Command {
         command.args(["--features", &format!("{feature},autotune")]);
     }
     command.envs(backend.environment());
+    if let Some(commit) = commit() {
+        command.env("FPO_COMMIT", commit);
+    }
     command
+}
+
+/// The commit of the checkout, for `fpo --version`; none outside one.
+fn commit() -> Option<String> {
+    let mut git = Command::new("git");
+    git.current_dir(root()).args(["describe", "--always", "--dirty", "--abbrev=12"]);
+    let output = git.output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    output.status.success().then(|| text.trim().to_owned())
 }
 
 /// The cargo that runs this launcher, so that a toolchain override also applies to what it starts.

@@ -26,9 +26,9 @@ pub fn describe(settings: &Settings, device: &Device) -> Result<String> {
     let s = settings;
     let sft = s.sft.length().steps(prepared.sft.len());
     let align = s.align.length().steps(prepared.train.len());
-    let sae = match &s.sae.path {
-        None => s.sae.training.steps,
-        Some(_) => 0,
+    let sae = match s.features() && s.sae.path.is_none() {
+        true => s.sae.training.steps,
+        false => 0,
     };
     let steps = [("sft", sft), ("sae", sae), ("align", align)];
     let rate = matmul_rate(device, s.model.precision)?;

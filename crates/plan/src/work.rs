@@ -33,7 +33,11 @@ pub fn work(s: &Settings, counts: &Counts) -> Result<[(&'static str, f64); 5]> {
     let read = 2.0 * model * s.sae.tokens.min(counts.sft_tokens) as f64;
     let dictionary = (step.config.hidden_size * d_sae(s)) as f64;
     let encoded = (s.sae.training.steps * s.sae.training.batch_tokens) as f64;
-    let sae = read + if s.sae.path.is_none() { 12.0 * dictionary * encoded } else { 0.0 };
+    let sae = match (s.features(), &s.sae.path) {
+        (false, _) => 0.0,
+        (true, Some(_)) => read,
+        (true, None) => read + 12.0 * dictionary * encoded,
+    };
 
     let pairs = counts.train_tokens + counts.held_out_tokens;
     let reference = 2.0 * model * pairs as f64;

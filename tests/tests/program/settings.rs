@@ -146,3 +146,35 @@ fn the_built_in_data_as_files_train_like_the_built_in_data() {
     });
     assert!(models[0] == models[1], "the files train another model");
 }
+
+#[test]
+fn a_training_may_be_a_part_of_an_epoch() {
+    if skip_when_quick("a_training_may_be_a_part_of_an_epoch") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let train = ["train", "--recipe", "smoke", "--until", "align", "--run", arg(&run)];
+    // 600 examples and 240 pairs in batches of 16.
+    let short = [
+        "sft.epochs=0.5",
+        "sft.optimizer.warmup_ratio=0.2",
+        "align.max_steps=4",
+        "align.optimizer.betas=[0.8, 0.9]",
+    ];
+    let short: Vec<&str> = short.iter().flat_map(|set| ["--set", set]).collect();
+    succeed(&[&train[..], &short].concat());
+    let metrics = |stage: &str| -> Vec<serde_json::Value> {
+        let text = fs::read_to_string(run.join(stage).join("metrics.jsonl")).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let (sft, align) = (metrics("sft"), metrics("align"));
+    assert_eq!((sft.len(), align.len()), (19, 4));
+    let rates: Vec<f64> = sft.iter().map(|line| line["learning_rate"].as_f64().unwrap()).collect();
+    // A fifth of 19 steps, rounded up, to the peak.
+    let peak = rates.iter().copied().fold(0.0, f64::max);
+    assert!(
+        rates[2] < peak && rates[3] == peak && rates[4] == peak && rates[5] < peak,
+        "{rates:?}"
+    );
+}

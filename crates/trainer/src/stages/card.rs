@@ -41,7 +41,7 @@ pub fn write(
         title: format!("{method} on {data}"),
         library: "transformers".into(),
         base_model: base,
-        tags: vec!["fpo".into(), method],
+        tags: vec!["preference-alignment".into(), method.replace(' ', "-")],
         about: "A model in Hugging Face's layout, aligned or fine-tuned by FPO. The settings below repeat it.".into(),
         facts: facts.map(|(name, value)| (name.to_owned(), value)).to_vec(),
         metrics: metrics.to_vec(),
