@@ -166,6 +166,31 @@ fn an_epoch_serves_every_position_once_and_no_special_token() {
     }
 }
 
+/// Fewer rows than a forward pass takes.
+#[test]
+fn few_rows_are_trained_and_measured_on() {
+    let _turn = TURN.lock().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let model = model();
+    for rows in [2, 7, 37, 63] {
+        let data = data(folder.path(), rows);
+        let settings =
+            StoreSettings { batch_size: NonZeroUsize::new(64).unwrap(), ..settings(400) };
+        let mut store = ActivationStore::new(source(&model, &data), settings).unwrap();
+        let held_out = store.measuring_blocks().unwrap()[0].tokens();
+        assert_eq!(store.training_tokens() + held_out, rows * 18);
+        assert!(held_out >= 18 && held_out <= 18.max(rows * 18 / 4), "{rows} rows: {held_out}");
+        let served = batches(&mut store, 1, 18);
+        assert_eq!(served[0].len(), 18 * WIDTH);
+    }
+    // With a single one there is nothing to train on, but something to measure on.
+    let data = data(folder.path(), 1);
+    let mut store = ActivationStore::new(source(&model, &data), settings(400)).unwrap();
+    assert_eq!(store.measuring_blocks().unwrap()[0].tokens(), 18);
+    let error = store.next_batch(9, &Device::flex()).unwrap_err().to_string();
+    assert!(error.contains("1 rows are too few"), "{error}");
+}
+
 #[test]
 fn a_cursor_finds_its_place_again() {
     let _turn = TURN.lock().unwrap();

@@ -43,6 +43,10 @@ const TABLE: &[(&str, &[&str])] = &[
             "fpo-transformer",
         ],
     ),
+    (
+        "fpo-run",
+        &["fpo-config", "fpo-data", "fpo-device", "fpo-ops", "fpo-plan", "fpo-transformer"],
+    ),
     ("fpo-trainer", LIBRARIES.split_at(14).0),
     ("fpo-bench", LIBRARIES.split_at(15).0),
     ("fpo-cli", LIBRARIES.split_at(16).0),
@@ -66,6 +70,7 @@ const LIBRARIES: &[&str] = &[
     "fpo-plan",
     "fpo-metrics",
     "fpo-interp",
+    "fpo-run",
     "fpo-trainer",
     "fpo-bench",
     "fpo-cli",

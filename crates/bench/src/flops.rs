@@ -76,7 +76,7 @@ impl Products<'_> {
 ///
 /// # Errors
 /// A device failure, such as too little memory.
-pub(crate) fn matmul_rate(device: &Device, precision: Precision) -> Result<f64> {
+pub fn matmul_rate(device: &Device, precision: Precision) -> Result<f64> {
     const LONG_ENOUGH: f64 = 5e-3;
     const LARGEST: usize = 8192;
     const RUNS: usize = 5;
@@ -126,7 +126,10 @@ mod tests {
             num_key_value_heads: 2,
             head_dim: 6,
         };
-        ModelConfig { sliding_window, ..Family::Gemma2.config(&sizes).unwrap() }
+        ModelConfig {
+            sliding_window: Some(sliding_window),
+            ..Family::Gemma2.config(&sizes).unwrap()
+        }
     }
 
     /// Counts product by product and position by position.

@@ -9,6 +9,8 @@ mod flops;
 pub mod ops;
 pub mod step;
 
+pub use flops::matmul_rate;
+
 /// The median; `values` must not be empty.
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);

@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::Result;
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use fpo_device::sync;
-use fpo_ops::{Activation, AdamW, AttentionOptions, Encoder, Normalization, definition};
+use fpo_ops::{Activation, AdamW, AttentionOptions, Encoder, Gain, Normalization, definition};
 use serde::Serialize;
 
 use crate::median;
@@ -169,6 +169,13 @@ impl Bench {
             |[gate, up]| definition::geglu(gate, up),
         )?;
         self.compare(
+            "swiglu",
+            None,
+            [self.random([POSITIONS, FFN]), self.random([POSITIONS, FFN])],
+            |[gate, up]| fpo_ops::swiglu(gate, up),
+            |[gate, up]| definition::swiglu(gate, up),
+        )?;
+        self.compare(
             "softcap",
             None,
             [self.random([POSITIONS, FFN])],
@@ -179,8 +186,8 @@ impl Bench {
             "rms_norm",
             None,
             [self.random([POSITIONS, D_MODEL]), self.random([1, D_MODEL])],
-            |[x, w]| fpo_ops::rms_norm(x, w.squeeze_dim(0), 1e-6),
-            |[x, w]| definition::rms_norm(x, w.squeeze_dim(0), 1e-6),
+            |[x, w]| fpo_ops::rms_norm(x, w.squeeze_dim(0), Gain::OnePlusWeight, 1e-6),
+            |[x, w]| definition::rms_norm(x, w.squeeze_dim(0), Gain::OnePlusWeight, 1e-6),
         )?;
         let [cos, sin] = [(); 2].map(|()| self.random([TOKENS, HEAD_DIM / 2]).inner());
         let heads = |x: Tensor<2>| x.reshape([TEXTS, TOKENS, HEADS, HEAD_DIM]);

@@ -143,6 +143,9 @@ impl StepSizes {
     }
 
     fn config(&self) -> Result<ModelConfig> {
+        if let Some(model) = self.model {
+            return Ok(model.config());
+        }
         let sizes = Sizes {
             vocab_size: self.vocab,
             hidden_size: self.d_model,
@@ -228,6 +231,8 @@ impl StepSizes {
             schedule: Schedule::Constant,
             weight_decay: 0.0,
             max_grad_norm: 1.0,
+            warmup_ratio: None,
+            betas: [0.9, 0.999],
         }
     }
 }

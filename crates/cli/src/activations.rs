@@ -15,6 +15,7 @@ use serde_json::json;
 
 use crate::{
     loaded::{ModelFolder, PlacementArgs},
+    streams,
     terminal::reporter,
     tokens::{Sequence, TokenArgs},
 };
@@ -39,7 +40,7 @@ pub struct Activations {
     #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
     /// Texts, examples or pairs; see below.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = streams::input)]
     data: PathBuf,
     /// KIND:LAYER, with layers counted from 0. The kinds are resid_post (the block's output, before the final norm), mlp_out
     /// (the MLP's contribution to the residual stream, after its norm) and attn_z (the concatenated heads, before the output
@@ -47,7 +48,7 @@ pub struct Activations {
     #[arg(long, value_name = "SITE")]
     site: Site,
     /// The safetensors file to write.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = streams::output)]
     out: PathBuf,
     /// Sequences per forward pass.
     #[arg(long, default_value = "8", value_name = "SEQUENCES")]
@@ -63,7 +64,8 @@ Data formats, by file name and columns:
   * a .txt file: every non-empty line is a sequence, with BOS prepended and nothing appended;
   * JSON lines (plain or gzip) or Parquet with `text`: one sequence per row, tokenised the same way;
   * with `prompt` and `response` (or `completion`), or with `messages`: prompt and response as one sequence;
-  * with `prompt`, `chosen`, `rejected`: two sequences per row, the chosen one first.
+  * with `prompt`, `chosen`, `rejected`: two sequences per row, the chosen one first;
+  * prepared/sft.arrow, train.arrow and held_out.arrow of a run, whose rows are tokenised already.
 Prompts and responses are tokenised as in `fpo score` (see --rendering). `text` rows and lines of .txt files
 never go through the chat template.
 
@@ -72,6 +74,7 @@ is the output of model.layers[L], because hidden_states[-1] comes after the fina
 
 impl Activations {
     pub fn run(self) -> Result<()> {
+        streams::keep_apart(&self.out, &[&self.data, &self.model])?;
         let placement = self.placement.open()?;
         let folder = ModelFolder::open(&self.model)?;
         self.site.check(folder.config.num_hidden_layers)?;

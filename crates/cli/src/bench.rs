@@ -7,7 +7,7 @@ use fpo_bench::{
     step::{self, StepReport, StepSizes},
 };
 
-use crate::loaded::DeviceArg;
+use crate::{loaded::DeviceArg, streams::out};
 
 #[derive(Subcommand)]
 pub enum Bench {
@@ -70,15 +70,14 @@ impl Step {
     fn run(self) -> Result<()> {
         let report = step::measure(&self.sizes, &self.device.open()?)?;
         match self.json {
-            true => println!("{}", serde_json::to_string(&report)?),
+            true => out!("{}", serde_json::to_string(&report)?),
             false => print_step(&report),
         }
-        Ok(())
     }
 }
 
-fn print_step(report: &StepReport) {
-    println!("{:<12} {:10.0} tokens/s", report.method, report.tokens_per_second);
+fn print_step(report: &StepReport) -> Result<()> {
+    out!("{:<12} {:10.0} tokens/s", report.method, report.tokens_per_second)?;
     let milliseconds = [
         ("step", report.step_seconds),
         ("  forward", report.forward_seconds),
@@ -86,26 +85,26 @@ fn print_step(report: &StepReport) {
         ("  optimiser", report.optimizer_seconds),
     ];
     for (name, seconds) in milliseconds {
-        println!("{name:<12} {:10.1} ms", seconds * 1e3);
+        out!("{name:<12} {:10.1} ms", seconds * 1e3)?;
     }
     let share = (100.0 * report.matmul_share, report.matmul_flops / 1e12);
-    println!("{:<12} {:10.1} % of {:.2} TFLOP/s", "matrix rate", share.0, share.1);
+    out!("{:<12} {:10.1} % of {:.2} TFLOP/s", "matrix rate", share.0, share.1)?;
     if let Some(mib) = report.peak_rss_mib {
-        println!("{:<12} {mib:10.0} MiB", "peak memory");
+        out!("{:<12} {mib:10.0} MiB", "peak memory")?;
     }
     if let (Some(in_use), Some(reserved)) = (report.device_in_use_mib, report.device_reserved_mib) {
-        println!("{:<12} {reserved:10.0} MiB reserved, {in_use:.0} MiB of it in use", "on the GPU");
+        out!("{:<12} {reserved:10.0} MiB reserved, {in_use:.0} MiB of it in use", "on the GPU")?;
     }
+    Ok(())
 }
 
 impl Ops {
     fn run(self) -> Result<()> {
         let report = ops::measure(&self.device.open()?, self.repeats as usize)?;
         match self.json {
-            true => println!("{}", serde_json::to_string(&report)?),
-            false => println!("{}", ops_table(&report)),
+            true => out!("{}", serde_json::to_string(&report)?),
+            false => out!("{}", ops_table(&report)),
         }
-        Ok(())
     }
 }
 

@@ -24,6 +24,7 @@ use crate::{
     json_lines,
     loaded::{ModelFolder, PlacementArgs},
     reference::batch_size,
+    streams,
     terminal::reporter,
     tokens::{Pairs, TOKENS_HELP, TokenArgs},
 };
@@ -68,13 +69,13 @@ pub struct Evaluate {
     #[arg(long, value_name = "PATH")]
     sae: Option<PathBuf>,
     /// Preference pairs, the same ones as in the cache.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = streams::input)]
     data: PathBuf,
     /// The objective: dpo, tdpo1, tdpo2, simpo, simpo-kl, fpo or another one; an unknown name prints the list.
     #[arg(long, value_name = "METHOD")]
     method: Method,
     /// The JSON lines file to write.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = streams::output)]
     per_pair: PathBuf,
     /// β [default: as in the FPO paper, 2 for simpo and simpo-kl, 0.1 for the others].
     #[arg(long)]
@@ -115,6 +116,8 @@ struct Reader {
 
 impl Evaluate {
     pub fn run(self) -> Result<()> {
+        let inputs = [&*self.data, &self.policy, &self.reference];
+        streams::keep_apart(&self.per_pair, &inputs)?;
         let objective = self.objective()?;
         let placement = self.placement.open()?;
         let folder = ModelFolder::open(&self.policy)?;
@@ -125,8 +128,7 @@ impl Evaluate {
         let policy = folder.load(&placement)?;
         let values = self.compare(&aligner, &policy, folder.tokenizer.pad_id(), &views)?;
         json_lines::write(&self.per_pair, &values)?;
-        println!("{}", summary(&objective, &values));
-        Ok(())
+        streams::report(&self.per_pair, &summary(&objective, &values).to_string())
     }
 
     fn objective(&self) -> Result<Objective> {

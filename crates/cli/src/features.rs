@@ -17,6 +17,7 @@ use fpo_transformer::Site;
 
 use crate::{
     loaded::{Loaded, PlacementArgs},
+    streams,
     terminal::reporter,
 };
 
@@ -63,13 +64,13 @@ pub struct Find {
     #[arg(long, value_name = "SITE")]
     site: Option<Site>,
     /// Texts with the property to look for, one per line.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = streams::input)]
     positive: PathBuf,
     /// Texts without it, one per line.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = streams::input)]
     negative: PathBuf,
     /// The feature file to write.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = streams::output)]
     out: PathBuf,
     /// Maximum number of features.
     #[arg(long, default_value_t = 20, value_name = "FEATURES")]
@@ -95,6 +96,7 @@ impl Find {
         if !(self.hold_out > 0.0 && self.hold_out < 1.0) {
             bail!("--hold-out {} must be between 0 and 1", self.hold_out);
         }
+        streams::keep_apart(&self.out, &[&self.positive, &self.negative, &self.sae, &self.model])?;
         let reporter = reporter();
         let placement = self.placement.open()?;
         let loaded = Loaded::open(&self.model, &placement)?;
@@ -117,9 +119,8 @@ impl Find {
             bail!("no feature is more active on {}", self.positive.display());
         }
         FeatureFile::of(&found, &sae.encoder, site).save(&self.out)?;
-        println!("{}", table(&found));
-        println!("features  {}", self.out.display());
-        Ok(())
+        let line = format!("{}\nfeatures  {}", table(&found), self.out.display());
+        streams::report(&self.out, &line)
     }
 
     /// The lines of a file as token ids, with BOS prepended; lines without text are skipped.
@@ -146,7 +147,8 @@ impl Find {
             }
         }
         if empty > 0 {
-            eprintln!("{}: {empty} lines without text were skipped", path.display());
+            let note = format!("{}: {empty} lines without text were skipped", path.display());
+            reporter().note("features", note);
         }
         Ok(texts)
     }

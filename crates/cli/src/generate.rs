@@ -1,10 +1,6 @@
 //! `fpo generate`: responses to a prompt or a file of prompts.
 
-use std::{
-    io::{Write, stdout},
-    num::NonZeroUsize,
-    path::PathBuf,
-};
+use std::{num::NonZeroUsize, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -18,6 +14,7 @@ use serde::Serialize;
 use crate::{
     json_lines,
     loaded::{ModelFolder, PlacementArgs},
+    streams::{self, out},
     terminal::reporter,
 };
 
@@ -41,7 +38,7 @@ pub struct Generate {
     #[command(flatten)]
     prompts: Prompts,
     /// The JSON lines file to write [default: standard output].
-    #[arg(long, value_name = "FILE", requires = "prompts")]
+    #[arg(long, value_name = "FILE", requires = "prompts", value_parser = streams::output)]
     out: Option<PathBuf>,
     /// Prompts per generation batch.
     #[arg(long, default_value = "16", value_name = "PROMPTS")]
@@ -66,7 +63,7 @@ struct Prompts {
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
     /// A file of prompts; see below.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = streams::input)]
     prompts: Option<PathBuf>,
 }
 
@@ -123,6 +120,9 @@ enum PromptValue<'a> {
 
 impl Generate {
     pub fn run(self) -> Result<()> {
+        if let (Some(out), Some(prompts)) = (&self.out, &self.prompts.prompts) {
+            streams::keep_apart(out, &[prompts, &self.model])?;
+        }
         let placement = self.placement.open()?;
         let folder = ModelFolder::open(&self.model)?;
         let options = self.sampling.options(&folder)?;
@@ -168,7 +168,7 @@ impl Generate {
                 let line = line(tokenizer, prompt, &answer)?;
                 match &self.out {
                     Some(_) => lines.push(line),
-                    None => writeln!(stdout(), "{}", serde_json::to_string(&line)?)?,
+                    None => out!("{}", serde_json::to_string(&line)?)?,
                 }
             }
             progress.advance(prompts.len(), "");
@@ -227,17 +227,14 @@ fn stream(
     let mut outcome = Ok(());
     generate_with(model, tokens, options, |_, token| {
         if outcome.is_ok() {
-            outcome = text.push(token).map_err(Into::into).and_then(|piece| print(&piece));
+            outcome = text
+                .push(token)
+                .map_err(Into::into)
+                .and_then(|piece| streams::write(piece.as_bytes()));
         }
     })?;
     outcome?;
-    print(&(text.finish()? + "\n"))
-}
-
-fn print(text: &str) -> Result<()> {
-    let mut out = stdout().lock();
-    out.write_all(text.as_bytes())?;
-    Ok(out.flush()?)
+    streams::write((text.finish()? + "\n").as_bytes())
 }
 
 fn line<'a>(tokenizer: &Tokenizer, prompt: &'a Prompt, answer: &Generated) -> Result<Line<'a>> {

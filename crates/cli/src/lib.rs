@@ -7,9 +7,12 @@
 
 mod activations;
 mod bench;
+mod data;
+mod dry_run;
 mod evaluate;
 mod features;
 mod generate;
+mod interrupt;
 mod json_lines;
 mod loaded;
 mod merge;
@@ -17,23 +20,36 @@ mod plan;
 mod reference;
 mod sae;
 mod score;
+mod settings;
+mod streams;
 mod terminal;
 mod tokens;
 mod train;
+mod version;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use fpo_config::recipes;
 use fpo_device as device;
 use fpo_losses::Method;
 use fpo_trainer::compare;
 
+use streams::{out, say};
+use terminal::Verbosity;
+
 /// Aligns language models with feature-level constrained preference optimization.
 #[derive(Parser)]
-#[command(name = "fpo", version)]
+#[command(name = "fpo", version = version::SHORT, long_version = version::long())]
 struct Cli {
+    /// Reports nothing but warnings and errors.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Reports progress in lines, every few seconds, with the device and the causes of an error one by one.
+    #[arg(short, long, global = true)]
+    verbose: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -56,7 +72,8 @@ enum Command {
     },
     /// Lists the recipes, or prints one as TOML, followed by the recipes it extends.
     ///
-    /// A recipe holds the settings of a run for --recipe. `fpo recipes tiny` explains every setting.
+    /// A recipe holds the settings of a run for --recipe. `fpo recipes tiny` explains every setting, as does
+    /// `fpo train --help-settings`.
     Recipes {
         /// Name of the recipe to print.
         name: Option<String>,
@@ -70,6 +87,16 @@ enum Command {
         /// Lists only the devices of this backend, or only this device, such as cuda or cuda:1.
         #[arg(long, value_name = "NAME")]
         device: Option<String>,
+    },
+    /// The built-in dataset as files.
+    #[command(subcommand)]
+    Data(data::Data),
+    /// Prints a shell's completions of commands and options.
+    ///
+    /// Example for bash: fpo completions bash > ~/.local/share/bash-completion/completions/fpo
+    Completions {
+        /// The shell.
+        shell: Shell,
     },
     /// Searches the features of a sparse autoencoder.
     #[command(subcommand)]
@@ -93,57 +120,109 @@ enum Command {
 /// device also what to do. Panics are bugs.
 pub fn main() -> ExitCode {
     device::silence();
-    match device::guard(run) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            if let Some(failure) = error.downcast_ref::<device::DeviceFailure>() {
-                eprintln!("  {}", failure.what_to_do());
-            }
-            ExitCode::FAILURE
-        }
-    }
+    interrupt::listen();
+    let code = match device::guard(run) {
+        Ok(code) => code,
+        Err(error) => failed(&error),
+    };
+    streams::clean();
+    code
 }
 
-fn run() -> Result<()> {
-    match Cli::parse().command {
-        Command::Train(train) => train.run(),
-        Command::Compare { run, methods } => {
-            let methods = if methods.is_empty() { &Method::PAPER[..] } else { &methods };
-            let (table, page) = compare::compare(&run.open()?, methods)?;
-            println!("{}\npage  {}", table.terminal(), page.display());
-            Ok(())
+fn failed(error: &anyhow::Error) -> ExitCode {
+    if streams::is_closed_pipe(error) {
+        return ExitCode::SUCCESS;
+    }
+    if error.is::<device::interrupt::Interrupted>() {
+        say!("{}", interrupt::advice());
+        return ExitCode::from(interrupt::EXIT_CODE);
+    }
+    match terminal::verbosity() {
+        Verbosity::Verbose => {
+            say!("error: {error}");
+            error.chain().skip(1).for_each(|cause| say!("  because: {cause}"));
         }
-        Command::Recipes { name: Some(name) } => {
-            print!("{}", recipes::chain(&name)?.join("\n"));
-            Ok(())
+        _ => say!("error: {}", streams::message(error)),
+    }
+    if let Some(failure) = error.downcast_ref::<device::DeviceFailure>() {
+        say!("  {}", failure.what_to_do());
+    }
+    ExitCode::FAILURE
+}
+
+fn run() -> Result<ExitCode> {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help and version are output like any other; clap itself ignores that it can't be written.
+        Err(message) if !message.use_stderr() => {
+            message
+                .print()
+                .map_err(|error| anyhow::Error::from(error).context("standard output"))?;
+            return Ok(ExitCode::SUCCESS);
         }
-        Command::Recipes { name: None } => {
-            for name in recipes::names() {
-                let about = recipes::source(name)?.lines().next().unwrap_or_default();
-                println!("{name:20} {}", about.trim_start_matches("# "));
+        Err(message) => {
+            let _ = message.print();
+            return Ok(ExitCode::from(2));
+        }
+    };
+    terminal::set_verbosity(match (cli.quiet, cli.verbose) {
+        (true, _) => Verbosity::Quiet,
+        (_, true) => Verbosity::Verbose,
+        _ => Verbosity::Normal,
+    });
+    if cli.verbose {
+        say!("{}", version::long());
+    }
+    cli.command.run().map(|()| ExitCode::SUCCESS)
+}
+
+impl Command {
+    fn run(self) -> Result<()> {
+        match self {
+            Self::Train(train) => train.run(),
+            Self::Compare { run, methods } => {
+                let methods = if methods.is_empty() { &Method::PAPER[..] } else { &methods };
+                let names: Vec<String> = methods.iter().map(Method::to_string).collect();
+                let more = format!(" --methods {}", names.join(","));
+                let (table, page) = compare::compare(&run.open("compare", &more)?, methods)?;
+                out!("{}\npage  {}", table.terminal(), page.display())
             }
-            Ok(())
-        }
-        Command::Devices { device } => {
-            let listed = match device {
-                None => device::list(),
-                Some(name) => device::list_named(&name)?,
-            };
-            for device::Listed { name, about } in listed {
-                println!("{name:<10}{about}");
+            Self::Recipes { name: Some(name) } => {
+                streams::write(recipes::chain(&name)?.join("\n").as_bytes())
             }
-            Ok(())
+            Self::Recipes { name: None } => {
+                for name in recipes::names() {
+                    let about = recipes::source(name)?.lines().next().unwrap_or_default();
+                    out!("{name:20} {}", about.trim_start_matches("# "))?;
+                }
+                out!("\n`fpo recipes tiny` and `fpo train --help-settings` explain every setting.")
+            }
+            Self::Devices { device } => {
+                let listed = match device {
+                    None => device::list(),
+                    Some(name) => device::list_named(&name)?,
+                };
+                for device::Listed { name, about } in listed {
+                    out!("{name:<10}{about}")?;
+                }
+                Ok(())
+            }
+            Self::Data(data) => data.run(),
+            Self::Completions { shell } => {
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Cli::command(), "fpo", &mut script);
+                streams::write(&script)
+            }
+            Self::Features(features) => features.run(),
+            Self::Generate(generate) => generate.run(),
+            Self::Merge(merge) => merge.run(),
+            Self::Bench(bench) => bench.run(),
+            Self::Score(score) => score.run(),
+            Self::Plan(plan) => plan.run(),
+            Self::Activations(activations) => activations.run(),
+            Self::Reference(reference) => reference.run(),
+            Self::Evaluate(evaluate) => evaluate.run(),
+            Self::Sae(sae) => sae.run(),
         }
-        Command::Features(features) => features.run(),
-        Command::Generate(generate) => generate.run(),
-        Command::Merge(merge) => merge.run(),
-        Command::Bench(bench) => bench.run(),
-        Command::Score(score) => score.run(),
-        Command::Plan(plan) => plan.run(),
-        Command::Activations(activations) => activations.run(),
-        Command::Reference(reference) => reference.run(),
-        Command::Evaluate(evaluate) => evaluate.run(),
-        Command::Sae(sae) => sae.run(),
     }
 }

@@ -1,4 +1,4 @@
-//! Arguments that commands share: settings, device and precision; and a model's folder as they load it.
+//! Arguments that commands share: device and precision; and a model's folder as they load it.
 
 use std::{
     ops::Deref,
@@ -8,32 +8,12 @@ use std::{
 use anyhow::Result;
 use burn::tensor::Device;
 use clap::Args;
-use fpo_config::Settings;
 use fpo_data::{Preparer, Rendering, TemplateChoice, Tokenizer, Truncation};
 use fpo_interp::autoencoder;
 use fpo_sae::Sae;
 use fpo_transformer::{LanguageModel, ModelConfig, Placement, Precision, Site, weights};
 
 use crate::terminal::reporter;
-
-#[derive(Args)]
-pub struct SettingsArgs {
-    /// Recipe to start from; `fpo recipes` lists them.
-    #[arg(long, default_value = "tiny", value_name = "RECIPE")]
-    pub recipe: String,
-    /// A TOML file with settings that override the recipe's.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Overrides one setting, such as align.method=dpo; can be repeated. `fpo recipes tiny` explains all settings.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    assignments: Vec<String>,
-}
-
-impl SettingsArgs {
-    pub fn resolve(&self) -> Result<Settings> {
-        Settings::resolve(&self.recipe, self.config.as_deref(), &self.assignments)
-    }
-}
 
 #[derive(Args)]
 pub struct DeviceArg {
@@ -44,6 +24,10 @@ pub struct DeviceArg {
 }
 
 impl DeviceArg {
+    pub fn name(&self) -> &str {
+        &self.device
+    }
+
     pub fn open(&self) -> Result<Device> {
         fpo_device::parse(&self.device)
     }
@@ -88,6 +72,7 @@ impl ModelFolder {
 
     /// Loads the weights.
     pub fn load(&self, placement: impl Into<Placement>) -> Result<LanguageModel> {
+        note_left_out(&self.path)?;
         Ok(weights::load(&self.path, placement)?)
     }
 
@@ -101,6 +86,19 @@ impl ModelFolder {
         let truncation = Truncation { max_length: usize::MAX, max_prompt_length: None };
         Ok(Preparer::new(&self.tokenizer, &self.template, rendering, truncation)?)
     }
+}
+
+/// Says what of a model's folder isn't used.
+pub fn note_left_out(folder: &Path) -> Result<()> {
+    let tensors = weights::left_out(folder)?;
+    if tensors > 0 {
+        let text = format!(
+            "{}: only the language model is used; {tensors} tensors of the vision tower are left out",
+            folder.display()
+        );
+        reporter().note("model", text);
+    }
+    Ok(())
 }
 
 /// A model's folder with its weights loaded.

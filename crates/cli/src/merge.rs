@@ -1,13 +1,15 @@
 //! `fpo merge`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::Args;
 use fpo_data::atomic;
+use fpo_report::ModelCard;
+use fpo_trainer::stages::report::write_page;
 use fpo_transformer::{Placement, Precision, adapter, weights};
 
-use crate::loaded::Loaded;
+use crate::{loaded::Loaded, streams::out};
 
 /// Merges a LoRA adapter into its base model
 ///
@@ -42,9 +44,24 @@ impl Merge {
         let adapted = adapter::load(&base.model, &self.adapter, &device)?;
         atomic::replace_dir(&self.out, |folder| -> Result<()> {
             weights::save_merged(&adapted, &self.model, folder)?;
-            Ok(base.tokenizer.save(folder)?)
+            base.tokenizer.save(folder)?;
+            write_page(&folder.join("README.md"), &self.card().markdown())
         })?;
-        println!("merged  {}", self.out.display());
-        Ok(())
+        out!("merged  {}", self.out.display())
+    }
+
+    fn card(&self) -> ModelCard {
+        let name = |path: &Path| {
+            path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+        };
+        let (base, adapter) = (name(&self.model), name(&self.adapter));
+        ModelCard {
+            title: format!("{base} with {adapter}"),
+            library: "transformers".into(),
+            base_model: Some(base),
+            tags: vec!["fpo".into(), "merge".into()],
+            about: format!("A model into which the adapter `{adapter}` was merged by `fpo merge`."),
+            ..ModelCard::default()
+        }
     }
 }

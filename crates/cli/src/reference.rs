@@ -14,6 +14,7 @@ use fpo_transformer::{Site, hash_model};
 
 use crate::{
     loaded::{ModelFolder, PlacementArgs},
+    streams,
     terminal::reporter,
     tokens::{TOKENS_HELP, TokenArgs},
 };
@@ -50,7 +51,7 @@ pub struct Reference {
     #[arg(long, value_name = "SITE", requires = "sae")]
     site: Option<Site>,
     /// Preference pairs; see below.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = streams::input)]
     data: PathBuf,
     /// Folder of the cache.
     #[arg(long, value_name = "FOLDER")]
@@ -107,6 +108,7 @@ impl FromStr for Shard {
 
 impl Reference {
     pub fn run(self) -> Result<()> {
+        streams::keep_apart(&self.out, &[&self.data, &self.model])?;
         let placement = self.placement.open()?;
         let folder = ModelFolder::open(&self.model)?;
         let reader = match &self.sae {
@@ -160,7 +162,10 @@ impl Reference {
         let mut missing = Vec::new();
         for shard in wanted {
             match cache.has(shard)? {
-                true => eprintln!("part {shard} of {shards} already exists"),
+                true => {
+                    reporter()
+                        .note("reference", format!("part {shard} of {shards} already exists"));
+                }
                 false => missing.push(shard),
             }
         }

@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::{
     json_lines,
     loaded::{ModelFolder, PlacementArgs},
+    streams,
     terminal::reporter,
     tokens::{TOKENS_HELP, TokenArgs},
 };
@@ -31,10 +32,10 @@ pub struct Score {
     #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
     /// Preference pairs; see below.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = streams::input)]
     data: PathBuf,
     /// The JSON lines file to write.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = streams::output)]
     out: PathBuf,
     /// Pairs per forward pass.
     #[arg(long, default_value = "8", value_name = "PAIRS")]
@@ -56,6 +57,7 @@ struct Line {
 
 impl Score {
     pub fn run(self) -> Result<()> {
+        streams::keep_apart(&self.out, &[&self.data, &self.model])?;
         let placement = self.placement.open()?;
         let folder = ModelFolder::open(&self.model)?;
         let pairs = self.tokens.read_pairs(&folder, &self.data)?;

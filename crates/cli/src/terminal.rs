@@ -2,14 +2,48 @@
 
 use std::{
     io::{IsTerminal, stderr},
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
 use fpo_device::progress::{Reporter, Sink, Task, Watch};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
-/// Minimum time between plain lines of a task.
-const LINE_EVERY: Duration = Duration::from_secs(10);
+use crate::streams::say;
+
+/// How much of the progress is shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verbosity {
+    /// Warnings alone.
+    Quiet,
+    /// Notes, and a bar or a line a minute.
+    #[default]
+    Normal,
+    /// A line of every task every few seconds, on a terminal too.
+    Verbose,
+}
+
+impl Verbosity {
+    /// Time between plain lines of a task.
+    const fn line_every(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::Verbose => 5,
+            Self::Normal | Self::Quiet => 60,
+        })
+    }
+}
+
+static VERBOSITY: OnceLock<Verbosity> = OnceLock::new();
+
+/// Chosen once, before anything is reported.
+pub fn set_verbosity(verbosity: Verbosity) {
+    let _ = VERBOSITY.set(verbosity);
+}
+
+/// As it was chosen.
+pub fn verbosity() -> Verbosity {
+    VERBOSITY.get().copied().unwrap_or_default()
+}
 
 /// Where every command reports its progress.
 pub fn reporter() -> Reporter {
@@ -20,15 +54,26 @@ struct Terminal;
 
 impl Sink for Terminal {
     fn begin(&self, task: &Task) -> Box<dyn Watch> {
-        match stderr().is_terminal() {
-            true => Box::new(Bar::new(task)),
-            false => Box::new(Lines { last: None }),
+        match (verbosity(), stderr().is_terminal()) {
+            (Verbosity::Quiet, _) => Box::new(Nothing),
+            (Verbosity::Normal, true) => Box::new(Bar::new(task)),
+            (Verbosity::Normal, false) | (Verbosity::Verbose, _) => Box::new(Lines { last: None }),
         }
     }
 
     fn note(&self, stage: &str, text: &str) {
-        eprintln!("{stage:>9}  {text}");
+        if verbosity() != Verbosity::Quiet || stage == "warning" {
+            say!("{stage:>9}  {text}");
+        }
     }
+}
+
+struct Nothing;
+
+impl Watch for Nothing {
+    fn advance(&mut self, _task: &Task, _message: &str) {}
+
+    fn finish(&mut self, _task: &Task, _message: &str) {}
 }
 
 struct Bar(ProgressBar);
@@ -63,10 +108,10 @@ struct Lines {
 
 impl Watch for Lines {
     fn advance(&mut self, task: &Task, message: &str) {
-        if self.last.is_none_or(|last| last.elapsed() >= LINE_EVERY) {
+        if self.last.is_none_or(|last| last.elapsed() >= verbosity().line_every()) {
             self.last = Some(Instant::now());
             let Task { stage, done, total, .. } = task;
-            eprintln!("{stage:>9}  {done}/{total}  {}", state(task, message));
+            say!("{stage:>9}  {done}/{total}  {}", state(task, message));
         }
     }
 
@@ -75,12 +120,16 @@ impl Watch for Lines {
     }
 }
 
-/// Such as `12.3 steps/s, 4m left  loss 0.6931`.
+/// Such as `12.3 steps/s, 4m left (run 20m)  loss 0.6931`.
 fn state(task: &Task, message: &str) -> String {
     let left = HumanDuration(task.time_left());
-    format!("{:.1} {}/s, {left:#} left  {message}", task.rate(), task.unit)
+    let run = match task.run_left() {
+        Some(run) => format!(" (run {:#})", HumanDuration(run)),
+        None => String::new(),
+    };
+    format!("{}, {left:#} left{run}  {message}", task.pace())
 }
 
 fn print_done(task: &Task, message: &str) {
-    eprintln!("{:>9}  done in {:.1} s  {message}", task.stage, task.elapsed().as_secs_f64());
+    say!("{:>9}  done in {:.1} s  {message}", task.stage, task.elapsed().as_secs_f64());
 }

@@ -6,10 +6,10 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use fpo_data::{
     Fingerprint, Item, OnEmpty, Pair, PairStore, PairView, PrepareSummary, Preparer, Rendering,
-    TokenizedPair, Truncation, read_items, read_pairs,
+    ResponseView, Store, TokenizedPair, Truncation, read_items, read_pairs,
 };
 
-use crate::loaded::ModelFolder;
+use crate::{loaded::ModelFolder, terminal::reporter};
 
 /// Help on tokenisation, for the commands that read pairs.
 pub const TOKENS_HELP: &str = "\
@@ -21,11 +21,12 @@ How pairs are tokenised (`fpo train` follows the same rules, with data.rendering
   * Lists of messages are rendered by the chat template. Whole dialogues, as in HH-RLHF, count as messages;
     without a template they keep their form \\n\\nHuman: … \\n\\nAssistant: …. With --rendering none the result is
     exactly that of transformers; otherwise white space after the last turn is removed.
-  * Prompt and response are tokenised together. A token that spans their boundary belongs to the response. BOS
-    is prepended once, even if the template adds it as well.
+  * Prompt and response are tokenised together. As in TRL, the responses of a pair share one prompt, the longest
+    beginning that the prompt alone and both joint tokenisations have in common: a token that spans the boundary
+    belongs to the response. BOS is prepended once, even if the template adds it as well.
   * No pair is skipped: a pair that can't be read is an error that names its row.
 Data: JSON lines (plain or gzip), Parquet, or a folder of these, with `prompt`, `chosen` and `rejected` as texts
-or lists of messages; or train.arrow of a run, whose pairs are tokenised already.";
+or lists of messages; or prepared/train.arrow and held_out.arrow of a run, whose pairs are tokenised already.";
 
 #[derive(Args)]
 pub struct TokenArgs {
@@ -38,7 +39,8 @@ pub struct TokenArgs {
     /// than the model's positions is an error].
     #[arg(long, value_name = "TOKENS")]
     pub max_length: Option<usize>,
-    /// Maximum tokens of the prompt; its beginning is cut, except for BOS [default: not limited].
+    /// Maximum tokens of the prompt; the beginning of its content is cut, and what the template writes around it is kept
+    /// [default: not limited].
     #[arg(long, value_name = "TOKENS")]
     pub max_prompt_length: Option<usize>,
 }
@@ -84,7 +86,7 @@ impl TokenArgs {
 
     /// Reads all pairs of a file in order. Prepared pairs (`train.arrow` of a run) are taken as they are, others are tokenised.
     pub fn read_pairs(&self, folder: &ModelFolder, data: &Path) -> Result<Pairs> {
-        let pairs = match data.extension().is_some_and(|extension| extension == "arrow") {
+        let pairs = match is_prepared(data) {
             true => self.prepared_pairs(data),
             false => self.tokenized_pairs(folder, data),
         };
@@ -98,12 +100,18 @@ impl TokenArgs {
         Ok(pairs)
     }
 
-    fn prepared_pairs(&self, data: &Path) -> Result<Pairs> {
+    /// Prepared data are tokens: nothing can be said of how they become tokens.
+    fn check_prepared(&self) -> Result<()> {
         let given = [self.max_length.is_some(), self.max_prompt_length.is_some()];
         ensure!(
             !given.contains(&true) && self.rendering == Rendering::default(),
-            "its pairs are already tokenised; remove --rendering, --max-length and --max-prompt-length"
+            "it is already tokenised; remove --rendering, --max-length and --max-prompt-length"
         );
+        Ok(())
+    }
+
+    fn prepared_pairs(&self, data: &Path) -> Result<Pairs> {
+        self.check_prepared()?;
         let store = PairStore::open(data)?;
         Ok(Pairs { binding: store.binding(), rows: PairRows::Prepared(store) })
     }
@@ -116,8 +124,18 @@ impl TokenArgs {
         Ok(Pairs { binding, rows: PairRows::Tokenized(tokenised) })
     }
 
-    /// Tokenises all rows of a file in order: one sequence per text or example, two per pair with the chosen one first.
+    /// Reads all rows of a file in order: one sequence per text or example, two per pair with the chosen one first. Prepared data
+    /// (`train.arrow`, `sft.arrow` of a run) are taken as they are, others are tokenised.
     pub fn read_sequences(&self, folder: &ModelFolder, data: &Path) -> Result<Vec<Sequence>> {
+        if is_prepared(data) {
+            let sequences = self.prepared_sequences(data);
+            let sequences = sequences.with_context(|| data.display().to_string())?;
+            for (index, sequence) in sequences.iter().enumerate() {
+                check(folder, &sequence.tokens)
+                    .with_context(|| format!("{}: sequence {index}", data.display()))?;
+            }
+            return Ok(sequences);
+        }
         let preparer = self.preparer(folder)?;
         let mut sequences = Vec::new();
         for (index, item) in read_items(data)?.into_iter().enumerate() {
@@ -132,11 +150,27 @@ impl TokenArgs {
         let longest = self.max_length.unwrap_or(usize::MAX);
         let cut = sequences.iter().filter(|sequence| sequence.tokens.len() == longest).count();
         if cut > 0 {
-            eprintln!(
+            let note = format!(
                 "{cut} sequences reach the limit of {longest} tokens set by --max-length, and may have been cut"
             );
+            reporter().note("data", note);
         }
         Ok(sequences)
+    }
+
+    fn prepared_sequences(&self, data: &Path) -> Result<Vec<Sequence>> {
+        self.check_prepared()?;
+        let sequence = |response: ResponseView| Sequence {
+            tokens: response.tokens.to_vec(),
+            response_start: response.prompt_len,
+        };
+        Ok(match Store::open(data)? {
+            Store::Pairs(pairs) => {
+                let sides = pairs.iter().flat_map(|pair| [pair.chosen, pair.rejected]);
+                sides.map(sequence).collect()
+            }
+            Store::Examples(examples) => examples.iter().map(|e| sequence(e.response)).collect(),
+        })
     }
 
     fn sequences(&self, preparer: &Preparer, item: &Item) -> Result<Vec<Sequence>> {
@@ -163,6 +197,11 @@ impl TokenArgs {
     }
 }
 
+/// Whether a file holds data that a run has prepared.
+pub fn is_prepared(data: &Path) -> bool {
+    data.extension().is_some_and(|extension| extension == "arrow")
+}
+
 fn tokenize(preparer: &Preparer, pairs: &[Pair]) -> Result<Vec<TokenizedPair>> {
     let (tokenised, summary) = preparer.prepare_pairs(pairs)?;
     if let Some(lost) = pairs.iter().zip(&tokenised).find(|(pair, kept)| pair.id != kept.id) {
@@ -185,7 +224,9 @@ fn no_room(id: u64) -> String {
 }
 
 fn no_room_reason() -> String {
-    "its prompt leaves no room for a response within --max-length; raise --max-length, or lower --max-prompt-length".into()
+    "its prompt leaves no room for a response within --max-length, or the chat template none for a prompt within \
+     --max-prompt-length; raise --max-length, or change --max-prompt-length"
+        .into()
 }
 
 /// Refuses sequences that the model can't process: empty, too long, or with token ids outside the vocabulary.
@@ -209,8 +250,9 @@ fn check(folder: &ModelFolder, tokens: &[u32]) -> Result<()> {
 fn report_cuts(summary: &PrepareSummary) {
     let PrepareSummary { clipped_prompts, clipped_responses, .. } = *summary;
     if clipped_prompts + clipped_responses > 0 {
-        eprintln!(
+        let note = format!(
             "{clipped_prompts} prompts and {clipped_responses} responses were cut to the maximum length"
         );
+        reporter().note("data", note);
     }
 }

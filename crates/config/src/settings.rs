@@ -1,16 +1,20 @@
 //! The settings of a run. They resolve as recipe < configuration file < `KEY=VALUE`, and every key is checked.
 
+mod changes;
 mod check;
+mod explain;
 mod layers;
+mod suggest;
 #[cfg(test)]
 mod tests;
+mod wording;
 
 use std::{
     num::NonZeroUsize,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use fpo_data::{OnEmpty, Pooling, Rendering};
 use fpo_losses::{FeatureSelection, Method, Objective, Options};
 use fpo_sae::SaeTraining;
@@ -19,7 +23,9 @@ use serde::{Deserialize, Serialize};
 use toml::Table;
 
 use crate::recipes;
+pub use explain::{Explained, explanations};
 use layers::{known_keys, merge, parse_assignment};
+use wording::readable;
 
 /// Everything a run depends on. The recipe `tiny` lists every key with a comment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,7 +39,7 @@ pub struct Settings {
     pub model: ModelSettings,
     /// Supervised fine-tuning. Its result is the reference model.
     pub sft: SftSettings,
-    /// The sparse autoencoder: a file, or how to train one.
+    /// The sparse autoencoder: a file, or how to train one. Only for runs that use [features](Self::features).
     pub sae: SaeSettings,
     /// The cache of reference log-probabilities and features.
     pub reference: ReferenceSettings,
@@ -161,12 +167,67 @@ pub struct OptimizerSettings {
     pub learning_rate: f64,
     /// Steps of linear warm-up.
     pub warmup_steps: usize,
+    /// Warm-up as a share of all steps, in place of `warmup_steps`.
+    #[serde(default)]
+    pub warmup_ratio: Option<f64>,
     /// Learning rate after warm-up.
     pub schedule: Schedule,
     /// Decoupled weight decay.
     pub weight_decay: f64,
     /// Gradients are scaled down to this global L2 norm if they exceed it.
     pub max_grad_norm: f64,
+    /// β₁ and β₂ of AdamW.
+    #[serde(default = "adam_betas")]
+    pub betas: [f64; 2],
+}
+
+const fn adam_betas() -> [f64; 2] {
+    [0.9, 0.999]
+}
+
+impl OptimizerSettings {
+    /// Steps of warm-up in a training of so many steps.
+    pub fn warmup(&self, total_steps: usize) -> usize {
+        match self.warmup_ratio {
+            // As transformers rounds it.
+            Some(ratio) => (ratio * total_steps as f64).ceil() as usize,
+            None => self.warmup_steps,
+        }
+    }
+}
+
+/// How long a training is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Length {
+    /// Epochs, also a fraction of one.
+    pub epochs: f64,
+    /// Steps, at most.
+    pub max_steps: Option<NonZeroUsize>,
+    /// Rows per step.
+    pub batch_size: NonZeroUsize,
+}
+
+impl Length {
+    /// Steps of a training on so many rows.
+    pub fn steps(&self, rows: usize) -> usize {
+        let per_epoch = rows.div_ceil(self.batch_size.get());
+        let steps = (self.epochs * per_epoch as f64).round() as usize;
+        let at_least = usize::from(self.epochs > 0.0 && rows > 0);
+        steps.max(at_least).min(self.max_steps.map_or(usize::MAX, NonZeroUsize::get))
+    }
+
+    /// Epochs that are begun.
+    pub fn begun(&self) -> usize {
+        self.epochs.ceil() as usize
+    }
+}
+
+/// A whole number is written as one, as it was when epochs were whole.
+fn whole_if_it_is<S: serde::Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    match value.fract() == 0.0 && (0.0..1e9).contains(value) {
+        true => serializer.serialize_u64(*value as u64),
+        false => serializer.serialize_f64(*value),
+    }
 }
 
 /// Supervised fine-tuning.
@@ -174,7 +235,11 @@ pub struct OptimizerSettings {
 #[serde(deny_unknown_fields)]
 pub struct SftSettings {
     /// Epochs over the examples; 0 skips fine-tuning and takes the model as it is.
-    pub epochs: usize,
+    #[serde(serialize_with = "whole_if_it_is")]
+    pub epochs: f64,
+    /// Stops after so many steps, to which the schedule is stretched.
+    #[serde(default)]
+    pub max_steps: Option<NonZeroUsize>,
     /// Examples per step.
     pub batch_size: NonZeroUsize,
     /// Examples per forward pass; gradients accumulate over the micro-batches of a step.
@@ -274,7 +339,11 @@ pub struct AlignSettings {
     /// Positions over which features are averaged.
     pub pooling: Pooling,
     /// Epochs over the pairs.
-    pub epochs: usize,
+    #[serde(serialize_with = "whole_if_it_is")]
+    pub epochs: f64,
+    /// Stops after so many steps, to which the schedule is stretched.
+    #[serde(default)]
+    pub max_steps: Option<NonZeroUsize>,
     /// Pairs per step.
     pub batch_size: NonZeroUsize,
     /// Pairs per forward pass; gradients accumulate over the micro-batches of a step.
@@ -289,7 +358,21 @@ pub struct AlignSettings {
     pub optimizer: OptimizerSettings,
 }
 
+impl SftSettings {
+    /// How long fine-tuning is.
+    pub fn length(&self) -> Length {
+        let Self { epochs, max_steps, batch_size, .. } = *self;
+        Length { epochs, max_steps, batch_size }
+    }
+}
+
 impl AlignSettings {
+    /// How long alignment is.
+    pub fn length(&self) -> Length {
+        let Self { epochs, max_steps, batch_size, .. } = *self;
+        Length { epochs, max_steps, batch_size }
+    }
+
     /// The objective with its constants; β is resolved to the method's default if not set.
     pub fn objective(&self) -> Objective {
         Objective {
@@ -325,32 +408,70 @@ pub struct EvaluateSettings {
     pub max_new_tokens: usize,
     /// Sampling temperature; 0 is greedy decoding.
     pub temperature: f64,
+    /// Measures how far features moved, which takes an autoencoder, whatever the method; fpo always does.
+    #[serde(default)]
+    pub features: bool,
+}
+
+/// What settings start from.
+#[derive(Clone, Copy, Debug)]
+pub enum Base<'a> {
+    /// A recipe, by its name.
+    Recipe(&'a str),
+    /// A file of resolved settings, as a run keeps them.
+    Saved(&'a Path),
 }
 
 impl Settings {
+    /// Whether anything asks for features, and so for an autoencoder: the method or a measurement.
+    pub fn features(&self) -> bool {
+        self.evaluate.features || self.align.objective().needs().features
+    }
+
     /// Resolves recipe, configuration file and `KEY=VALUE` assignments; later ones win.
     ///
     /// # Errors
     /// A recipe that doesn't exist, a file that can't be read, an unknown key, or settings that can't work together.
     pub fn resolve(recipe: &str, config: Option<&Path>, assignments: &[String]) -> Result<Self> {
+        Self::resolve_on(Base::Recipe(recipe), config, assignments)
+    }
+
+    /// The same, from any base. What a saved file lacks is as in the recipe that all others extend.
+    ///
+    /// # Errors
+    /// Those of [`Self::resolve`].
+    pub fn resolve_on(base: Base, config: Option<&Path>, assignments: &[String]) -> Result<Self> {
+        let recipe = match base {
+            Base::Recipe(name) => name,
+            Base::Saved(_) => recipes::FIRST,
+        };
         let mut table = recipes::table(recipe)?;
-        let defaults: Self =
-            table.clone().try_into().with_context(|| format!("recipe `{recipe}`"))?;
+        let defaults: Self = parse(&table).with_context(|| format!("recipe `{recipe}`"))?;
         let known = known_keys(&defaults)?;
-        if let Some(path) = config {
-            let text = std::fs::read_to_string(path)
-                .with_context(|| format!("configuration file {}", path.display()))?;
-            let layer: Table = toml::from_str(&text)
-                .with_context(|| format!("configuration file {}", path.display()))?;
-            merge(&mut table, layer, "", &known)
-                .with_context(|| format!("configuration file {}", path.display()))?;
+        let saved = match base {
+            Base::Recipe(_) => None,
+            Base::Saved(path) => Some(path),
+        };
+        for path in saved.into_iter().chain(config) {
+            let mut layer = || -> Result<()> {
+                let layer: Table = toml::from_str(&std::fs::read_to_string(path)?)?;
+                merge(&mut table, layer, "", &known)?;
+                parse(&table).map(drop)
+            };
+            layer().with_context(|| format!("configuration file {}", path.display()))?;
         }
         for assignment in assignments {
-            let layer = parse_assignment(assignment)?;
-            merge(&mut table, layer, "", &known).with_context(|| format!("--set {assignment}"))?;
+            let mut layer = || -> Result<()> {
+                merge(&mut table, parse_assignment(assignment)?, "", &known)?;
+                // A group of keys may only be whole after a later assignment.
+                match parse(&table) {
+                    Err(error) if !is_missing(&error) => Err(error),
+                    _ => Ok(()),
+                }
+            };
+            layer().with_context(|| format!("--set {assignment}"))?;
         }
-        let settings: Self =
-            table.try_into().context("the settings have a missing or wrong value")?;
+        let settings = parse(&table).context("the settings have a missing or wrong value")?;
         settings.check()?;
         Ok(settings)
     }
@@ -362,4 +483,12 @@ impl Settings {
     pub fn to_toml(&self) -> Result<String> {
         Ok(toml::to_string_pretty(self)?)
     }
+}
+
+fn parse(table: &Table) -> Result<Settings> {
+    table.clone().try_into().map_err(|error: toml::de::Error| anyhow!(readable(&error.to_string())))
+}
+
+fn is_missing(error: &anyhow::Error) -> bool {
+    error.to_string().contains("missing field")
 }

@@ -1,11 +1,14 @@
 //! Atomic writes of files and folders.
 //!
 //! Content goes to a temporary neighbour, which is flushed to disk and renamed. A reader, or a run restarted after a crash, sees
-//! either the old content or the new, never a part of it.
+//! either the old content or the new, never a part of it. What isn't a regular file, such as a pipe or `/dev/stdout`, can't be replaced:
+//! it is written into.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// Why a file or folder could not be written or read. Whatever was there before is untouched.
 #[derive(Debug, thiserror::Error)]
@@ -40,11 +43,110 @@ pub fn context<T>(
     result.map_err(|source| AtomicError { path: path.to_owned(), action, source })
 }
 
-/// Writes a file atomically. Creates its parent folder if needed.
+/// Temporary files and folders that exist now.
+static TEMPORARIES: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// A temporary file or folder of this process, for as long as it is one.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn new(path: &Path) -> Self {
+        let mut all = TEMPORARIES.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert(path.to_owned());
+        Self(path.to_owned())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        TEMPORARIES.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+    }
+}
+
+/// Removes what this process has begun to write, for a process that ends before it has finished.
+pub fn remove_temporaries() {
+    for path in &*TEMPORARIES.lock().unwrap_or_else(PoisonError::into_inner) {
+        // What can't be removed is left behind, as after a kill.
+        let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    }
+}
+
+/// The target of a temporary neighbour, by its name: `report.html` for `.report.html.x3Fq9Z`.
+pub fn temporary_of(name: &str) -> Option<&str> {
+    let (target, random) = name.strip_prefix('.')?.rsplit_once('.')?;
+    let random = random.strip_prefix("old-").unwrap_or(random);
+    let is_random = random.len() == 6 && random.bytes().all(|b| b.is_ascii_alphanumeric());
+    (is_random && !target.is_empty()).then_some(target)
+}
+
+/// Where the content of a file goes.
+enum Destination {
+    /// A file that is replaced, or created.
+    File(PathBuf),
+    /// Something that is written into: a pipe, a terminal, a device.
+    Stream(File),
+}
+
+impl Destination {
+    /// Follows symbolic links, so that a link stays one.
+    fn of(path: &Path) -> io::Result<Self> {
+        const LONGEST: usize = 40;
+        let mut path = path.to_owned();
+        for _ in 0..LONGEST {
+            // These name what a process has open, whatever it is.
+            if path == Path::new("/dev/stdout") || path.starts_with("/proc/self/fd") {
+                return open_stream(&path).map(Self::Stream);
+            }
+            let found = match fs::symlink_metadata(&path) {
+                Ok(found) => found,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                Err(error) => return Err(error),
+            };
+            if found.is_symlink() {
+                let target = fs::read_link(&path)?;
+                path = path.parent().map_or_else(|| target.clone(), |parent| parent.join(&target));
+            } else if found.is_file() || found.is_dir() {
+                break;
+            } else {
+                return open_stream(&path).map(Self::Stream);
+            }
+        }
+        Ok(Self::File(path))
+    }
+}
+
+/// Opens something that is written into. Standard output is shared rather than opened again, which would write over what a shell has
+/// already put into the file behind it.
+fn open_stream(path: &Path) -> io::Result<File> {
+    #[cfg(unix)]
+    if path == Path::new("/dev/stdout") || path == Path::new("/proc/self/fd/1") {
+        use std::os::fd::AsFd;
+        return Ok(File::from(io::stdout().as_fd().try_clone_to_owned()?));
+    }
+    fs::OpenOptions::new().append(true).open(path)
+}
+
+/// Writes a file atomically. Creates its parent folder if needed. A symbolic link is followed; what isn't a regular file is written
+/// into.
 ///
 /// # Errors
 /// The error of `write`, or an [`AtomicError`]; the file at `path` is then unchanged.
 pub fn write_file<T, E: From<AtomicError>>(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> Result<T, E>,
+) -> Result<T, E> {
+    match context(path, "open it", Destination::of(path))? {
+        Destination::File(path) => replace_file(&path, write),
+        Destination::Stream(file) => {
+            let mut writer = BufWriter::with_capacity(1 << 16, file);
+            let value = write(&mut writer)?;
+            context(path, "write", writer.flush())?;
+            Ok(value)
+        }
+    }
+}
+
+fn replace_file<T, E: From<AtomicError>>(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<File>) -> Result<T, E>,
 ) -> Result<T, E> {
@@ -54,6 +156,7 @@ pub fn write_file<T, E: From<AtomicError>>(
         "create a temporary file next to it",
         beside(path, 0o666, "", |new| new.tempfile_in(&parent)),
     )?;
+    let _listed = Temporary::new(temporary.path());
     let mut writer =
         BufWriter::with_capacity(1 << 20, context(path, "write", temporary.as_file().try_clone())?);
     let value = write(&mut writer)?;
@@ -85,6 +188,7 @@ pub fn replace_dir<T, E: From<AtomicError>>(
         "create a temporary folder next to it",
         beside(path, 0o777, "", |new| new.tempdir_in(&parent)),
     )?;
+    let _listed = Temporary::new(temporary.path());
     let value = fill(temporary.path())?;
     context(path, "flush it to disk", sync_tree(temporary.path()))?;
 
@@ -237,6 +341,65 @@ mod tests {
         assert!(failed.is_err());
         assert_eq!(names(&path.join("inner")), ["two"]);
         assert_eq!(names(path.parent().unwrap()), ["stage"], "no leftovers");
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn links_stay_links_and_pipes_are_written_into() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let write = |name: &str, content: &str| {
+            write_file(&path(name), |file| {
+                context(&path(name), "write", file.write_all(content.as_bytes()))
+            })
+            .unwrap();
+        };
+        fs::write(path("file"), "old").unwrap();
+        for (link, target) in [("link", "file"), ("chain", "link"), ("dangling", "new")] {
+            std::os::unix::fs::symlink(target, path(link)).unwrap();
+        }
+        write("chain", "through two links");
+        write("dangling", "created");
+        assert_eq!(fs::read_to_string(path("file")).unwrap(), "through two links");
+        assert_eq!(fs::read_to_string(path("new")).unwrap(), "created");
+        for link in ["link", "chain", "dangling"] {
+            assert!(fs::symlink_metadata(path(link)).unwrap().is_symlink(), "{link}");
+        }
+
+        let made = std::process::Command::new("mkfifo").arg(path("pipe")).status();
+        assert!(made.unwrap().success());
+        let pipe = path("pipe");
+        let reader = std::thread::spawn(move || fs::read_to_string(pipe).unwrap());
+        write("pipe", "piped");
+        assert_eq!(reader.join().unwrap(), "piped");
+        assert!(!fs::metadata(path("pipe")).unwrap().is_file(), "the pipe was replaced");
+        write_file(Path::new("/dev/null"), |_| Ok::<_, AtomicError>(())).unwrap();
+    }
+
+    #[test]
+    fn temporaries_are_known_by_their_names() {
+        for (name, target) in [
+            (".report.html.x3Fq9Z", Some("report.html")),
+            (".sft.old-AbCdE1", Some("sft")),
+            (".step-00000100.000000", Some("step-00000100")),
+            ("report.html", None),
+            (".lock", None),
+            (".config.backups", None),
+            ("..x3Fq9Z", None),
+            (".sft.x3Fq9!", None),
+        ] {
+            assert_eq!(temporary_of(name), target, "{name}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        write_file(&path, |_| {
+            let listed = names(folder.path());
+            assert_eq!(listed.len(), 1);
+            assert_eq!(temporary_of(&listed[0]), Some("file"));
+            Ok::<_, AtomicError>(())
+        })
+        .unwrap();
+        assert_eq!(names(folder.path()), ["file"]);
     }
 
     #[test]

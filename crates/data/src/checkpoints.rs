@@ -7,7 +7,7 @@ use std::{
 };
 
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::atomic::{self, AtomicError};
 
@@ -33,6 +33,16 @@ pub enum CheckpointError {
     Damaged {
         /// The file.
         path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// A line of a log is not a JSON object.
+    #[error("{}: line {line} is not a JSON object; the file is damaged", path.display())]
+    Line {
+        /// The log.
+        path: PathBuf,
+        /// The line, 1-based.
+        line: usize,
         /// What is wrong with it.
         source: serde_json::Error,
     },
@@ -168,6 +178,22 @@ impl MetricsLog {
     }
 }
 
+/// The lines of a training's log.
+///
+/// # Errors
+/// A file that can't be read, or a line that isn't a JSON object.
+pub fn read_log(path: &Path) -> Result<Vec<Map<String, Value>>, CheckpointError> {
+    let text = fs::read_to_string(path).map_err(in_path(path))?;
+    let lines = text.lines().enumerate().map(|(index, line)| {
+        serde_json::from_str(line).map_err(|source| CheckpointError::Line {
+            path: path.to_owned(),
+            line: index + 1,
+            source,
+        })
+    });
+    lines.collect()
+}
+
 fn in_path(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
     let path = path.to_owned();
     |source| CheckpointError::Io { path, source }
@@ -223,6 +249,8 @@ mod tests {
         log.write(&Value::from(2)).unwrap();
         let text = || fs::read_to_string(checkpoints.metrics()).unwrap();
         assert_eq!((text().as_str(), bytes), ("1\n2\n", 2));
+        let error = read_log(&checkpoints.metrics()).unwrap_err().to_string();
+        assert!(error.contains("line 1 is not a JSON object"), "{error}");
         let mut log = checkpoints.open_log(bytes).unwrap();
         assert_eq!(text(), "1\n");
         log.write(&Value::from(3)).unwrap();

@@ -54,7 +54,7 @@ pub use source::{
     read_prompts, read_sft,
 };
 pub use split::hold_out;
-pub use store::{PairStore, SequenceStore};
+pub use store::{PairStore, SequenceStore, Store};
 pub use template::{ChatTemplate, TemplateChoice};
 pub use tokenize::{PrepareSummary, Preparer, Truncation};
 pub use tokenizer::Tokenizer;

@@ -1,5 +1,9 @@
 //! Rendering: how a prompt and a response become one text.
 
+mod frame;
+
+pub(crate) use frame::Cuts;
+
 use crate::source::Prompt;
 use crate::template::{ChatTemplate, TemplateChoice, TemplateError};
 use crate::tokenizer::Tokenizer;

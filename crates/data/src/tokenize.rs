@@ -1,23 +1,31 @@
 //! From pairs and examples to tokens: rendering, joint tokenisation, truncation.
 //!
-//! Prompt and response are tokenised as one text, because a merge may cross the boundary between them. A token that crosses it
-//! belongs to the response: the policy has to predict it, and no part of the response leaks into the prompt.
+//! Prompt and response are tokenised as one text, because a merge may cross the boundary between them. The responses of a pair
+//! share one prompt, as in TRL: the longest beginning that the prompt alone and both joint tokenisations have in common. What
+//! follows belongs to the response: the policy has to predict it, and no part of a response leaks into the prompt.
 
-use crate::rendering::{End, Joined, Renderer, Rendering, Way};
+mod summary;
+
+pub use summary::PrepareSummary;
+
+use crate::rendering::{Cuts, End, Joined, Renderer, Rendering, Way};
 use crate::source::{Pair, Prompt, SftExample};
 use crate::template::{TemplateChoice, TemplateError};
-use crate::tokenizer::{Tokenizer, TokenizerError};
+use crate::tokenizer::{Encoding, Tokenizer, TokenizerError};
 use crate::tokens::{TokenizedExample, TokenizedPair, TokenizedResponse};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::ops::Range;
 
 /// Limits on the length of a row, in tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Truncation {
     /// Limit on prompt and response together; excess is cut from the end of the response. At least 2; `usize::MAX` for none.
     pub max_length: usize,
-    /// Limit on the prompt, BOS included; excess is cut from its start, after BOS. At least 1 and below `max_length`; none if not
-    /// set.
+    /// Limit on the prompt, BOS included; excess is cut from the start of its content, and what the template writes around that is
+    /// kept. At least 1 and below `max_length`; none if not set.
     pub max_prompt_length: Option<usize>,
 }
 
@@ -64,50 +72,6 @@ pub enum PrepareError {
     },
 }
 
-/// Counts of what was tokenised. A pair is one item with two rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct PrepareSummary {
-    /// Items read.
-    pub read: usize,
-    /// Items kept.
-    pub kept: usize,
-    /// Items dropped because truncation left no response tokens.
-    pub dropped_empty: usize,
-    /// Kept items with at least one truncated row.
-    pub clipped: usize,
-    /// Kept rows with a truncated prompt.
-    pub clipped_prompts: usize,
-    /// Kept rows with a truncated response.
-    pub clipped_responses: usize,
-    /// Tokens in all kept rows.
-    pub tokens: usize,
-    /// Response tokens in all kept rows.
-    pub response_tokens: usize,
-    /// Length of the longest kept row, in tokens.
-    pub longest: usize,
-    /// Kept rows that went through the chat template.
-    #[serde(default)]
-    pub templated: usize,
-    /// Kept rows left as they were because their prompt already contains the template's special tokens ([`Rendering::Auto`]).
-    #[serde(default)]
-    pub already_templated: usize,
-    /// Kept rows joined as they were: under [`Rendering::None`], or without a chat template.
-    #[serde(default)]
-    pub as_given: usize,
-}
-
-impl PrepareSummary {
-    /// Share of the kept items with a truncated row; 0 if none are kept.
-    pub fn clipped_share(&self) -> f64 {
-        self.clipped as f64 / self.kept.max(1) as f64
-    }
-
-    /// Share of the items read that were dropped because truncation left no response tokens.
-    pub fn dropped_share(&self) -> f64 {
-        self.dropped_empty as f64 / self.read.max(1) as f64
-    }
-}
-
 /// Tokenises pairs and examples under fixed settings.
 #[derive(Debug, Clone)]
 pub struct Preparer<'a> {
@@ -115,6 +79,25 @@ pub struct Preparer<'a> {
     pub(crate) renderer: Renderer<'a>,
     pub(crate) truncation: Truncation,
     eos: Option<u32>,
+}
+
+/// The prompt that the responses of an item share.
+struct SharedPrompt {
+    /// As rows begin with it.
+    tokens: Vec<u32>,
+    /// Tokens that it takes of a tokenised text.
+    read: usize,
+    clipped: bool,
+}
+
+/// Whether a prompt fits its limit.
+enum Fit {
+    /// It does, perhaps with content cut.
+    Fits(SharedPrompt),
+    /// Only a shorter one may.
+    Shorter(Prompt),
+    /// There is no room even for what the template writes.
+    Never,
 }
 
 /// A row and what was done to it.
@@ -175,25 +158,24 @@ impl<'a> Preparer<'a> {
         Ok(rows.map(|[row]| TokenizedExample { id: example.id, response: row.response }))
     }
 
-    /// The tokens of a prompt alone, from which generation starts. (The last one may differ from the same prompt in a pair, where a
-    /// merge may cross into the response.)
+    /// The tokens of a prompt alone, from which generation starts. (The same prompt in a pair may be shorter, where a merge crosses
+    /// into a response.) A prompt is whole if its limit leaves no room even for what the template writes.
     ///
     /// # Errors
     /// A prompt that the template rejects or the tokenizer fails on; reported as row 0.
     pub fn tokenize_prompt(&self, prompt: &Prompt) -> Result<Vec<u32>, PrepareError> {
-        let text = self
-            .renderer
-            .prompt(prompt)
-            .map_err(|source| PrepareError::Template { id: 0, source })?;
-        let encoding = self
-            .tokenizer
-            .encode(&text)
-            .map_err(|source| PrepareError::Tokenizer { id: 0, source })?;
-        let mut tokens = encoding.ids;
-        let mut prompt_len = tokens.len();
-        self.begin_once(&mut tokens, &mut prompt_len);
-        self.clip_prompt(&mut tokens, &mut prompt_len);
-        Ok(tokens)
+        let mut prompt = Cow::Borrowed(prompt);
+        loop {
+            let text = self.renderer.prompt(&prompt);
+            let text = text.map_err(|source| PrepareError::Template { id: 0, source })?;
+            let encoding = self.tokenizer.encode(&text);
+            let encoding = encoding.map_err(|source| PrepareError::Tokenizer { id: 0, source })?;
+            match self.fit(&prompt, &text, &encoding, encoding.ids.len()) {
+                Fit::Fits(prompt) => return Ok(prompt.tokens),
+                Fit::Shorter(shorter) => prompt = Cow::Owned(shorter),
+                Fit::Never => return Ok(self.begin_once(&encoding.ids)),
+            }
+        }
     }
 
     /// The tokens of a text that isn't a prompt with a response: BOS and the text as it is, without EOS.
@@ -201,10 +183,7 @@ impl<'a> Preparer<'a> {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn tokenize_text(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let mut tokens = self.tokenizer.encode(text)?.ids;
-        let mut prompt_len = tokens.len();
-        self.begin_once(&mut tokens, &mut prompt_len);
-        Ok(tokens)
+        Ok(self.begin_once(&self.tokenizer.encode(text)?.ids))
     }
 
     /// Tokenises pairs on all cores and keeps their order.
@@ -240,53 +219,101 @@ impl<'a> Preparer<'a> {
         Ok((kept.into_iter().map(example).collect(), summary))
     }
 
-    /// The rows of one item; `None` if one of them has no response left.
+    /// The rows of one item, whose responses share one prompt: the longest beginning that the prompt alone and every joint
+    /// tokenisation have in common. `None` if a row has no response left.
     fn rows<const N: usize>(
         &self,
         id: u64,
         prompt: &Prompt,
         responses: [&String; N],
     ) -> Result<Option<[Row; N]>, PrepareError> {
-        let mut rows = Vec::with_capacity(N);
-        for response in responses {
-            let joined = self.renderer.join(prompt, response);
-            let joined = joined.map_err(|source| PrepareError::Template { id, source })?;
-            match self.row(&joined).map_err(|source| PrepareError::Tokenizer { id, source })? {
-                Some(row) => rows.push(row),
-                None => return Ok(None),
+        let encode = |text: &str| {
+            self.tokenizer.encode(text).map_err(|source| PrepareError::Tokenizer { id, source })
+        };
+        let mut prompt = Cow::Borrowed(prompt);
+        loop {
+            let joined = responses.map(|response| self.renderer.join(&prompt, response));
+            let mut whole = Vec::with_capacity(N);
+            for joined in joined {
+                let joined = joined.map_err(|source| PrepareError::Template { id, source })?;
+                whole.push((encode(&joined.text)?.ids, joined));
             }
+            let Some((_, first)) = whole.first() else { return Ok(None) };
+            let alone = &first.text[..first.boundary];
+            let encoding = encode(alone)?;
+            let read = whole.iter().map(|(ids, _)| common(&encoding.ids, ids)).min().unwrap_or(0);
+            let shared = match self.fit(&prompt, alone, &encoding, read) {
+                Fit::Shorter(shorter) => {
+                    prompt = Cow::Owned(shorter);
+                    continue;
+                }
+                Fit::Never => return Ok(None),
+                Fit::Fits(shared) => shared,
+            };
+            let clipped = shared.clipped || matches!(prompt, Cow::Owned(_));
+            let shared = SharedPrompt { clipped, ..shared };
+            let rows = whole.into_iter().map(|(ids, joined)| self.row(&shared, &ids, &joined));
+            let rows: Option<Vec<Row>> = rows.collect();
+            return Ok(rows.and_then(|rows| rows.try_into().ok()));
         }
-        Ok(rows.try_into().ok())
     }
 
-    fn row(&self, joined: &Joined) -> Result<Option<Row>, TokenizerError> {
-        let boundary = joined.boundary;
-        let encoding = self.tokenizer.encode(&joined.text)?;
-        let mut tokens = encoding.ids;
-        let mut prompt_len =
-            encoding.offsets.iter().position(|&(_, end)| end > boundary).unwrap_or(tokens.len());
-        self.begin_once(&mut tokens, &mut prompt_len);
-        self.end_once(&mut tokens, prompt_len, joined.end);
+    /// The row of a response, whose text has `ids`; `None` if no response is left.
+    fn row(&self, prompt: &SharedPrompt, ids: &[u32], joined: &Joined) -> Option<Row> {
+        let mut tokens = prompt.tokens.clone();
+        tokens.extend(&ids[prompt.read..]);
         // Nothing predicts the first token of a text.
-        prompt_len = prompt_len.max(1);
-
-        let clipped_prompt = self.clip_prompt(&mut tokens, &mut prompt_len);
+        let prompt_len = prompt.tokens.len().max(1);
+        self.end_once(&mut tokens, prompt.tokens.len(), joined.end);
         let clipped_response = tokens.len() > self.truncation.max_length;
         tokens.truncate(self.truncation.max_length);
         let response = TokenizedResponse { tokens, prompt_len };
-        let way = joined.way;
-        let row = Row { response, clipped_prompt, clipped_response, way };
-        Ok(row.response.view().is_sound().then_some(row))
+        let (clipped_prompt, way) = (prompt.clipped, joined.way);
+        response.view().is_sound().then_some(Row {
+            response,
+            clipped_prompt,
+            clipped_response,
+            way,
+        })
     }
 
-    /// Makes the row start with exactly one BOS, whether template or text wrote none, one or several.
-    fn begin_once(&self, tokens: &mut Vec<u32>, prompt_len: &mut usize) {
-        let Some(bos) = self.tokenizer.bos_id().filter(|_| self.tokenizer.adds_bos()) else {
-            return;
+    /// A prompt as rows begin with it: `read` tokens of its text, after one BOS and within its limit. Content is cut, never what the
+    /// template writes around it: first that of the oldest exchange, and where this isn't enough, the whole exchange goes.
+    fn fit(&self, prompt: &Prompt, text: &str, encoding: &Encoding, read: usize) -> Fit {
+        let ids = &encoding.ids[..read];
+        let whole = self.begin_once(ids);
+        let limit = self.truncation.max_prompt_length.unwrap_or(usize::MAX);
+        let excess = whole.len().saturating_sub(limit);
+        if excess == 0 {
+            return Fit::Fits(SharedPrompt { tokens: whole, read, clipped: false });
+        }
+        let Cuts { content, rest } = self.renderer.cuts(prompt, text);
+        let bos = ids.iter().take_while(|&&token| Some(token) == self.tokenizer.bos_id()).count();
+        let within = |part: &Range<usize>, index: usize| {
+            let (start, end) = encoding.offsets[index];
+            part.start <= start && end <= part.end
         };
-        let there = tokens[..*prompt_len].iter().take_while(|&&token| token == bos).count();
-        tokens.splice(..there, [bos]);
-        *prompt_len = *prompt_len + 1 - there;
+        let cut = content.iter().flat_map(|part| (bos..read).filter(|&i| within(part, i)));
+        let cut: BTreeSet<usize> = cut.take(excess).collect();
+        match (cut.len() == excess, rest) {
+            (true, _) => {
+                let kept = (0..read).filter(|index| !cut.contains(index));
+                let kept: Vec<u32> = kept.map(|index| ids[index]).collect();
+                let tokens = self.begin_once(&kept);
+                Fit::Fits(SharedPrompt { tokens, read, clipped: true })
+            }
+            (false, Some(rest)) => Fit::Shorter(rest),
+            (false, None) => Fit::Never,
+        }
+    }
+
+    /// The tokens after exactly one BOS, whether template or text wrote none, one or several.
+    fn begin_once(&self, ids: &[u32]) -> Vec<u32> {
+        let Some(bos) = self.tokenizer.bos_id().filter(|_| self.tokenizer.adds_bos()) else {
+            return ids.to_vec();
+        };
+        let there = ids.iter().take_while(|&&token| token == bos).count();
+        [&[bos], &ids[there..]].concat()
     }
 
     /// Adds EOS unless the row already ends as it should. Where response and template both end the turn, one of the two is removed.
@@ -309,21 +336,11 @@ impl<'a> Preparer<'a> {
             tokens.extend(self.eos);
         }
     }
+}
 
-    /// Truncates the prompt at its start, after BOS. Returns whether anything was cut.
-    fn clip_prompt(&self, tokens: &mut Vec<u32>, prompt_len: &mut usize) -> bool {
-        let Some(excess) =
-            self.truncation.max_prompt_length.and_then(|limit| prompt_len.checked_sub(limit))
-        else {
-            return false;
-        };
-        let kept_front = usize::from(
-            tokens.first().is_some_and(|&token| Some(token) == self.tokenizer.bos_id()),
-        );
-        tokens.drain(kept_front..kept_front + excess);
-        *prompt_len -= excess;
-        excess > 0
-    }
+/// Number of leading tokens that two sequences have in common.
+fn common(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
 /// The items that are kept, each with its rows, in their order.
@@ -343,9 +360,9 @@ fn prepare<T: Sync, const N: usize>(
         };
         let lost_tokens = |row: &Row| row.clipped_prompt || row.clipped_response;
         summary.clipped += usize::from(rows.iter().any(lost_tokens));
+        summary.clipped_prompts += usize::from(rows.iter().any(|row| row.clipped_prompt));
         for row in &rows {
             let len = row.response.tokens.len();
-            summary.clipped_prompts += usize::from(row.clipped_prompt);
             summary.clipped_responses += usize::from(row.clipped_response);
             match row.way {
                 Way::Templated => summary.templated += 1,

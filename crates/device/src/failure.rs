@@ -183,7 +183,7 @@ impl DeviceFailure {
                  be using the same device"
             }
             Self::Lost(_) => {
-                "files written before are intact: run the same command again, with --resume for training; if it happens again, \
+                "files written before are intact: run the same command again, and a training continues from its last checkpoint; if it happens again, \
                  look for the driver's messages in the system log (dmesg)"
             }
             Self::Driver(_) => {

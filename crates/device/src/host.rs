@@ -12,6 +12,13 @@ pub(crate) fn memory_gib() -> Option<f64> {
     Some(kib(&text, "MemTotal:")? / f64::from(1 << 20))
 }
 
+/// The processor's name; `None` except on Linux, and where it says none.
+pub(crate) fn processor_name() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
 /// The number in a line such as `VmHWM:    12345 kB` (proc(5)).
 fn kib(text: &str, name: &str) -> Option<f64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;

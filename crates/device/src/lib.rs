@@ -11,6 +11,7 @@ pub mod facts;
 mod failure;
 mod guard;
 pub mod host;
+pub mod interrupt;
 mod list;
 pub mod progress;
 
@@ -24,7 +25,7 @@ use burn::tensor::Device;
 
 pub use failure::{DeviceFailure, size};
 pub use guard::{check, guard, silence, sync};
-pub use list::{Listed, list, list_named};
+pub use list::{Listed, hardware, list, list_named};
 
 /// A backend as `--device` names it: the part before the colon in `cuda:1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -51,11 +51,20 @@ fn of_kind(kind: Kind) -> Vec<Listed> {
     listed.collect()
 }
 
+/// What a device is, on one line: a GPU by the name that its driver gives it, with the machine's processor.
+pub fn hardware(device: &Device) -> String {
+    match facts(device) {
+        Some(gpu) => format!("{}, {}", gpu.name, processor()),
+        None => processor(),
+    }
+}
+
 fn processor() -> String {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let name = crate::host::processor_name().map_or(String::new(), |name| format!("{name}, "));
     match crate::host::memory_gib() {
-        Some(gib) => format!("{threads} threads, {gib:.1} GiB"),
-        None => format!("{threads} threads"),
+        Some(gib) => format!("{name}{threads} threads, {gib:.1} GiB"),
+        None => format!("{name}{threads} threads"),
     }
 }
 

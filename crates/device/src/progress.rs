@@ -1,8 +1,9 @@
 //! Progress reports. Libraries report to a [`Sink`] and print nothing themselves; the program decides what to display.
 
 use std::{
+    collections::VecDeque,
     fmt,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -22,6 +23,11 @@ pub trait Watch {
     fn finish(&mut self, task: &Task, message: &str);
 }
 
+/// How far back the rate looks: far enough to be steady, near enough to follow a change.
+const WINDOW: Duration = Duration::from_secs(60);
+/// Reports that the rate looks back at least, for tasks with slow units.
+const REPORTS: usize = 5;
+
 /// State of a task.
 #[derive(Clone, Debug)]
 pub struct Task {
@@ -36,6 +42,10 @@ pub struct Task {
     /// Units done by earlier processes; excluded from the rate.
     earlier: usize,
     begun: Instant,
+    /// When the last reports came, and what was done then in this process.
+    recent: VecDeque<(Instant, usize)>,
+    /// The work after this task, in multiples of it; none where nobody has said.
+    later: Option<f64>,
 }
 
 impl Task {
@@ -44,26 +54,57 @@ impl Task {
         self.begun.elapsed()
     }
 
-    /// Units per second in this process.
+    /// Units per second over the last minute in this process.
     pub fn rate(&self) -> f64 {
-        (self.done - self.earlier) as f64 / self.elapsed().as_secs_f64().max(1e-9)
+        let (since, then) = self.recent.front().copied().unwrap_or((self.begun, 0));
+        let done = (self.done - self.earlier).saturating_sub(then);
+        done as f64 / since.elapsed().as_secs_f64().max(1e-9)
+    }
+
+    /// Such as `12.3 steps/s`, or `4.1 s/step` where it is slower than one a second.
+    pub fn pace(&self) -> String {
+        let rate = self.rate();
+        match rate < 1.0 && rate > 0.0 {
+            true => format!("{:.1} s/{}", 1.0 / rate, self.unit.trim_end_matches('s')),
+            false => format!("{rate:.1} {}/s", self.unit),
+        }
     }
 
     /// Estimated time left at [`Self::rate`].
     pub fn time_left(&self) -> Duration {
-        let left = self.total.saturating_sub(self.done) as f64 / self.rate().max(1e-9);
-        Duration::from_secs_f64(left.min(1e9))
+        self.time_for(self.total.saturating_sub(self.done) as f64)
+    }
+
+    /// Estimated time left of the whole run, where the work after this task is known.
+    pub fn run_left(&self) -> Option<Duration> {
+        let later = self.later.filter(|later| *later > 0.0)?;
+        Some(self.time_left() + self.time_for(later * self.total as f64))
+    }
+
+    fn time_for(&self, units: f64) -> Duration {
+        Duration::from_secs_f64((units / self.rate().max(1e-9)).min(1e9))
+    }
+
+    fn remember(&mut self) {
+        self.recent.push_back((Instant::now(), self.done - self.earlier));
+        while self.recent.len() > REPORTS && self.recent[1].0.elapsed() > WINDOW {
+            self.recent.pop_front();
+        }
     }
 }
 
 /// A handle on a [`Sink`], cheap to clone.
 #[derive(Clone)]
-pub struct Reporter(Arc<dyn Sink>);
+pub struct Reporter {
+    sink: Arc<dyn Sink>,
+    /// The stages of a run with their work, relative to one another.
+    outline: Arc<Mutex<Vec<(String, f64)>>>,
+}
 
 impl Reporter {
     /// A reporter whose reports go to `sink`.
     pub fn new(sink: impl Sink + 'static) -> Self {
-        Self(Arc::new(sink))
+        Self { sink: Arc::new(sink), outline: Arc::default() }
     }
 
     /// A reporter that discards everything.
@@ -71,21 +112,36 @@ impl Reporter {
         Self::new(Silent)
     }
 
+    /// Says which stages follow one another and how much work each is, in any unit, so that the time left of the whole run is known.
+    pub fn outline(&self, stages: &[(&str, f64)]) {
+        let stages = stages.iter().map(|(name, work)| ((*name).to_owned(), *work)).collect();
+        *self.outline.lock().unwrap_or_else(PoisonError::into_inner) = stages;
+    }
+
+    /// The work after a stage, in multiples of its own.
+    fn later(&self, stage: &str) -> Option<f64> {
+        let outline = self.outline.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = outline.iter().position(|(name, work)| name == stage && *work > 0.0)?;
+        Some(outline[at + 1..].iter().map(|(_, work)| work).sum::<f64>() / outline[at].1)
+    }
+
     /// Starts a task of `total` units, of which earlier processes did `done`.
     pub fn begin(&self, stage: &str, unit: &'static str, total: usize, done: usize) -> Progress {
         let begun = Instant::now();
-        let task = Task { stage: stage.to_owned(), unit, total, done, earlier: done, begun };
-        Progress { watch: self.0.begin(&task), task }
+        let (stage, later) = (stage.to_owned(), self.later(stage));
+        let recent = VecDeque::from([(begun, 0)]);
+        let task = Task { stage, unit, total, done, earlier: done, begun, recent, later };
+        Progress { watch: self.sink.begin(&task), task }
     }
 
     /// Reports a permanent line about `stage`.
     pub fn note(&self, stage: &str, text: impl AsRef<str>) {
-        self.0.note(stage, text.as_ref());
+        self.sink.note(stage, text.as_ref());
     }
 
     /// Reports a warning: a permanent line with `warning` as its stage.
     pub fn warn(&self, text: impl AsRef<str>) {
-        self.0.note("warning", text.as_ref());
+        self.sink.note("warning", text.as_ref());
     }
 }
 
@@ -105,6 +161,7 @@ impl Progress {
     /// Reports `units` more as done.
     pub fn advance(&mut self, units: usize, message: &str) {
         self.task.done += units;
+        self.task.remember();
         self.watch.advance(&self.task, message);
     }
 
@@ -193,10 +250,47 @@ mod tests {
     #[test]
     fn the_rate_only_counts_this_process() {
         let mut progress = Reporter::silent().begin("sft", "steps", 100, 90);
-        progress.task.begun -= Duration::from_secs(10);
+        progress.task.recent[0].0 -= Duration::from_secs(10);
         progress.advance(5, "");
         progress.skip(1);
         assert!((progress.task.rate() - 0.5).abs() < 0.01);
         assert!((progress.task.time_left().as_secs_f64() - 8.0).abs() < 0.1);
+        assert_eq!(progress.task.pace(), "2.0 s/step");
+        assert_eq!(progress.task.run_left(), None);
+    }
+
+    /// A task that was slow an hour ago and is fast now ends soon.
+    #[test]
+    fn the_rate_is_the_recent_one() {
+        let mut progress = Reporter::silent().begin("sft", "steps", 1000, 0);
+        for _ in 0..20 {
+            progress.advance(1, "");
+        }
+        for (report, (at, _)) in progress.task.recent.iter_mut().enumerate() {
+            *at -= Duration::from_secs(3600 - 100 * report as u64);
+        }
+        let now = Instant::now();
+        progress
+            .task
+            .recent
+            .extend((0..10).map(|i| (now - Duration::from_secs(10 - i), 20 + 10 * i as usize)));
+        progress.task.done = 110;
+        progress.advance(10, "");
+        assert!((progress.task.rate() - 10.0).abs() < 0.5, "{}", progress.task.rate());
+        assert_eq!(progress.task.pace(), format!("{:.1} steps/s", progress.task.rate()));
+    }
+
+    #[test]
+    fn the_whole_run_is_in_proportion() {
+        let reporter = Reporter::silent();
+        reporter.outline(&[("sft", 2.0), ("align", 3.0), ("evaluate", 1.0)]);
+        let mut progress = reporter.begin("sft", "steps", 100, 0);
+        progress.task.recent[0].0 -= Duration::from_secs(50);
+        progress.advance(50, "");
+        // 50 s left of 100, then twice that.
+        let left = progress.task.run_left().unwrap().as_secs_f64();
+        assert!((left - 250.0).abs() < 1.0, "{left}");
+        assert_eq!(reporter.begin("evaluate", "items", 1, 0).task.run_left(), None);
+        assert_eq!(reporter.begin("else", "items", 1, 0).task.run_left(), None);
     }
 }

@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use burn::tensor::{Device, Tensor};
 use fpo_data::checkpoints::Checkpoints;
-use fpo_device::guard;
+use fpo_device::{
+    guard,
+    interrupt::{Interrupted, Listener, requested},
+};
 use fpo_sae::{Provenance, Quality, QualityMeter, Sae, SaeTrainer, SaeTraining};
 use fpo_transformer::Site;
 use serde::{Deserialize, Serialize};
@@ -60,6 +63,7 @@ impl SaeTrainingRun<'_> {
         let first = trainers.first().map_or(0, SaeTrainer::steps_done);
         let reporter = store.source().reporter.clone();
         let mut progress = reporter.begin(self.stage, "steps", self.settings.steps, first);
+        let _listener = Listener::new();
         for step in first..self.settings.steps {
             let (line, shown) = guard(|| {
                 let batch = store.next_batch(self.settings.batch_tokens, device)?;
@@ -69,7 +73,9 @@ impl SaeTrainingRun<'_> {
             log.write(&line)?;
             progress.advance(1, &shown);
             let done = step + 1;
-            if done.is_multiple_of(self.checkpoint_every) && done < self.settings.steps {
+            let interrupted = requested();
+            let due = interrupted || done.is_multiple_of(self.checkpoint_every);
+            if due && done < self.settings.steps {
                 let state = State { cursor: store.cursor(), metrics_bytes: log.saved_bytes()? };
                 self.checkpoints.write(done, &state, |output| -> Result<()> {
                     for (index, trainer) in trainers.iter().enumerate() {
@@ -77,6 +83,9 @@ impl SaeTrainingRun<'_> {
                     }
                     Ok(())
                 })?;
+                if interrupted {
+                    return Err(Interrupted.into());
+                }
             }
         }
         let tokens = (self.settings.steps - first) * self.settings.batch_tokens;

@@ -175,15 +175,9 @@ fn host(values: Tensor<1>) -> Vec<f64> {
     values.into_data().iter::<f64>().collect()
 }
 
-/// Both sides and their margins in one transfer.
+/// Both sides in one transfer, and their margins in float64.
 fn sides(values: &PerResponse) -> Vec<Sides> {
-    let rows = vec![values.chosen.clone(), values.rejected.clone(), values.margin()];
-    let read = host(Tensor::cat(rows, 0));
-    let pairs = read.len() / 3;
-    let side = |i: usize| Sides {
-        chosen: read[i],
-        rejected: read[pairs + i],
-        margin: read[2 * pairs + i],
-    };
-    (0..pairs).map(side).collect()
+    let read = host(Tensor::cat(vec![values.chosen.clone(), values.rejected.clone()], 0));
+    let pairs = read.len() / 2;
+    (0..pairs).map(|i| Sides::new(read[i], read[pairs + i])).collect()
 }

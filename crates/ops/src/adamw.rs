@@ -60,6 +60,15 @@ pub fn adamw_step<const D: usize>(
             .map(|tensor| Tensor::from_dispatch(crate::flex::plain(tensor)))
             .into();
     }
+    #[cfg(feature = "cube")]
+    if [&param, &grad, &m, &v].into_iter().all(crate::cube::takes) {
+        let flat = |x: Tensor<D>| x.reshape([shape.iter().product::<usize>()]);
+        let inputs = [param, m, v, grad].map(|x| flat(x).into());
+        let kernel = crate::cube::update::AdamWStep(options.coefficients(step));
+        return crate::cube::run(kernel, inputs)
+            .map(|x| Tensor::<1>::from(x).reshape(shape))
+            .into();
+    }
     definition(param, grad, m, v, step, options)
 }
 
@@ -89,6 +98,34 @@ impl AdamW {
         let t = step as f64;
         (1.0 - self.beta1.powf(t), 1.0 - self.beta2.powf(t))
     }
+
+    fn coefficients(&self, step: usize) -> Coefficients {
+        let (correction1, correction2) = self.bias_corrections(step);
+        Coefficients {
+            shrink: (1.0 - self.lr * self.weight_decay) as f32,
+            rate: (self.lr / correction1) as f32,
+            inverse: (1.0 / correction2.sqrt()) as f32,
+            new1: (1.0 - self.beta1) as f32,
+            new2: (1.0 - self.beta2) as f32,
+            beta2: self.beta2 as f32,
+            eps: self.eps as f32,
+            scale: self.grad_scale as f32,
+        }
+    }
+}
+
+/// What a step multiplies and adds, in the type of the fast paths: `g ← scale·g`, `m ← m + new1·(g − m)`,
+/// `v ← beta2·v + new2·g²`, `p ← shrink·p − rate·m / (√v·inverse + eps)`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Coefficients {
+    pub shrink: f32,
+    pub rate: f32,
+    pub inverse: f32,
+    pub new1: f32,
+    pub new2: f32,
+    pub beta2: f32,
+    pub eps: f32,
+    pub scale: f32,
 }
 
 /// One pass over all four tensors, in place if a buffer has no other owner.
@@ -105,13 +142,8 @@ fn fast(
         values,
     };
 
-    let (correction1, correction2) = options.bias_corrections(step);
-    let shrink = (1.0 - options.lr * options.weight_decay) as f32;
-    let rate = (options.lr / correction1) as f32;
-    let inverse = (1.0 / correction2.sqrt()) as f32;
-    let [new1, new2] = [options.beta1, options.beta2].map(|beta| (1.0 - beta) as f32);
-    let (beta2, eps) = (options.beta2 as f32, options.eps as f32);
-    let scale = options.grad_scale as f32;
+    let Coefficients { shrink, rate, inverse, new1, new2, beta2, eps, scale } =
+        options.coefficients(step);
     let grad = values(&grad);
     let slices = state.each_mut().map(|tensor| (tensor.storage_mut::<f32>(), ELEMENTS));
     for_each_block(slices, |block, [p, m, v]| {

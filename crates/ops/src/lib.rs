@@ -9,7 +9,7 @@
 //! |---|---|
 //! | float32 on Flex | the fast path, with SIMD on all cores |
 //! | float64 and half precision on Flex | blocked, in tensor operations |
-//! | float32 and half precision on GPUs (features `cuda`, `wgpu`) | blocked, with Burn's matrix products and the kernels in `cube` between them (attention weights, everything computed from logits, pooled features); a kernel for `rms_norm`; tensor operations, which Burn fuses, for element-wise operations |
+//! | float32 and half precision on GPUs (features `cuda`, `wgpu`) | blocked, with Burn's matrix products and the kernels in `cube` between them (attention weights, everything computed from logits, pooled features); a kernel for `rms_norm`, `adamw_step` and `sums_of_squares`; tensor operations, which Burn fuses, for element-wise operations |
 //! | float64 on GPUs | blocked, in tensor operations |
 //!
 //! # Invariants
@@ -48,7 +48,7 @@ mod cube;
 mod encoder;
 #[cfg(feature = "flex")]
 mod flex;
-mod geglu;
+mod gated;
 mod graph;
 mod jump_relu;
 mod kl;
@@ -64,6 +64,7 @@ mod rms_norm;
 mod rotary;
 mod rows;
 mod softcap;
+mod squares;
 mod statistics;
 #[cfg(all(test, feature = "flex"))]
 mod testing;
@@ -72,17 +73,18 @@ mod top_k;
 pub use adamw::{AdamW, adamw_step};
 pub use attention::{AttentionOptions, TextStarts, causal_attention, packed_attention};
 pub use encoder::{Activation, Encoder, Normalization};
-pub use geglu::geglu;
+pub use gated::{geglu, swiglu};
 pub use jump_relu::{heaviside, jump_relu};
 pub use kl::linear_kl;
 pub use largest::largest_tensor;
 pub use linear::{linear, linear_bf16};
 pub use log_probs::linear_log_probs;
 pub use pooled::pooled_features;
-pub use rms_norm::{at_least_f32, rms_norm};
+pub use rms_norm::{Gain, at_least_f32, rms_norm};
 pub use rotary::rotary;
 pub use rows::Rows;
 pub use softcap::softcap;
+pub use squares::sums_of_squares;
 pub use statistics::{TokenStatistics, linear_token_statistics};
 pub use top_k::among_largest;
 
@@ -101,7 +103,7 @@ pub mod definition {
     pub use crate::attention::{
         definition as causal_attention, packed_definition as packed_attention,
     };
-    pub use crate::geglu::definition as geglu;
+    pub use crate::gated::{definition as geglu, swiglu_definition as swiglu};
     pub use crate::jump_relu::{
         heaviside_definition as heaviside, jump_relu_definition as jump_relu,
     };
@@ -112,6 +114,7 @@ pub mod definition {
     pub use crate::rms_norm::definition as rms_norm;
     pub use crate::rotary::definition as rotary;
     pub use crate::softcap::definition as softcap;
+    pub use crate::squares::definition as sums_of_squares;
     pub use crate::statistics::definition as linear_token_statistics;
     pub use crate::top_k::definition as among_largest;
 }

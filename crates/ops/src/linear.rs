@@ -19,6 +19,12 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
     {
         return Tensor::from_dispatch(output);
     }
+    #[cfg(feature = "cube")]
+    if crate::cube::takes(&x) && weight.dtype() == x.dtype() {
+        let inputs = [x.into_dispatch(), weight.into_dispatch()];
+        let output = graph::apply(matrix::Linear::<D> { rounded_to: None }, inputs);
+        return Tensor::from_dispatch(output.expect("the backend of these tensors is known"));
+    }
     definition(x, weight)
 }
 
@@ -29,7 +35,7 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
 /// As in [`linear`].
 pub fn linear_bf16<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
     let inputs = [x.clone().into_dispatch(), weight.clone().into_dispatch()];
-    match graph::apply(rounded::Linear::<D>, inputs) {
+    match graph::apply(matrix::Linear::<D> { rounded_to: Some(FloatDType::BF16) }, inputs) {
         Some(output) => Tensor::from_dispatch(output),
         None => bf16_definition(x, weight),
     }
@@ -55,8 +61,8 @@ fn rows<const D: usize>(x: Tensor<D>) -> Tensor<2> {
     x.reshape([rows, shape[D - 1]])
 }
 
-/// The definition with a backward pass that saves the unrounded inputs, which are in memory anyway, and rounds them again.
-mod rounded {
+/// Three products of matrices. The backward pass saves the unrounded inputs, which are in memory anyway, and rounds them again.
+mod matrix {
     use burn::tensor::{FloatDType, Tensor};
 
     use super::rows;
@@ -66,7 +72,19 @@ mod rounded {
     };
 
     #[derive(Clone, Debug)]
-    pub(super) struct Linear<const D: usize>;
+    pub(super) struct Linear<const D: usize> {
+        /// The type of the factors and the result, if not that of the inputs.
+        pub rounded_to: Option<FloatDType>,
+    }
+
+    impl<const D: usize> Linear<D> {
+        fn factors<const N: usize>(&self, inputs: [Tensor<2>; N]) -> [Tensor<2>; N] {
+            inputs.map(|x| match self.rounded_to {
+                Some(dtype) => x.cast(dtype),
+                None => x,
+            })
+        }
+    }
 
     impl<const D: usize> Operation<2> for Linear<D> {
         type Saved = ();
@@ -75,7 +93,7 @@ mod rounded {
             let (x, weight) = (Tensor::<D>::from(x), Tensor::<2>::from(weight));
             let mut shape = x.dims();
             shape[D - 1] = weight.dims()[0];
-            let [x, weight] = [rows(x), weight].map(|x| x.cast(FloatDType::BF16));
+            let [x, weight] = self.factors([rows(x), weight]);
             (product(x, Factor::transposed(weight)).reshape(shape).into(), ())
         }
 
@@ -88,13 +106,17 @@ mod rounded {
             [x_wanted, weight_wanted]: [bool; 2],
         ) -> [Option<Plain>; 2] {
             let (x, weight) = (Tensor::<D>::from(x), Tensor::<2>::from(weight));
+            let gradient = Tensor::<D>::from(gradient);
             let (shape, [x_type, weight_type]) = (x.dims(), [x.dtype(), weight.dtype()]);
-            let [x, weight, g] = [rows(x), weight, rows(Tensor::<D>::from(gradient))]
-                .map(|x| x.cast(FloatDType::BF16));
-            let d_x =
-                x_wanted.then(|| product(g.clone(), weight).cast(x_type).reshape(shape).into());
-            let d_weight =
-                weight_wanted.then(|| product(Factor::transposed(g), x).cast(weight_type).into());
+            let [x, weight, g] = self.factors([rows(x), weight, rows(gradient)]);
+            let d_x = x_wanted.then(|| {
+                let d_x = product(g.clone(), weight);
+                d_x.cast(x_type).reshape(shape).into()
+            });
+            let d_weight = weight_wanted.then(|| {
+                let d_weight = product(Factor::transposed(g), x);
+                d_weight.cast(weight_type).into()
+            });
             [d_x, d_weight]
         }
     }

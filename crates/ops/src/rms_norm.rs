@@ -1,21 +1,58 @@
-//! RMS normalisation whose weight is stored as gain − 1, as in Gemma-2.
+//! RMS normalisation, with the two ways in which models store its gain.
 
 use burn::tensor::{DType, FloatDType, Tensor};
 
 use crate::graph;
 
-/// `x · rsqrt(mean(x²) + eps) · (1 + weight)` over the last dimension, computed in float32 at least and returned in the
-/// type of `x` (Hugging Face, `Gemma2RMSNorm`).
+/// What the weight of a norm says about its gain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gain {
+    /// The gain is `1 + weight`, as in Gemma (Hugging Face, `Gemma2RMSNorm`).
+    OnePlusWeight,
+    /// The gain is the weight, and `x · rsqrt(…)` is rounded to the type of `x` before it is multiplied, as in Llama and Qwen
+    /// (Hugging Face, `LlamaRMSNorm`).
+    Weight,
+}
+
+impl Gain {
+    /// The weight at which a norm's gain is 1.
+    pub const fn neutral(self) -> f32 {
+        1.0 - self.offset()
+    }
+
+    /// The gain minus the weight.
+    pub(crate) const fn offset(self) -> f32 {
+        match self {
+            Self::OnePlusWeight => 1.0,
+            Self::Weight => 0.0,
+        }
+    }
+
+    /// The gain, for a weight in float32 at least.
+    fn of(self, weight: Tensor<1>) -> Tensor<1> {
+        match self {
+            Self::OnePlusWeight => weight + 1.0,
+            Self::Weight => weight,
+        }
+    }
+}
+
+/// `x · rsqrt(mean(x²) + eps) · gain` over the last dimension, computed in float32 at least and returned in the type of `x`.
 ///
 /// # Shapes
 /// * `x`: `[…, d]`
 /// * `weight`: `[d]`
-pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Tensor<D> {
+pub fn rms_norm<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<1>,
+    gain: Gain,
+    eps: f64,
+) -> Tensor<D> {
     let (d, [d_weight]) = (x.dims()[D - 1], weight.dims());
     assert_eq!(d, d_weight, "rms_norm: x has {d} features, but the weight has {d_weight}");
     #[cfg(feature = "flex")]
     if let Some(output) = crate::flex::apply(
-        fast::RmsNorm { eps: eps as f32 },
+        fast::RmsNorm { offset: gain.offset(), eps: eps as f32 },
         [crate::flex::operand(&x), crate::flex::operand(&weight)],
     ) {
         return Tensor::from_dispatch(output);
@@ -24,22 +61,32 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Te
     #[cfg(feature = "cube")]
     if crate::cube::takes(&x)
         && crate::cube::takes(&weight)
-        && let Some(output) = graph::apply(crate::cube::rms_norm::RmsNorm { eps }, inputs.clone())
+        && let Some(output) =
+            graph::apply(crate::cube::rms_norm::RmsNorm { gain, eps }, inputs.clone())
     {
         return Tensor::from_dispatch(output);
     }
-    match graph::apply(recomputed::RmsNorm::<D> { eps }, inputs) {
+    match graph::apply(recomputed::RmsNorm::<D> { gain, eps }, inputs) {
         Some(output) => Tensor::from_dispatch(output),
-        None => definition(x, weight, eps),
+        None => definition(x, weight, gain, eps),
     }
 }
 
 /// [`rms_norm`] in plain tensor operations.
-pub fn definition<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Tensor<D> {
-    let dtype = x.dtype();
+pub fn definition<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<1>,
+    gain: Gain,
+    eps: f64,
+) -> Tensor<D> {
+    let dtype = FloatDType::from(x.dtype());
     let (x, weight) = (at_least_f32(x), at_least_f32(weight));
     let scale = (x.clone().square().mean_dim(D - 1) + eps).sqrt().recip();
-    (x * scale * (weight + 1.0).unsqueeze()).cast(FloatDType::from(dtype))
+    let normal = match gain {
+        Gain::OnePlusWeight => x * scale,
+        Gain::Weight => at_least_f32((x * scale).cast(dtype)),
+    };
+    (normal * gain.of(weight).unsqueeze()).cast(dtype)
 }
 
 /// Half precision as float32; float32 and float64 unchanged.
@@ -54,11 +101,12 @@ pub fn at_least_f32<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 mod recomputed {
     use burn::tensor::{FloatDType, Tensor};
 
-    use super::{at_least_f32, definition};
+    use super::{Gain, at_least_f32, definition};
     use crate::graph::{Operation, Plain};
 
     #[derive(Clone, Debug)]
     pub(super) struct RmsNorm<const D: usize> {
+        pub gain: Gain,
         pub eps: f64,
     }
 
@@ -66,10 +114,10 @@ mod recomputed {
         type Saved = ();
 
         fn forward(&self, [x, weight]: [Plain; 2]) -> (Plain, ()) {
-            (definition(Tensor::<D>::from(x), weight.into(), self.eps).into(), ())
+            (definition(Tensor::<D>::from(x), weight.into(), self.gain, self.eps).into(), ())
         }
 
-        /// With r = rsqrt(mean(x²) + eps), n = x·r and h = g·(1 + w): `dx = r·(h − n·mean(h·n))`, `dw = Σ g·n` over all rows.
+        /// With r = rsqrt(mean(x²) + eps), n = x·r and h = g·gain: `dx = r·(h − n·mean(h·n))`, `dw = Σ g·n` over all rows.
         fn backward(
             &self,
             [x, weight]: [Plain; 2],
@@ -91,7 +139,7 @@ mod recomputed {
                 Plain::from(sums.cast(types[1]))
             });
             let d_x = x_wanted.then(|| {
-                let h = g * (weight + 1.0).unsqueeze();
+                let h = g * self.gain.of(weight).unsqueeze();
                 let mean = (h.clone() * n.clone()).mean_dim(D - 1);
                 Plain::from(((h - n * mean) * r).cast(types[0]))
             });
@@ -117,6 +165,8 @@ mod fast {
 
     #[derive(Clone, Debug)]
     pub(super) struct RmsNorm {
+        /// The gain minus the weight.
+        pub offset: f32,
         pub eps: f32,
     }
 
@@ -128,6 +178,7 @@ mod fast {
             let [x, weight] = inputs.each_ref().map(values);
             let d = weight.len();
             let rows = x.len() / d;
+            let offset = self.offset;
             let work = |block: usize, [output, scales]: [Uninit; 2]| {
                 let x = &x[block * ROWS * d..][..output.len()];
                 vectorised(
@@ -143,7 +194,7 @@ mod fast {
                             let r = 1.0 / (mean + self.eps).sqrt();
                             scale.write(r);
                             for ((output, &x), &weight) in output.iter_mut().zip(x).zip(weight) {
-                                output.write(x * r * (1.0 + weight));
+                                output.write(x * r * (offset + weight));
                             }
                         }
                     },
@@ -156,7 +207,7 @@ mod fast {
             (output, (inputs, tensor(scales, [rows])))
         }
 
-        /// With n = x·r and c = g·(1+w): `dx = r·(c − n·mean(c·n))` and `dw = Σ_rows g·n`.
+        /// With n = x·r and c = g·gain: `dx = r·(c − n·mean(c·n))` and `dw = Σ_rows g·n`.
         fn backward(
             &self,
             ([x, weight], scales): Self::Saved,
@@ -168,6 +219,7 @@ mod fast {
                 (values(&x), values(&weight), values(&scales), values(&gradient));
             let d = w.len();
             let rows = x.len() / d;
+            let offset = self.offset;
             let work = |block: usize, [d_x, d_w]: [Uninit; 2]| {
                 let first = block * ROWS;
                 let mut sums = vec![0.0; d];
@@ -180,14 +232,14 @@ mod fast {
                             let mean = sum(
                                 [g, w, x],
                                 #[inline(always)]
-                                |[g, w, x]| g * (1.0 + w) * x,
+                                |[g, w, x]| g * (offset + w) * x,
                             ) * r
                                 / d as f32;
                             let inputs = x.iter().zip(g).zip(w);
                             let outputs = d_x.iter_mut().zip(&mut sums);
                             for (((&x, &g), &w), (d_x, d_w)) in inputs.zip(outputs) {
                                 let n = x * r;
-                                d_x.write(r * (g * (1.0 + w) - n * mean));
+                                d_x.write(r * (g * (offset + w) - n * mean));
                                 *d_w += g * n;
                             }
                         }
@@ -210,6 +262,7 @@ mod fast {
 
 #[cfg(all(test, feature = "flex"))]
 mod tests {
+    use super::Gain;
     use crate::graph::{Operation, Plain};
 
     /// With the weight as `[1, d]`, because the comparison works on matrices.
@@ -240,11 +293,13 @@ mod tests {
 
     #[test]
     fn recomputing_makes_no_difference() {
-        for shape in [[1, 1], [3, 5], [7, 4]] {
-            let operation = Flat(super::recomputed::RmsNorm { eps: 1e-6 });
-            crate::testing::check(operation, [shape, [1, shape[1]]], |[x, w]| {
-                super::definition(x, w.squeeze_dim(0), 1e-6)
-            });
+        for gain in [Gain::OnePlusWeight, Gain::Weight] {
+            for shape in [[1, 1], [3, 5], [7, 4]] {
+                let operation = Flat(super::recomputed::RmsNorm { gain, eps: 1e-6 });
+                crate::testing::check(operation, [shape, [1, shape[1]]], |[x, w]| {
+                    super::definition(x, w.squeeze_dim(0), gain, 1e-6)
+                });
+            }
         }
     }
 }

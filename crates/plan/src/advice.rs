@@ -364,6 +364,6 @@ mod tests {
         let lost = Err::<(), _>(lost).context("step 3").unwrap_err();
         let text = of_stage(lost, "align", &settings(&[]), &device).to_string();
         assert!(text.starts_with("step 3: the device was lost: it fell off\n"), "{text}");
-        assert!(text.contains("--resume"), "{text}");
+        assert!(text.contains("continues from its last checkpoint"), "{text}");
     }
 }

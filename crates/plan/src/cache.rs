@@ -21,8 +21,11 @@ pub struct Cache {
 impl Cache {
     /// The cache of a run with these settings.
     pub fn of(settings: &Settings) -> Self {
-        let more = settings.align.more_sites.iter().map(|site| width(&site.sae));
-        let all = d_sae(settings) + more.sum::<usize>();
+        let more = settings.align.more_sites.iter().map(|site| width(&site.sae, &settings.model));
+        let all = match settings.features() {
+            true => d_sae(settings) + more.sum::<usize>(),
+            false => 0,
+        };
         let data = &settings.data;
         Self {
             pairs: match data.train {
@@ -55,6 +58,8 @@ mod tests {
         assert_eq!(gemma, Cache { pairs: None, activations: 16_384 });
         assert_eq!(gemma.bytes(1000), 1000 * (16 * 16_384 + 50));
         assert_eq!(cache("gemma-2-2b-fpo", &["reference.top_n=500"]).activations, 500);
+        assert_eq!(cache("gemma-2-2b-dpo", &[]).activations, 0);
+        assert_eq!(cache("gemma-2-2b-dpo", &["evaluate.features=true"]).activations, 16_384);
         let site = "align.more_sites=[{ site = \"resid_post:7\", sae = \"layer_7/width_65k/x\" }]";
         assert_eq!(cache("gemma-2-2b-fpo", &[site]).activations, 16_384 + 65 * 1024);
     }

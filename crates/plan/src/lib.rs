@@ -8,23 +8,29 @@
 pub mod advice;
 mod bytes;
 mod cache;
+mod disk;
 mod evaluation;
 mod fit;
 mod precision;
 mod step;
+mod work;
 
 use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
 use fpo_config::{ModelSettings, Settings};
-use fpo_transformer::{Family, LoraConfig, ModelConfig, Precision, Projection, PublishedModel};
+use fpo_transformer::{
+    BlockNorms, Family, LoraConfig, ModelConfig, Precision, Projection, PublishedModel,
+};
 
 pub use bytes::parse_bytes;
 pub use cache::Cache;
+pub use disk::Disk;
 pub use evaluation::Evaluation;
 pub use fit::{Change, Goal, Reach, fit};
 pub use precision::check_precision;
 pub use step::{Step, alignment, fine_tuning};
+pub use work::{Counts, work};
 
 /// Bytes of a float32 element.
 const BYTES: u64 = 4;
@@ -95,10 +101,17 @@ impl Memory {
     }
 }
 
-/// Parameters of one block: linear layers and norms.
+/// Parameters of one block: linear layers with their biases, and norms.
 fn block_parameters(c: &ModelConfig) -> u64 {
     let linear: usize = Projection::ALL.into_iter().map(|p| product(sizes(c, p))).sum();
-    (linear + 4 * c.hidden_size) as u64
+    let biased = [Projection::Q, Projection::K, Projection::V].into_iter().filter(|_| c.qkv_bias);
+    let biases: usize = biased.map(|p| sizes(c, p)[1]).sum();
+    let norms = match c.block_norms {
+        BlockNorms::Before => 2 * c.hidden_size,
+        BlockNorms::BeforeAndAfter => 4 * c.hidden_size,
+    };
+    let head_norms = if c.qk_norm { 2 * c.head_dim } else { 0 };
+    (linear + biases + norms + head_norms) as u64
 }
 
 /// Input and output width of a projection.
@@ -120,8 +133,9 @@ fn product([a, b]: [usize; 2]) -> usize {
 
 /// Number of parameters of a model, tied embedding counted once.
 pub fn parameters(c: &ModelConfig) -> u64 {
-    let embedding = c.vocab_size * c.hidden_size;
-    (embedding + c.hidden_size) as u64 + c.num_hidden_layers as u64 * block_parameters(c)
+    let tables = if c.tie_word_embeddings { 1 } else { 2 };
+    let outside = (tables * c.vocab_size + 1) * c.hidden_size;
+    outside as u64 + c.num_hidden_layers as u64 * block_parameters(c)
 }
 
 /// Number of parameters of a model's LoRA adapters.
@@ -131,26 +145,44 @@ fn adapters(c: &ModelConfig, lora: &LoraConfig) -> u64 {
     (of_block * c.num_hidden_layers) as u64
 }
 
-/// Bytes that a block saves per token for the backward pass: inputs and outputs of the norms; rotated queries and keys, values and
-/// the attention output; gate, up and their product.
+/// Bytes that a block saves per token for the backward pass: inputs of the norms, and outputs of those before its parts; rotated
+/// queries and keys, values and the attention output; queries and keys before their norms; gate, up and their product.
 fn kept_by_block(c: &ModelConfig, precision: Precision) -> u64 {
     let heads = (c.num_attention_heads + c.num_key_value_heads) * c.head_dim;
-    let norms = 6 * c.hidden_size as u64;
-    let factors = (2 * heads + 3 * c.intermediate_size) as u64;
-    BYTES * norms + precision.factor_bytes() as u64 * factors
+    let norms = match c.block_norms {
+        BlockNorms::Before => 2 + 2,
+        BlockNorms::BeforeAndAfter => 4 + 2,
+    };
+    let copies = if c.qk_norm { 3 } else { 2 };
+    let factors = (copies * heads + 3 * c.intermediate_size) as u64;
+    BYTES * norms * c.hidden_size as u64 + precision.factor_bytes() as u64 * factors
 }
 
-/// Number of features: that of the autoencoder to train, or the one that the path of a given autoencoder names.
+/// Number of features: that of the autoencoder to train, or the one that the path of a given autoencoder names; 0 in a run that uses
+/// no features.
 fn d_sae(settings: &Settings) -> usize {
-    settings.sae.path.as_deref().map_or(settings.sae.training.d_sae, width)
+    if !settings.features() {
+        return 0;
+    }
+    let path = settings.sae.path.as_deref();
+    path.map_or(settings.sae.training.d_sae, |path| width(path, &settings.model))
 }
 
-/// Number of features by a path in Gemma Scope's layout (`width_65k`); defaults to 16k.
-fn width(path: &Path) -> usize {
-    let path = path.to_string_lossy();
-    let mut widths =
-        path.split(['/', '_']).filter_map(|part| part.strip_suffix('k')?.parse::<usize>().ok());
-    widths.next_back().map_or(16_384, |thousands| thousands * 1024)
+/// Number of features that the path of a published autoencoder names: `width_65k` in Gemma Scope, `W64K` in Qwen-Scope, and as a
+/// multiple of d_model `8x` in Llama Scope; defaults to 16k.
+fn width(path: &Path, model: &ModelSettings) -> usize {
+    let path = path.to_string_lossy().to_lowercase();
+    let named = path.split(['/', '_', '-']).rev().find_map(|part| {
+        let thousands = part.strip_suffix('k').map(|part| part.trim_start_matches('w'));
+        match thousands.and_then(|number| number.parse::<usize>().ok()) {
+            Some(thousands) => Some(thousands * 1024),
+            None => {
+                let times: usize = part.strip_suffix('x')?.parse().ok()?;
+                Some(times * config(model).ok()?.hidden_size)
+            }
+        }
+    });
+    named.unwrap_or(16_384)
 }
 
 /// The model's configuration: from its folder's config.json, from the published model of the same name, or, without a folder, from
@@ -168,7 +200,12 @@ fn config(model: &ModelSettings) -> Result<ModelConfig> {
     if let Some(model) = PublishedModel::of_folder(&name) {
         return Ok(model.config());
     }
-    bail!("model.path: {} has no config.json to read the model's sizes from", path.display())
+    let known: Vec<_> = PublishedModel::all().map(PublishedModel::name).collect();
+    bail!(
+        "model.path: {} has no config.json to read the model's sizes from, and isn't named after a published model ({})",
+        path.display(),
+        known.join(", ")
+    )
 }
 
 /// The largest peak of these stages, in bytes.
@@ -199,6 +236,38 @@ mod tests {
             let s = settings("gemma-2-2b-fpo", &[&format!("model.path={path}")]);
             let found = parameters(&config(&s.model).unwrap()) as f64 / 1e9;
             assert!((found - billions).abs() < 0.01, "{path}: {found}");
+        }
+    }
+
+    /// Oracle: the number of parameters that the published files hold (`numel` of every tensor).
+    #[test]
+    fn parameters_of_published_models() {
+        for (name, expected) in [
+            ("llama-3.1-8b", 8_030_261_248),
+            ("llama-3.2-1b", 1_235_814_400),
+            ("smollm2-135m", 134_515_008),
+            ("qwen2.5-0.5b", 494_032_768),
+            ("qwen2.5-7b", 7_615_616_512),
+            ("qwen3-0.6b", 596_049_920),
+            ("qwen3-8b", 8_190_735_360),
+            ("gemma-3-1b", 999_885_952),
+        ] {
+            let model: PublishedModel = name.parse().unwrap();
+            assert_eq!(parameters(&model.config()), expected, "{name}");
+        }
+    }
+
+    /// Oracle: the widths that the repositories of these autoencoders state.
+    #[test]
+    fn widths_of_published_autoencoders() {
+        for (recipe, expected) in [
+            ("gemma-2-2b-fpo", 16_384),
+            ("gemma-3-4b-fpo", 16_384),
+            ("llama-3.1-8b-fpo", 32_768),
+            ("qwen3-8b-fpo", 65_536),
+            ("smollm2-135m-fpo", 4608),
+        ] {
+            assert_eq!(d_sae(&settings(recipe, &[])), expected, "{recipe}");
         }
     }
 

@@ -53,8 +53,8 @@ impl Step {
         needs.into_iter().max_by_key(Memory::total).expect("the array isn't empty")
     }
 
-    /// Elements of the embedding if it is trained, else 0. Its gradient is the sum of two parts: the head's, computed first, and
-    /// the lookup's, computed last.
+    /// Elements of the embedding if it is trained, else 0. The gradient of a tied one is the sum of two parts: the head's, computed
+    /// first, and the lookup's, computed last.
     fn table(&self) -> u64 {
         let c = &self.config;
         if self.lora.is_some() { 0 } else { (c.vocab_size * c.hidden_size) as u64 }
@@ -113,9 +113,10 @@ impl Step {
         }
     }
 
-    /// End of the backward pass: the lookup's part of the embedding's gradient is added to the head's, not always in place.
+    /// End of the backward pass: the lookup's part of a tied embedding's gradient is added to the head's, not always in place.
     fn at_lookup(&self) -> Moment {
-        let gradients = self.of_earlier_passes() + self.of_pass() + 2 * self.table();
+        let copies = if self.config.tie_word_embeddings { 2 } else { 1 };
+        let gradients = self.of_earlier_passes() + self.of_pass() + copies * self.table();
         Moment { gradients, activations: 0, logits: 0 }
     }
 
@@ -181,7 +182,7 @@ pub fn alignment(settings: &Settings) -> Result<Step> {
 /// The model's sizes can't be determined.
 pub fn fine_tuning(settings: &Settings) -> Result<Option<Step>> {
     let s = &settings.sft;
-    if s.epochs == 0 {
+    if s.epochs == 0.0 {
         return Ok(None);
     }
     let micro_batch = s.micro_batch_size.get();

@@ -94,7 +94,7 @@ fn sections(report: &Report) -> [Section; 7] {
         Section {
             id: "samples",
             title: "Samples",
-            lead: "Responses to the same prompts before and after alignment.",
+            lead: "Responses to the same held-out prompts before and after alignment.",
             present: !report.samples.is_empty(),
             body: samples::section(&report.samples),
         },

@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use crate::{Sample, text::visible};
+use crate::{Sample, SampleGroup, text::visible};
 
 /// How alignment changed the correctness of a response.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -47,17 +47,28 @@ impl Outcome {
     }
 }
 
-pub(super) fn section(samples: &[Sample]) -> Markup {
+pub(super) fn section(groups: &[SampleGroup]) -> Markup {
+    let all: Vec<&Sample> = groups.iter().flat_map(|group| &group.samples).collect();
     html! {
-        (filter(samples))
+        (filter(&all))
+        @for group in groups {
+            h3 { (group.title) }
+            p.caption { (group.choice) }
+            (articles(&group.samples))
+        }
+    }
+}
+
+fn articles(samples: &[Sample]) -> Markup {
+    html! {
         @for sample in samples {
             article class={ "sample " (Outcome::of(sample).class()) } {
                 div.prompt {
                     h3 { "Prompt" }
                     (text(&sample.prompt))
-                    @if let Some(expected) = &sample.expected {
-                        h4 { "Expected" }
-                        (text(expected))
+                    @if let Some((name, other)) = &sample.other {
+                        h4 { (name) }
+                        (text(other))
                     }
                 }
                 div.answers {
@@ -70,7 +81,7 @@ pub(super) fn section(samples: &[Sample]) -> Markup {
 }
 
 /// Radio buttons that filter the samples by CSS alone. Browsers without `:has` show all samples.
-fn filter(samples: &[Sample]) -> Markup {
+fn filter(samples: &[&Sample]) -> Markup {
     let outcomes =
         [Outcome::Fixed, Outcome::Broken, Outcome::Right, Outcome::Wrong, Outcome::Unjudged];
     let count = |outcome| samples.iter().filter(|sample| Outcome::of(sample) == outcome).count();

@@ -8,6 +8,8 @@ use crate::format::{Better, Unit, Verdict, number};
 
 /// Placeholder for a missing value.
 const MISSING: &str = "–";
+/// Columns of a terminal.
+const TERMINAL: usize = 80;
 
 /// One metric, before and after alignment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -78,12 +80,38 @@ pub enum Cell {
 }
 
 impl ComparisonTable {
-    /// The table for a terminal, without a trailing newline. The best number of a column is marked with a star.
+    /// The table for a terminal of 80 columns, in several parts if it is wider, without a trailing newline. What the stars mark is
+    /// said below.
     pub fn terminal(&self) -> String {
-        let names = self.columns.iter().map(|column| column.name.clone());
+        let mut parts = Vec::new();
+        let mut first = 0;
+        while first < self.columns.len() || parts.is_empty() {
+            let mut end = (first + 1).min(self.columns.len());
+            let mut part = self.part(first..end);
+            while end < self.columns.len() {
+                let wider = self.part(first..end + 1);
+                if widest(&wider) > TERMINAL {
+                    break;
+                }
+                (part, end) = (wider, end + 1);
+            }
+            parts.push(part);
+            first = end.max(first + 1);
+        }
+        let legend = self.legend("*");
+        parts
+            .into_iter()
+            .chain((!legend.is_empty()).then_some(legend))
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+
+    /// Some of the columns.
+    fn part(&self, columns: std::ops::Range<usize>) -> String {
+        let names = self.columns[columns.clone()].iter().map(|column| column.name.clone());
         let mut table = plain_table(std::iter::once("Method".to_owned()).chain(names));
         for (name, cells) in &self.rows {
-            let texts = self.columns.iter().enumerate().map(|(index, _)| {
+            let texts = columns.clone().map(|index| {
                 let (text, best) = self.cell(index, cells);
                 if best { format!("* {text}") } else { text }
             });
@@ -92,11 +120,27 @@ impl ComparisonTable {
         table.to_string()
     }
 
+    /// Which columns have a star, and for what; empty where none has.
+    fn legend(&self, star: &str) -> String {
+        let starred: Vec<String> = (0..self.columns.len())
+            .filter(|&index| self.best(index).is_some())
+            .map(|index| {
+                let Column { name, better, .. } = &self.columns[index];
+                let which = if *better == Better::Lower { "lowest" } else { "highest" };
+                format!("{which} {name}")
+            })
+            .collect();
+        match starred.is_empty() {
+            true => String::new(),
+            false => format!("{star} best: {}", starred.join(", ")),
+        }
+    }
+
     pub(super) fn html(&self) -> Markup {
         html! {
             div.scroll tabindex="0" role="region" aria-label="Comparison of methods" {
                 table {
-                    caption { "One row per method. The best value of a column is marked with a star." }
+                    caption { "One row per method. " (self.legend("★")) }
                     thead {
                         tr { th scope="col" { "Method" } @for column in &self.columns { th.number scope="col" { (column.name) } } }
                     }
@@ -131,7 +175,7 @@ impl ComparisonTable {
         }
     }
 
-    /// The best number of a column; `None` without a better direction or with fewer than two numbers.
+    /// The best number of a column; `None` without a better direction with fewer than two numbers, or where all rows look the same.
     fn best(&self, index: usize) -> Option<f64> {
         let numbers: Vec<f64> = self
             .rows
@@ -141,7 +185,10 @@ impl ComparisonTable {
                 _ => None,
             })
             .collect();
-        if numbers.len() < 2 {
+        let unit = self.columns[index].unit;
+        let same = numbers.iter().all(|number| unit.format(*number) == unit.format(numbers[0]));
+        // Where all rows say the same, none is the best.
+        if numbers.len() < 2 || same && numbers.len() == self.rows.len() {
             return None;
         }
         match self.columns[index].better {
@@ -150,6 +197,10 @@ impl ComparisonTable {
             Better::Neither => None,
         }
     }
+}
+
+fn widest(text: &str) -> usize {
+    text.lines().map(|line| line.chars().count()).max().unwrap_or(0)
 }
 
 /// Formats rows as a table for a terminal, without a trailing newline.
@@ -311,9 +362,35 @@ mod tests {
 │ DPO    ┆  * 61.2% ┆   0.300 nats ┆  0.1 │
 │ FPO    ┆  * 61.2% ┆ * 0.200 nats ┆ none │
 │ SimPO  ┆      n/a ┆            – ┆    – │
-└────────┴──────────┴──────────────┴──────┘";
+└────────┴──────────┴──────────────┴──────┘
+* best: highest win rate, lowest KL";
         assert_eq!(table.terminal(), expected);
-        assert_eq!(table.html().into_string().matches('★').count(), 3);
+        // Three values and the caption.
+        assert_eq!(table.html().into_string().matches('★').count(), 4);
+    }
+
+    #[test]
+    fn a_wide_comparison_is_cut_into_parts() {
+        let columns: Vec<Column> = (0..9)
+            .map(|i| Column {
+                name: format!("metric number {i}"),
+                unit: Unit::Plain,
+                better: Better::Higher,
+            })
+            .collect();
+        let cells = |value: f64| vec![Cell::Number(value); 9];
+        let rows = vec![("dpo".to_owned(), cells(0.5)), ("simpo-kl".to_owned(), cells(0.25))];
+        let text = ComparisonTable { columns: columns.clone(), rows }.terminal();
+        assert!(widest(text.rsplit_once('\n').unwrap().0) <= 80, "{text}");
+        for column in &columns {
+            assert_eq!(text.matches(&format!(" {} ", column.name)).count(), 1, "{text}");
+        }
+        let parts = text.matches("Method").count();
+        assert!(parts > 1 && text.matches("simpo-kl").count() == parts, "{text}");
+        assert_eq!(text.matches("* 0.5").count(), 9, "{text}");
+        // Nothing is better than anything else.
+        let rows = vec![("dpo".to_owned(), cells(0.5)), ("fpo".to_owned(), cells(0.5))];
+        assert!(!ComparisonTable { columns, rows }.terminal().contains('*'));
     }
 
     #[test]

@@ -8,7 +8,7 @@ fn generated_text_is_escaped() {
     let text = || attack.to_owned();
     let sample = Sample {
         prompt: text(),
-        expected: Some(text()),
+        other: Some((text(), text())),
         before: text(),
         after: text(),
         note_before: Some(text()),
@@ -33,7 +33,7 @@ fn generated_text_is_escaped() {
             rows: vec![(text(), vec![Cell::Text(text())])],
         }),
         stages: vec![StageCurves { stage: text(), caption: text(), charts: vec![chart] }],
-        samples: vec![sample],
+        samples: vec![SampleGroup { title: text(), choice: text(), samples: vec![sample] }],
         features: vec![FeatureMove { examples: vec![context], ..FeatureMove::default() }],
         settings_toml: text(),
         notes: vec![text()],
@@ -41,7 +41,7 @@ fn generated_text_is_escaped() {
     assert!(!page.contains("<script") && !page.contains("<img"));
     // Once per field; the title is both in the head and in the heading, and the chart's texts are also in its description.
     assert!(
-        page.matches("&lt;script&gt;").count() >= 23,
+        page.matches("&lt;script&gt;").count() >= 26,
         "{}",
         page.matches("&lt;script&gt;").count()
     );
@@ -98,7 +98,8 @@ fn samples_can_be_filtered_by_outcome() {
     let sample =
         |before_right, after_right| Sample { before_right, after_right, ..Sample::default() };
     let filter = |samples| {
-        let page = render(&Report { samples, ..Report::default() });
+        let groups = vec![SampleGroup { samples, ..SampleGroup::default() }];
+        let page = render(&Report { samples: groups, ..Report::default() });
         page.match_indices("type=\"radio\" name=\"show\" value=\"")
             .map(|(at, pattern)| page[at + pattern.len()..].split('"').next().unwrap().to_owned())
             .collect::<Vec<_>>()
@@ -170,11 +171,15 @@ fn full() -> Report {
             caption: String::new(),
             charts: vec![chart],
         }],
-        samples: vec![Sample {
-            prompt: "2 + 2?".into(),
-            before: "5".into(),
-            after: "4".into(),
-            ..Sample::default()
+        samples: vec![SampleGroup {
+            title: "At random".into(),
+            choice: "1 of 8 prompts".into(),
+            samples: vec![Sample {
+                prompt: "2 + 2?".into(),
+                before: "5".into(),
+                after: "4".into(),
+                ..Sample::default()
+            }],
         }],
         features: vec![FeatureMove {
             index: 1,
@@ -186,4 +191,15 @@ fn full() -> Report {
         settings_toml: "[align]\nbeta = 0.1\n".into(),
         notes: vec!["one seed".into()],
     }
+}
+
+#[test]
+fn samples_say_how_they_were_chosen() {
+    let page = render(&full());
+    assert!(page.contains("<h3>At random</h3>") && page.contains("1 of 8 prompts"), "{page}");
+    let other = Some(("Chosen response".to_owned(), "4".to_owned()));
+    let samples = vec![Sample { other, ..Sample::default() }];
+    let groups = vec![SampleGroup { samples, ..SampleGroup::default() }];
+    let page = render(&Report { samples: groups, ..Report::default() });
+    assert!(page.contains("<h4>Chosen response</h4>") && !page.contains("Expected"));
 }

@@ -8,7 +8,7 @@ use fpo_config::Settings;
 use fpo_device::progress::{Reporter, Sink, Task, Watch};
 use fpo_report::terminal_table;
 use fpo_trainer::{
-    run::Run,
+    run::{Existing, Run},
     stages::{self, StageName},
 };
 
@@ -42,7 +42,8 @@ impl Watch for Print {
 fn main() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let settings = Settings::resolve("smoke", None, &["align.method=fpo".into()])?;
-    let run = Run::open(folder.path(), settings, Device::flex(), false, Reporter::new(Print))?;
+    let run =
+        Run::open(folder.path(), settings, Device::flex(), Existing::Keep, Reporter::new(Print))?;
     let finished = stages::run(&run, StageName::Report)?.context("every stage was asked for")?;
     println!("{}", terminal_table(&finished.table));
     // A second call finds every stage up to date.

@@ -9,8 +9,8 @@ use fpo_metrics::{cells, columns};
 use fpo_report::{ComparisonTable, Report, render};
 
 use crate::{
-    run::Run,
-    stages::{Base, StageName, align::align, evaluate::evaluate, report::write_page},
+    run::{Run, Stale},
+    stages::{Base, StageName, align::align, evaluate::evaluate, report::write_page, walk},
 };
 
 /// Aligns with each method and measures it, into folders below the run's. The table (the paper's table 2, small) and the page
@@ -19,18 +19,39 @@ use crate::{
 /// # Errors
 /// Those of the stages.
 pub fn compare(run: &Run, methods: &[Method]) -> Result<(ComparisonTable, PathBuf)> {
-    let base = Base::make(run, StageName::Report)?.context("every stage was asked for")?;
+    // All are measured alike.
+    let features = run.settings.features()
+        || methods.iter().any(|&method| with_method(run, method).features());
+    run.settle(|| walk(run, StageName::Evaluate).map(drop))?;
+    let base = Base::make(run, StageName::Report, features)?;
+    let base = base.context("every stage was asked for")?;
     let mut rows = Vec::new();
     for &method in methods {
         run.reporter.note("compare", method.name());
-        let settings =
-            Settings { align: run.settings.align.for_method(method), ..run.settings.clone() };
-        let nested = run.nested(&format!("compare/{method}"), settings)?;
-        let evaluation = evaluate(&nested, &base, &align(&nested, &base)?)?;
+        let nested = nested(run, method)?;
+        let measure = || evaluate(&nested, &base, &align(&nested, &base)?);
+        nested.settle(|| measure().map(drop))?;
+        let evaluation = measure()?;
         if rows.is_empty() {
             rows.push(("sft".to_owned(), cells(&evaluation.before)));
         }
         rows.push((method.to_string(), cells(&evaluation.after)));
+    }
+    // Those of earlier calls stay in the table, if they are what this call would have made.
+    for method in Method::all().filter(|method| !methods.contains(method)) {
+        if !run.folder.join("compare").join(method.name()).exists() {
+            continue;
+        }
+        let nested = nested(run, method)?;
+        match nested.probe(|| evaluate(&nested, &base, &align(&nested, &base)?)) {
+            Ok(evaluation) => rows.push((method.to_string(), cells(&evaluation.after))),
+            Err(error) if error.is::<Stale>() => {
+                let note =
+                    format!("{method} is left out: it isn't finished, or has other settings");
+                run.reporter.note("compare", note);
+            }
+            Err(error) => return Err(error),
+        }
     }
     let table = ComparisonTable { columns: columns(), rows };
     let path = run.folder.join("compare.html");
@@ -44,4 +65,13 @@ pub fn compare(run: &Run, methods: &[Method]) -> Result<(ComparisonTable, PathBu
     };
     write_page(&path, &render(&page))?;
     Ok((table, path))
+}
+
+/// The run of one method.
+fn nested(run: &Run, method: Method) -> Result<Run> {
+    run.nested(&format!("compare/{method}"), with_method(run, method))
+}
+
+fn with_method(run: &Run, method: Method) -> Settings {
+    Settings { align: run.settings.align.for_method(method), ..run.settings.clone() }
 }

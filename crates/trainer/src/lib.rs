@@ -17,7 +17,9 @@ pub mod compare;
 pub mod forward;
 pub mod optim;
 pub mod reference;
-pub mod run;
 pub mod stages;
 pub mod trained;
 pub mod training;
+
+/// The folder of a run.
+pub use fpo_run as run;

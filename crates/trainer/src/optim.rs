@@ -7,7 +7,7 @@ use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
     tensor::{Gradients, Tensor, TensorData},
 };
-use fpo_ops::{AdamW, adamw_step};
+use fpo_ops::{AdamW, adamw_step, sums_of_squares};
 use fpo_transformer::{
     LanguageModel, Tape,
     tensor_file::{self, Files, Stored},
@@ -15,9 +15,6 @@ use fpo_transformer::{
 };
 
 use fpo_config::{OptimizerKind, OptimizerSettings, Schedule};
-
-/// Elements of a gradient squared at once, so that the squares never take as much memory as the gradient.
-const NORM_PIECE: usize = 1 << 22;
 
 /// The gradients of a model's parameters by name, flattened.
 #[derive(Default)]
@@ -85,8 +82,7 @@ impl GradientMap {
 
     /// The Euclidean norm of all gradients together.
     pub fn norm(&self) -> f64 {
-        let pieces = self.0.values().flat_map(|g| g.clone().split(NORM_PIECE, 0));
-        let squares: Vec<Tensor<1>> = pieces.map(|piece| piece.square().sum()).collect();
+        let squares: Vec<_> = self.0.values().cloned().map(sums_of_squares).collect();
         if squares.is_empty() {
             return 0.0;
         }
@@ -133,9 +129,10 @@ impl Optimizer {
     /// The learning rate of a step, counted from 0.
     fn learning_rate(&self, step: usize) -> f64 {
         let s = &self.settings;
-        let warm = ((step + 1) as f64 / s.warmup_steps.max(1) as f64).min(1.0);
-        let after = self.total_steps.saturating_sub(s.warmup_steps).max(1) as f64;
-        let done = (step.saturating_sub(s.warmup_steps) as f64 / after).min(1.0);
+        let warmup = s.warmup(self.total_steps);
+        let warm = ((step + 1) as f64 / warmup.max(1) as f64).min(1.0);
+        let after = self.total_steps.saturating_sub(warmup).max(1) as f64;
+        let done = (step.saturating_sub(warmup) as f64 / after).min(1.0);
         let fall = match s.schedule {
             Schedule::Constant => 1.0,
             Schedule::Linear => 1.0 - done,
@@ -204,8 +201,8 @@ impl Optimizer {
                     Some(Moments { first: Some(m), second: v }) => (m, v),
                     _ => (g.zeros_like(), g.zeros_like()),
                 };
-                let options =
-                    AdamW { lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay, grad_scale };
+                let [beta1, beta2] = self.settings.betas;
+                let options = AdamW { lr, beta1, beta2, eps: 1e-8, weight_decay, grad_scale };
                 let (w, m, v) = adamw_step(w, g, m, v, self.step, &options);
                 self.moments.insert(name, Moments { first: Some(m), second: v });
                 w
@@ -311,14 +308,24 @@ mod tests {
             kind: OptimizerKind::Adamw,
             learning_rate: 2.0,
             warmup_steps: 4,
+            warmup_ratio: None,
             schedule,
             weight_decay: 0.0,
             max_grad_norm: 1.0,
+            betas: [0.9, 0.999],
         };
-        let rates = |schedule| {
-            let optimizer = Optimizer::new(&settings(schedule), 12);
+        let rates_of = |settings: &OptimizerSettings| {
+            let optimizer = Optimizer::new(settings, 12);
             [0, 3, 4, 8, 12].map(|step| (optimizer.learning_rate(step) * 1e6).round() / 1e6)
         };
+        let rates = |schedule| rates_of(&settings(schedule));
+        let share = OptimizerSettings {
+            warmup_steps: 0,
+            warmup_ratio: Some(0.3),
+            ..settings(Schedule::Cosine)
+        };
+        // 0.3 · 12, rounded up as transformers does.
+        assert_eq!(rates_of(&share), rates(Schedule::Cosine));
         assert_eq!(rates(Schedule::Constant), [0.5, 2.0, 2.0, 2.0, 2.0]);
         assert_eq!(rates(Schedule::Linear), [0.5, 2.0, 2.0, 1.0, 0.0]);
         assert_eq!(rates(Schedule::Cosine), [0.5, 2.0, 2.0, 1.0, 0.0]);

@@ -72,6 +72,17 @@ pub fn fingerprint(
         .with(item::TOP_N, of(&|f| f.top_n.map_or(NONE.into(), |n| n.to_string())))
 }
 
+/// The fingerprint of a cache that is read without its features, whatever they are.
+pub fn with_features_of(expected: Fingerprint, made_from: &Fingerprint) -> Fingerprint {
+    [item::SAE, item::SITE, item::POOLING, item::TOP_N].into_iter().fold(
+        expected,
+        |expected, item| match made_from.0.get(item) {
+            Some(found) => expected.with(item, found),
+            None => expected,
+        },
+    )
+}
+
 /// The model that a reference pass runs, and what it reads of it.
 pub struct Reference<'a> {
     /// Without autodiff.

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use fpo_transformer::{LanguageModel, LoraConfig, ModelConfig, Placement, adapter, weights};
 
 /// Where a result holds its adapters, beside the merged model.
-const ADAPTER_FOLDER: &str = "adapter";
+pub(crate) const ADAPTER_FOLDER: &str = "adapter";
 
 /// The model that a training starts from.
 #[derive(Clone, Debug)]

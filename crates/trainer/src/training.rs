@@ -14,7 +14,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use fpo_config::OptimizerSettings;
 use fpo_data::checkpoints::{Checkpoints, MetricsLog};
-use fpo_device::progress::Progress;
+use fpo_device::{
+    interrupt::{Interrupted, Listener, requested},
+    progress::Progress,
+};
 use fpo_transformer::{LanguageModel, Placement};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -83,6 +86,7 @@ pub struct Training<'a> {
     state: State,
     last_loss: f64,
     progress: Progress,
+    _listener: Listener,
 }
 
 impl<'a> Training<'a> {
@@ -118,6 +122,7 @@ impl<'a> Training<'a> {
             state,
             last_loss,
             progress,
+            _listener: Listener::new(),
         })
     }
 
@@ -138,7 +143,7 @@ impl<'a> Training<'a> {
     /// Moves the weights by a step's gradients, logs it, and writes a checkpoint where one is due.
     ///
     /// # Errors
-    /// A loss or a gradient that isn't finite, a device that failed, or the disk's.
+    /// A loss or a gradient that isn't finite, a device that failed, an interruption, or the disk's.
     pub fn apply(&mut self, result: StepResult) -> Result<()> {
         let StepResult { loss, gradients, tokens, ids, metrics } = result;
         let model = self.model.take().context("a training whose last step failed")?;
@@ -157,6 +162,7 @@ impl<'a> Training<'a> {
         self.last_loss = loss;
         self.state.step = step;
         self.state.tokens += tokens;
+        self.frame.workspace.count_tokens(tokens);
         let mut line = Map::from_iter([
             ("step".to_owned(), json!(step)),
             ("loss".to_owned(), json!(loss)),
@@ -167,9 +173,14 @@ impl<'a> Training<'a> {
         line.extend(metrics);
         self.log.write(&Value::Object(line))?;
         self.progress.advance(1, &format!("loss {loss:.4}"));
-        if step.is_multiple_of(self.frame.checkpoint_every) && step < self.frame.total_steps {
+        let interrupted = requested();
+        let due = interrupted || step.is_multiple_of(self.frame.checkpoint_every);
+        if due && step < self.frame.total_steps {
             self.state.metrics_bytes = self.log.saved_bytes()?;
             self.write_checkpoint()?;
+            if interrupted {
+                return Err(Interrupted.into());
+            }
         }
         Ok(())
     }

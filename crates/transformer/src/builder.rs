@@ -7,9 +7,9 @@ use burn::{
     tensor::{DType, Tensor, TensorData},
 };
 
-use crate::{Error, Linear, Placement, RmsNorm};
+use crate::{Error, Linear, ModelConfig, Placement, RmsNorm};
 
-/// Some rows of a parameter: all of them, except for an embedding table in several parts.
+/// Some rows of a parameter: all of them, except for an embedding or unembedding in several parts.
 #[derive(Clone, Debug)]
 pub struct Piece<'a> {
     /// The parameter's name in a checkpoint.
@@ -63,13 +63,35 @@ impl Builder<'_> {
         name: String,
         out: usize,
         inner: usize,
+        has_bias: bool,
     ) -> Result<Linear, Error> {
         let weight = self.whole(&format!("{name}.weight"), [out, inner], self.matrix_type())?;
-        Ok(Linear::new(weight, self.placement.precision))
+        let bias = match has_bias {
+            true => Some(self.param(format!("{name}.bias"), [out])?),
+            false => None,
+        };
+        Ok(Linear::new(weight, bias, self.placement.precision))
     }
 
-    pub(crate) fn norm(&mut self, name: String, width: usize, eps: f64) -> Result<RmsNorm, Error> {
-        Ok(RmsNorm { weight: self.param(format!("{name}.weight"), [width])?, eps })
+    pub(crate) fn norm(
+        &mut self,
+        name: String,
+        width: usize,
+        config: &ModelConfig,
+    ) -> Result<RmsNorm, Error> {
+        let weight = self.param(format!("{name}.weight"), [width])?;
+        Ok(RmsNorm { weight, gain: config.gain, eps: config.rms_norm_eps })
+    }
+
+    /// A norm that only some models have.
+    pub(crate) fn norm_if(
+        &mut self,
+        exists: bool,
+        name: String,
+        width: usize,
+        config: &ModelConfig,
+    ) -> Result<Option<RmsNorm>, Error> {
+        exists.then(|| self.norm(name, width, config)).transpose()
     }
 
     /// The type of parameters that are factors of matrix products.

@@ -60,7 +60,7 @@ impl LanguageModel {
 impl Tape {
     /// The backward pass from the gradients of the outputs through `model`, which must be the one of the forward pass. `found`
     /// is called with the gradients of the final norm, of each block from the last to the first, and of the embedding. The
-    /// gradient of a parameter that is used in several places (the embedding is also the head) is the sum of its parts.
+    /// gradient of a parameter that is used in several places (a tied embedding is also the head) is the sum of its parts.
     pub fn backward(
         mut self,
         model: &LanguageModel,
@@ -88,7 +88,7 @@ impl Tape {
         }
 
         if let Some(gradient) = gradient
-            && model.unembedding().is_require_grad()
+            && model.model.embed_tokens.rows().is_require_grad()
         {
             let product = model.embed(self.tokens) * gradient;
             found(product.sum().backward());

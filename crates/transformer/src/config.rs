@@ -1,11 +1,12 @@
 //! What a decoder is built from.
 
-use std::path::Path;
+use std::{io::ErrorKind, path::Path};
 
+use fpo_ops::Gain;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Error, Family};
+use crate::{Error, Family, Rope, families};
 
 /// More layers than any model has: keeps a damaged number from allocating without end.
 pub(crate) const MOST_LAYERS: usize = 1 << 12;
@@ -20,12 +21,30 @@ pub enum LayerType {
     FullAttention,
 }
 
-/// The sizes and constants of a model, named as in Hugging Face's `config.json`.
+/// Where the norms of a block stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockNorms {
+    /// Before attention and before the MLP.
+    Before,
+    /// Before and after both.
+    BeforeAndAfter,
+}
+
+/// The function of the MLP's gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MlpActivation {
+    /// GELU in its tanh approximation.
+    GeluTanh,
+    /// SiLU, x · σ(x).
+    Silu,
+}
+
+/// The sizes, parts and constants of a model, the former and the latter named as in Hugging Face's `config.json`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
     /// The form of its `config.json`; the decoder doesn't ask for it.
     pub family: Family,
-    /// Tokens in the vocabulary: rows of the (tied) embedding.
+    /// Tokens in the vocabulary: rows of the embedding.
     pub vocab_size: usize,
     /// d_model, the width of the residual stream.
     pub hidden_size: usize,
@@ -39,6 +58,18 @@ pub struct ModelConfig {
     pub num_key_value_heads: usize,
     /// Width of a head, which need not be `hidden_size / num_attention_heads`.
     pub head_dim: usize,
+    /// Where the norms of a block stand.
+    pub block_norms: BlockNorms,
+    /// What the weights of norms say about their gains.
+    pub gain: Gain,
+    /// Queries and keys are normalised per head, before the rotary embedding.
+    pub qk_norm: bool,
+    /// Queries, keys and values have biases.
+    pub qkv_bias: bool,
+    /// The function of the MLP's gate.
+    pub activation: MlpActivation,
+    /// The unembedding is the embedding, not a parameter of its own.
+    pub tie_word_embeddings: bool,
     /// Token embeddings are multiplied by this; the family's choice, not part of `config.json`.
     pub embedding_scale: f64,
     /// Attention scores are scaled by `query_pre_attn_scalar^-½`.
@@ -47,35 +78,50 @@ pub struct ModelConfig {
     pub attn_logit_softcapping: Option<f64>,
     /// Logits pass through `cap · tanh(logit / cap)`.
     pub final_logit_softcapping: Option<f64>,
-    /// Tokens that a sliding layer sees, the current one included.
-    pub sliding_window: usize,
+    /// Tokens that a sliding layer sees, the current one included; `None` if there are no such layers.
+    pub sliding_window: Option<usize>,
     /// One entry per block.
     pub layer_types: Vec<LayerType>,
-    /// Base of the rotary frequencies.
-    pub rope_theta: f64,
+    /// Rotary frequencies of the layers that see everything.
+    pub rope: Rope,
+    /// Rotary frequencies of the sliding layers.
+    pub sliding_rope: Rope,
     /// Added to the mean square in every RMSNorm.
     pub rms_norm_eps: f64,
     /// Standard deviation of random weights.
     pub initializer_range: f64,
     /// Longest sequence that the model was made for.
     pub max_position_embeddings: usize,
-    /// Padding token.
-    pub pad_token_id: u32,
-    /// Beginning of sequence.
-    pub bos_token_id: u32,
+    /// Padding token, if the model has one.
+    pub pad_token_id: Option<u32>,
+    /// Beginning of sequence, if the model has one.
+    pub bos_token_id: Option<u32>,
     /// Tokens that end a generation.
     pub eos_token_ids: Vec<u32>,
 }
 
 impl ModelConfig {
-    /// Reads and checks `config.json` in a checkpoint's folder.
+    /// Reads and checks `config.json` in a checkpoint's folder, and the tokens that end a generation in `generation_config.json`,
+    /// if there is one.
     ///
     /// # Errors
     /// A file that can't be read, is malformed, or describes a model that isn't supported.
     pub fn load(folder: &Path) -> Result<Self, Error> {
         let path = folder.join("config.json");
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-        Self::from_json(&text).map_err(|message| Error::Config { path, message })
+        let mut config =
+            Self::from_json(&text).map_err(|message| Error::Config { path, message })?;
+        // Instruction-tuned models name the end of a turn here.
+        let path = folder.join("generation_config.json");
+        let text = match std::fs::read_to_string(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(config),
+            text => text.map_err(Error::io(&path))?,
+        };
+        let more =
+            families::end_tokens(&text).map_err(|message| Error::Config { path, message })?;
+        let known = config.eos_token_ids.clone();
+        config.eos_token_ids.extend(more.into_iter().filter(|id| !known.contains(id)));
+        Ok(config)
     }
 
     /// Parses the text of a `config.json`; the error is a sentence.
@@ -104,7 +150,7 @@ impl ModelConfig {
             ("num_attention_heads", self.num_attention_heads),
             ("num_key_value_heads", self.num_key_value_heads),
             ("head_dim", self.head_dim),
-            ("sliding_window", self.sliding_window),
+            ("sliding_window", self.sliding_window.unwrap_or(1)),
             ("max_position_embeddings", self.max_position_embeddings),
         ] {
             if value == 0 || value > 1 << 24 {
@@ -127,31 +173,32 @@ impl ModelConfig {
                 self.num_hidden_layers
             ));
         }
-        if self.pad_token_id as usize >= self.vocab_size {
-            return Err(format!(
-                "pad_token_id = {} is beyond vocab_size = {}",
-                self.pad_token_id, self.vocab_size
-            ));
+        if self.sliding_window.is_none() && self.layer_types.contains(&LayerType::SlidingAttention)
+        {
+            return Err("layer_types has sliding layers, but there is no sliding_window".into());
+        }
+        if let Some(pad) = self.pad_token_id.filter(|&pad| pad as usize >= self.vocab_size) {
+            return Err(format!("pad_token_id = {pad} is beyond vocab_size = {}", self.vocab_size));
         }
         for (name, value) in [
             ("embedding_scale", Some(self.embedding_scale)),
             ("query_pre_attn_scalar", Some(self.query_pre_attn_scalar)),
             ("attn_logit_softcapping", self.attn_logit_softcapping),
             ("final_logit_softcapping", self.final_logit_softcapping),
-            ("rope_theta", Some(self.rope_theta)),
             ("rms_norm_eps", Some(self.rms_norm_eps)),
         ] {
             if let Some(value) = value.filter(|v| !(v.is_finite() && *v > 0.0)) {
                 return Err(format!("{name} = {value} must be positive"));
             }
         }
-        Ok(())
+        self.rope.check()?;
+        self.sliding_rope.check()
     }
 
     /// The window of a layer in tokens, `None` if it sees everything.
     pub fn window(&self, layer: usize) -> Option<usize> {
         match self.layer_types[layer] {
-            LayerType::SlidingAttention => Some(self.sliding_window),
+            LayerType::SlidingAttention => self.sliding_window,
             LayerType::FullAttention => None,
         }
     }

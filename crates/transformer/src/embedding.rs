@@ -1,4 +1,4 @@
-//! The tied embedding table: one tensor, or several if it is too large for one tensor of the device.
+//! Tables with a row for each token: one tensor, or several if it is too large for one tensor of the device.
 
 use std::ops::Range;
 
@@ -13,12 +13,14 @@ use crate::{
     builder::{Builder, Piece},
 };
 
-/// The table's name in a checkpoint.
-pub(crate) const TABLE: &str = "model.embed_tokens.weight";
-/// Prefix of the paths of all parts but the first.
-const REST: &str = "model.embed_tokens.weight_rest.";
+/// The embedding's name in a checkpoint.
+pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
+/// The name in a checkpoint of an unembedding that isn't tied to the embedding.
+pub(crate) const HEAD: &str = "lm_head.weight";
+/// What follows the name of a table in the paths of all parts but the first.
+const REST: &str = "_rest.";
 
-/// The embedding table, which is also the unembedding.
+/// A table with a row for each token: the embedding, or an unembedding of its own.
 #[derive(Module, Debug)]
 pub struct Embedding {
     /// `[vocab_size, d_model]`, or the first of these rows.
@@ -28,18 +30,22 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    pub(crate) fn build(builder: &mut Builder, shape: [usize; 2]) -> Result<Self, Error> {
+    pub(crate) fn build(
+        builder: &mut Builder,
+        name: &str,
+        shape: [usize; 2],
+    ) -> Result<Self, Error> {
         let dtype = builder.matrix_type();
         let row_bytes = shape[1] * dtype.size();
         let Some(parts) = parts(shape[0], row_bytes, builder.placement.largest_tensor) else {
             return Err(Error::TooLarge {
-                name: TABLE.into(),
+                name: name.to_owned(),
                 bytes: shape[0].saturating_mul(row_bytes),
                 largest: builder.placement.largest_tensor.unwrap_or(usize::MAX),
                 parts: Rows::MOST_PARTS,
             });
         };
-        let pieces = parts.into_iter().map(|rows| Piece { name: TABLE, shape: &shape, rows });
+        let pieces = parts.into_iter().map(|rows| Piece { name, shape: &shape, rows });
         let mut parts = Vec::with_capacity(pieces.len());
         for piece in pieces {
             parts.push(builder.piece(&piece, dtype)?);
@@ -69,7 +75,10 @@ fn parts(rows: usize, row_bytes: usize, limit: Option<usize>) -> Option<Vec<Rang
 /// The name in a checkpoint of the parameter at this path of a model. Parameters with the same name are consecutive rows of one
 /// tensor.
 pub fn stored_name(path: &str) -> &str {
-    if path.starts_with(REST) { TABLE } else { path }
+    let table = [EMBEDDING, HEAD]
+        .into_iter()
+        .find(|&table| path.strip_prefix(table).is_some_and(|rest| rest.starts_with(REST)));
+    table.unwrap_or(path)
 }
 
 #[cfg(test)]

@@ -108,9 +108,11 @@ pub fn generate_with(
         (0..config.num_hidden_layers).map(|_| LayerCache::new(&padding)).collect();
     let mut results = vec![Generated::default(); prompts.len()];
 
+    // Nothing attends to padding, so any token will do.
+    let pad_token = config.pad_token_id.unwrap_or(0);
     let mut tokens: Vec<u32> = Vec::with_capacity(prompts.len() * width);
     for (prompt, &pad) in prompts.iter().zip(&padding) {
-        tokens.extend(std::iter::repeat_n(config.pad_token_id, pad).chain(prompt.iter().copied()));
+        tokens.extend(std::iter::repeat_n(pad_token, pad).chain(prompt.iter().copied()));
     }
     let mut positions: Vec<usize> =
         padding.iter().flat_map(|&pad| (0..width).map(move |t| t.saturating_sub(pad))).collect();
@@ -125,7 +127,7 @@ pub fn generate_with(
         positions.clear();
         for (row, logits) in logits.chunks_exact_mut(config.vocab_size).enumerate() {
             let result = &mut results[row];
-            let mut next = config.pad_token_id;
+            let mut next = pad_token;
             if !result.stopped {
                 result.entropies.push(entropy(&softmax(logits, 1.0)));
                 let seen = prompts[row].iter().chain(&result.tokens).copied();

@@ -3,21 +3,21 @@
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use fpo_ops::{AttentionOptions, TextStarts};
 
-use crate::ModelConfig;
+use crate::{ModelConfig, Rope};
 
 /// How a batch is laid out in rows.
 #[derive(Clone, Debug)]
 pub(crate) enum Layout {
     /// Each row is one text, padded on the right.
-    Padded(Rotary),
+    Padded(Rotaries),
     /// Each row is several texts in sequence.
-    Packed(Rotary, TextStarts),
+    Packed(Rotaries, TextStarts),
 }
 
 impl Layout {
     pub(crate) fn padded(tokens: &Tensor<2, Int>, config: &ModelConfig) -> Self {
         let [_, width] = tokens.dims();
-        Self::Padded(Rotary::new(0..width, config, &tokens.device()))
+        Self::Padded(Rotaries::new(0..width, config, &tokens.device()))
     }
 
     pub(crate) fn packed(
@@ -26,8 +26,8 @@ impl Layout {
         config: &ModelConfig,
     ) -> Self {
         assert_eq!(tokens.dims(), texts.dims(), "the text layout doesn't match the tokens");
-        let rotary = Rotary::new(texts.positions(), config, &tokens.device());
-        Self::Packed(rotary, texts.clone())
+        let rotaries = Rotaries::new(texts.positions(), config, &tokens.device());
+        Self::Packed(rotaries, texts.clone())
     }
 
     /// Attention of queries `[batch, tokens, heads, head_dim]` over keys and values of the same tokens.
@@ -39,13 +39,48 @@ impl Layout {
         options: &AttentionOptions,
     ) -> Tensor<4> {
         match self {
-            Self::Padded(rotary) => {
+            Self::Padded(rotaries) => {
+                let rotary = rotaries.of(options.window);
                 fpo_ops::causal_attention(rotary.shared(q), rotary.shared(k), v, options)
             }
-            Self::Packed(rotary, texts) => {
+            Self::Packed(rotaries, texts) => {
+                let rotary = rotaries.of(options.window);
                 let (q, k) = (rotary.per_row(q), rotary.per_row(k));
                 fpo_ops::packed_attention(q, k, v, options, texts)
             }
+        }
+    }
+}
+
+/// The rotary embeddings of both types of layers.
+#[derive(Clone, Debug)]
+pub(crate) struct Rotaries {
+    full: Rotary,
+    sliding: Rotary,
+}
+
+impl Rotaries {
+    /// At the given positions.
+    pub(crate) fn new(
+        positions: impl Iterator<Item = usize>,
+        config: &ModelConfig,
+        device: &Device,
+    ) -> Self {
+        let positions: Vec<usize> = positions.collect();
+        let of = |rope: &Rope| Rotary::new(&positions, &rope.frequencies(config.head_dim), device);
+        let full = of(&config.rope);
+        let sliding = match config.sliding_rope == config.rope {
+            true => full.clone(),
+            false => of(&config.sliding_rope),
+        };
+        Self { full, sliding }
+    }
+
+    /// That of a layer with this window.
+    pub(crate) fn of(&self, window: Option<usize>) -> &Rotary {
+        match window {
+            Some(_) => &self.sliding,
+            None => &self.full,
         }
     }
 }
@@ -58,20 +93,10 @@ pub(crate) struct Rotary {
 }
 
 impl Rotary {
-    /// The angles at the given positions. Frequencies are computed in float64 and rounded to float32.
-    pub(crate) fn new(
-        positions: impl Iterator<Item = usize>,
-        config: &ModelConfig,
-        device: &Device,
-    ) -> Self {
-        let half = config.head_dim / 2;
-        let frequency = |i: usize| {
-            let exponent = 2.0 * i as f64 / config.head_dim as f64;
-            (1.0 / config.rope_theta.powf(exponent)) as f32
-        };
-        let frequencies: Vec<f32> = (0..half).map(frequency).collect();
-        let angles: Vec<f32> =
-            positions.flat_map(|p| frequencies.iter().map(move |f| p as f32 * f)).collect();
+    fn new(positions: &[usize], frequencies: &[f32], device: &Device) -> Self {
+        let half = frequencies.len();
+        let angles = positions.iter().flat_map(|&p| frequencies.iter().map(move |f| p as f32 * f));
+        let angles: Vec<f32> = angles.collect();
         let tensor = |f: fn(f32) -> f32| {
             let values: Vec<f32> = angles.iter().map(|&a| f(a)).collect();
             Tensor::from_data(TensorData::new(values, [angles.len() / half, half]), device)

@@ -9,9 +9,9 @@
 //! * Knows no sparse autoencoder, no loss and no data format: tokens go in, hidden states and the
 //!   activations of the requested sites come out.
 //! * Parameters have Hugging Face's names: a parameter's path in the module is its name in a checkpoint. There are two
-//!   exceptions. An adapter's A and B are `….q_proj.lora.a` and `.b` here and have PEFT's names in its files. An embedding table
-//!   that is too large for one tensor of the device is `embed_tokens.weight`, `embed_tokens.weight_rest.0` and so on here, and
-//!   one tensor in files.
+//!   exceptions. An adapter's A and B are `….q_proj.lora.a` and `.b` here and have PEFT's names in its files. A table of
+//!   token embeddings or an unembedding that is too large for one tensor of the device is `embed_tokens.weight`,
+//!   `embed_tokens.weight_rest.0` and so on here, and one tensor in files.
 //! * Only [`weights`], [`adapter`], [`tensor_file`] and [`ModelConfig::load`] touch the disk. What they read is
 //!   untrusted: damage is an [`Error`], never a panic.
 //! * The model works on whatever device its parameters are on; no backend is named here.
@@ -50,8 +50,10 @@ mod layout;
 mod linear;
 mod lora;
 mod model;
+mod multimodal;
 mod normal;
 mod precision;
+mod rope;
 pub mod sampling;
 mod sites;
 pub mod tensor_file;
@@ -59,16 +61,17 @@ pub mod weights;
 
 pub use builder::{Piece, Provider};
 pub use checkpointed::Tape;
-pub use config::{LayerType, ModelConfig};
+pub use config::{BlockNorms, LayerType, MlpActivation, ModelConfig};
 pub use content::hash_model;
 pub use embedding::Embedding;
 pub use error::Error;
 pub use families::{Family, PublishedModel, Sizes};
-pub use fpo_ops::TextStarts;
+pub use fpo_ops::{Gain, TextStarts};
 pub use generate::{Generated, GenerationOptions, generate, generate_with};
 pub use head::Head;
 pub use linear::{Linear, Lora};
 pub use lora::{LoraConfig, Projection, Targets};
 pub use model::{Attention, Backbone, Block, ForwardOutput, LanguageModel, Mlp, RmsNorm};
 pub use precision::{Placement, Precision};
+pub use rope::{Rope, RopeScaling};
 pub use sites::{Site, SiteKind};

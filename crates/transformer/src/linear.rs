@@ -1,4 +1,4 @@
-//! A linear layer with an optional low-rank adapter.
+//! A linear layer with an optional bias and an optional low-rank adapter.
 
 use std::ops::Range;
 
@@ -7,13 +7,17 @@ use burn::{
     tensor::Tensor,
 };
 
+use fpo_ops::at_least_f32;
+
 use crate::Precision;
 
-/// `x · Wᵀ`, plus the adapter's output if there is one; no bias.
+/// `x · Wᵀ`, plus the adapter's output and the bias if there are any.
 #[derive(Module, Debug)]
 pub struct Linear {
     /// `[out, in]`
     pub weight: Param<Tensor<2>>,
+    /// `[out]`
+    pub bias: Option<Param<Tensor<1>>>,
     /// The adapter, trained in place of the weight.
     pub lora: Option<Lora>,
     #[module(skip)]
@@ -21,16 +25,28 @@ pub struct Linear {
 }
 
 impl Linear {
-    pub(crate) fn new(weight: Param<Tensor<2>>, precision: Precision) -> Self {
-        Self { weight, lora: None, precision }
+    pub(crate) fn new(
+        weight: Param<Tensor<2>>,
+        bias: Option<Param<Tensor<1>>>,
+        precision: Precision,
+    ) -> Self {
+        Self { weight, bias, lora: None, precision }
     }
 
     pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let precision = self.precision;
-        match &self.lora {
+        let product = match &self.lora {
             None => precision.linear(x, self.weight.val()),
             Some(lora) => {
                 precision.linear(x.clone(), self.weight.val()) + lora.forward(x, precision)
+            }
+        };
+        match &self.bias {
+            None => product,
+            Some(bias) => {
+                // In float32, because the bias's gradient is a sum over all tokens.
+                let dtype = product.dtype();
+                (at_least_f32(product) + bias.val().unsqueeze()).cast(dtype)
             }
         }
     }
@@ -42,7 +58,7 @@ impl Linear {
             Some(lora) => {
                 let delta = lora.delta(0..self.weight.dims()[0]);
                 let weight = self.weight.map(|weight| weight.cast(delta.dtype()) + delta);
-                Self::new(weight, self.precision)
+                Self::new(weight, self.bias, self.precision)
             }
         }
     }

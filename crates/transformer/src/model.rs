@@ -6,31 +6,41 @@ use burn::{
     module::{Module, Param},
     tensor::{Device, Int, Tensor},
 };
-use fpo_ops::{AttentionOptions, Rows, TextStarts, at_least_f32};
+use fpo_ops::{AttentionOptions, Gain, Rows, TextStarts, at_least_f32};
 
 use crate::{
-    Embedding, Error, Head, Linear, LoraConfig, ModelConfig, Placement, Precision, Provider, Site,
-    SiteKind,
+    BlockNorms, Embedding, Error, Head, Linear, LoraConfig, MlpActivation, ModelConfig, Placement,
+    Precision, Provider, Site, SiteKind,
     builder::Builder,
     cache::LayerCache,
-    layout::{Layout, Rotary},
+    embedding::{EMBEDDING, HEAD},
+    layout::{Layout, Rotaries},
 };
 
-/// `x · rsqrt(mean(x²) + eps) · (1 + w)`
+/// `x · rsqrt(mean(x²) + eps) · gain`
 #[derive(Module, Debug)]
 pub struct RmsNorm {
-    /// `[width]`, stored as the gain minus one.
+    /// `[width]`: the gain, or the gain minus one.
     pub weight: Param<Tensor<1>>,
+    #[module(skip)]
+    pub(crate) gain: Gain,
     pub(crate) eps: f64,
 }
 
 impl RmsNorm {
     pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        fpo_ops::rms_norm(x, self.weight.val(), self.eps)
+        fpo_ops::rms_norm(x, self.weight.val(), self.gain, self.eps)
+    }
+
+    /// The gain, `[width]`.
+    pub fn gain(&self) -> Tensor<1> {
+        // The neutral weight has the gain 1.
+        self.weight.val() + (1.0 - self.gain.neutral())
     }
 }
 
-/// Grouped-query attention with rotary positions; scores may be soft-capped, and a layer may have a sliding window.
+/// Grouped-query attention with rotary positions. Queries and keys may be normalised and scores soft-capped, and a layer may have
+/// a sliding window.
 #[derive(Module, Debug)]
 pub struct Attention {
     /// Queries, `[heads · head_dim, d_model]`
@@ -41,6 +51,10 @@ pub struct Attention {
     pub v_proj: Linear,
     /// Output, `[d_model, heads · head_dim]`
     pub o_proj: Linear,
+    /// On each head of the queries, before the rotary embedding.
+    pub q_norm: Option<RmsNorm>,
+    /// On each head of the keys, before the rotary embedding.
+    pub k_norm: Option<RmsNorm>,
     head_dim: usize,
     scale: f64,
     softcap: Option<f64>,
@@ -48,17 +62,25 @@ pub struct Attention {
 }
 
 impl Attention {
-    fn heads(&self, x: Tensor<3>) -> Tensor<4> {
-        let [batch, tokens, width] = x.dims();
-        x.reshape([batch, tokens, width / self.head_dim, self.head_dim])
+    /// Queries, keys and values before the rotary embedding. `[batch, tokens, heads, head_dim]` each
+    fn qkv(&self, x: Tensor<3>) -> [Tensor<4>; 3] {
+        let heads = |x: Tensor<3>| {
+            let [batch, tokens, width] = x.dims();
+            x.reshape([batch, tokens, width / self.head_dim, self.head_dim])
+        };
+        let normal = |norm: &Option<RmsNorm>, x: Tensor<4>| match norm {
+            Some(norm) => norm.forward(x),
+            None => x,
+        };
+        let q = normal(&self.q_norm, heads(self.q_proj.forward(x.clone())));
+        let k = normal(&self.k_norm, heads(self.k_proj.forward(x.clone())));
+        [q, k, heads(self.v_proj.forward(x))]
     }
 
     /// The concatenated heads before the output projection. `[batch, tokens, heads · head_dim]`
     fn z(&self, x: Tensor<3>, layout: &Layout) -> Tensor<3> {
         let [batch, tokens, _] = x.dims();
-        let q = self.heads(self.q_proj.forward(x.clone()));
-        let k = self.heads(self.k_proj.forward(x.clone()));
-        let v = self.heads(self.v_proj.forward(x));
+        let [q, k, v] = self.qkv(x);
         let options =
             AttentionOptions { scale: self.scale, softcap: self.softcap, window: self.window };
         let z = layout.attend(q, k, v, &options);
@@ -66,15 +88,15 @@ impl Attention {
     }
 
     /// The same for the newest tokens of a generation, with the previous ones in `cache`.
-    fn z_cached(&self, x: Tensor<3>, rotary: &Rotary, cache: &mut LayerCache) -> Tensor<3> {
-        let q = rotary.per_row(self.heads(self.q_proj.forward(x.clone())));
-        let k = rotary.per_row(self.heads(self.k_proj.forward(x.clone())));
-        let v = self.heads(self.v_proj.forward(x));
+    fn z_cached(&self, x: Tensor<3>, rotaries: &Rotaries, cache: &mut LayerCache) -> Tensor<3> {
+        let [q, k, v] = self.qkv(x);
+        let rotary = rotaries.of(self.window);
+        let (q, k) = (rotary.per_row(q), rotary.per_row(k));
         cache.attend(q, k, v, self.scale, self.softcap, self.window)
     }
 }
 
-/// The gated MLP: `down(gelu(gate(x)) · up(x))`.
+/// The gated MLP: `down(activation(gate(x)) · up(x))`.
 #[derive(Module, Debug)]
 pub struct Mlp {
     /// `[intermediate, d_model]`
@@ -83,13 +105,18 @@ pub struct Mlp {
     pub up_proj: Linear,
     /// `[d_model, intermediate]`
     pub down_proj: Linear,
+    #[module(skip)]
+    activation: MlpActivation,
 }
 
 impl Mlp {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let gate = self.gate_proj.forward(x.clone());
         let up = self.up_proj.forward(x);
-        self.down_proj.forward(fpo_ops::geglu(gate, up))
+        self.down_proj.forward(match self.activation {
+            MlpActivation::GeluTanh => fpo_ops::geglu(gate, up),
+            MlpActivation::Silu => fpo_ops::swiglu(gate, up),
+        })
     }
 }
 
@@ -112,7 +139,7 @@ impl BlockOutput {
     }
 }
 
-/// A transformer block, with a norm before and after both attention and MLP.
+/// A transformer block, with a norm before both attention and MLP, or before and after both.
 #[derive(Module, Debug)]
 pub struct Block {
     /// `[batch, tokens, d_model]` → the same
@@ -121,15 +148,26 @@ pub struct Block {
     pub mlp: Mlp,
     /// On the input of attention.
     pub input_layernorm: RmsNorm,
-    /// On the output of attention, before it is added to the residual stream.
+    /// With norms before and after: on the output of attention, before it is added to the residual stream. With norms only
+    /// before, whose files use this name for another place: on the input of the MLP.
     pub post_attention_layernorm: RmsNorm,
-    /// On the input of the MLP.
-    pub pre_feedforward_layernorm: RmsNorm,
-    /// On the output of the MLP, before it is added to the residual stream.
-    pub post_feedforward_layernorm: RmsNorm,
+    /// With norms before and after: on the input of the MLP.
+    pub pre_feedforward_layernorm: Option<RmsNorm>,
+    /// With norms before and after: on the output of the MLP, before it is added to the residual stream.
+    pub post_feedforward_layernorm: Option<RmsNorm>,
 }
 
 impl Block {
+    /// The norm on the output of attention, if there is one.
+    pub fn after_attention(&self) -> Option<&RmsNorm> {
+        self.pre_feedforward_layernorm.is_some().then_some(&self.post_attention_layernorm)
+    }
+
+    /// The norm on the input of the MLP.
+    fn before_mlp(&self) -> &RmsNorm {
+        self.pre_feedforward_layernorm.as_ref().unwrap_or(&self.post_attention_layernorm)
+    }
+
     /// The block on whole texts.
     pub(crate) fn forward(&self, x: Tensor<3>, layout: &Layout) -> BlockOutput {
         self.forward_with(x, |attention, x| attention.z(x, layout))
@@ -141,11 +179,15 @@ impl Block {
         attention: impl FnOnce(&Attention, Tensor<3>) -> Tensor<3>,
     ) -> BlockOutput {
         let resid_pre = x.clone();
+        let after = |norm: Option<&RmsNorm>, output: Tensor<3>| match norm {
+            Some(norm) => norm.forward(at_least_f32(output)),
+            None => at_least_f32(output),
+        };
         let attn_z = attention(&self.self_attn, self.input_layernorm.forward(x.clone()));
         let attn_out = self.self_attn.o_proj.forward(attn_z.clone());
-        let x = x + self.post_attention_layernorm.forward(at_least_f32(attn_out));
-        let mlp_out = self.mlp.forward(self.pre_feedforward_layernorm.forward(x.clone()));
-        let mlp_out = self.post_feedforward_layernorm.forward(at_least_f32(mlp_out));
+        let x = x + after(self.after_attention(), attn_out);
+        let mlp_out = self.mlp.forward(self.before_mlp().forward(x.clone()));
+        let mlp_out = after(self.post_feedforward_layernorm.as_ref(), mlp_out);
         let attn_z = at_least_f32(attn_z);
         BlockOutput { resid_pre, attn_z, resid_post: x + mlp_out.clone(), mlp_out }
     }
@@ -154,7 +196,7 @@ impl Block {
 /// Everything below the head: the parameters with the prefix `model.` in a checkpoint.
 #[derive(Module, Debug)]
 pub struct Backbone {
-    /// Token embedding, tied to the unembedding.
+    /// Token embedding, which may also be the unembedding.
     pub embed_tokens: Embedding,
     /// Blocks, from the embedding to the final norm.
     pub layers: Vec<Block>,
@@ -162,11 +204,13 @@ pub struct Backbone {
     pub norm: RmsNorm,
 }
 
-/// A decoder-only language model with a tied head.
+/// A decoder-only language model.
 #[derive(Module, Debug)]
 pub struct LanguageModel {
-    /// All parameters.
+    /// Everything below the head.
     pub model: Backbone,
+    /// The unembedding, if it isn't the embedding.
+    pub lm_head: Option<Embedding>,
     #[module(skip)]
     config: ModelConfig,
     #[module(skip)]
@@ -199,37 +243,56 @@ impl LanguageModel {
         let placement = placement.into();
         let precision = placement.precision;
         let mut b = Builder { provider, placement };
-        let embed_tokens = Embedding::build(&mut b, [c.vocab_size, c.hidden_size])?;
+        let table = [c.vocab_size, c.hidden_size];
+        let embed_tokens = Embedding::build(&mut b, EMBEDDING, table)?;
         let mut layers = Vec::with_capacity(c.num_hidden_layers);
         for layer in 0..c.num_hidden_layers {
             let name = |part: &str| format!("model.layers.{layer}.{part}");
             let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
-            let (d, ffn, eps) = (c.hidden_size, c.intermediate_size, c.rms_norm_eps);
+            let (d, ffn) = (c.hidden_size, c.intermediate_size);
+            let after = c.block_norms == BlockNorms::BeforeAndAfter;
             layers.push(Block {
                 self_attn: Attention {
-                    q_proj: b.linear(name("self_attn.q_proj"), q, d)?,
-                    k_proj: b.linear(name("self_attn.k_proj"), kv, d)?,
-                    v_proj: b.linear(name("self_attn.v_proj"), kv, d)?,
-                    o_proj: b.linear(name("self_attn.o_proj"), d, q)?,
+                    q_proj: b.linear(name("self_attn.q_proj"), q, d, c.qkv_bias)?,
+                    k_proj: b.linear(name("self_attn.k_proj"), kv, d, c.qkv_bias)?,
+                    v_proj: b.linear(name("self_attn.v_proj"), kv, d, c.qkv_bias)?,
+                    o_proj: b.linear(name("self_attn.o_proj"), d, q, false)?,
+                    q_norm: b.norm_if(c.qk_norm, name("self_attn.q_norm"), c.head_dim, c)?,
+                    k_norm: b.norm_if(c.qk_norm, name("self_attn.k_norm"), c.head_dim, c)?,
                     head_dim: c.head_dim,
                     scale: c.query_pre_attn_scalar.powf(-0.5),
                     softcap: c.attn_logit_softcapping,
                     window: c.window(layer),
                 },
                 mlp: Mlp {
-                    gate_proj: b.linear(name("mlp.gate_proj"), ffn, d)?,
-                    up_proj: b.linear(name("mlp.up_proj"), ffn, d)?,
-                    down_proj: b.linear(name("mlp.down_proj"), d, ffn)?,
+                    gate_proj: b.linear(name("mlp.gate_proj"), ffn, d, false)?,
+                    up_proj: b.linear(name("mlp.up_proj"), ffn, d, false)?,
+                    down_proj: b.linear(name("mlp.down_proj"), d, ffn, false)?,
+                    activation: c.activation,
                 },
-                input_layernorm: b.norm(name("input_layernorm"), d, eps)?,
-                post_attention_layernorm: b.norm(name("post_attention_layernorm"), d, eps)?,
-                pre_feedforward_layernorm: b.norm(name("pre_feedforward_layernorm"), d, eps)?,
-                post_feedforward_layernorm: b.norm(name("post_feedforward_layernorm"), d, eps)?,
+                input_layernorm: b.norm(name("input_layernorm"), d, c)?,
+                post_attention_layernorm: b.norm(name("post_attention_layernorm"), d, c)?,
+                pre_feedforward_layernorm: b.norm_if(
+                    after,
+                    name("pre_feedforward_layernorm"),
+                    d,
+                    c,
+                )?,
+                post_feedforward_layernorm: b.norm_if(
+                    after,
+                    name("post_feedforward_layernorm"),
+                    d,
+                    c,
+                )?,
             });
         }
-        let norm = b.norm("model.norm".into(), c.hidden_size, c.rms_norm_eps)?;
+        let norm = b.norm("model.norm".into(), c.hidden_size, c)?;
         let model = Backbone { embed_tokens, layers, norm };
-        Ok(Self { model, config: c.clone(), precision, lora: None })
+        let lm_head = match c.tie_word_embeddings {
+            true => None,
+            false => Some(Embedding::build(&mut b, HEAD, table)?),
+        };
+        Ok(Self { model, lm_head, config: c.clone(), precision, lora: None })
     }
 
     /// The configuration that the model was built from.
@@ -247,9 +310,9 @@ impl LanguageModel {
         self.unembedding().device()
     }
 
-    /// The rows of the head, which are those of the tied embedding. `[vocab_size, d_model]`
+    /// The rows of the head. `[vocab_size, d_model]`
     pub fn unembedding(&self) -> Rows {
-        self.model.embed_tokens.rows()
+        self.lm_head.as_ref().unwrap_or(&self.model.embed_tokens).rows()
     }
 
     /// Token embeddings, scaled. `tokens` `[batch, tokens]` → `[batch, tokens, d_model]`
@@ -366,11 +429,11 @@ impl LanguageModel {
         positions: &[usize],
         caches: &mut [LayerCache],
     ) -> Tensor<3> {
-        let rotary = Rotary::new(positions.iter().copied(), &self.config, &tokens.device());
+        let rotaries = Rotaries::new(positions.iter().copied(), &self.config, &tokens.device());
         let mut x = self.embed(tokens);
         for (block, cache) in self.model.layers.iter().zip(caches) {
             x = block
-                .forward_with(x, |attention, x| attention.z_cached(x, &rotary, cache))
+                .forward_with(x, |attention, x| attention.z_cached(x, &rotaries, cache))
                 .resid_post;
         }
         self.final_norm(x)

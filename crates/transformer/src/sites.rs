@@ -12,7 +12,8 @@ pub enum SiteKind {
     ResidPre,
     /// The residual stream after the block, before the final norm: output of Hugging Face's `model.layers.L`.
     ResidPost,
-    /// What the MLP adds to the residual stream, after its norm: output of `model.layers.L.post_feedforward_layernorm`.
+    /// What the MLP adds to the residual stream: output of `model.layers.L.post_feedforward_layernorm`, or of `model.layers.L.mlp`
+    /// in models that don't normalise it.
     MlpOut,
     /// The concatenated heads before the output projection: input of `model.layers.L.self_attn.o_proj`.
     AttnZ,

@@ -14,8 +14,9 @@ use serde_json::{Value, json};
 
 pub use crate::embedding::stored_name;
 use crate::{
-    Error, LanguageModel, Lora, ModelConfig, Placement,
-    embedding::TABLE,
+    Error, Family, LanguageModel, Lora, ModelConfig, Placement,
+    embedding::{EMBEDDING, HEAD},
+    multimodal::{is_vision, language_model},
     normal::Normal,
     tensor_file::{self, Files, Stored},
 };
@@ -38,15 +39,15 @@ pub fn random(
     let mut normal = Normal::new(seed, config.initializer_range);
     LanguageModel::build(config, placement, &mut |piece| {
         let places = piece.places();
-        // A norm's weight is its gain minus one, so it starts at zero.
-        let values = match piece.name.ends_with("norm.weight") {
-            true => vec![0.0; places.len()],
-            false => {
-                if piece.is_first() {
-                    normal.next_parameter(piece.shape.iter().product());
-                }
-                normal.values(places)
+        let values = if piece.name.ends_with("norm.weight") {
+            vec![config.gain.neutral(); places.len()]
+        } else if piece.name.ends_with(".bias") {
+            vec![0.0; places.len()]
+        } else {
+            if piece.is_first() {
+                normal.next_parameter(piece.shape.iter().product());
             }
+            normal.values(places)
         };
         Ok(TensorData::new(values, piece.dims()))
     })
@@ -61,7 +62,7 @@ pub fn random(
 pub fn load(folder: &Path, placement: impl Into<Placement>) -> Result<LanguageModel, Error> {
     let config = ModelConfig::load(folder)?;
     let files = Files::open(file_names(folder)?)?;
-    let views = files.views()?;
+    let views = language_model(config.family, files.views()?);
     let mut problems = Vec::new();
     let mut used = BTreeSet::new();
     let model = LanguageModel::build(&config, placement, &mut |piece| {
@@ -79,8 +80,8 @@ pub fn load(folder: &Path, placement: impl Into<Placement>) -> Result<LanguageMo
     })?;
     for (name, view) in &views {
         // Some exports store the tied head as well, which is harmless if it equals the embedding.
-        let tied = name == "lm_head.weight"
-            && views.get(TABLE).is_some_and(|table| table.data() == view.data());
+        let tied =
+            name == HEAD && views.get(EMBEDDING).is_some_and(|table| table.data() == view.data());
         if !used.contains(name) && !tied {
             problems.push(format!("`{name}` {:?} is not part of the model", view.shape()));
         }
@@ -88,6 +89,20 @@ pub fn load(folder: &Path, placement: impl Into<Placement>) -> Result<LanguageMo
     match problems.is_empty() {
         true => Ok(model),
         false => Err(Error::Weights { path: folder.to_owned(), problems }),
+    }
+}
+
+/// How many tensors of a checkpoint's folder [`load`] leaves out, because they belong to a part that reads images.
+///
+/// # Errors
+/// As in [`load`] for files that can't be read.
+pub fn left_out(folder: &Path) -> Result<usize, Error> {
+    match ModelConfig::load(folder)?.family {
+        Family::Gemma3 => {
+            let files = Files::open(file_names(folder)?)?;
+            Ok(files.views()?.keys().filter(|name| is_vision(name)).count())
+        }
+        Family::Gemma2 | Family::Llama | Family::Qwen2 | Family::Qwen3 => Ok(0),
     }
 }
 
@@ -186,7 +201,7 @@ pub fn save(model: &LanguageModel, folder: &Path) -> Result<(), Error> {
 /// As in [`load`] for `base`, or a file that can't be written.
 pub fn save_merged(model: &LanguageModel, base: &Path, folder: &Path) -> Result<(), Error> {
     let files = Files::open(file_names(base)?)?;
-    let views = files.views()?;
+    let views = language_model(model.config().family, files.views()?);
     let (mut tensors, mut problems) = (Vec::new(), Vec::new());
     for Stored { name, shape, .. } in Named::of(model) {
         let view = match expected(&views, &name, &shape) {

@@ -133,6 +133,8 @@ impl Run {
             schedule: Schedule::Constant,
             weight_decay: 0.1,
             max_grad_norm: 1.0,
+            warmup_ratio: None,
+            betas: [0.9, 0.999],
         };
         let initial = self.folder.path().join("initial");
         if !initial.exists() {

@@ -7,7 +7,7 @@ use fpo_config::Settings;
 use fpo_device::progress::Reporter;
 use fpo_losses::{Method, Needs, Objective};
 use fpo_trainer::{
-    run::Run,
+    run::{Existing, Run},
     stages::{Base, StageName, align::training_aligner},
 };
 
@@ -18,9 +18,15 @@ fn training_needs_no_reference_model() {
     let shrink = ["sft.epochs=0", "sae.training.steps=3", "data.built_in.pairs=16"];
     let shrink: Vec<String> = shrink.map(str::to_owned).to_vec();
     let settings = Settings::resolve("smoke", None, &shrink).unwrap();
-    let run = Run::open(folder.path(), settings.clone(), Device::flex(), false, Reporter::silent())
-        .unwrap();
-    let base = Base::make(&run, StageName::Reference).unwrap();
+    let run = Run::open(
+        folder.path(),
+        settings.clone(),
+        Device::flex(),
+        Existing::Keep,
+        Reporter::silent(),
+    )
+    .unwrap();
+    let base = Base::make(&run, StageName::Reference, true).unwrap();
     let base = base.unwrap_or_else(|| panic!("the stages before alignment were asked for"));
     fs::remove_file(base.sft.folder.join("model.safetensors")).unwrap();
     for method in Method::all() {

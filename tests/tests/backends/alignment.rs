@@ -99,6 +99,8 @@ impl Step {
             schedule: Schedule::Constant,
             weight_decay: 0.1,
             max_grad_norm: 1.0,
+            warmup_ratio: None,
+            betas: [0.9, 0.999],
         };
         let (moved, _) = Optimizer::new(&settings, 10).step(policy, gradients);
         let numbers = [

@@ -2,7 +2,7 @@
 //! rounded inputs, up to the rounding of a few steps.
 
 use burn::tensor::{Device, FloatDType, Tensor};
-use fpo_ops::{Activation, AttentionOptions, Encoder, Normalization};
+use fpo_ops::{Activation, AttentionOptions, Encoder, Gain, Normalization};
 
 use crate::support::{close, devices, indices, random, values};
 
@@ -46,7 +46,11 @@ fn same<const N: usize, const D: usize, const O: usize>(
 
 #[test]
 fn operations_with_kernels() {
-    same("rms_norm", [[7, 33], [1, 33]], |[x, w], _| fpo_ops::rms_norm(x, w.squeeze_dim(0), 1e-6));
+    for gain in [Gain::OnePlusWeight, Gain::Weight] {
+        same(&format!("rms_norm, {gain:?}"), [[7, 33], [1, 33]], |[x, w], _| {
+            fpo_ops::rms_norm(x, w.squeeze_dim(0), gain, 1e-6)
+        });
+    }
     let options = AttentionOptions { scale: 0.4, softcap: Some(2.0), window: Some(5) };
     same("causal_attention", [[2, 9, 4, 8], [2, 9, 2, 8], [2, 9, 2, 8]], |[q, k, v], _| {
         fpo_ops::causal_attention(q, k, v, &options)

@@ -3,6 +3,7 @@
 //! The oracle is the program: it ends with status 2 on a command line that it doesn't understand.
 
 mod commands;
+mod docker;
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -26,11 +27,12 @@ fn the_program_takes_every_command() {
             ["cargo", "xtask", "fpo", "--", ref args @ ..] => args,
             ["cargo", "xtask", ref args @ ..] => args,
             // A name, not a command.
-            ["fpo", _] | ["fpo", "sae" | "features" | "bench", _] => continue,
+            ["fpo", _] | ["fpo", "sae" | "features" | "bench" | "data", _] => continue,
             ["fpo", ref args @ ..] => args,
             _ => continue,
         };
-        let is_run = ["train", "compare"].contains(&args[0]) && !args.contains(&"--help");
+        let is_run = ["train", "compare"].contains(&args[0])
+            && !args.iter().any(|arg| arg.starts_with("--help"));
         // A run opens its device before it reads its settings, and this program may have been built for the CPU only.
         let args = args.iter().map(|arg| if is_run && *arg == "cuda" { "cpu" } else { arg });
         let output = Command::new(env!("CARGO_BIN_EXE_fpo-under-test"))

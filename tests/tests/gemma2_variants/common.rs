@@ -11,17 +11,38 @@ use burn::{
 };
 use fpo_transformer::{LanguageModel, Site, SiteKind, weights};
 
-/// Grouped, full and single key-value heads, one to six layers, with and without soft-caps, windows of
-/// three to seven tokens.
-pub const CASES: [&str; 6] =
-    ["grouped", "full_heads", "one_kv_head", "one_layer", "six_layers", "defaults"];
+/// Gemma-2 with grouped, full and single key-value heads, one to six layers, with and without soft-caps, windows of three to seven
+/// tokens; and the other families.
+pub const CASES: [&str; 15] = [
+    "grouped",
+    "full_heads",
+    "one_kv_head",
+    "one_layer",
+    "six_layers",
+    "defaults",
+    "llama_grouped",
+    "llama_odd_heads",
+    "qwen2_odd_heads",
+    "qwen2_tied",
+    "qwen3_odd_heads",
+    "qwen3_tied",
+    "gemma3_windows",
+    "gemma3_layers",
+    "gemma3_multimodal",
+];
 
 pub fn fixture(folder: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(folder)
 }
 
+/// The folder of a case: Gemma-2's are apart from those of the other families.
+pub fn checkpoint(case: &str) -> PathBuf {
+    let folder = fixture("families").join(case);
+    if folder.exists() { folder } else { fixture("gemma2").join(case) }
+}
+
 pub fn load(case: &str, device: &Device) -> LanguageModel {
-    weights::load(&fixture("gemma2").join(case), device).unwrap()
+    weights::load(&checkpoint(case), device).unwrap()
 }
 
 /// Every kind of site in every layer.

@@ -11,7 +11,7 @@ use fpo_transformer::{
 };
 
 use crate::common::{
-    CASES, Named, all_sites, assert_equal_gradients, fixture, load, padded, text, values,
+    CASES, Named, all_sites, assert_equal_gradients, checkpoint, load, padded, text, values,
 };
 
 fn mixed(device: Device) -> Placement {
@@ -19,7 +19,7 @@ fn mixed(device: Device) -> Placement {
 }
 
 fn load_mixed(case: &str, placement: &Placement) -> LanguageModel {
-    weights::load(&fixture("gemma2").join(case), placement).unwrap()
+    weights::load(&checkpoint(case), placement).unwrap()
 }
 
 /// Hidden states and activations on a few texts.

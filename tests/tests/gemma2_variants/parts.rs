@@ -1,4 +1,5 @@
-//! With the embedding table in parts, as on devices that take no tensor of its size: the model with the table whole.
+//! With the embedding table in parts, and a head of its own too, as on devices that take no tensor of its size: the model with the
+//! tables whole.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -31,37 +32,51 @@ fn config() -> ModelConfig {
     ModelConfig::from_json(&config).unwrap()
 }
 
+/// A model whose head is a table of its own.
+fn untied() -> ModelConfig {
+    let config = format!(
+        r#"{{"model_type": "llama", "vocab_size": {VOCABULARY}, "hidden_size": {D_MODEL},
+            "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 6, "initializer_range": 0.3,
+            "max_position_embeddings": 64}}"#
+    );
+    ModelConfig::from_json(&config).unwrap()
+}
+
 fn placement(largest_tensor: Option<usize>, device: Device) -> Placement {
     Placement { largest_tensor, ..Placement::from(&device) }
 }
 
 /// The same weights, whole or in parts.
-fn model(largest_tensor: Option<usize>, device: Device) -> LanguageModel {
-    weights::random(&config(), 3, placement(largest_tensor, device)).unwrap()
+fn model(config: &ModelConfig, largest_tensor: Option<usize>, device: Device) -> LanguageModel {
+    weights::random(config, 3, placement(largest_tensor, device)).unwrap()
 }
 
 /// The model whole, and in each number of parts.
 fn models(
+    config: &ModelConfig,
     device: &Device,
 ) -> (LanguageModel, impl Iterator<Item = (usize, LanguageModel)> + use<>) {
-    let device = device.clone();
-    let whole = model(None, device.clone());
-    (
-        whole,
-        LIMITS.into_iter().map(move |(limit, parts)| (parts, model(Some(limit), device.clone()))),
-    )
+    let (config, device) = (config.clone(), device.clone());
+    let whole = model(&config, None, device.clone());
+    let in_parts = LIMITS
+        .into_iter()
+        .map(move |(limit, parts)| (parts, model(&config, Some(limit), device.clone())));
+    (whole, in_parts)
 }
 
 #[test]
 fn the_table_is_cut_where_it_must_be() {
-    let (whole, in_parts) = models(&Device::flex());
-    for (parts, model) in in_parts {
-        let rows = model.unembedding();
-        assert_eq!(rows.parts().len(), parts);
-        for part in rows.parts() {
-            assert!(part.dims()[0] * 4 * D_MODEL <= LIMITS[parts - 1].0, "{:?}", part.dims());
+    for config in [config(), untied()] {
+        let (whole, in_parts) = models(&config, &Device::flex());
+        for (parts, model) in in_parts {
+            let rows = model.unembedding();
+            assert_eq!(rows.parts().len(), parts);
+            for part in rows.parts() {
+                assert!(part.dims()[0] * 4 * D_MODEL <= LIMITS[parts - 1].0, "{:?}", part.dims());
+            }
+            assert!(rows.joined().to_data() == whole.unembedding().joined().to_data());
         }
-        assert!(rows.joined().to_data() == whole.unembedding().joined().to_data());
     }
 }
 
@@ -93,21 +108,23 @@ fn hidden_states_logits_and_answers() {
     let rows = [text(1, 17), text(2, 9), vec![402, 0, 401, 202, 201, 100, 101, 302, 303]];
     let prompts = [vec![2, 40, 399], vec![2, 9, 361, 30, 5], vec![402]];
     let options = GenerationOptions { max_new_tokens: 20, ..Default::default() };
-    let (whole, in_parts) = models(&Device::flex());
-    let tokens = padded(&rows, &whole.device());
-    let hidden = whole.forward(tokens.clone(), &[]).hidden_states;
-    let flat = |x: Tensor<3>| x.flatten::<2>(0, 1);
-    let logits = values(whole.logits(flat(hidden.clone())));
-    let answers = generate(&whole, &prompts, &options).unwrap();
-    assert!(answers.iter().any(|answer| answer.tokens.len() > 10), "nothing to compare");
-    for (parts, model) in in_parts {
-        let found = model.forward(tokens.clone(), &[]).hidden_states;
-        assert!(found.to_data() == hidden.to_data(), "{parts} parts");
-        let apart = difference(&values(model.logits(flat(found))), &logits);
-        assert!(apart < 1e-6, "{parts} parts: logits differ by {apart}");
-        let found = generate(&model, &prompts, &options).unwrap();
-        for (found, expected) in found.iter().zip(&answers) {
-            assert_eq!(found.tokens, expected.tokens, "{parts} parts");
+    for config in [config(), untied()] {
+        let (whole, in_parts) = models(&config, &Device::flex());
+        let tokens = padded(&rows, &whole.device());
+        let hidden = whole.forward(tokens.clone(), &[]).hidden_states;
+        let flat = |x: Tensor<3>| x.flatten::<2>(0, 1);
+        let logits = values(whole.logits(flat(hidden.clone())));
+        let answers = generate(&whole, &prompts, &options).unwrap();
+        assert!(answers.iter().any(|answer| answer.tokens.len() > 10), "nothing to compare");
+        for (parts, model) in in_parts {
+            let found = model.forward(tokens.clone(), &[]).hidden_states;
+            assert!(found.to_data() == hidden.to_data(), "{parts} parts");
+            let apart = difference(&values(model.logits(flat(found))), &logits);
+            assert!(apart < 1e-6, "{parts} parts: logits differ by {apart}");
+            let found = generate(&model, &prompts, &options).unwrap();
+            for (found, expected) in found.iter().zip(&answers) {
+                assert_eq!(found.tokens, expected.tokens, "{parts} parts");
+            }
         }
     }
 }
@@ -143,13 +160,17 @@ fn gradients(
 
 #[test]
 fn gradients_of_every_parameter() {
-    for checkpointed in [false, true] {
-        let (whole, in_parts) = models(&Device::flex().autodiff());
+    for (config, checkpointed) in
+        [(config(), false), (config(), true), (untied(), false), (untied(), true)]
+    {
+        let (whole, in_parts) = models(&config, &Device::flex().autodiff());
         let (_, expected) = gradients(&whole, checkpointed);
         for (parts, model) in in_parts {
             let (map, found) = gradients(&model, checkpointed);
             let of_table = map.iter().filter(|(path, _)| path.contains("embed_tokens"));
             assert_eq!(of_table.count(), parts);
+            let of_head = map.iter().filter(|(path, _)| path.contains("lm_head"));
+            assert_eq!(of_head.count(), if config.tie_word_embeddings { 0 } else { parts });
             assert!(found.keys().eq(expected.keys()));
             for (name, expected) in &expected {
                 let apart = difference(&found[name], expected);
@@ -167,6 +188,8 @@ fn optimizer() -> Optimizer {
         schedule: Schedule::Constant,
         weight_decay: 0.1,
         max_grad_norm: 1.0,
+        warmup_ratio: None,
+        betas: [0.9, 0.999],
     };
     Optimizer::new(&settings, 10)
 }
@@ -181,34 +204,36 @@ fn saved(model: &LanguageModel) -> Vec<u8> {
 #[test]
 fn a_step_its_files_and_the_way_on() {
     let device = Device::flex().autodiff();
-    let (whole, in_parts) = models(&device);
-    let start = saved(&whole);
-    let expected = stepped(whole, optimizer()).0;
-    for (parts, model) in in_parts {
-        assert!(saved(&model) == start, "{parts} parts are saved otherwise");
-        let (moved, optimizer) = stepped(model, optimizer());
-        let apart = named(&moved, &expected).filter(|(a, b)| (a - b).abs() > 1e-5).count();
-        // A gradient of next to nothing moves a weight by a whole step in either direction.
-        assert!(apart < 20, "{parts} parts: {apart} weights differ after a step");
+    for config in [config(), untied()] {
+        let (whole, in_parts) = models(&config, &device);
+        let start = saved(&whole);
+        let expected = stepped(whole, optimizer()).0;
+        for (parts, model) in in_parts {
+            assert!(saved(&model) == start, "{parts} parts are saved otherwise");
+            let (moved, optimizer) = stepped(model, optimizer());
+            let apart = named(&moved, &expected).filter(|(a, b)| (a - b).abs() > 1e-5).count();
+            // A gradient of next to nothing moves a weight by a whole step in either direction.
+            assert!(apart < 20, "{parts} parts: {apart} weights differ after a step");
 
-        let folder = tempfile::tempdir().unwrap();
-        weights::save(&moved, folder.path()).unwrap();
-        let moments = folder.path().join("moments");
-        optimizer.save(&moments).unwrap();
-        // Read in any number of parts, the files are the same again, and so is the next step.
-        let (next, _) = stepped(moved.clone(), optimizer);
-        for (limit, other) in LIMITS {
-            let place = placement(Some(limit), device.clone());
-            let read = weights::load(folder.path(), place).unwrap();
-            assert_eq!(read.unembedding().parts().len(), other);
-            assert!(saved(&read) == saved(&moved), "{parts} parts read as {other}");
-            let restored = restored(&moments, &read);
-            let again = folder.path().join("again");
-            restored.save(&again).unwrap();
-            assert!(fs::read(&again).unwrap() == fs::read(&moments).unwrap());
-            let (found, _) = stepped(read, restored);
-            let apart = named(&found, &next).filter(|(a, b)| (a - b).abs() > 1e-5).count();
-            assert!(apart < 20, "{parts} parts, on with {other}: {apart} weights differ");
+            let folder = tempfile::tempdir().unwrap();
+            weights::save(&moved, folder.path()).unwrap();
+            let moments = folder.path().join("moments");
+            optimizer.save(&moments).unwrap();
+            // Read in any number of parts, the files are the same again, and so is the next step.
+            let (next, _) = stepped(moved.clone(), optimizer);
+            for (limit, other) in LIMITS {
+                let place = placement(Some(limit), device.clone());
+                let read = weights::load(folder.path(), place).unwrap();
+                assert_eq!(read.unembedding().parts().len(), other);
+                assert!(saved(&read) == saved(&moved), "{parts} parts read as {other}");
+                let restored = restored(&moments, &read);
+                let again = folder.path().join("again");
+                restored.save(&again).unwrap();
+                assert!(fs::read(&again).unwrap() == fs::read(&moments).unwrap());
+                let (found, _) = stepped(read, restored);
+                let apart = named(&found, &next).filter(|(a, b)| (a - b).abs() > 1e-5).count();
+                assert!(apart < 20, "{parts} parts, on with {other}: {apart} weights differ");
+            }
         }
     }
 }
@@ -247,7 +272,7 @@ fn named(a: &LanguageModel, b: &LanguageModel) -> impl Iterator<Item = (f32, f32
 #[test]
 fn other_moments_are_refused() {
     let device = Device::flex().autodiff();
-    let (_, optimizer) = stepped(model(Some(LIMITS[2].0), device.clone()), optimizer());
+    let (_, optimizer) = stepped(model(&config(), Some(LIMITS[2].0), device.clone()), optimizer());
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("moments");
     optimizer.save(&path).unwrap();
@@ -275,23 +300,25 @@ fn adapters() {
         // B begins at zero: a step makes it count.
         stepped(model, optimizer()).0
     };
-    let (whole, in_parts) = models(&device);
-    let expected = adapted(&whole);
-    let (_, expected_gradients) = gradients(&expected, false);
-    for (parts, model) in in_parts {
-        let model = adapted(&model);
-        let (_, found) = gradients(&model, false);
-        assert!(!found.is_empty() && found.keys().eq(expected_gradients.keys()));
-        for (name, expected) in &expected_gradients {
-            let apart = difference(&found[name], expected);
-            assert!(apart < 1e-3, "{parts} parts: {name} differs by {apart}");
+    for config in [config(), untied()] {
+        let (whole, in_parts) = models(&config, &device);
+        let expected = adapted(&whole);
+        let (_, expected_gradients) = gradients(&expected, false);
+        for (parts, model) in in_parts {
+            let model = adapted(&model);
+            let (_, found) = gradients(&model, false);
+            assert!(!found.is_empty() && found.keys().eq(expected_gradients.keys()));
+            for (name, expected) in &expected_gradients {
+                let apart = difference(&found[name], expected);
+                assert!(apart < 1e-3, "{parts} parts: {name} differs by {apart}");
+            }
+            let merged = model.merged();
+            assert_eq!(merged.unembedding().parts().len(), parts);
+            let folder = tempfile::tempdir().unwrap();
+            weights::save(&model, folder.path()).unwrap();
+            let read = weights::load(folder.path(), &device).unwrap();
+            assert!(named(&read, &merged).all(|(a, b)| a.to_bits() == b.to_bits()));
         }
-        let merged = model.merged();
-        assert_eq!(merged.unembedding().parts().len(), parts);
-        let folder = tempfile::tempdir().unwrap();
-        weights::save(&model, folder.path()).unwrap();
-        let read = weights::load(folder.path(), &device).unwrap();
-        assert!(named(&read, &merged).all(|(a, b)| a.to_bits() == b.to_bits()));
     }
 }
 
@@ -316,7 +343,7 @@ fn mixed_precision() {
         assert!(apart < 1e-6, "log-probabilities differ by {apart}");
         if device.is_autodiff() {
             // Every block's product is rounded to bfloat16, and the parts are other blocks: as near to float32 as the whole.
-            let (_, exact) = gradients(&self::model(None, device.clone()), false);
+            let (_, exact) = gradients(&self::model(&config(), None, device.clone()), false);
             let error = |model: &LanguageModel| {
                 let (_, found) = gradients(model, true);
                 assert!(found.keys().eq(exact.keys()));
@@ -337,7 +364,7 @@ fn mixed_precision() {
 #[test]
 fn problems_are_told_once() {
     let folder = tempfile::tempdir().unwrap();
-    weights::save(&model(None, Device::flex()), folder.path()).unwrap();
+    weights::save(&model(&config(), None, Device::flex()), folder.path()).unwrap();
     let config = folder.path().join("config.json");
     let text = fs::read_to_string(&config).unwrap();
     fs::write(&config, text.replace("403", "404")).unwrap();

@@ -73,6 +73,25 @@ fn every_command_to_its_end() {
     assert!(succeed(&[&encode[..], &["--tensor", "W_dec"]].concat()).contains("[128, 128]"));
     assert!(fail(&[&encode[..], &["--tensor", "W_enc"]].concat()).contains("width 32"));
     assert!(fail(&[&encode[..], &["--tensor", "none"]].concat()).contains("no tensor `none`"));
+
+    // What `fpo activations` writes: the features of its activations, and its columns beside them.
+    let (activations, texts) = (path("activations.safetensors"), path("texts.txt"));
+    fs::write(&texts, "Say hi.\nReverse: owl, fox.\n").unwrap();
+    let site = ["--site", "resid_post:0", "--data", &texts, "--out", &activations];
+    succeed(&[&["activations", "--model", &model], &site[..]].concat());
+    let encode = ["sae", "encode", "--sae", &sae, "--input", &activations, "--out", &output];
+    succeed(&encode);
+    let [before, after] = [&activations, &output].map(|path| fs::read(path).unwrap());
+    let [before, after] =
+        [&before, &after].map(|bytes| safetensors::SafeTensors::deserialize(bytes).unwrap());
+    let features = after.tensor("activations").unwrap();
+    assert_eq!(features.shape(), [before.tensor("tokens").unwrap().shape()[0], 128]);
+    for column in ["tokens", "sequence", "position", "special", "response"] {
+        let [a, b] = [&before, &after].map(|file| file.tensor(column).unwrap());
+        assert!(a.dtype() == b.dtype() && a.data() == b.data(), "{column} differs");
+    }
+    let refused = fail(&["sae", "encode", "--sae", &sae, "--input", &input, "--out", &input]);
+    assert!(refused.contains("would replace the input"), "{refused}");
 }
 
 #[test]

@@ -1,8 +1,15 @@
 //! What users get wrong: one clear message, a non-zero status, nothing damaged.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    io::Write,
+    path::Path,
+    process::Command,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
-use crate::common::{arg, fail, skip_when_quick, succeed};
+use crate::common::{PATIENCE, arg, fail, fpo, skip_when_quick, succeed, text};
 
 const GOOD: &str = r#"{"prompt":"Say hi.","chosen":"Hi.","rejected":"No."}"#;
 
@@ -112,6 +119,7 @@ fn a_diverging_run_stops_with_its_place() {
         "align.optimizer.warmup_steps=0",
         "--set",
         "align.checkpoint_every=1",
+        "--overwrite",
     ];
     let printed = fail(&[&train[..], &diverging].concat());
     for says in ["stage align", "step 2", "pair ids of the batch: [", "last good checkpoint: "] {
@@ -139,7 +147,7 @@ fn a_full_disk_is_a_clear_error() {
     let disk = folder.path().join("disk");
     fs::create_dir(&disk).unwrap();
     let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=200k", "tmpfs", arg(&disk)])
+        .args(["-t", "tmpfs", "-o", "size=8m", "tmpfs", arg(&disk)])
         .output()
         .is_ok_and(|o| o.status.success());
     if !mounted {
@@ -148,7 +156,20 @@ fn a_full_disk_is_a_clear_error() {
     }
     let outcome = std::panic::catch_unwind(|| {
         let run = disk.join("run");
-        let printed = fail(&["train", "--recipe", "smoke", "--run", arg(&run)]);
+        let long = ["--set", "sft.epochs=100"];
+        let train = ["train", "--recipe", "smoke", "--run", arg(&run)];
+        let child = fpo(&[&train[..], &long].concat()).spawn().unwrap();
+        // There was room when the run began; then somebody else takes it.
+        let begun = Instant::now();
+        while !run.join("checkpoints/sft").exists() {
+            assert!(begun.elapsed() < PATIENCE, "fine-tuning never began");
+            sleep(Duration::from_millis(2));
+        }
+        let mut ballast = fs::File::create(disk.join("ballast")).unwrap();
+        while ballast.write_all(&[1; 4096]).is_ok() {}
+        let output = child.wait_with_output().unwrap();
+        let printed = text(&output);
+        assert!(!output.status.success() && !printed.contains("panicked"), "{printed}");
         assert!(printed.contains("No space left on device"), "{printed}");
         assert!(!run.join("sft").exists(), "an unfinished stage has its folder");
     });

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use crate::common::{RealPairs, arg, skip_when_quick, succeed};
+use crate::common::{RealPairs, arg, fail, skip_when_quick, succeed};
 use serde_json::Value;
 
 fn json(path: &Path) -> Value {
@@ -67,9 +67,19 @@ fn train_makes_everything_and_makes_nothing_twice() {
     // Nothing changed: nothing is made again. Another method: only what depends on it.
     let again = succeed(&train);
     assert_eq!(again.matches("up to date").count(), 6, "{again}");
-    let other = succeed(&[&train[..], &["--set", "align.method=dpo"]].concat());
+    let dpo = [&train[..], &["--set", "align.method=dpo"]].concat();
+    let refused = fail(&dpo);
+    for says in ["align.method is \"dpo\", was \"fpo\"", "discard align, evaluate", "--overwrite"] {
+        assert!(refused.contains(says), "no {says:?} in:\n{refused}");
+    }
+    let measured = ["--set", "evaluate.features=true", "--overwrite"];
+    let other = succeed(&[&dpo[..], &measured].concat());
     assert_eq!(other.matches("up to date").count(), 4, "{other}");
     assert!(other.contains("align  done") && other.contains("evaluate  done"), "{other}");
+    // Without features, their autoencoder isn't needed, and the reference is made without them.
+    let without = succeed(&[&dpo[..], &["--overwrite"]].concat());
+    assert_eq!(without.matches("up to date").count(), 2, "{without}");
+    assert!(without.contains("reference  done") && !without.contains("D, chosen"), "{without}");
 
     let model = run.join("align");
     let generate = ["generate", "--model", arg(&model), "--prompt", "Reverse: owl, fox, sun."];
@@ -99,7 +109,7 @@ fn mixed_precision_goes_the_same_way() {
     assert_eq!(config["torch_dtype"], "float32", "{config}");
 
     // The data don't depend on it, all else does.
-    let float32 = succeed(&train);
+    let float32 = succeed(&[&train[..], &["--overwrite"]].concat());
     assert_eq!(float32.matches("up to date").count(), 1, "{float32}");
 }
 

@@ -154,7 +154,7 @@ fn a_resumed_run_may_compute_in_smaller_pieces() {
     let other = ["--resume", "--set", "align.optimizer.warmup_steps=2", "--set", "align.alpha=0.7"];
     let message = fail(&train(&run, &other));
     for part in
-        ["align.alpha is 0.7, was 0.5", "align.optimizer.warmup_steps is 2, was 3", "--resume"]
+        ["align.alpha is 0.7, was 0.5", "align.optimizer.warmup_steps is 2, was 3", "--overwrite"]
     {
         assert!(message.contains(part), "{message}");
     }

@@ -7,6 +7,8 @@ use clap::Args;
 use fpo_data::atomic;
 use fpo_sae::{Compression, Format, save_npz, save_sae_lens};
 
+use crate::{streams, terminal::reporter};
+
 /// Converts an autoencoder to another format
 ///
 /// Writes a Gemma Scope archive (float32) if the output's name ends in .npz, otherwise a SAELens folder.
@@ -20,6 +22,7 @@ pub struct Convert {
     /// The autoencoder to read: SAELens, Gemma Scope, Llama Scope, Qwen-Scope, sparsify or dictionary_learning.
     input: PathBuf,
     /// The archive (.npz) or folder to write.
+    #[arg(value_parser = streams::output)]
     output: PathBuf,
     /// Rescales decoder directions to unit norm; feature activations are multiplied by the old norms.
     #[arg(long)]
@@ -35,6 +38,7 @@ pub struct Convert {
 impl Convert {
     pub fn run(self) -> Result<()> {
         let output = &self.output;
+        streams::keep_apart(output, &[&self.input])?;
         if output.exists() && !self.force {
             bail!("{} already exists; replace it with --force", output.display());
         }
@@ -64,12 +68,13 @@ impl Convert {
             })?;
             Format::SaeLens
         };
-        eprintln!(
+        let note = format!(
             "{}: {written}, {} features, activations of width {}",
             output.display(),
             sae.d_sae(),
             sae.d_in()
         );
+        reporter().note("converted", note);
         Ok(())
     }
 }

@@ -18,7 +18,10 @@ use fpo_trainer::stages::report::write_page;
 use fpo_transformer::Site;
 
 use super::rows::Rows;
-use crate::loaded::{Loaded, PlacementArgs};
+use crate::{
+    loaded::{Loaded, PlacementArgs},
+    streams::{self, out},
+};
 
 /// Features per file of the export.
 const FEATURES_PER_FILE: usize = 128;
@@ -42,13 +45,13 @@ pub struct Dashboard {
     #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
     /// Examples or pairs (JSON lines, Parquet), or sft.arrow of a run. Of pairs, the chosen responses are read.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = streams::input)]
     data: PathBuf,
     /// Site where the autoencoder reads activations, such as resid_post:25 [default: the one in the autoencoder's file].
     #[arg(long, value_name = "SITE")]
     site: Option<Site>,
     /// The HTML file to write.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = streams::output)]
     out: PathBuf,
     /// Folder for SAEDashboard's batch-N.json files.
     #[arg(long, value_name = "FOLDER")]
@@ -81,6 +84,10 @@ pub struct Dashboard {
 
 impl Dashboard {
     pub fn run(self) -> Result<()> {
+        streams::keep_apart(&self.out, &[&self.data, &self.sae, &self.model])?;
+        if let Some(folder) = &self.export {
+            streams::keep_apart(folder, &[&self.data, &self.sae, &self.model])?;
+        }
         let site = autoencoder::site(self.site, &self.sae)?;
         let options = Options {
             features: self.features.as_deref().map(parse).transpose()?,
@@ -95,12 +102,11 @@ impl Dashboard {
         let rows = Rows::open(&self.data, &loaded, self.rendering, self.max_length)?;
         let source = rows.source(&loaded, vec![site]);
         let (features, tokens) = collect(&sae, &source, &options)?;
-        // A token with only part of a character decodes to the replacement character.
-        let text = |token: u32| loaded.tokenizer.decode(&[token], false).unwrap_or_default();
+        let text = |token: u32| loaded.tokenizer.show(token);
 
         let page = self.page(&features, sae.d_sae(), tokens, &site.to_string());
         write_page(&self.out, &render(&page, &features, text))?;
-        println!("{}", self.out.display());
+        streams::report(&self.out, &self.out.display().to_string())?;
         if let Some(folder) = &self.export {
             let lengths = rows.store.lengths();
             let export = Export {
@@ -115,7 +121,7 @@ impl Dashboard {
             let direction = |i: usize| decoder[i * sae.d_in()..][..sae.d_in()].to_vec();
             let files = batches(&export, &features, FEATURES_PER_FILE, text, direction);
             self.write(folder, &files)?;
-            println!("{} with {} files", folder.display(), files.len());
+            out!("{} with {} files", folder.display(), files.len())?;
         }
         Ok(())
     }

@@ -9,21 +9,24 @@ use anyhow::{Context, Result, bail};
 use burn::tensor::{Device, Tensor, TensorData};
 use clap::Args;
 use fpo_data::atomic;
+use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
-use crate::loaded::DeviceArg;
+use crate::{loaded::DeviceArg, streams};
 
 /// Rows per batch.
 const ROWS: usize = 4096;
 
 /// Encodes activations from a file with an autoencoder
 ///
-/// Reads float32 tensors [..., d_in] from a safetensors file, such as the one that `fpo activations` writes with
-/// --tensor activations, and writes the features [..., d_sae] under the same names. With --reconstruct it writes
-/// reconstructions [..., d_in] instead.
+/// Reads the tensors [..., d_in] of a safetensors file, in float32, float16 or bfloat16, and writes the features
+/// [..., d_sae] under the same names, in float32. With --reconstruct it writes reconstructions [..., d_in] instead.
+///
+/// It takes what `fpo activations` writes: the columns beside the activations (tokens, sequence, position, special,
+/// response) have another shape or type, and are copied as they are.
 ///
 /// Example:
-///   fpo sae encode --sae sae --input activations.safetensors --tensor activations --out features.safetensors
+///   fpo sae encode --sae sae --input activations.safetensors --out features.safetensors
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub struct Encode {
@@ -31,13 +34,13 @@ pub struct Encode {
     #[arg(long, value_name = "PATH")]
     sae: PathBuf,
     /// The safetensors file with activations.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = streams::input)]
     input: PathBuf,
-    /// The tensor to encode [default: all tensors in the file].
+    /// The tensor to encode, alone [default: all of floating-point numbers whose last dimension is d_in; the others are copied].
     #[arg(long, value_name = "NAME")]
     tensor: Option<String>,
     /// The safetensors file to write.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = streams::output)]
     out: PathBuf,
     /// Writes reconstructions of the activations instead of features.
     #[arg(long)]
@@ -46,15 +49,17 @@ pub struct Encode {
     device: DeviceArg,
 }
 
-/// A float32 tensor of the output.
+/// A tensor of the output.
 struct Encoded {
     name: String,
+    dtype: Dtype,
     shape: Vec<usize>,
     bytes: Vec<u8>,
 }
 
 impl Encode {
     pub fn run(self) -> Result<()> {
+        streams::keep_apart(&self.out, &[&self.input, &self.sae])?;
         let device = self.device.open()?;
         let sae = fpo_sae::load(&self.sae, &device)?;
         let bytes = std::fs::read(&self.input)
@@ -71,8 +76,32 @@ impl Encode {
             bail!("{}: no tensor `{wanted}`; it has {:?}", self.input.display(), file.names());
         }
         let mut encoded = Vec::with_capacity(names.len());
+        let fits =
+            |view: &TensorView| is_float(view.dtype()) && view.shape().last() == Some(&sae.d_in());
+        if self.tensor.is_none() {
+            let views: Vec<TensorView> =
+                names.iter().map(|name| file.tensor(name)).collect::<Result<_, _>>()?;
+            if !views.iter().any(fits) {
+                let found = names.iter().zip(&views);
+                let found: Vec<String> = found
+                    .map(|(name, view)| format!("{name} {:?} {:?}", view.dtype(), view.shape()))
+                    .collect();
+                bail!(
+                    "{}: no tensor of floating-point numbers has the autoencoder's width {} as its last dimension; it has {}",
+                    self.input.display(),
+                    sae.d_in(),
+                    found.join(", ")
+                );
+            }
+        }
         for name in names {
             let view = file.tensor(name)?;
+            if self.tensor.is_none() && !fits(&view) {
+                let (name, bytes) = (name.to_owned(), view.data().to_vec());
+                let (dtype, shape) = (view.dtype(), view.shape().to_vec());
+                encoded.push(Encoded { name, dtype, shape, bytes });
+                continue;
+            }
             let one = self
                 .encode(&sae, name, &view, &device)
                 .with_context(|| format!("{}: tensor `{name}`", self.input.display()))?;
@@ -80,7 +109,7 @@ impl Encode {
         }
         write(&self.out, &encoded)?;
         for Encoded { name, shape, .. } in &encoded {
-            println!("{name}  {shape:?}");
+            streams::report(&self.out, &format!("{name}  {shape:?}"))?;
         }
         Ok(())
     }
@@ -93,16 +122,15 @@ impl Encode {
         device: &Device,
     ) -> Result<Encoded> {
         let (d_in, mut shape) = (sae.d_in(), view.shape().to_vec());
-        if view.dtype() != Dtype::F32 {
-            bail!("its type is {:?}, expected F32", view.dtype());
+        if !is_float(view.dtype()) {
+            bail!("its type is {:?}, expected F32, F16 or BF16", view.dtype());
         }
         if shape.last() != Some(&d_in) {
             bail!(
                 "its shape is {shape:?}, but the autoencoder expects activations of width {d_in}"
             );
         }
-        let values: Vec<f32> =
-            view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let values = floats(view);
         let mut bytes = Vec::new();
         for rows in values.chunks(ROWS * d_in) {
             let data = TensorData::new(rows.to_vec(), [rows.len() / d_in, d_in]);
@@ -115,14 +143,28 @@ impl Encode {
         {
             *width = sae.d_sae();
         }
-        Ok(Encoded { name: name.to_owned(), shape, bytes })
+        Ok(Encoded { name: name.to_owned(), dtype: Dtype::F32, shape, bytes })
+    }
+}
+
+fn is_float(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
+}
+
+/// The values of a tensor for which [`is_float`] holds.
+fn floats(view: &TensorView) -> Vec<f32> {
+    let pairs = || view.data().as_chunks().0.iter();
+    match view.dtype() {
+        Dtype::F16 => pairs().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+        Dtype::BF16 => pairs().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+        _ => view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
     }
 }
 
 fn write(path: &Path, tensors: &[Encoded]) -> Result<()> {
     let mut views = Vec::with_capacity(tensors.len());
-    for Encoded { name, shape, bytes } in tensors {
-        views.push((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes)?));
+    for Encoded { name, dtype, shape, bytes } in tensors {
+        views.push((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?));
     }
     let bytes = safetensors::serialize(views, None::<HashMap<String, String>>)?;
     atomic::write_file(path, |file| -> Result<()> {

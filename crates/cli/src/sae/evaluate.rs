@@ -12,7 +12,10 @@ use fpo_interp::{
 use fpo_transformer::Site;
 
 use super::rows::Rows;
-use crate::loaded::{Loaded, PlacementArgs};
+use crate::{
+    loaded::{Loaded, PlacementArgs},
+    streams::{self, out},
+};
 
 /// Evaluates an autoencoder on a model: sparsity, reconstruction, and the loss with it spliced in
 ///
@@ -32,7 +35,7 @@ pub struct Evaluate {
     #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
     /// Examples or pairs (JSON lines, Parquet), or sft.arrow of a run. Of pairs, the chosen responses are read.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = streams::input)]
     data: PathBuf,
     /// Site where the autoencoder reads activations, such as resid_post:25 [default: the one in the autoencoder's file].
     #[arg(long, value_name = "SITE")]
@@ -66,50 +69,53 @@ impl Evaluate {
         let source = rows.source(&loaded, vec![site]);
         let found = evaluate(&sae, &source, self.tokens, self.batch_size)?;
         match self.json {
-            true => println!("{:#}", serde_json::to_value(&found)?),
+            true => out!("{:#}", serde_json::to_value(&found)?),
             false => print(&found, sae.d_sae()),
         }
-        Ok(())
     }
 }
 
-fn print(found: &SaeEvaluation, d_sae: usize) {
+fn print(found: &SaeEvaluation, d_sae: usize) -> Result<()> {
     let (q, ce, kl) = (&found.quality, &found.cross_entropy, &found.kl);
-    println!("over {} tokens; BOS, EOS and padding are neither spliced nor counted", q.tokens);
-    println!("L0                   {:.2} of {d_sae} features", q.l0);
-    println!("L1                   {:.4}", q.l1);
-    println!("explained variance   {:.4}   1 − E‖x − x̂‖² / (E‖x‖² − ‖E x‖²)", q.explained_variance);
-    println!("MSE                  {:.4}   E‖x − x̂‖², summed over dimensions", q.mse);
-    println!("cosine               {:.4}", q.cosine);
-    println!(
+    out!("over {} tokens; BOS, EOS and padding are neither spliced nor counted", q.tokens)?;
+    out!("L0                   {:.2} of {d_sae} features", q.l0)?;
+    out!("L1                   {:.4}", q.l1)?;
+    out!("explained variance   {:.4}   1 − E‖x − x̂‖² / (E‖x‖² − ‖E x‖²)", q.explained_variance)?;
+    out!("MSE                  {:.4}   E‖x − x̂‖², summed over dimensions", q.mse)?;
+    out!("cosine               {:.4}", q.cosine)?;
+    out!(
         "norms                {:.4} in, {:.4} out, ratio {:.4}",
-        q.l2_norm_in, q.l2_norm_out, q.l2_ratio
-    );
-    println!("reconstruction bias  {:.4}   E‖x̂‖² / E x·x̂", q.relative_reconstruction_bias);
-    println!(
+        q.l2_norm_in,
+        q.l2_norm_out,
+        q.l2_ratio
+    )?;
+    out!("reconstruction bias  {:.4}   E‖x̂‖² / E x·x̂", q.relative_reconstruction_bias)?;
+    out!(
         "cross-entropy        {:.4} original, {:.4} spliced, {:.4} zeros",
-        ce.original, ce.spliced, ce.zero_ablation
-    );
-    println!("  delta              {:+.4} nats   spliced − original", ce.delta);
-    println!("  score              {:.4}   (zeros − spliced) / (zeros − original)", ce.score);
-    println!(
+        ce.original,
+        ce.spliced,
+        ce.zero_ablation
+    )?;
+    out!("  delta              {:+.4} nats   spliced − original", ce.delta)?;
+    out!("  score              {:.4}   (zeros − spliced) / (zeros − original)", ce.score)?;
+    out!(
         "KL                   {:.4} spliced, {:.4} zeros, score {:.4}",
-        kl.spliced, kl.zero_ablation, kl.score
-    );
-    println!(
-        "dead features        {:.2} %   active on none of these tokens",
-        100.0 * q.dead_features
-    );
-    println!("density, log10");
+        kl.spliced,
+        kl.zero_ablation,
+        kl.score
+    )?;
+    out!("dead features        {:.2} %   active on none of these tokens", 100.0 * q.dead_features)?;
+    out!("density, log10")?;
     let most = found.density_histogram.iter().map(|bar| bar.features).max().unwrap_or(1);
     for bar in &found.density_histogram {
         let length = (40 * bar.features).div_ceil(most.max(1));
-        println!(
+        out!(
             "  {:>4.1} to {:>4.1}  {:>6}  {}",
             bar.from,
             bar.to,
             bar.features,
             "█".repeat(length)
-        );
+        )?;
     }
+    Ok(())
 }

@@ -7,6 +7,8 @@ use clap::Args;
 use fpo_sae::{Description, Format, Range};
 use serde_json::json;
 
+use crate::streams::out;
+
 /// Describes an autoencoder's file
 ///
 /// Prints the format, the architecture, d_sae and d_in, the model and site if the file names them, and minimum,
@@ -29,24 +31,22 @@ impl Info {
         if self.json {
             let mut value = serde_json::to_value(&description)?;
             value["format"] = json!(format);
-            println!("{value:#}");
-            return Ok(());
+            return out!("{value:#}");
         }
         let d = description;
         let unknown = || "unknown".to_owned();
         let Description { activation, d_sae, d_in, .. } = &d;
-        println!("{format}: {activation}, {d_sae} features, activations of width {d_in}");
-        println!("model                   {}", d.model_name.unwrap_or_else(unknown));
-        println!("site                    {}", d.hook_name.unwrap_or_else(unknown));
+        out!("{format}: {activation}, {d_sae} features, activations of width {d_in}")?;
+        out!("model                   {}", d.model_name.unwrap_or_else(unknown))?;
+        out!("site                    {}", d.hook_name.unwrap_or_else(unknown))?;
         for (name, values) in d.activation_parameters {
-            println!("{name:<24}{}", range(values));
+            out!("{name:<24}{}", range(values))?;
         }
-        println!("encoder bias            {}", range(d.b_enc));
-        println!("encoder norm            {}", range(d.encoder_norm));
-        println!("decoder norm            {}", range(d.decoder_norm));
-        println!("encoder–decoder cosine  {}", range(d.encoder_decoder_cosine));
-        println!("decoder bias            norm {:.4}", d.b_dec_norm);
-        Ok(())
+        out!("encoder bias            {}", range(d.b_enc))?;
+        out!("encoder norm            {}", range(d.encoder_norm))?;
+        out!("decoder norm            {}", range(d.decoder_norm))?;
+        out!("encoder–decoder cosine  {}", range(d.encoder_decoder_cosine))?;
+        out!("decoder bias            norm {:.4}", d.b_dec_norm)
     }
 }
 

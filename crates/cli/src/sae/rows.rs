@@ -3,12 +3,15 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use fpo_data::{Fingerprint, OnEmpty, Preparer, Rendering, SequenceStore, Truncation, read_sft};
+use fpo_data::{
+    Fingerprint, OnEmpty, Preparer, Rendering, SequenceStore, Store, TokenizedExample,
+    TokenizedResponse, Truncation, read_sft,
+};
 use fpo_interp::activations::Source;
 use fpo_transformer::Site;
 use tempfile::TempDir;
 
-use crate::{loaded::Loaded, terminal::reporter};
+use crate::{loaded::Loaded, terminal::reporter, tokens::is_prepared};
 
 /// Tokenised rows, in a memory-mapped file.
 pub struct Rows {
@@ -18,25 +21,38 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Opens prepared examples (`sft.arrow` of a run), or tokenises a file of examples or pairs to at most `max_length` tokens per
-    /// row. Of pairs, the chosen responses are read.
+    /// Opens prepared data (`sft.arrow` or `train.arrow` of a run), or tokenises a file of examples or pairs to at most `max_length`
+    /// tokens per row. Of pairs, the chosen responses are read.
     pub fn open(
         data: &Path,
         loaded: &Loaded,
         rendering: Rendering,
         max_length: Option<usize>,
     ) -> Result<Self> {
-        if data.extension().is_some_and(|e| e == "arrow") {
-            let store = SequenceStore::open(data)?;
+        if is_prepared(data) {
+            let rows = match Store::open(data)? {
+                Store::Examples(store) => Self { store, _folder: None },
+                Store::Pairs(pairs) => {
+                    let chosen = pairs.iter().map(|pair| {
+                        let (tokens, prompt_len) =
+                            (pair.chosen.tokens.to_vec(), pair.chosen.prompt_len);
+                        TokenizedExample {
+                            id: pair.id,
+                            response: TokenizedResponse { tokens, prompt_len },
+                        }
+                    });
+                    Self::write(chosen)?
+                }
+            };
             let vocabulary = loaded.model.config().vocab_size;
-            let highest = store.iter().flat_map(|e| e.response.tokens).max().copied();
+            let highest = rows.store.iter().flat_map(|e| e.response.tokens).max().copied();
             if let Some(token) = highest.filter(|token| *token as usize >= vocabulary) {
                 bail!(
                     "{}: token {token} is beyond the model's vocabulary of {vocabulary}; the file was prepared for a different model",
                     data.display()
                 );
             }
-            return Ok(Self { store, _folder: None });
+            return Ok(rows);
         }
         let (examples, _) = read_sft(data, OnEmpty::Auto)?;
         let positions = loaded.model.config().max_position_embeddings;
@@ -46,6 +62,10 @@ impl Rows {
         };
         let preparer = Preparer::new(&loaded.tokenizer, &loaded.template, rendering, truncation)?;
         let (rows, _) = preparer.prepare_examples(&examples)?;
+        Self::write(rows)
+    }
+
+    fn write(rows: impl IntoIterator<Item = TokenizedExample>) -> Result<Self> {
         let folder = TempDir::new().context("creating a temporary folder")?;
         let path = folder.path().join("rows.arrow");
         SequenceStore::write(&path, &Fingerprint::default(), rows)?;

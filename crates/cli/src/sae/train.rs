@@ -5,7 +5,10 @@ use std::{collections::BTreeSet, fs, num::NonZeroUsize, path::PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use fpo_config::SaeSettings;
-use fpo_data::{Fingerprint, Rendering, atomic, checkpoints::Checkpoints};
+use fpo_data::{
+    Fingerprint, Rendering, atomic,
+    checkpoints::{Checkpoints, METRICS_FILE},
+};
 use fpo_interp::{
     activations::{ActivationStore, StoreSettings, Stored},
     training::{SaeTrainingRun, quality},
@@ -16,7 +19,12 @@ use fpo_transformer::Site;
 use serde_json::json;
 
 use super::rows::Rows;
-use crate::loaded::{Loaded, PlacementArgs, SettingsArgs};
+use crate::{
+    loaded::{Loaded, PlacementArgs},
+    settings::SettingsArgs,
+    streams::{self, out},
+    terminal::reporter,
+};
 
 /// Maximum number of held-out tokens for measuring quality.
 const HELD_OUT: usize = 100_000;
@@ -41,7 +49,7 @@ pub struct Train {
     #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
     /// Examples or pairs (JSON lines, Parquet), or sft.arrow of a run. Of pairs, the chosen responses are read.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = streams::input)]
     data: PathBuf,
     /// Site to train an autoencoder for, such as resid_post:25; can be repeated.
     #[arg(long = "site", required = true, value_name = "SITE")]
@@ -64,8 +72,11 @@ pub struct Train {
     /// Data type of the stored activations: float32, or float16 for values up to 65,504.
     #[arg(long, default_value_t, value_name = "TYPE")]
     shards_precision: Stored,
-    /// Resumes an interrupted training from its last checkpoint.
+    /// Discards the checkpoints of an interrupted training with other settings or data. Without it such a call is refused.
     #[arg(long)]
+    overwrite: bool,
+    /// Has no effect: an interrupted training always continues.
+    #[arg(long, hide = true)]
     resume: bool,
     #[command(flatten)]
     placement: PlacementArgs,
@@ -73,6 +84,8 @@ pub struct Train {
 
 impl Train {
     pub fn run(self) -> Result<()> {
+        streams::keep_apart(&self.out, &[&self.data, &self.model])?;
+        self.check_out()?;
         let settings = self.settings.resolve()?;
         settings.sae.training.check()?;
         let loaded = Loaded::open(&self.model, &self.placement.open()?)?;
@@ -110,14 +123,14 @@ impl Train {
         if let Some(folder) = &self.shards {
             store = store.with_shards(folder, self.shards_precision, made_from.clone())?;
         }
-        eprintln!(
-            "{:>9}  {} tokens in {} buffers, {} steps of {}",
-            "sae",
+        let note = format!(
+            "{} tokens in {} buffers, {} steps of {}",
             store.training_tokens(),
             store.buffers(),
             settings.sae.training.steps,
             settings.sae.training.batch_tokens
         );
+        reporter().note("sae", note);
         let checkpoint_every = settings.sae.checkpoint_every;
         // How often checkpoints are written doesn't affect the result.
         let same = SaeSettings { checkpoint_every: NonZeroUsize::MIN, ..settings.sae.clone() };
@@ -133,7 +146,8 @@ impl Train {
             settings: &settings.sae.training,
             sites: &sites,
             seed: settings.seed,
-            model_name: self.model.to_string_lossy().into_owned(),
+            // Its name, not its place: equal trainings on different machines write equal files.
+            model_name: self.model_name(),
             checkpoints: &checkpoints,
             checkpoint_every: checkpoint_every.get(),
         };
@@ -154,40 +168,58 @@ impl Train {
                 let path = folder.join("quality.json");
                 fs::write(&path, format!("{:#}\n", json!(quality)))
                     .with_context(|| format!("writing {}", path.display()))?;
-                println!(
+                out!(
                     "{site}  L0 {:.1}, explained variance {:.4}, dead features {:.1} % of {} over {} tokens",
                     quality.l0,
                     quality.explained_variance,
                     100.0 * quality.dead_features,
                     sae.d_sae(),
                     quality.tokens
-                );
+                )?;
             }
             Ok(checkpoints.copy_log(output)?)
         })?;
         fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))
     }
 
-    /// The checkpoint folder, beside the output. Emptied unless `--resume` is set.
+    fn model_name(&self) -> String {
+        let path = fs::canonicalize(&self.model).unwrap_or_else(|_| self.model.clone());
+        path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+    }
+
+    /// Refuses to replace a folder that isn't the result of a training.
+    fn check_out(&self) -> Result<()> {
+        let own = |folder: &std::path::Path| folder.join(METRICS_FILE).is_file();
+        let foreign = self.out.exists() && !own(&self.out) && !is_empty(&self.out);
+        if foreign {
+            bail!("{} is not the result of a training, so it was left alone", self.out.display());
+        }
+        Ok(())
+    }
+
+    /// The checkpoint folder, beside the output. Continued if it was made from the same settings and data.
     fn checkpoints(&self, made_from: &Fingerprint) -> Result<PathBuf> {
         let name = self.out.file_name().context("--out has no folder name")?;
         let folder = self.out.with_file_name(format!("{}.checkpoints", name.to_string_lossy()));
         let path = folder.join(MADE_FROM);
-        if self.resume && path.exists() {
+        if path.exists() {
             let text =
                 fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
             let found: Fingerprint = serde_json::from_str(&text)
                 .with_context(|| format!("{} is damaged", path.display()))?;
             let differences: Vec<String> =
                 made_from.differences(&found).into_iter().map(|d| d.item).collect();
-            if !differences.is_empty() {
+            if differences.is_empty() {
+                return Ok(folder);
+            }
+            if !self.overwrite {
                 bail!(
-                    "the checkpoints in {} were made with different settings or data ({}); leave out --resume to start over",
+                    "the checkpoints in {} were made with different settings or data ({}); continue with those, choose another --out, or add \
+                     --overwrite to start over",
                     folder.display(),
                     differences.join(", ")
                 );
             }
-            return Ok(folder);
         }
         if folder.exists() {
             if !path.exists() {
@@ -201,4 +233,8 @@ impl Train {
             .with_context(|| format!("writing {}", path.display()))?;
         Ok(folder)
     }
+}
+
+fn is_empty(folder: &std::path::Path) -> bool {
+    fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
 }

@@ -25,7 +25,15 @@ recipes!(
     "gemma-2-9b-tdpo2",
     "gemma-2-9b-simpo",
     "gemma-2-9b-fpo-lora",
+    "gemma-3-4b-fpo",
+    "llama-3.1-8b-fpo",
+    "qwen3-8b-fpo",
+    "smollm2-135m-fpo",
+    "smollm2-135m-smoke",
 );
+
+/// The recipe that all others extend.
+pub(crate) const FIRST: &str = "tiny";
 
 /// Key that names the recipe whose settings apply unless overridden.
 const EXTENDS: &str = "extends";

@@ -16,31 +16,28 @@ impl Settings {
                 self.align.method
             );
         }
-        if self.align.k == 0 {
-            bail!("align.k must be at least 1");
-        }
-        if self.sae.path.is_none() && self.align.k > self.sae.training.d_sae {
-            bail!(
-                "align.k = {} exceeds the {} features of sae.training.d_sae",
-                self.align.k,
-                self.sae.training.d_sae
-            );
-        }
-        if let Some(n) = self.reference.top_n
-            && n.get() < self.align.k
-        {
-            bail!("reference.top_n = {n} must be at least align.k = {}", self.align.k);
+        if self.features() {
+            self.check_features()?;
         }
         if self.reference.batch_size > BLOCK {
             bail!("reference.batch_size = {} must be at most {BLOCK}", self.reference.batch_size);
         }
-        let site: Site = self.sae.site.parse()?;
-        self.check_more_sites(site)?;
-        if self.model.path.is_none() {
-            site.check(self.model.num_hidden_layers)?;
+        for (name, epochs) in [("sft", self.sft.epochs), ("align", self.align.epochs)] {
+            if !(epochs >= 0.0 && epochs < 1e6) {
+                bail!("{name}.epochs = {epochs} must be at least 0 and below a million");
+            }
         }
-        if self.sae.path.is_none() {
-            self.sae.training.check()?;
+        if self.data.train.is_none() {
+            let without_effect = [
+                ("limit", self.data.limit.is_some()),
+                ("eval", self.data.eval.is_some()),
+                ("sft", self.data.sft.is_some()),
+            ];
+            for (key, _) in without_effect.iter().filter(|(_, given)| *given) {
+                bail!(
+                    "data.{key} has no effect on the built-in data; set data.train too, or the sizes in data.built_in"
+                );
+            }
         }
         if !(0.0..1.0).contains(&self.data.hold_out) {
             bail!("data.hold_out = {} must be in [0, 1)", self.data.hold_out);
@@ -64,9 +61,45 @@ impl Settings {
                     bail!("{name}.optimizer.{key} = {value} must be positive");
                 }
             }
+            if let Some(ratio) = o.warmup_ratio
+                && !(0.0..=1.0).contains(&ratio)
+            {
+                bail!("{name}.optimizer.warmup_ratio = {ratio} must be from 0 to 1");
+            }
+            if !o.betas.iter().all(|beta| (0.0..1.0).contains(beta)) {
+                bail!("{name}.optimizer.betas = {:?} must be in [0, 1)", o.betas);
+            }
             if !(o.weight_decay >= 0.0 && o.weight_decay.is_finite()) {
                 bail!("{name}.optimizer.weight_decay = {} must not be negative", o.weight_decay);
             }
+        }
+        Ok(())
+    }
+
+    /// What must hold where features are read.
+    fn check_features(&self) -> Result<()> {
+        if self.align.k == 0 {
+            bail!("align.k must be at least 1");
+        }
+        if self.sae.path.is_none() && self.align.k > self.sae.training.d_sae {
+            bail!(
+                "align.k = {} exceeds the {} features of sae.training.d_sae",
+                self.align.k,
+                self.sae.training.d_sae
+            );
+        }
+        if let Some(n) = self.reference.top_n
+            && n.get() < self.align.k
+        {
+            bail!("reference.top_n = {n} must be at least align.k = {}", self.align.k);
+        }
+        let site: Site = self.sae.site.parse()?;
+        self.check_more_sites(site)?;
+        if self.model.path.is_none() {
+            site.check(self.model.num_hidden_layers)?;
+        }
+        if self.sae.path.is_none() {
+            self.sae.training.check()?;
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use anyhow::{Result, anyhow, bail};
 use toml::{Table, Value};
 
-use super::Settings;
+use super::{Settings, suggest};
 
 /// All dotted keys, of values and of tables.
 pub(super) fn known_keys(settings: &Settings) -> Result<Vec<String>> {
@@ -37,14 +37,7 @@ pub(super) fn merge(table: &mut Table, layer: Table, prefix: &str, known: &[Stri
         };
         if !known.contains(&key) {
             let leaf = first_leaf(&key, &value);
-            let nearest = known
-                .iter()
-                .map(|k| (strsim::jaro_winkler(k, &leaf), k))
-                .max_by(|a, b| a.0.total_cmp(&b.0));
-            match nearest {
-                Some((_, nearest)) => bail!("no setting `{leaf}`; did you mean `{nearest}`?"),
-                None => bail!("no setting `{leaf}`"),
-            }
+            bail!("no setting `{leaf}`{}", suggest::suffix(&leaf, known));
         }
         match (table.get_mut(&name), value) {
             (Some(Value::Table(below)), Value::Table(above)) => merge(below, above, &key, known)?,
@@ -77,7 +70,7 @@ fn first_leaf(key: &str, value: &Value) -> String {
 pub(super) fn parse_assignment(text: &str) -> Result<Table> {
     let (key, value) = text
         .split_once('=')
-        .ok_or_else(|| anyhow!("--set {text}: expected KEY=VALUE, such as align.method=dpo"))?;
+        .ok_or_else(|| anyhow!("expected KEY=VALUE, such as align.method=dpo"))?;
     let parsed: Result<Table, _> = toml::from_str(&format!("value = {value}"));
     let mut value = match parsed {
         Ok(mut table) if table.len() == 1 => {
@@ -90,6 +83,6 @@ pub(super) fn parse_assignment(text: &str) -> Result<Table> {
     }
     match value {
         Value::Table(table) => Ok(table),
-        _ => bail!("--set {text}: the key is missing"),
+        _ => bail!("the key is missing"),
     }
 }

@@ -139,8 +139,74 @@ fn refused_settings_say_what_to_do() {
         ("align.lora.target_modules=[\"q\"]", "`q`"),
         ("align.lora.target_modules=.*proj", "all-linear"),
         ("nonsense", "KEY=VALUE"),
+        ("align.epochs=-1", "align.epochs = -1"),
+        ("align.max_steps=0", "at least 1"),
+        ("sft.optimizer.warmup_ratio=1.5", "warmup_ratio = 1.5"),
+        ("align.optimizer.betas=[0.9, 1.0]", "betas = [0.9, 1.0]"),
+        ("data.sft=x.jsonl", "data.sft has no effect"),
     ] {
         let message = format!("{:#}", resolve(&[set]).unwrap_err());
         assert!(message.contains(says), "{set}: {message:?} does not say {says:?}");
     }
+}
+
+#[test]
+fn settings_of_features_are_checked_where_features_are_used() {
+    let resolve = |set: &[&str]| {
+        let set: Vec<String> = set.iter().map(|s| (*s).to_owned()).collect();
+        Settings::resolve("tiny", None, &set)
+    };
+    assert!(resolve(&[]).unwrap().features());
+    let dpo = ["align.method=dpo", "sae.site=resid_post:9", "align.k=0"];
+    assert!(!resolve(&dpo).unwrap().features());
+    let error = resolve(&[&dpo[..], &["evaluate.features=true"]].concat()).unwrap_err();
+    assert!(error.to_string().contains("align.k"), "{error}");
+}
+
+/// Oracle: the arithmetic of transformers' `Trainer`, by hand.
+#[test]
+fn the_length_of_a_training() {
+    let length = |epochs, max_steps| Length {
+        epochs,
+        max_steps: NonZeroUsize::new(max_steps),
+        batch_size: NonZeroUsize::new(4).unwrap(),
+    };
+    for (epochs, max_steps, rows, steps, begun) in [
+        (2.0, 0, 10, 6, 2),
+        (0.5, 0, 40, 5, 1),
+        (1.25, 0, 40, 13, 2),
+        (0.01, 0, 40, 1, 1),
+        (2.0, 5, 40, 5, 2),
+        (0.0, 5, 40, 0, 0),
+    ] {
+        let found = length(epochs, max_steps);
+        assert_eq!((found.steps(rows), found.begun()), (steps, begun), "{found:?}");
+    }
+    let whole = resolve(&[]).unwrap().to_toml().unwrap();
+    assert!(whole.contains("epochs = 2\n"), "whole epochs are whole numbers");
+    let part = resolve(&["align.epochs=0.5", "align.optimizer.warmup_ratio=0.1"]).unwrap();
+    assert_eq!((part.align.epochs, part.align.optimizer.warmup(31)), (0.5, 4));
+    let again: Settings = toml::from_str(&part.to_toml().unwrap()).unwrap();
+    assert_eq!(again, part);
+}
+
+#[test]
+fn a_saved_file_is_a_base() {
+    let folder = tempfile::tempdir().unwrap();
+    let saved = folder.path().join("run.toml");
+    let first = Settings::resolve("smoke", None, &["align.alpha=0.7".into()]).unwrap();
+    std::fs::write(&saved, first.to_toml().unwrap()).unwrap();
+    assert_eq!(Settings::resolve_on(Base::Saved(&saved), None, &[]).unwrap(), first);
+    let set = ["align.k=3".to_owned(), "align.lora.rank=2".to_owned()];
+    let second = Settings::resolve_on(Base::Saved(&saved), None, &set).unwrap();
+    let changes = second.changes(&first);
+    assert!(changes.contains(&"align.k is 3, was 10".to_owned()), "{changes:?}");
+    assert!(changes.contains(&"align.lora.rank is 2, was not set".to_owned()), "{changes:?}");
+    assert_eq!(first.changes(&first), Vec::<String>::new());
+    // A file from before a setting existed has what held then.
+    let mut table: Table = toml::from_str(&first.to_toml().unwrap()).unwrap();
+    let of_sft = table["sft"]["optimizer"].as_table_mut().unwrap();
+    assert!(of_sft.remove("betas").is_some());
+    std::fs::write(&saved, toml::to_string(&table).unwrap()).unwrap();
+    assert_eq!(Settings::resolve_on(Base::Saved(&saved), None, &[]).unwrap(), first);
 }

@@ -5,8 +5,10 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use std::num::NonZeroUsize;
 
-/// Batches per window in which items are sorted by length.
+/// Batches per window in which items are sorted by length, at most.
 const WINDOW: usize = 16;
+/// Windows per epoch, at least: in a set of fewer batches, items aren't sorted.
+const WINDOWS: usize = 4;
 
 /// The order of one epoch: the item indices of each batch.
 ///
@@ -19,7 +21,8 @@ pub struct Batches {
 
 impl Batches {
     /// A shuffled epoch with items of similar length in the same batch: items are shuffled, then sorted by length within windows of
-    /// 16 batches, and the batches of each window are shuffled. This saves padding at little cost in randomness.
+    /// 16 batches or a quarter of the set, whichever is less, and the batches of each window are shuffled. This saves padding at
+    /// little cost in randomness. The items of the last batch, where it is not full, are drawn from all.
     ///
     /// The order depends only on the arguments, so a resumed run sees the same batches. `lengths[i]` is the length of item `i` in
     /// tokens.
@@ -28,15 +31,17 @@ impl Batches {
         rng.set_stream(epoch);
         let mut items: Vec<usize> = (0..lengths.len()).collect();
         items.shuffle(&mut rng);
-        let mut order = Vec::with_capacity(items.len());
-        for window in items.chunks_mut(size.get().saturating_mul(WINDOW)) {
+        let batches = items.len() / size.get();
+        let window = size.get().saturating_mul(WINDOW.min(batches / WINDOWS).max(1));
+        let (full, rest) = items.split_at_mut(batches * size.get());
+        let mut order = Vec::with_capacity(lengths.len());
+        for window in full.chunks_mut(window) {
             window.sort_by_key(|&item| lengths[item]);
-            let full = window.chunks_exact(size.get());
-            let rest = full.remainder();
-            let mut batches: Vec<&[usize]> = full.collect();
+            let mut batches: Vec<&[usize]> = window.chunks(size.get()).collect();
             batches.shuffle(&mut rng);
-            order.extend(batches.into_iter().chain([rest]).flatten());
+            order.extend(batches.into_iter().flatten());
         }
+        order.extend_from_slice(rest);
         Self { order, size }
     }
 

@@ -151,6 +151,63 @@ fn a_plan_depends_only_on_seed_and_epoch() {
     assert_eq!(plan(1, 2).iter().nth(5), plan(1, 2).get(5));
 }
 
+/// The definition: in every epoch another partition, in which rows of any lengths may meet, and the last, partial batch is a draw from
+/// all rows.
+#[test]
+fn small_sets_are_permuted_anew_in_every_epoch() {
+    const EPOCHS: u64 = 400;
+    for (items, batch) in [(37, 8), (67, 16), (100, 25), (130, 8), (511, 32)] {
+        let lengths: Vec<usize> = (0..items).collect();
+        let full = items / batch;
+        let mut partitions = BTreeSet::new();
+        let (mut last, mut widest) = (vec![0u32; items], 0);
+        for epoch in 0..EPOCHS {
+            let plan = Batches::shuffled(&lengths, size(batch), 3, epoch);
+            let batches: Vec<BTreeSet<usize>> =
+                plan.iter().map(|batch| batch.iter().copied().collect()).collect();
+            if let Some(rest) = batches.get(full) {
+                rest.iter().for_each(|&item| last[item] += 1);
+            }
+            let spread = |batch: &BTreeSet<usize>| batch.last().unwrap() - batch.first().unwrap();
+            widest = widest.max(batches[..full].iter().map(spread).max().unwrap());
+            partitions.insert(batches.into_iter().collect::<BTreeSet<_>>());
+        }
+        assert_eq!(partitions.len() as u64, EPOCHS, "{items} rows in batches of {batch}");
+        // Sorted whole, the rows of a batch would be neighbours.
+        assert!(widest > 2 * batch, "{items} rows in batches of {batch}: {widest}");
+        let rest = items % batch;
+        let expected = (EPOCHS as usize * rest) as f64 / items as f64;
+        // Six standard deviations of a binomial.
+        let most = 6.0 * expected.sqrt();
+        let fair = |&count: &u32| (f64::from(count) - expected).abs() <= most;
+        assert!(last.iter().all(fair), "{items} rows in batches of {batch}: {last:?}");
+    }
+}
+
+/// Oracle: a quarter of the set.
+#[test]
+fn lengths_are_grouped_within_a_quarter_of_the_set() {
+    for (items, batch) in [(64, 4), (130, 8), (512, 32), (8000, 32)] {
+        let lengths: Vec<usize> = (0..items).map(|item| item * 7919 % items).collect();
+        let plan = Batches::shuffled(&lengths, size(batch), 0, 0);
+        let window = batch * (items / batch / 4).clamp(1, 16);
+        assert!(4 * window <= items && window <= 16 * batch);
+        // The batches of a window, in order of their lengths, don't overlap.
+        let order: Vec<usize> = plan.iter().flatten().copied().collect();
+        for window in order[..items / batch * batch].chunks(window) {
+            let mut ranges: Vec<[usize; 2]> = window
+                .chunks(batch)
+                .map(|batch| {
+                    let lengths = || batch.iter().map(|&item| lengths[item]);
+                    [lengths().min().unwrap(), lengths().max().unwrap()]
+                })
+                .collect();
+            ranges.sort_unstable();
+            assert!(ranges.windows(2).all(|pair| pair[0][1] < pair[1][0]), "{ranges:?}");
+        }
+    }
+}
+
 #[test]
 fn batches_hold_similar_lengths() {
     let lengths: Vec<usize> = (0..1024).map(|item| item * 7919 % 512).collect();

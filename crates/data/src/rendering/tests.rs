@@ -100,6 +100,90 @@ fn without_a_template() {
     assert!(error.to_string().contains("chat_template.jinja"), "{error}");
 }
 
+/// A long prompt loses content, and keeps what the template writes around it. Oracle: the template itself, on the content that is left.
+#[test]
+fn a_long_prompt_keeps_its_frame() {
+    let tokenizer = tokenizer();
+    let chat = TemplateChoice::Chat(ChatTemplate::plain("<bos>").unwrap());
+    let message =
+        |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+    let user = |content: &str| message("user", content);
+    let model = |content: &str| message("assistant", content);
+    let prompt_of = |messages: &[Message]| Prompt::Messages(messages.to_vec());
+    let whole = |messages: &[Message]| chat.prompt_text(&prompt_of(messages)).unwrap();
+    let system = message("system", "qrstuvwx");
+    // (prompt, what is left of it)
+    let cases = vec![
+        (text("abcdefgh"), vec![user("fgh")]),
+        (text("  abcdefgh "), vec![user("fgh")]),
+        (prompt_of(&[user("abcdefgh")]), vec![user("fgh")]),
+        // The text of the frame inside the content.
+        (prompt_of(&[user("user\nuser\n")]), vec![user("r\n")]),
+        (
+            prompt_of(&[user("abc"), model("def"), user("ghi")]),
+            vec![user(""), model("ef"), user("ghi")],
+        ),
+        (prompt_of(&[user("abc"), model("def"), user("ghi")]), vec![user("ghi")]),
+        (prompt_of(&[user("abc"), model("def"), user("ghi")]), vec![user("hi")]),
+        (
+            prompt_of(&[user("a"), model("b"), user("c"), model("d"), user("efg")]),
+            vec![user("c"), model("d"), user("efg")],
+        ),
+        (
+            prompt_of(&[system.clone(), user("ab"), model("cd"), user("ef")]),
+            vec![system.clone(), user("f")],
+        ),
+        (prompt_of(&[system.clone(), user("ef")]), vec![message("system", "stuvwx"), user("")]),
+    ];
+    // The same as texts that carry the template already.
+    let templated = |(prompt, left): &(Prompt, Vec<Message>)| match prompt {
+        Prompt::Messages(messages) if messages[0].role == "user" => {
+            Some((text(&whole(messages)), left.clone()))
+        }
+        _ => None,
+    };
+    let templated: Vec<_> = cases.iter().filter_map(templated).collect();
+    let of = |rendering, cases: Vec<_>| cases.into_iter().map(move |case| (rendering, case));
+    let cases = of(Rendering::Auto, cases);
+    let cases = cases.chain(of(Rendering::Auto, templated.clone()));
+    for (rendering, (prompt, left)) in cases.chain(of(Rendering::None, templated)) {
+        let expected = tokenizer.encode(&whole(&left)).unwrap().ids;
+        let limits = Truncation { max_length: 1000, max_prompt_length: Some(expected.len()) };
+        let preparer = Preparer::new(&tokenizer, &chat, rendering, limits).unwrap();
+        let decode = |ids: &[u32]| tokenizer.decode(ids, false).unwrap();
+        let alone = preparer.tokenize_prompt(&prompt).unwrap();
+        assert_eq!(decode(&alone), decode(&expected), "{rendering} {prompt:?}");
+        let (pairs, summary) = preparer.prepare_pairs(&[pair(prompt, "Yes")]).unwrap();
+        for row in [&pairs[0].chosen, &pairs[0].rejected] {
+            assert_eq!(decode(&row.tokens[..row.prompt_len]), decode(&expected));
+        }
+        assert_eq!((summary.clipped_prompts, summary.clipped_responses), (1, 0));
+    }
+    // No room for the frame: nothing is left to ask.
+    let limits = Truncation { max_length: 1000, max_prompt_length: Some(4) };
+    let preparer = Preparer::new(&tokenizer, &chat, Rendering::Auto, limits).unwrap();
+    assert_eq!(preparer.tokenize_pair(&pair(text("Hi"), "Yes")).unwrap(), None);
+}
+
+#[test]
+fn a_long_dialogue_keeps_its_speakers() {
+    let tokenizer = tokenizer();
+    let message =
+        |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+    let turns = ["user", "assistant", "user"].map(|role| message(role, "abcdef"));
+    for left in [
+        "<bos>\n\nHuman: cdef\n\nAssistant: abcdef\n\nHuman: abcdef\n\nAssistant: ",
+        "<bos>\n\nHuman: bcdef\n\nAssistant: ",
+    ] {
+        let expected = tokenizer.encode(left).unwrap().ids;
+        let limits = Truncation { max_length: 1000, max_prompt_length: Some(expected.len()) };
+        let preparer =
+            Preparer::new(&tokenizer, &TemplateChoice::None, Rendering::Auto, limits).unwrap();
+        let found = preparer.tokenize_prompt(&Prompt::Messages(turns.to_vec())).unwrap();
+        assert_eq!(tokenizer.decode(&found, false).unwrap(), left);
+    }
+}
+
 #[test]
 fn names_round_trip() {
     for (name, rendering) in RENDERINGS {
@@ -113,15 +197,17 @@ fn names_round_trip() {
 /// Pairs as in many public sets: texts already rendered with Gemma's template. Oracle: TRL's rule for plain text.
 #[test]
 fn a_rendered_set_is_not_rendered_again() {
-    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/cases");
-    if !cases.is_dir() {
-        eprintln!("SKIPPED a_rendered_set_is_not_rendered_again: there is no {}", cases.display());
-        return;
-    }
-    let tokenizer = Tokenizer::load(&cases.join("base")).unwrap();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/score/chat");
+    let tokenizer = Tokenizer::load(&folder).unwrap();
     let template = TemplateChoice::from(tokenizer.chat_template().unwrap());
-    let (pairs, _) =
-        read_pairs(&cases.join("double-template/input.jsonl"), OnEmpty::Refuse).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("pairs.jsonl");
+    let prompt = "<bos><start_of_turn>user\\nthe price<end_of_turn>\\n<start_of_turn>model\\n";
+    let [chosen, rejected] = ["one", "two"].map(|answer| format!("{answer}<end_of_turn>\\n"));
+    let row =
+        format!(r#"{{"prompt": "{prompt}", "chosen": "{chosen}", "rejected": "{rejected}"}}"#);
+    std::fs::write(&data, row).unwrap();
+    let (pairs, _) = read_pairs(&data, OnEmpty::Refuse).unwrap();
     let turns = "<bos><start_of_turn>user\nthe price<end_of_turn>\n<start_of_turn>model\n";
     for rendering in [Rendering::Auto, Rendering::None] {
         let preparer = Preparer::new(&tokenizer, &template, rendering, ROOM).unwrap();

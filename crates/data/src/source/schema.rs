@@ -27,7 +27,7 @@ pub enum RowProblem {
     },
     /// An empty response.
     #[error(
-        "column `{column}` contains an empty response; remove the row, or drop empty responses (on_empty = \"drop\")"
+        "column `{column}` contains an empty response; remove the row, or set data.on_empty to \"drop\" or \"keep\""
     )]
     Empty {
         /// The column.

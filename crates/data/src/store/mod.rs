@@ -90,6 +90,28 @@ pub struct PairStore(Records<2>);
 #[derive(Debug)]
 pub struct SequenceStore(Records<1>);
 
+/// A store of either kind.
+#[derive(Debug)]
+pub enum Store {
+    /// Preference pairs.
+    Pairs(PairStore),
+    /// Examples.
+    Examples(SequenceStore),
+}
+
+impl Store {
+    /// Opens a store, whichever it is.
+    ///
+    /// # Errors
+    /// As [`PairStore::open`].
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        match PairStore::open(path) {
+            Err(StoreError::Columns { .. }) => SequenceStore::open(path).map(Self::Examples),
+            pairs => pairs.map(Self::Pairs),
+        }
+    }
+}
+
 const PAIR_SIDES: [&str; 2] = ["chosen_", "rejected_"];
 const SEQUENCE_SIDES: [&str; 1] = [""];
 
@@ -152,6 +174,12 @@ impl PairStore {
     /// An index not below [`Self::len`].
     pub fn views(&self, indices: &[usize]) -> Result<Vec<PairView<'_>>, StoreError> {
         indices.iter().map(|&index| self.get(index)).collect()
+    }
+
+    /// The largest token id of all pairs: what a model's table of embeddings must hold.
+    pub fn largest_token(&self) -> Option<u32> {
+        let pairs = self.iter().flat_map(|pair| [pair.chosen, pair.rejected]);
+        pairs.flat_map(|response| response.tokens).max().copied()
     }
 
     /// Length of the longer row of each pair, prompt included, as [`crate::Batches::shuffled`] takes it. `[pairs]`
@@ -220,6 +248,11 @@ impl SequenceStore {
     /// An index not below [`Self::len`].
     pub fn views(&self, indices: &[usize]) -> Result<Vec<ExampleView<'_>>, StoreError> {
         indices.iter().map(|&index| self.get(index)).collect()
+    }
+
+    /// The largest token id of all examples: what a model's table of embeddings must hold.
+    pub fn largest_token(&self) -> Option<u32> {
+        self.iter().flat_map(|example| example.response.tokens).max().copied()
     }
 
     /// Length of each example, as [`crate::Batches::shuffled`] takes it. `[examples]`

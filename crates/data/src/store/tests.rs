@@ -42,6 +42,9 @@ fn pairs_round_trip() {
         }
         let longest = expected.iter().map(|pair| pair.view().longest());
         assert_eq!(store.lengths(), longest.collect::<Vec<_>>());
+        let tokens =
+            |pair: &TokenizedPair| [&pair.chosen.tokens[..], &pair.rejected.tokens].concat();
+        assert_eq!(store.largest_token(), expected.iter().flat_map(tokens).max());
         let error = store.get(count as usize).unwrap_err().to_string();
         assert!(
             error.contains(&format!("there is no record {count}; the store has {count}")),
@@ -61,6 +64,8 @@ fn examples_round_trip() {
     assert!(store.iter().map(|example| example.to_owned()).eq(examples.iter().cloned()));
     assert_eq!(store.views(&[4999, 0]).unwrap(), [examples[4999].view(), examples[0].view()]);
     assert_eq!(store.lengths()[7], examples[7].response.tokens.len());
+    let tokens = examples.iter().flat_map(|example| &example.response.tokens);
+    assert_eq!(store.largest_token(), tokens.max().copied());
     assert!(!store.is_empty() && store.fingerprint() == &fingerprint());
 }
 

@@ -1,8 +1,9 @@
 use super::*;
-use crate::source::Message;
+use crate::source::{Message, OnEmpty, read_pairs};
 use crate::template::ChatTemplate;
 use crate::testing::cases;
 use proptest::prelude::*;
+use std::path::Path;
 use std::sync::OnceLock;
 
 static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
@@ -60,6 +61,50 @@ fn a_token_across_the_boundary_belongs_to_the_response() {
 }
 
 #[test]
+fn the_responses_of_a_pair_share_one_prompt() {
+    let tokenizer = tokenizer();
+    let preparer = Preparer::new(&tokenizer, &TemplateChoice::None, Rendering::Auto, ROOM).unwrap();
+    // (prompt, chosen, rejected, the prompt's tokens as text, the responses' tokens as text)
+    let cases = [
+        ("xa", "b", "c", "<bos>x", ["ab<eos>", "ac<eos>"]),
+        ("xa", "c", "b", "<bos>x", ["ac<eos>", "ab<eos>"]),
+        ("xa", "c", "d", "<bos>xa", ["c<eos>", "d<eos>"]),
+        ("x ", "ab", "x", "<bos>x", [" ab<eos>", " x<eos>"]),
+        ("ab", "ab", "", "<bos>ab", ["ab<eos>", "<eos>"]),
+        ("a", "b", "b", "<bos>", ["ab<eos>", "ab<eos>"]),
+    ];
+    for (prompt, chosen, rejected, shared, responses) in cases {
+        let pair = preparer.tokenize_pair(&pair(prompt, chosen, rejected)).unwrap().unwrap();
+        for (row, response) in [&pair.chosen, &pair.rejected].into_iter().zip(responses) {
+            let expected = (shared.to_owned(), response.to_owned());
+            assert_eq!(halves(&tokenizer, row), expected, "{prompt:?} {chosen:?} {rejected:?}");
+        }
+    }
+}
+
+/// Oracle: the ids of TRL 1.16 (`tests/fixtures/trl/generate.py`).
+#[test]
+fn pairs_have_the_ids_of_trl() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/trl");
+    let tokenizer = Tokenizer::load(&folder.join("model")).unwrap();
+    let (pairs, _) = read_pairs(&folder.join("boundary.jsonl"), OnEmpty::Refuse).unwrap();
+    let expected = std::fs::read_to_string(folder.join("boundary.trl.jsonl")).unwrap();
+    let expected: Vec<serde_json::Value> =
+        expected.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let preparer = Preparer::new(&tokenizer, &TemplateChoice::None, Rendering::Auto, ROOM).unwrap();
+    let (ours, _) = preparer.prepare_pairs(&pairs).unwrap();
+    assert_eq!(ours.len(), expected.len());
+    for (ours, expected) in ours.iter().zip(&expected) {
+        for (row, response) in [(&ours.chosen, "chosen_ids"), (&ours.rejected, "rejected_ids")] {
+            let (prompt, tokens) = row.tokens.split_at(row.prompt_len);
+            let ours = serde_json::json!([prompt, tokens]);
+            let theirs = serde_json::json!([expected["prompt_ids"], expected[response]]);
+            assert_eq!(ours, theirs, "{response}");
+        }
+    }
+}
+
+#[test]
 fn with_a_template_the_response_ends_its_turn() {
     let tokenizer = tokenizer();
     let template = chat();
@@ -99,9 +144,9 @@ fn truncation() {
         (7, None, Some(("<bos>pqrst", "w")), (0, 2)),
         (6, None, None, (0, 0)),
         (2, None, None, (0, 0)),
-        (11, Some(3), Some(("<bos>st", "wxyz<eos>")), (2, 0)),
-        (6, Some(3), Some(("<bos>st", "wxy")), (2, 2)),
-        (2, Some(1), Some(("<bos>", "w")), (2, 2)),
+        (11, Some(3), Some(("<bos>st", "wxyz<eos>")), (1, 0)),
+        (6, Some(3), Some(("<bos>st", "wxy")), (1, 2)),
+        (2, Some(1), Some(("<bos>", "w")), (1, 2)),
     ];
     for (max_length, max_prompt_length, expected, clipped) in cases {
         let truncation = Truncation { max_length, max_prompt_length };

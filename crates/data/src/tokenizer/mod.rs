@@ -1,5 +1,6 @@
 //! Text to token ids and back, over Hugging Face's `tokenizers`.
 
+mod show;
 mod stream;
 mod train;
 
@@ -86,6 +87,7 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     config: Map<String, Value>,
     special: SpecialIds,
+    adds_bos: bool,
     vocab_size: usize,
     hash: String,
 }
@@ -156,8 +158,16 @@ impl Tokenizer {
         let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
         let json = inner.to_string(false).map_err(TokenizerError::Tokenizer)?;
         let add_bos = config.get("add_bos_token");
+        let adds_bos = match add_bos {
+            Some(Value::Bool(adds)) => *adds,
+            // What its post-processor puts before a text.
+            _ => {
+                let begin = inner.encode("", true).map_err(TokenizerError::Tokenizer)?;
+                special.bos.is_some() && begin.get_ids().first() == special.bos.as_ref()
+            }
+        };
         let hash = hash_bytes(format!("{json}\n{special:?}\n{add_bos:?}").as_bytes());
-        Ok(Self { inner, config, special, vocab_size, hash })
+        Ok(Self { inner, config, special, adds_bos, vocab_size, hash })
     }
 
     /// Writes `tokenizer.json` and `tokenizer_config.json` into a folder. `AutoTokenizer` of transformers can load it.
@@ -266,9 +276,10 @@ impl Tokenizer {
         special.map(|token| token.content.clone()).collect()
     }
 
-    /// Whether texts begin with BOS: if the tokenizer has one, and the configuration doesn't set `"add_bos_token": false`.
+    /// Whether texts begin with BOS: if the tokenizer has one, and the configuration sets `"add_bos_token": true` or, where it
+    /// doesn't say, `tokenizer.json` puts BOS before a text. That of Qwen and SmolLM2, for instance, doesn't.
     pub fn adds_bos(&self) -> bool {
-        self.special.bos.is_some() && self.config.get("add_bos_token") != Some(&Value::Bool(false))
+        self.special.bos.is_some() && self.adds_bos
     }
 
     /// The chat template of the configuration, if it has one.

@@ -131,6 +131,23 @@ fn special_tokens_come_from_the_configuration_or_known_names() {
     }
 }
 
+/// As in the files of SmolLM2 and Qwen: a BOS by name, and nothing that puts it before a text.
+#[test]
+fn bos_begins_a_text_only_where_the_tokenizer_puts_it() {
+    let mut json: Value = serde_json::from_str(&small().inner.to_string(false).unwrap()).unwrap();
+    json["post_processor"] = Value::Null;
+    for (config, adds_bos) in [
+        ("{}", false),
+        (r#"{"bos_token": "<bos>"}"#, false),
+        (r#"{"bos_token": "<bos>", "add_bos_token": true}"#, true),
+        (r#"{"bos_token": null, "add_bos_token": true}"#, false),
+    ] {
+        let config = serde_json::from_str(config).unwrap();
+        let tokenizer = Tokenizer::from_json(json.to_string().as_bytes(), config).unwrap();
+        assert_eq!(tokenizer.adds_bos(), adds_bos);
+    }
+}
+
 #[test]
 fn special_ids_are_bos_eos_and_declared_padding() {
     let cases = [

@@ -14,6 +14,11 @@ use super::{
     shards::{Shards, Stored},
 };
 
+/// Which order rows are in: shards of another one hold other rows.
+const ORDER: &str = "windows of a quarter";
+/// Batches that data is read in, at least.
+const BATCHES: usize = 8;
+
 /// Settings of an [`ActivationStore`].
 #[derive(Clone, Debug)]
 pub struct StoreSettings {
@@ -25,7 +30,7 @@ pub struct StoreSettings {
     pub buffer_tokens: usize,
     /// If set, leaves out tokens whose activation norm exceeds this multiple of the median.
     pub max_norm: Option<f64>,
-    /// Rows per forward pass.
+    /// Rows per forward pass, at most: small data is read in eight batches or more, so that one of them can be held out.
     pub batch_size: NonZeroUsize,
     /// Seed for the order of rows and of activations.
     pub seed: u64,
@@ -70,10 +75,11 @@ pub struct ActivationStore<'a> {
 }
 
 impl<'a> ActivationStore<'a> {
-    /// Splits the data into held-out rows and buffers. Runs the model only if `max_norm` is set, on one batch.
+    /// Splits the data into held-out rows and buffers; data of one batch is all held out. Runs the model only if `max_norm` is set,
+    /// on one batch.
     ///
     /// # Errors
-    /// Too little data to train and measure on, or a setting out of range.
+    /// A setting out of range.
     pub fn new(source: Source<'a>, settings: StoreSettings) -> Result<Self> {
         let max_norm = settings.max_norm.unwrap_or(f64::INFINITY);
         if settings.buffer_tokens == 0 || max_norm.is_nan() || max_norm <= 1.0 {
@@ -82,7 +88,9 @@ impl<'a> ActivationStore<'a> {
             );
         }
         let lengths = source.data.lengths();
-        let rows = Batches::shuffled(&lengths, settings.batch_size, settings.seed, 0);
+        let most = NonZeroUsize::new(lengths.len() / BATCHES).unwrap_or(NonZeroUsize::MIN);
+        let batch_size = settings.batch_size.min(most);
+        let rows = Batches::shuffled(&lengths, batch_size, settings.seed, 0);
         let kept = source.kept_lengths();
         let sizes: Vec<usize> =
             rows.iter().map(|batch| batch.iter().map(|&row| kept[row]).sum()).collect();
@@ -92,12 +100,6 @@ impl<'a> ActivationStore<'a> {
         let end = first_reaching(&sizes, available);
         let training = held_out.end..end.max(held_out.end);
         let training_tokens: usize = sizes[training.clone()].iter().sum();
-        if training_tokens < 2 {
-            bail!(
-                "{} rows are too few: none are left to train an autoencoder on beside the held-out ones",
-                lengths.len()
-            );
-        }
         let buffers = split(&sizes, training, training_tokens, settings.buffer_tokens);
         let mut store = Self {
             source,
@@ -128,6 +130,7 @@ impl<'a> ActivationStore<'a> {
     ) -> Result<Self> {
         let s = &self.settings;
         let made_from = made_from
+            .with("order", ORDER)
             .with("tokens", s.tokens)
             .with("held_out", s.held_out)
             .with("buffer_tokens", s.buffer_tokens)
@@ -176,8 +179,15 @@ impl<'a> ActivationStore<'a> {
     /// buffer has fewer.
     ///
     /// # Errors
-    /// The data or a shard can't be read, or `max_norm` leaves a buffer empty.
+    /// Too little data to train on beside the held-out rows, data or a shard that can't be read, or a buffer that `max_norm` leaves
+    /// empty.
     pub fn next_batch(&mut self, tokens: usize, device: &Device) -> Result<Vec<Tensor<2>>> {
+        if self.training_tokens < 2 {
+            bail!(
+                "{} rows are too few: none are left to train an autoencoder on beside the held-out ones",
+                self.source.data.len()
+            );
+        }
         loop {
             let cursor = self.cursor;
             let loaded = self.load()?;

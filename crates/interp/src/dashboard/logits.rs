@@ -1,6 +1,5 @@
 //! The tokens that a feature promotes: its decoder direction times the unembedding.
 
-use burn::tensor::Tensor;
 use fpo_sae::Sae;
 use fpo_transformer::{LanguageModel, Site, SiteKind};
 
@@ -19,7 +18,7 @@ pub struct Effect {
     pub bars: Vec<Bar>,
 }
 
-/// The direct effect of each feature: its decoder direction, times the gains (1 + w) of the norms in between, times the
+/// The direct effect of each feature: its decoder direction, times the gains of the norms in between, times the
 /// unembedding. Leaves out the normalisation and the soft-cap, which depend on the token.
 pub fn effects(
     sae: &Sae,
@@ -30,7 +29,6 @@ pub fn effects(
 ) -> Vec<Effect> {
     let device = model.device();
     let unembedding = model.unembedding();
-    let gain = |w: Tensor<1>| (w + 1.0).unsqueeze::<2>();
     let mut found = Vec::with_capacity(features.len());
     for features in features.chunks(FEATURES) {
         let rows = indices(features.iter().map(|&i| i as i32).collect(), &device);
@@ -39,10 +37,12 @@ pub fn effects(
             && let Some(block) = model.model.layers.get(site.layer)
         {
             let output = block.self_attn.o_proj.weight.val().transpose();
-            directions =
-                directions.matmul(output) * gain(block.post_attention_layernorm.weight.val());
+            directions = directions.matmul(output);
+            if let Some(norm) = block.after_attention() {
+                directions = directions * norm.gain().unsqueeze();
+            }
         }
-        let directions = directions * gain(model.model.norm.weight.val());
+        let directions = directions * model.model.norm.gain().unsqueeze();
         let logits = unembedding.columns(|rows| directions.clone().matmul(rows.transpose()));
         let logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
         let vocabulary = logits.len() / features.len();

@@ -14,15 +14,21 @@ function element(name, text, properties = {}) {
   return Object.assign(made, properties);
 }
 
+// A token in a list: spaces at its ends, which would not be seen, are marked.
+function shown(token) {
+  const marked = tokens[token].replace(/^ +| +$/g, (spaces) => "␣".repeat(spaces.length));
+  return marked === "" ? "(empty)" : marked;
+}
+
 function number(x) {
   return x === 0 ? "0" : Math.abs(x) < 0.001 ? x.toExponential(1) : x.toPrecision(3);
 }
 
 // What a search matches: the promoted tokens and the strongest token of each excerpt.
 const words = features.map((f) => {
-  const shown = f[columns.promoted].map(([token]) => token);
+  const promoted = f[columns.promoted].map(([token]) => token);
   const fired = f[columns.examples].map(([places, , strongest]) => places[strongest]);
-  return [...shown, ...fired].map((token) => tokens[token].toLowerCase());
+  return [...promoted, ...fired].map((token) => tokens[token].toLowerCase());
 });
 
 function matches(position, query) {
@@ -37,9 +43,9 @@ function list() {
   const sign = state.up ? 1 : -1;
   found.sort((a, b) => sign * (features[a][state.sort] - features[b][state.sort]) || a - b);
   rows.replaceChildren(...found.slice(0, MOST_ROWS).map(row));
-  const shown = Math.min(found.length, MOST_ROWS);
+  const listed = Math.min(found.length, MOST_ROWS);
   document.getElementById("count").textContent =
-    `${found.length} of ${features.length} features` + (shown < found.length ? `, the first ${shown} shown` : "");
+    `${found.length} of ${features.length} features` + (listed < found.length ? `, the first ${listed} shown` : "");
   for (const button of document.querySelectorAll("[data-sort]")) {
     if (Number(button.dataset.sort) === state.sort) button.dataset.order = state.up ? "up" : "down";
     else delete button.dataset.order;
@@ -56,7 +62,7 @@ function row(position) {
     element("td", `${(100 * f[columns.density]).toPrecision(3)} %`),
     element("td", number(f[columns.max])),
     element("td", number(f[columns.mean])),
-    element("td", f[columns.promoted].slice(0, 3).map(([token]) => tokens[token]).join(" ")),
+    element("td", f[columns.promoted].slice(0, 3).map(([token]) => shown(token)).join("  ")),
   );
   made.onclick = () => show(position);
   made.onkeydown = (event) => event.key === "Enter" && show(position);
@@ -68,7 +74,7 @@ function logits(title, pairs) {
   const entries = element("ol");
   for (const [token, logit] of pairs) {
     const entry = element("li");
-    entry.append(element("code", tokens[token]), element("span", logit.toFixed(3)));
+    entry.append(element("code", shown(token)), element("span", logit.toFixed(3)));
     entries.append(entry);
   }
   part.append(element("h3", title), entries);
@@ -98,7 +104,7 @@ function example([places, active, strongest], max) {
   places.forEach((token, position) => {
     const span = element("span", tokens[token]);
     const value = values.get(position) ?? 0;
-    span.title = `${tokens[token]}: ${number(value)}`;
+    span.title = `${shown(token)}: ${number(value)}`;
     if (value > 0) span.style.backgroundColor = `rgb(var(--heat-rgb) / ${0.12 + (0.68 * value) / max})`;
     if (position === strongest) span.className = "strongest";
     line.append(span);
@@ -116,7 +122,7 @@ function show(position) {
   );
   const pair = element("div", undefined, { className: "pair" });
   pair.append(logits("Promotes", f[columns.promoted]), logits("Suppresses", f[columns.suppressed]));
-  const texts = f[columns.examples].map((shown) => example(shown, f[columns.max]));
+  const texts = f[columns.examples].map((excerpt) => example(excerpt, f[columns.max]));
   const heading = element("h3", texts.length > 0 ? "Strongest excerpts" : "Active on none of the tokens read");
   panel.replaceChildren(title, facts, histogram(f[columns.bars]), pair, heading, ...texts);
   history.replaceState(null, "", `#${f[columns.index]}`);

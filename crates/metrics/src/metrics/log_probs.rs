@@ -2,7 +2,7 @@
 
 use fpo_report::{Better, Unit};
 
-use crate::{Curve, Metric, Of, Places, Plot, Slot};
+use crate::{Curve, Evaluation, Metric, Of, Places, Plot, Slot};
 
 const PLOT: Plot = Plot { rank: 40, title: "Log-probability", y_label: "nats per response" };
 
@@ -17,6 +17,7 @@ pub const CHOSEN: Metric = Metric {
     places: Places {
         log: Some("logps/chosen"),
         curve: Some(Curve { plot: PLOT, series: "chosen" }),
+        evaluation: Evaluation::Recorded,
         line: Some(10),
         mean: Some(Slot { rank: 60, title: "Log-probability, chosen" }),
         ..Places::NONE

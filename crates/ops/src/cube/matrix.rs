@@ -39,6 +39,14 @@ impl Matrix {
         Self::new(empty_device_dtype(client, device, description.shape.clone(), description.dtype))
     }
 
+    /// The same values in a buffer without other owners.
+    pub fn owned(self) -> Self {
+        match self.tensor.can_mut() {
+            true => self,
+            false => Self::new(self.tensor.copy()),
+        }
+    }
+
     pub fn tensor(&self) -> &CubeTensor {
         &self.tensor
     }

@@ -13,6 +13,7 @@ pub(crate) mod pooled;
 pub(crate) mod products;
 pub(crate) mod rms_norm;
 mod softcap;
+pub(crate) mod update;
 
 use burn::{
     backend::{
@@ -41,6 +42,9 @@ pub(crate) trait Kernel<const N: usize, const M: usize>:
 {
     /// The name under which fusion registers it.
     const NAME: &'static str;
+
+    /// Whether the outputs are the first inputs, written over. An input with another owner is copied first.
+    const IN_PLACE: bool = false;
 
     /// Shapes and types of the outputs.
     fn outputs(&self, inputs: [&TensorSpec; N]) -> [TensorSpec; M];
@@ -107,8 +111,19 @@ impl<K: Kernel<N, M>, const N: usize, const M: usize> Operation<FusionCubeRuntim
             .inputs
             .each_ref()
             .map(|input| Matrix::new(handles.get_float_tensor::<CubeBackend>(input)));
-        let like = inputs[0].tensor();
-        let outputs = self.outputs.each_ref().map(|output| Matrix::empty(output, like));
+        let (inputs, outputs): (_, [Matrix; M]) = if K::IN_PLACE {
+            let mut place = 0..;
+            let inputs = inputs.map(|input| match place.next() < Some(M) {
+                true => input.owned(),
+                false => input,
+            });
+            let outputs = std::array::from_fn(|i| inputs[i].clone());
+            (inputs, outputs)
+        } else {
+            let like = inputs[0].tensor();
+            let outputs = self.outputs.each_ref().map(|output| Matrix::empty(output, like));
+            (inputs, outputs)
+        };
         if !outputs.iter().all(Matrix::is_empty) {
             self.kernel.launch(inputs, outputs.clone());
         }

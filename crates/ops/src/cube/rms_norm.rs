@@ -12,13 +12,17 @@ use super::{
     place::{Plan, UNITS, own_row, sum_of_group},
     run,
 };
-use crate::graph::{Operation, Plain};
+use crate::{
+    graph::{Operation, Plain},
+    rms_norm::Gain,
+};
 
 /// Partial sums of the weight's gradient, each over a piece of the rows.
 const PIECES: usize = 64;
 
 #[derive(Clone, Debug)]
 pub(crate) struct RmsNorm {
+    pub gain: Gain,
     pub eps: f64,
 }
 
@@ -27,7 +31,7 @@ impl Operation<2> for RmsNorm {
     type Saved = Plain;
 
     fn forward(&self, inputs: [Plain; 2]) -> (Plain, Plain) {
-        let [output, scales] = run(Normalise { eps: self.eps as f32 }, inputs);
+        let [output, scales] = run(Normalise { gain: self.gain, eps: self.eps as f32 }, inputs);
         (output, scales)
     }
 
@@ -46,7 +50,8 @@ impl Operation<2> for RmsNorm {
             sums.cast(FloatDType::from(dtype)).into()
         });
         let d_x = x_wanted.then(|| {
-            let [d_x] = run(Differentiate, [x, weight, scales, gradient]);
+            let differentiate = Differentiate { offset: self.gain.offset() };
+            let [d_x] = run(differentiate, [x, weight, scales, gradient]);
             d_x
         });
         [d_x, d_weight]
@@ -56,6 +61,7 @@ impl Operation<2> for RmsNorm {
 /// x `[…, d]` and weight `[d]` → output `[…, d]`, and scale of each row `[rows]`.
 #[derive(Clone, Debug)]
 struct Normalise {
+    gain: Gain,
     eps: f32,
 }
 
@@ -87,7 +93,9 @@ impl Kernel<2, 2> for Normalise {
                 width,
                 strides[0],
                 strides[1],
+                self.gain.offset(),
                 self.eps,
+                self.gain == Gain::Weight,
                 plan.group,
                 types,
             );
@@ -105,7 +113,9 @@ fn normalise<F: Float, W: Float>(
     width: usize,
     x_stride: usize,
     output_stride: usize,
+    offset: f32,
     eps: f32,
+    #[comptime] rounds: bool,
     #[comptime] group: usize,
     #[define(F, W)] _types: [ElemType; 2],
 ) {
@@ -127,16 +137,22 @@ fn normalise<F: Float, W: Float>(
         }
         let first = row * output_stride;
         for i in range_stepped(UNIT_POS_X as usize, width, group) {
-            let normal = f32::cast_from(x[x_first + i]) * scale;
-            output[first + i] = F::cast_from(normal * (1.0f32 + f32::cast_from(weight[i])));
+            let mut normal = f32::cast_from(x[x_first + i]) * scale;
+            if rounds {
+                normal = f32::cast_from(F::cast_from(normal));
+            }
+            output[first + i] = F::cast_from(normal * (offset + f32::cast_from(weight[i])));
         }
     }
 }
 
-/// x, weight, scales and the gradient of the output → the gradient of x. With r the scale, n = x·r and h = g·(1 + w):
+/// x, weight, scales and the gradient of the output → the gradient of x. With r the scale, n = x·r and h = g·gain:
 /// `dx = r·(h − n·mean(h·n))`.
 #[derive(Clone, Debug)]
-struct Differentiate;
+struct Differentiate {
+    /// The gain minus the weight.
+    offset: f32,
+}
 
 impl Kernel<4, 1> for Differentiate {
     const NAME: &'static str = "fpo::rms_norm_backward";
@@ -168,6 +184,7 @@ impl Kernel<4, 1> for Differentiate {
                 strides[0],
                 strides[1],
                 strides[2],
+                self.offset,
                 plan.group,
                 types,
             );
@@ -187,6 +204,7 @@ fn differentiate<F: Float, W: Float, G: Float>(
     x_stride: usize,
     gradient_stride: usize,
     output_stride: usize,
+    offset: f32,
     #[comptime] group: usize,
     #[define(F, W, G)] _types: [ElemType; 3],
 ) {
@@ -199,7 +217,7 @@ fn differentiate<F: Float, W: Float, G: Float>(
     if row < rows {
         scale = scales[row];
         for i in range_stepped(UNIT_POS_X as usize, width, group) {
-            let h = f32::cast_from(gradient[g_first + i]) * (1.0f32 + f32::cast_from(weight[i]));
+            let h = f32::cast_from(gradient[g_first + i]) * (offset + f32::cast_from(weight[i]));
             sum += h * f32::cast_from(x[x_first + i]) * scale;
         }
     }
@@ -207,7 +225,7 @@ fn differentiate<F: Float, W: Float, G: Float>(
     if row < rows {
         let first = row * output_stride;
         for i in range_stepped(UNIT_POS_X as usize, width, group) {
-            let h = f32::cast_from(gradient[g_first + i]) * (1.0f32 + f32::cast_from(weight[i]));
+            let h = f32::cast_from(gradient[g_first + i]) * (offset + f32::cast_from(weight[i]));
             let normal = f32::cast_from(x[x_first + i]) * scale;
             output[first + i] = F::cast_from(scale * (h - normal * mean));
         }

@@ -70,8 +70,13 @@ fn constant<const D: usize>(seed: u64, shape: [usize; D]) -> Tensor<D> {
 #[test]
 fn small_operations() {
     check("geglu", values([6, 6]), |[g, u]| fpo_ops::geglu(g, u));
+    check("swiglu", values([6, 6]), |[g, u]| fpo_ops::swiglu(g, u));
     check("softcap", values([6]), |[x]| fpo_ops::softcap(x, 2.0));
-    check("rms_norm", values([12, 4]), |[x, w]| fpo_ops::rms_norm(x.reshape([3, 4]), w, 1e-6));
+    for gain in [Gain::OnePlusWeight, Gain::Weight] {
+        check("rms_norm", values([12, 4]), |[x, w]| {
+            fpo_ops::rms_norm(x.reshape([3, 4]), w, gain, 1e-6)
+        });
+    }
     check("linear", values([12, 8]), |[x, w]| {
         fpo_ops::linear(x.reshape([3, 4]), w.reshape([2, 4]))
     });

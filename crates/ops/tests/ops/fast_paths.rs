@@ -1,22 +1,29 @@
 //! Every fast path computes what its definition computes, values and gradients, on awkward shapes.
 
 use burn::tensor::Tensor;
-use fpo_ops::{Activation, AttentionOptions, Encoder, Normalization, TextStarts, definition};
+use fpo_ops::{Activation, AttentionOptions, Encoder, Gain, Normalization, TextStarts, definition};
 
 use crate::support::{Numbers, autodiff, close, same, vec};
 
 #[test]
-fn geglu() {
+fn gated() {
     for shape in [[1, 1], [3, 17], [129, 257]] {
         for scale in [0.01, 1.0, 20.0] {
             let mut numbers = Numbers(1);
             let inputs = [(); 2].map(|()| numbers.tensor(shape, scale, &autodiff()));
             same(
                 &format!("geglu {shape:?} × {scale}"),
-                inputs,
+                inputs.clone(),
                 2e-6,
                 |[gate, up]| fpo_ops::geglu(gate, up),
                 |[gate, up]| definition::geglu(gate, up),
+            );
+            same(
+                &format!("swiglu {shape:?} × {scale}"),
+                inputs,
+                2e-6,
+                |[gate, up]| fpo_ops::swiglu(gate, up),
+                |[gate, up]| definition::swiglu(gate, up),
             );
         }
     }
@@ -28,13 +35,15 @@ fn rms_norm() {
         let mut numbers = Numbers(2);
         let x = numbers.tensor(shape, 3.0, &autodiff());
         let weight = numbers.tensor([1, shape[1]], 0.5, &autodiff());
-        same(
-            &format!("rms_norm {shape:?}"),
-            [x, weight],
-            3e-6,
-            |[x, weight]| fpo_ops::rms_norm(x, weight.squeeze_dim(0), 1e-6),
-            |[x, weight]| definition::rms_norm(x, weight.squeeze_dim(0), 1e-6),
-        );
+        for gain in [Gain::OnePlusWeight, Gain::Weight] {
+            same(
+                &format!("rms_norm {shape:?} {gain:?}"),
+                [x.clone(), weight.clone()],
+                3e-6,
+                |[x, weight]| fpo_ops::rms_norm(x, weight.squeeze_dim(0), gain, 1e-6),
+                |[x, weight]| definition::rms_norm(x, weight.squeeze_dim(0), gain, 1e-6),
+            );
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! What is recorded in the autodiff graph.
 
 use burn::tensor::{Device, GradientCheckpointingStrategy, Tensor};
-use fpo_ops::{AttentionOptions, geglu, linear, linear_kl, linear_log_probs, rms_norm};
+use fpo_ops::{AttentionOptions, Gain, geglu, linear, linear_kl, linear_log_probs, rms_norm};
 
 use crate::support::{Numbers, autodiff, close};
 
@@ -60,7 +60,7 @@ fn gradients_pass_through_a_chain_under_both_checkpointing_strategies() {
         };
         let (x, weight) = (leaf([6, 8]), leaf([8, 8]));
         let norm = leaf([1, 8]).squeeze_dim::<1>(0);
-        let h = rms_norm(x.clone() * 2.0, norm, 1e-6);
+        let h = rms_norm(x.clone() * 2.0, norm, Gain::OnePlusWeight, 1e-6);
         let q = linear(h.clone().exp(), weight.clone()).reshape([2, 3, 2, 4]);
         let options = AttentionOptions { scale: 0.5, softcap: Some(5.0), window: Some(2) };
         let mixed = fpo_ops::causal_attention(q.clone(), q.clone(), q, &options);

@@ -2,7 +2,7 @@
 //! mantissa are about two and a half digits.
 
 use burn::tensor::{FloatDType, Int, Tensor};
-use fpo_ops::{Activation, AttentionOptions, Encoder, Normalization, definition};
+use fpo_ops::{Activation, AttentionOptions, Encoder, Gain, Normalization, definition};
 
 use crate::support::{Numbers, autodiff, close};
 
@@ -38,13 +38,21 @@ fn same<const N: usize, const D: usize, const O: usize>(
 fn pointwise_and_rowwise() {
     for shape in [[1, 3], [7, 33]] {
         same("geglu", [shape; 2], |[g, u]| fpo_ops::geglu(g, u), |[g, u]| definition::geglu(g, u));
-        same("softcap", [shape], |[x]| fpo_ops::softcap(x, 2.0), |[x]| definition::softcap(x, 2.0));
         same(
-            "rms_norm",
-            [shape, [1, shape[1]]],
-            |[x, w]| fpo_ops::rms_norm(x, w.squeeze_dim(0), 1e-6),
-            |[x, w]| definition::rms_norm(x, w.squeeze_dim(0), 1e-6),
+            "swiglu",
+            [shape; 2],
+            |[g, u]| fpo_ops::swiglu(g, u),
+            |[g, u]| definition::swiglu(g, u),
         );
+        same("softcap", [shape], |[x]| fpo_ops::softcap(x, 2.0), |[x]| definition::softcap(x, 2.0));
+        for gain in [Gain::OnePlusWeight, Gain::Weight] {
+            same(
+                &format!("rms_norm, {gain:?}"),
+                [shape, [1, shape[1]]],
+                |[x, w]| fpo_ops::rms_norm(x, w.squeeze_dim(0), gain, 1e-6),
+                |[x, w]| definition::rms_norm(x, w.squeeze_dim(0), gain, 1e-6),
+            );
+        }
         same(
             "linear",
             [shape, [5, shape[1]]],

@@ -1,7 +1,7 @@
 //! Results are the same to the bit with any number of threads.
 
 use burn::tensor::{Device, Tensor};
-use fpo_ops::{Activation, AdamW, AttentionOptions, Encoder, Normalization};
+use fpo_ops::{Activation, AdamW, AttentionOptions, Encoder, Gain, Normalization};
 
 use crate::support::{Numbers, autodiff, vec};
 
@@ -39,10 +39,13 @@ fn elementwise_and_rowwise() {
     same_bits("geglu", || {
         all([random(1, [300, 100]), random(2, [300, 100])], |[g, u]| fpo_ops::geglu(g, u))
     });
+    same_bits("swiglu", || {
+        all([random(1, [300, 100]), random(2, [300, 100])], |[g, u]| fpo_ops::swiglu(g, u))
+    });
     same_bits("softcap", || all([random(1, [300, 100])], |[x]| fpo_ops::softcap(x, 3.0)));
     same_bits("rms_norm", || {
         all([random(1, [300, 100]), random(2, [1, 100])], |[x, w]| {
-            fpo_ops::rms_norm(x, w.squeeze_dim(0), 1e-6)
+            fpo_ops::rms_norm(x, w.squeeze_dim(0), Gain::OnePlusWeight, 1e-6)
         })
     });
     same_bits("jump_relu", || {

@@ -7,7 +7,7 @@ use fpo_losses::Needs;
 use fpo_transformer::{LanguageModel, weights};
 use serde_json::json;
 
-use super::{Base, reference::Split};
+use super::{Base, StageName, card, reference::Split};
 use crate::{
     aligner::{Aligner, FeatureConstraint},
     alignment_step::step_gradients,
@@ -41,11 +41,12 @@ fn train(run: &Run, base: &Base, workspace: &Workspace) -> Result<()> {
     let initial = Initial::Folder(base.sft.folder.clone());
     let trained = Trained::new(initial, s.lora.as_ref(), &run.placement())?;
     let aligner = training_aligner(run, base, trained.base())?;
-    let epochs = Epochs::new(&prepared.train.lengths(), s.batch_size, s.epochs, run.settings.seed);
+    let (lengths, length) = (prepared.train.lengths(), s.length());
+    let epochs = Epochs::new(&lengths, s.batch_size, length.begun(), run.settings.seed);
     let mut training = Training::start(Frame {
         stage: "align",
         workspace,
-        total_steps: epochs.steps(),
+        total_steps: length.steps(lengths.len()),
         checkpoint_every: s.checkpoint_every.get(),
         optimizer: &s.optimizer,
         trained: &trained,
@@ -69,6 +70,7 @@ fn train(run: &Run, base: &Base, workspace: &Workspace) -> Result<()> {
     }
     let policy = training.finish()?;
     trained.finish(&policy, &workspace.output)?;
+    card::write(run, prepared, StageName::Align, &workspace.output, &[])?;
     Ok(prepared.tokenizer.save(&workspace.output)?)
 }
 
@@ -84,13 +86,14 @@ pub fn training_aligner(run: &Run, base: &Base, frozen: Option<&LanguageModel>) 
     Ok(Aligner { keep, token_statistics: s.token_statistics, ..aligner })
 }
 
-/// For measuring: features and KL too, whatever the method.
+/// For measuring: KL too, whatever the method, and features where the run has them.
 ///
 /// # Errors
 /// A cache that doesn't match, or a model that can't be loaded.
 pub fn measuring_aligner(run: &Run, base: &Base, split: Split) -> Result<Aligner> {
     let needs = run.settings.align.objective().needs();
-    aligner(run, base, split, Needs { token_kl: true, features: true, ..needs }, None)
+    let features = base.caches.reader.is_some();
+    aligner(run, base, split, Needs { token_kl: true, features, ..needs }, None)
 }
 
 fn aligner(
@@ -123,7 +126,7 @@ fn aligner(
 
 fn constraint(run: &Run, base: &Base) -> Result<FeatureConstraint> {
     let s = &run.settings;
-    let reader = base.caches.reader.clone();
+    let reader = base.caches.reader.clone().context("a run without an autoencoder")?;
     let weights = match &s.align.feature_weights {
         None => None,
         Some(path) => {

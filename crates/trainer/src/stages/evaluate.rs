@@ -61,7 +61,7 @@ pub struct Evaluation {
 struct Found {
     measured: Measured,
     answers: Vec<Answer>,
-    /// Mean pooled activation of every feature of the first site over all held-out responses.
+    /// Mean pooled activation of every feature of the first site over all held-out responses; empty without features.
     pooled: Vec<f64>,
 }
 
@@ -94,7 +94,10 @@ fn fill(run: &Run, base: &Base, align: &Stage, workspace: &Workspace) -> Result<
     let after = find(run, base, &aligner, &model, prompts, &mut progress)?;
     progress.finish("");
 
-    let features = moved_features(run, base, &model, &before.pooled, &after.pooled)?;
+    let features = match &base.sae {
+        Some(sae) => moved_features(run, base, sae, &model, &before.pooled, &after.pooled)?,
+        None => Vec::new(),
+    };
     let answers = before.answers.into_iter().zip(after.answers);
     let answers = prompts.iter().zip(answers).map(|(prompt, (before, after))| AnsweredPrompt {
         prompt: prompt.text.clone(),
@@ -127,10 +130,11 @@ fn find(
         let pairs = prepared.held_out.views(indices)?;
         let batch = PairBatch::new(&pairs, prepared.tokenizer.pad_id())?;
         let comparison = aligner.compare(model, &batch)?;
-        let features = comparison.pooled.first().context("measuring reads features")?;
-        let sums: Vec<f64> = features.clone().sum_dim(0).into_data().iter::<f64>().collect();
-        pooled.resize(sums.len(), 0.0);
-        pooled.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+        if let Some(features) = comparison.pooled.first() {
+            let sums: Vec<f64> = features.clone().sum_dim(0).into_data().iter::<f64>().collect();
+            pooled.resize(sums.len(), 0.0);
+            pooled.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+        }
         comparison.add_to(&mut measured);
         progress.advance(indices.len(), "pairs");
     }
@@ -159,7 +163,7 @@ fn answer(
         max_new_tokens: s.max_new_tokens,
         temperature: s.temperature,
         seed: run.settings.seed,
-        stop_tokens: tokenizer.stop_ids(),
+        stop_tokens: [tokenizer.stop_ids(), model.config().eos_token_ids.clone()].concat(),
         ..GenerationOptions::default()
     };
     let (mut answers, mut texts) = (Vec::new(), Vec::with_capacity(prompts.len()));
@@ -182,17 +186,17 @@ fn answer(
 fn moved_features(
     run: &Run,
     base: &Base,
+    sae: &Stage,
     model: &LanguageModel,
     before: &[f64],
     after: &[f64],
 ) -> Result<Vec<FeatureMove>> {
-    let sae = fpo_sae::load(&base.sae.folder, &run.device)?;
+    let sae = fpo_sae::load(&sae.folder, &run.device)?;
     let site: Site = run.settings.sae.site.parse()?;
     let (pairs, tokenizer) = (&base.prepared.held_out, &base.prepared.tokenizer);
     let pairs = pairs.iter().take(PAIRS_SEARCHED);
     let sequences = pairs.flat_map(|pair| [pair.chosen.tokens, pair.rejected.tokens]).collect();
-    let (excluded, decode) =
-        (tokenizer.special_ids(), |token: u32| Ok(tokenizer.decode(&[token], false)?));
+    let (excluded, decode) = (tokenizer.special_ids(), |token: u32| Ok(tokenizer.show(token)));
     let texts = Texts { model, sae: &sae, site, sequences, excluded: &excluded, decode: &decode };
     texts.moved(before, after)
 }

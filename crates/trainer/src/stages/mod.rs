@@ -1,6 +1,7 @@
 //! The stages of a run, each a file: prepare → sft → sae → reference → align → evaluate → report.
 
 pub mod align;
+pub mod card;
 pub mod evaluate;
 pub mod prepare;
 pub mod reference;
@@ -12,7 +13,9 @@ use std::{fmt, path::Path, str::FromStr};
 
 use anyhow::{Context, Result};
 use fpo_data::{Fingerprint, hash};
+use fpo_plan::work;
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
 
 use crate::run::{Run, Stage};
 
@@ -61,6 +64,16 @@ impl StageName {
     }
 }
 
+impl StageName {
+    /// The stage's folder in the run's.
+    pub const fn folder(self) -> &'static str {
+        match self {
+            Self::Prepare => "prepared",
+            other => other.name(),
+        }
+    }
+}
+
 impl fmt::Display for StageName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
@@ -83,7 +96,13 @@ impl FromStr for StageName {
 /// # Errors
 /// Those of the stages.
 pub fn run(run: &Run, until: StageName) -> Result<Option<report::Finished>> {
-    let Some(base) = Base::make(run, until)? else { return Ok(None) };
+    run.settle(|| walk(run, StageName::Evaluate).map(drop))?;
+    walk(run, until)
+}
+
+/// The stages one after the other.
+pub(crate) fn walk(run: &Run, until: StageName) -> Result<Option<report::Finished>> {
+    let Some(base) = Base::make(run, until, run.settings.features())? else { return Ok(None) };
     if until < StageName::Align {
         return Ok(None);
     }
@@ -104,19 +123,20 @@ pub struct Base {
     pub prepared: prepare::Prepared,
     /// The reference model's stage.
     pub sft: Stage,
-    /// The autoencoder's stage.
-    pub sae: Stage,
+    /// The autoencoder's stage, where features are used.
+    pub sae: Option<Stage>,
     /// The reference caches, and the reader of features.
     pub caches: reference::Caches,
 }
 
 impl Base {
-    /// The stages before alignment; none if `until` ends among them.
+    /// The stages before alignment, the autoencoder's only with `features`; none if `until` ends among them.
     ///
     /// # Errors
     /// Those of the stages.
-    pub fn make(run: &Run, until: StageName) -> Result<Option<Self>> {
+    pub fn make(run: &Run, until: StageName, features: bool) -> Result<Option<Self>> {
         let prepared = prepare::prepare(run)?;
+        run.reporter.outline(&work(&run.settings, &prepared.counts())?);
         if until < StageName::Sft {
             return Ok(None);
         }
@@ -124,11 +144,17 @@ impl Base {
         if until < StageName::Sae {
             return Ok(None);
         }
-        let sae = sae::sae(run, &prepared, &sft)?;
+        let sae = features.then(|| sae::sae(run, &prepared, &sft)).transpose()?;
+        if sae.is_none() {
+            run.reporter.note(
+                "sae",
+                "left out: nothing uses features; evaluate.features = true measures them",
+            );
+        }
         if until < StageName::Reference {
             return Ok(None);
         }
-        let caches = reference::reference(run, &prepared, &sft, &sae)?;
+        let caches = reference::reference(run, &prepared, &sft, sae.as_ref())?;
         Ok(Some(Self { prepared, sft, sae, caches }))
     }
 }
@@ -136,16 +162,27 @@ impl Base {
 /// Settings that change how a stage computes but not what, apart from rounding: an interrupted stage may resume with others.
 const MAY_CHANGE: [&str; 3] = ["micro_batch_size", "checkpoint_every", "checkpoint_activations"];
 
+/// Settings that didn't exist when older runs were made, with what held then, in JSON.
+const NEWER: [(&str, &str); 4] = [
+    ("rendering", "\"auto\""),
+    ("max_steps", "null"),
+    ("warmup_ratio", "null"),
+    ("betas", "[0.9,0.999]"),
+];
+
 /// A settings section as an item of a fingerprint.
 fn section(settings: &impl Serialize) -> Result<String> {
-    let mut section = serde_json::to_value(settings)?;
-    if let Some(fields) = section.as_object_mut() {
-        // Runs made before the setting `rendering` existed had its default.
+    fn prune(value: &mut Value) {
+        let Some(fields) = value.as_object_mut() else { return };
         fields.retain(|key, value| {
-            let as_before = key == "rendering" && value == "auto";
+            let as_before =
+                NEWER.iter().any(|(newer, then)| key == newer && value.to_string() == *then);
             !as_before && !MAY_CHANGE.contains(&key.as_str())
         });
+        fields.values_mut().for_each(prune);
     }
+    let mut section = serde_json::to_value(settings)?;
+    prune(&mut section);
     Ok(section.to_string())
 }
 

@@ -8,6 +8,7 @@ use fpo_data::{
     TemplateChoice, Tokenizer, Truncation, hold_out, read_pairs, read_sft,
 };
 use fpo_datasets::{Sizes, Task, generate};
+use fpo_plan::Counts;
 use serde::{Deserialize, Serialize};
 
 use crate::run::{Run, Stage, Workspace};
@@ -54,6 +55,14 @@ pub struct Prepared {
     pub train_summary: PrepareSummary,
 }
 
+impl Prepared {
+    /// The largest token id of pairs and examples.
+    pub(super) fn largest_token(&self) -> Option<u32> {
+        let pairs = self.train.largest_token().max(self.held_out.largest_token());
+        pairs.max(self.sft.largest_token())
+    }
+}
+
 /// Pairs, examples and prompts before tokenisation.
 struct Raw {
     sft: Vec<SftExample>,
@@ -71,6 +80,7 @@ pub fn prepare(run: &Run) -> Result<Prepared> {
     let s = &run.settings;
     let mut fingerprint = super::fingerprint(run)
         .with("data", super::section(&s.data)?)
+        .with("boundary", "shared by a pair")
         .with("vocab_size", s.model.vocab_size)
         .with("prompts", s.evaluate.prompts);
     let sources = [("train", &s.data.train), ("eval", &s.data.eval), ("sft", &s.data.sft)];
@@ -161,23 +171,20 @@ fn fill(run: &Run, given: Option<Tokenizer>, workspace: &Workspace) -> Result<()
         let note = format!("{dropped} of {rows} rows have an empty response and are left out");
         run.reporter.note("prepared", note);
     }
-    let already = summary.train.already_templated + summary.held_out.already_templated;
-    if already > 0 {
-        let note = format!(
-            "{already} rows already carry the chat template's tokens and are left as they are (data.rendering = \"auto\")"
-        );
-        run.reporter.note("prepared", note);
+    let pairs = summary.train + summary.held_out;
+    for (name, rows) in [("examples", summary.sft), ("pairs", pairs)] {
+        run.reporter.note("prepared", format!("{name}: {} (data.rendering)", rows.ways()));
     }
-    let dropped = summary.train.dropped_empty + summary.held_out.dropped_empty;
     let note = format!(
-        "done in {:.1} s  {} examples, {} pairs, {} held out, {} prompts; {} pairs dropped, {} clipped",
+        "done in {:.1} s  {} examples, {} pairs, {} held out, {} prompts; {} pairs dropped, {} prompts and {} responses clipped",
         begun.elapsed().as_secs_f64(),
         summary.sft.kept,
         summary.train.kept,
         summary.held_out.kept,
         prompts.len(),
-        dropped,
-        summary.train.clipped + summary.held_out.clipped,
+        pairs.dropped_empty,
+        pairs.clipped_prompts,
+        pairs.clipped_responses,
     );
     run.reporter.note("prepared", note);
     Ok(())
@@ -268,6 +275,19 @@ fn shown(prompt: &Prompt) -> String {
 }
 
 impl Prepared {
+    /// What the work of the later stages depends on.
+    pub fn counts(&self) -> Counts {
+        let tokens = |pairs: &PairStore| -> usize {
+            pairs.iter().map(|pair| pair.chosen.tokens.len() + pair.rejected.tokens.len()).sum()
+        };
+        Counts {
+            sft_tokens: self.sft.lengths().iter().sum(),
+            train_tokens: tokens(&self.train),
+            held_out_tokens: tokens(&self.held_out),
+            prompts: self.prompts.len(),
+        }
+    }
+
     fn open(stage: Stage) -> Result<Self> {
         let folder = &stage.folder;
         let tokenizer = Tokenizer::load(folder)?;

@@ -13,7 +13,7 @@ use fpo_transformer::{Site, hash_model, weights};
 
 use super::prepare::Prepared;
 use crate::{
-    reference::{FeatureBinding, Reference, fingerprint},
+    reference::{FeatureBinding, Reference, fingerprint, with_features_of},
     run::{Run, Stage, Workspace},
 };
 
@@ -49,8 +49,8 @@ impl Split {
 pub struct Caches {
     /// The stage.
     pub stage: Stage,
-    /// Reads features as the reference's were read.
-    pub reader: FeatureReader,
+    /// Reads features as the reference's were read, where they are used.
+    pub reader: Option<FeatureReader>,
     folders: [PathBuf; 2],
     bound: [Fingerprint; 2],
 }
@@ -74,15 +74,26 @@ impl Caches {
 ///
 /// # Errors
 /// An autoencoder that doesn't fit the model, or a cache in `reference.path` that was made from other things.
-pub fn reference(run: &Run, prepared: &Prepared, sft: &Stage, sae: &Stage) -> Result<Caches> {
+pub fn reference(
+    run: &Run,
+    prepared: &Prepared,
+    sft: &Stage,
+    sae: Option<&Stage>,
+) -> Result<Caches> {
     let s = &run.settings;
-    let reader = feature_reader(run, prepared, sae)?;
-    let features = FeatureBinding::new(&reader, s.reference.top_n);
+    let reader = sae.map(|sae| feature_reader(run, prepared, sae)).transpose()?;
+    let features = reader.as_ref().map(|reader| FeatureBinding::new(reader, s.reference.top_n));
     let weights = hash_model(&sft.folder)?;
-    let bound = Split::ALL.map(|split| {
+    let mut bound = Split::ALL.map(|split| {
         let tokens = split.pairs(prepared).binding();
-        fingerprint(tokens, weights.clone(), s.model.precision, Some(&features))
+        fingerprint(tokens, weights.clone(), s.model.precision, features.as_ref())
     });
+    if let (Some(path), None) = (&s.reference.path, &features) {
+        // Features that aren't used may be there.
+        let made_from = ReferenceCache::made_from(path).context("reference.path")?;
+        let [train, _] = &mut bound;
+        *train = with_features_of(train.clone(), &made_from);
+    }
     let given = s.reference.path.as_ref();
     let mut made_from = super::fingerprint(run);
     for (split, bound) in Split::ALL.into_iter().zip(&bound) {
@@ -91,7 +102,7 @@ pub fn reference(run: &Run, prepared: &Prepared, sft: &Stage, sae: &Stage) -> Re
         }
     }
     let stage = run.stage("reference", made_from, |workspace| {
-        fill(run, prepared, sft, &reader, &bound, workspace)
+        fill(run, prepared, sft, reader.as_ref(), &bound, workspace)
     })?;
     let folders = Split::ALL.map(|split| match given {
         Some(path) if split == Split::Train => path.clone(),
@@ -109,15 +120,15 @@ fn fill(
     run: &Run,
     prepared: &Prepared,
     sft: &Stage,
-    reader: &FeatureReader,
+    reader: Option<&FeatureReader>,
     bound: &[Fingerprint; 2],
     workspace: &Workspace,
 ) -> Result<()> {
     let s = &run.settings.reference;
     let model = weights::load(&sft.folder, run.placement())?;
-    reader.check(model.config())?;
+    reader.map_or(Ok(()), |reader| reader.check(model.config()))?;
     let pad = prepared.tokenizer.pad_id();
-    let reference = Reference { model: &model, reader: Some(reader), pad };
+    let reference = Reference { model: &model, reader, pad };
     let made = |split: &Split| s.path.is_none() || *split == Split::HeldOut;
     let splits: Vec<Split> = Split::ALL.into_iter().filter(made).collect();
     let total = splits.iter().map(|split| split.pairs(prepared).len()).sum();
@@ -126,7 +137,7 @@ fn fill(
         let pairs = split.pairs(prepared);
         let shape = CacheShape {
             pairs: pairs.len(),
-            d_sae: reader.d_sae(),
+            d_sae: reader.map_or(0, FeatureReader::d_sae),
             stored: s.top_n.map_or(StoredFeatures::All, StoredFeatures::Top),
             rows_per_shard: ROWS_PER_SHARD,
         };

@@ -1,25 +1,28 @@
 //! The page of a run, and the table that ends it.
 
 use std::{
-    fs,
     io::Write,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
-use fpo_data::{atomic, checkpoints::METRICS_FILE};
+use anyhow::Result;
+use fpo_data::{
+    atomic,
+    checkpoints::{METRICS_FILE, read_log},
+    hash::hash_bytes,
+};
 use fpo_metrics::{chart, charts, table};
-use fpo_report::{Chart, Report, Sample, StageCurves, TableRow, render};
+use fpo_report::{Chart, Report, Sample, SampleGroup, StageCurves, TableRow, render};
 use serde_json::{Map, Value};
 
 use super::{
-    Base,
-    evaluate::{Answer, Evaluation},
+    Base, StageName, card,
+    evaluate::{Answer, AnsweredPrompt, Evaluation},
 };
 use crate::run::{Run, Stage};
 
-/// Answers shown on the page.
-const SAMPLES_SHOWN: usize = 24;
+/// Answers that the page shows of each kind, at most.
+const SAMPLES_SHOWN: usize = 12;
 
 /// What a finished run has to show.
 pub struct Finished {
@@ -37,6 +40,7 @@ pub struct Finished {
 /// A metrics file that can't be read, or the disk's.
 pub fn report(run: &Run, base: &Base, align: &Stage, evaluation: &Evaluation) -> Result<Finished> {
     let table = table(&evaluation.before, &evaluation.after);
+    card::write(run, &base.prepared, StageName::Align, &align.folder, &table)?;
     let path = run.folder.join("report.html");
     write_page(&path, &render(&page(run, base, align, evaluation, table.clone())?))?;
     Ok(Finished { table, model: align.folder.clone(), page: path })
@@ -59,48 +63,58 @@ fn page(
 ) -> Result<Report> {
     let s = &run.settings;
     let objective = s.align.objective();
-    let name = run.folder.file_name().map_or("run".into(), |n| n.to_string_lossy());
-    let data = match &s.data.train {
+    let data = &base.prepared.train_summary;
+    let source = match &s.data.train {
         // The name alone: the settings at the end of the page have the whole path.
         Some(path) => path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
         None => "built-in".into(),
     };
-    let quality: Map<String, Value> = super::read_json(&base.sae.folder.join("quality.json"))?;
     let percent = |share: f64| format!("{:.1} %", 100.0 * share);
-    let number = |key: &str| quality.get(key).and_then(Value::as_f64).unwrap_or(f64::NAN);
-    let summary = [
+    let mut summary = vec![
         ("Method", s.align.method.to_string()),
         ("β", objective.beta.to_string()),
         ("α", objective.alpha.to_string()),
-        ("k", s.align.k.to_string()),
-        ("Site", s.sae.site.clone()),
-        ("Data", data),
+        ("Data", source.clone()),
         ("Pairs", base.prepared.train.len().to_string()),
-        ("Pairs clipped", percent(base.prepared.train_summary.clipped_share())),
-        ("Pairs dropped", percent(base.prepared.train_summary.dropped_share())),
+        ("Prompts clipped", percent(data.clipped_prompt_share())),
+        ("Responses clipped", percent(data.clipped_response_share())),
+        ("Pairs dropped", percent(data.dropped_share())),
         ("Held-out pairs", base.prepared.held_out.len().to_string()),
-        ("SAE L0", format!("{:.1}", number("l0"))),
-        ("SAE explained variance", format!("{:.3}", number("explained_variance"))),
     ];
+    let mut notes = vec![
+        "Hardware, wall clock and tokens per second are in timing.json beside this page, so that equal runs have equal pages.".into(),
+    ];
+    if let Some(sae) = &base.sae {
+        let quality: Map<String, Value> = super::read_json(&sae.folder.join("quality.json"))?;
+        let number = |key: &str| quality.get(key).and_then(Value::as_f64).unwrap_or(f64::NAN);
+        summary.extend([
+            ("k", s.align.k.to_string()),
+            ("Site", s.sae.site.clone()),
+            ("SAE L0", format!("{:.1}", number("l0"))),
+            ("SAE explained variance", format!("{:.3}", number("explained_variance"))),
+        ]);
+        notes.extend([
+            "SAE explained variance is 1 − E‖x − x̂‖² / (E‖x‖² − ‖E x‖²) on activations it was not trained on.".into(),
+            "A feature's activation is averaged over the positions that predict a response, then over held-out responses.".into(),
+        ]);
+    }
     Ok(Report {
-        title: format!("{} on {name}", s.align.method.to_string().to_uppercase()),
+        title: format!("{} on {source} data", s.align.method.to_string().to_uppercase()),
         subtitle: format!("fpo {} · seed {}", env!("CARGO_PKG_VERSION"), s.seed),
         summary: summary.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
         table,
         comparison: None,
-        stages: curves(&base.sft.folder, &base.sae.folder, &align.folder)?,
-        samples: samples(evaluation),
+        // A model that was given comes with the curves of whatever run made it.
+        stages: curves(run, &base.sft.folder, base.sae.as_ref(), &align.folder)?,
+        samples: samples(run, evaluation),
         features: evaluation.features.clone(),
         settings_toml: s.to_toml()?,
-        notes: vec![
-            "SAE explained variance is 1 − E‖x − x̂‖² / (E‖x‖² − ‖E x‖²) on activations it was not trained on.".into(),
-            "A feature's activation is averaged over the positions that predict a response, then over held-out responses.".into(),
-        ],
+        notes,
     })
 }
 
 /// The charts of the stages that have any.
-fn curves(sft: &Path, sae: &Path, align: &Path) -> Result<Vec<StageCurves>> {
+fn curves(run: &Run, sft: &Path, sae: Option<&Stage>, align: &Path) -> Result<Vec<StageCurves>> {
     type Lines<'a> = &'a [Map<String, Value>];
     let loss = |lines: Lines| chart("Loss", "nats", &[("Loss", "loss")], lines);
     let rate =
@@ -118,23 +132,28 @@ fn curves(sft: &Path, sae: &Path, align: &Path) -> Result<Vec<StageCurves>> {
         charts(lines).into_iter().chain([rate(lines), norm(lines)].into_iter().flatten()).collect()
     };
     type Of<'a> = &'a dyn Fn(Lines) -> Vec<Chart>;
-    let stages: [(&str, &str, &Path, Of); 3] = [
-        ("SFT", "Supervised fine-tuning: the model that alignment starts from.", sft, &of_sft),
+    let sae = sae.map(|stage| stage.folder.as_path());
+    let stages: [(&str, &str, Option<&Path>, Of); 3] = [
+        (
+            "SFT",
+            "Supervised fine-tuning: the model that alignment starts from.",
+            Some(sft),
+            &of_sft,
+        ),
         ("SAE", "The sparse autoencoder on that model's activations.", sae, &of_sae),
         (
             "Align",
             "Preference alignment; each point is a batch of training pairs.",
-            align,
+            Some(align),
             &of_align,
         ),
     ];
     let mut found = Vec::new();
     for (stage, caption, folder, of) in stages {
-        let path = folder.join(METRICS_FILE);
-        if !path.exists() {
-            continue;
-        }
-        let charts = of(&read_metrics(&path)?);
+        let path = folder.map(|folder| folder.join(METRICS_FILE));
+        let path = path.filter(|path| path.exists() && path.starts_with(&run.folder));
+        let Some(path) = path else { continue };
+        let charts = of(&read_log(&path)?);
         if !charts.is_empty() {
             found.push(StageCurves { stage: stage.into(), caption: caption.into(), charts });
         }
@@ -142,37 +161,54 @@ fn curves(sft: &Path, sae: &Path, align: &Path) -> Result<Vec<StageCurves>> {
     Ok(found)
 }
 
-fn read_metrics(path: &Path) -> Result<Vec<Map<String, Value>>> {
-    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-    text.lines()
-        .enumerate()
-        .map(|(i, line)| {
-            serde_json::from_str(line)
-                .with_context(|| format!("{} line {}: malformed", path.display(), i + 1))
-        })
-        .collect()
+/// Some at random, so that they are like the rest, and those whose verdict changed apart, since they say most.
+fn samples(run: &Run, evaluation: &Evaluation) -> Vec<SampleGroup> {
+    let s = &run.settings;
+    let all = &evaluation.answers;
+    let mut drawn: Vec<usize> = (0..all.len()).collect();
+    // By a hash of seed and place, so that it is the same selection in every run with these settings.
+    drawn.sort_by_key(|place| hash_bytes(format!("{} {place}", s.seed).as_bytes()));
+    drawn.truncate(SAMPLES_SHOWN);
+    drawn.sort_unstable();
+    let changed: Vec<usize> =
+        (0..all.len()).filter(|&i| all[i].before.right != all[i].after.right).collect();
+    let shown = changed.len().min(SAMPLES_SHOWN);
+    let other = match s.data.train {
+        None => "Right answer",
+        Some(_) => "Chosen response",
+    };
+    let group = |title: &str, choice: String, places: &[usize]| SampleGroup {
+        title: title.into(),
+        choice,
+        samples: places.iter().map(|&place| sample(&all[place], other)).collect(),
+    };
+    let at_random = format!(
+        "{} of {} held-out prompts, drawn at random with the run's seed before any answer was looked at.",
+        drawn.len(),
+        all.len()
+    );
+    let changes = format!(
+        "{} of {} prompts have another verdict after alignment, for better or worse; the first {shown} of them, in the order of the data.",
+        changed.len(),
+        all.len()
+    );
+    let groups = [
+        group("At random", at_random, &drawn),
+        group("Changed verdicts", changes, &changed[..shown]),
+    ];
+    groups.into_iter().filter(|group| !group.samples.is_empty()).collect()
 }
 
-/// Answers that changed their verdict first, since they say most.
-fn samples(evaluation: &Evaluation) -> Vec<Sample> {
-    let mut answers: Vec<_> = evaluation.answers.iter().collect();
-    answers.sort_by_key(|a| (a.before.right == a.after.right, a.before.text == a.after.text));
+fn sample(answered: &AnsweredPrompt, other: &str) -> Sample {
     let note = |answer: &Answer| answer.verdict.clone();
-    let (changed, same): (Vec<_>, Vec<_>) =
-        answers.into_iter().partition(|a| a.before.right != a.after.right);
-    // Three quarters at most, so that what stayed as it was is seen too.
-    let shown = changed.into_iter().take(SAMPLES_SHOWN * 3 / 4).chain(same);
-    shown
-        .take(SAMPLES_SHOWN)
-        .map(|a| Sample {
-            prompt: a.prompt.clone(),
-            expected: Some(a.expected.clone()),
-            before: a.before.text.clone(),
-            after: a.after.text.clone(),
-            before_right: a.before.right,
-            after_right: a.after.right,
-            note_before: note(&a.before),
-            note_after: note(&a.after),
-        })
-        .collect()
+    Sample {
+        prompt: answered.prompt.clone(),
+        other: Some((other.to_owned(), answered.expected.clone())),
+        before: answered.before.text.clone(),
+        after: answered.after.text.clone(),
+        before_right: answered.before.right,
+        after_right: answered.after.right,
+        note_before: note(&answered.before),
+        note_after: note(&answered.after),
+    }
 }

@@ -5,7 +5,7 @@ use fpo_data::{Epochs, SequenceBatch};
 use fpo_transformer::{Family, ModelConfig, Sizes};
 use serde_json::Map;
 
-use super::prepare::Prepared;
+use super::{StageName, card, prepare::Prepared};
 use crate::{
     forward::{DeviceBatch, Forward, Keep},
     optim::GradientMap,
@@ -26,12 +26,12 @@ pub fn sft(run: &Run, prepared: &Prepared) -> Result<Stage> {
         .with("sft", super::section(&s.sft)?);
     if let Some(path) = &s.model.path {
         let rows = ModelConfig::load(path)?.vocab_size;
-        let ids = prepared.tokenizer.vocab_size();
-        if ids > rows {
-            bail!("the tokenizer has {ids} tokens, the model of {} only {rows}", path.display());
+        // A tokenizer may have more tokens than the model: Gemma-3's has one for images.
+        if let Some(id) = prepared.largest_token().filter(|&id| id as usize >= rows) {
+            bail!("the data has token {id}, the model of {} only {rows} tokens", path.display());
         }
         let hash = super::content(path)?;
-        if s.sft.epochs == 0 {
+        if s.sft.epochs == 0.0 {
             return Ok(Stage { folder: path.clone(), hash });
         }
         fingerprint = fingerprint.with("weights", hash);
@@ -43,12 +43,13 @@ fn train(run: &Run, prepared: &Prepared, workspace: &Workspace) -> Result<()> {
     let s = &run.settings.sft;
     let placement = run.placement().autodiff();
     let trained = Trained::new(initial(run, prepared)?, s.lora.as_ref(), &run.placement())?;
-    let epochs = Epochs::new(&prepared.sft.lengths(), s.batch_size, s.epochs, run.settings.seed);
+    let (lengths, length) = (prepared.sft.lengths(), s.length());
+    let epochs = Epochs::new(&lengths, s.batch_size, length.begun(), run.settings.seed);
     let keep = Keep::checkpointed(s.checkpoint_activations);
     let mut training = Training::start(Frame {
         stage: "sft",
         workspace,
-        total_steps: epochs.steps(),
+        total_steps: length.steps(lengths.len()),
         checkpoint_every: s.checkpoint_every.get(),
         optimizer: &s.optimizer,
         trained: &trained,
@@ -77,6 +78,7 @@ fn train(run: &Run, prepared: &Prepared, workspace: &Workspace) -> Result<()> {
     }
     let model = training.finish()?;
     trained.finish(&model, &workspace.output)?;
+    card::write(run, prepared, StageName::Sft, &workspace.output, &[])?;
     Ok(prepared.tokenizer.save(&workspace.output)?)
 }
 
@@ -90,10 +92,10 @@ fn initial(run: &Run, prepared: &Prepared) -> Result<Initial> {
     let sizes = Sizes { vocab_size: tokenizer.vocab_size(), ..s.sizes() };
     let config = Family::Gemma2.config(&sizes).map_err(|message| anyhow!("model: {message}"))?;
     let config = ModelConfig {
-        sliding_window: s.sliding_window,
+        sliding_window: Some(s.sliding_window),
         initializer_range: s.initializer_range,
-        pad_token_id: tokenizer.pad_id(),
-        bos_token_id: tokenizer.bos_id().unwrap_or(2),
+        pad_token_id: Some(tokenizer.pad_id()),
+        bos_token_id: tokenizer.bos_id().or(Some(2)),
         eos_token_ids: tokenizer.stop_ids(),
         ..config
     };

@@ -1,7 +1,8 @@
-//! `fpo_transformer` computes what Hugging Face's Gemma-2 computes.
+//! `fpo_transformer` computes what Hugging Face's models of each family compute.
 //!
-//! Oracle: values recorded from transformers 5.23 (eager attention, float32) by
-//! `tests/fixtures/gemma2/generate.py`, which also says what each of them is.
+//! Oracle: values recorded from transformers 5.23 and 5.24 (eager attention, float32) by
+//! `tests/fixtures/gemma2/generate.py`, which also says what each of them is, and by
+//! `tests/fixtures/families/generate.py`.
 
 use std::{
     collections::BTreeMap,
@@ -19,8 +20,25 @@ use fpo_transformer::{
 };
 use safetensors::{Dtype, SafeTensors};
 
-const CASES: [&str; 6] =
-    ["grouped", "full_heads", "one_kv_head", "one_layer", "six_layers", "defaults"];
+const CASES: [&str; 17] = [
+    "gemma2/grouped",
+    "gemma2/full_heads",
+    "gemma2/one_kv_head",
+    "gemma2/one_layer",
+    "gemma2/six_layers",
+    "gemma2/defaults",
+    "families/llama_grouped",
+    "families/llama_odd_heads",
+    "families/llama_defaults",
+    "families/llama_linear",
+    "families/qwen2_odd_heads",
+    "families/qwen2_tied",
+    "families/qwen3_odd_heads",
+    "families/qwen3_tied",
+    "families/gemma3_windows",
+    "families/gemma3_layers",
+    "families/gemma3_multimodal",
+];
 /// Largest absolute difference of a logit, log-probability or activation.
 const TOLERANCE: f32 = 2e-5;
 /// Largest difference within a parameter's gradient, relative to its largest entry.
@@ -101,8 +119,10 @@ fn gradients_match() {
 /// little closer, on some a little further, because both are roundings.
 #[test]
 fn mixed_precision_is_as_close_as_pytorchs() {
-    let theirs = fs::read_to_string(folder("autocast.json")).unwrap();
-    let theirs: serde_json::Value = serde_json::from_str(&theirs).unwrap();
+    let recorded = ["gemma2", "families"].map(|family| {
+        let text = fs::read_to_string(folder(family).join("autocast.json")).unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    });
     let placement = Placement::new(Device::flex().autodiff(), Precision::Bf16Mixed);
     let mut logarithms = Vec::new();
     for case in CASES {
@@ -126,8 +146,10 @@ fn mixed_precision_is_as_close_as_pytorchs() {
             ("log_probs", of_log_probs / (exact.len() as f32).sqrt()),
             ("gradients", of_gradients / length(&mut pairs.iter().map(|(_, b)| *b))),
         ];
+        let name = case.split('/').nth(1).unwrap();
+        let theirs = recorded.iter().find_map(|recorded| recorded.get(name)).unwrap();
         for (what, ours) in ours {
-            let theirs = theirs[case][what].as_f64().unwrap() as f32;
+            let theirs = theirs[what].as_f64().unwrap() as f32;
             println!("{case}: {what} differ from float32 by {ours:.4}, PyTorch's by {theirs:.4}");
             assert!(ours > 1e-4 && ours < 2.0 * theirs, "{case}: {what}: {ours}, {theirs}");
             logarithms.push((ours / theirs).ln());
@@ -311,7 +333,7 @@ impl ModuleVisitor for Named<'_> {
 }
 
 fn folder(case: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/gemma2").join(case)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(case)
 }
 
 fn values<const D: usize>(x: Tensor<D>) -> Vec<f32> {

@@ -1,0 +1,43 @@
+//! Files and folders that the settings name.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use fpo_config::Settings;
+use fpo_transformer::ModelConfig;
+
+/// Refuses settings that name something that isn't there, before a run writes anything.
+///
+/// # Errors
+/// Names the setting.
+pub(crate) fn check(s: &Settings) -> Result<()> {
+    let named = [
+        ("data.train", &s.data.train),
+        ("data.eval", &s.data.eval),
+        ("data.sft", &s.data.sft),
+        ("model.path", &s.model.path),
+        ("model.tokenizer", &s.model.tokenizer),
+        ("sae.path", &s.sae.path),
+        ("reference.path", &s.reference.path),
+        ("align.feature_weights", &s.align.feature_weights),
+    ];
+    for (key, path) in named {
+        if let Some(path) = path {
+            there(key, path)?;
+        }
+    }
+    for more in &s.align.more_sites {
+        there("align.more_sites", &more.sae)?;
+    }
+    if let Some(path) = &s.model.path {
+        ModelConfig::load(path).context("model.path")?;
+    }
+    Ok(())
+}
+
+fn there(key: &str, path: &Path) -> Result<()> {
+    if !path.exists() {
+        bail!("{key}: there is no file or folder {}", path.display());
+    }
+    Ok(())
+}
