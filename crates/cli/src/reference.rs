@@ -110,7 +110,7 @@ impl Reference {
     pub fn run(self) -> Result<()> {
         streams::keep_apart(&self.out, &[&self.data, &self.model])?;
         let placement = self.placement.open()?;
-        let folder = ModelFolder::open(&self.model)?;
+        let folder = ModelFolder::open(&self.model)?.with_system(self.tokens.system);
         let reader = match &self.sae {
             Some(path) => {
                 let site = autoencoder::site(self.site, path)?;

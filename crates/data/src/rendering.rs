@@ -4,8 +4,8 @@ mod frame;
 
 pub(crate) use frame::Cuts;
 
-use crate::source::Prompt;
-use crate::template::{ChatTemplate, TemplateChoice, TemplateError};
+use crate::source::{Prompt, Response};
+use crate::template::{ChatTemplate, TemplateChoice, TemplateError, without_template};
 use crate::tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 use std::fmt::{self, Display};
@@ -133,18 +133,17 @@ impl<'a> Renderer<'a> {
     pub fn prompt(&self, prompt: &Prompt) -> Result<String, TemplateError> {
         match self.through(prompt) {
             Ok(chat) => chat.prompt_text(prompt),
-            Err(_) => Ok(prompt.to_text()),
+            Err(_) => TemplateChoice::None.prompt_text(prompt),
         }
     }
 
-    pub fn join(&self, prompt: &Prompt, response: &str) -> Result<Joined, TemplateError> {
+    pub fn join(&self, prompt: &Prompt, response: &Response) -> Result<Joined, TemplateError> {
         let chat = match self.through(prompt) {
             Ok(chat) => chat,
             Err(way) => {
-                let prompt = prompt.to_text();
-                let boundary = prompt.len();
+                let (text, boundary) = without_template(prompt, response)?;
                 let end = if way == Way::AlreadyTemplated { End::Turn } else { End::Eos };
-                return Ok(Joined { text: prompt + response, boundary, end, way });
+                return Ok(Joined { text, boundary, end, way });
             }
         };
         let ((text, boundary), end) = match self.rendering {
@@ -177,7 +176,7 @@ impl<'a> Renderer<'a> {
 fn probe(chat: &ChatTemplate) -> String {
     let user = Prompt::Text("a".to_owned());
     let prompt = chat.prompt_text(&user).unwrap_or_default();
-    prompt + &chat.full_text(&user, "b").unwrap_or_default()
+    prompt + &chat.full_text(&user, &"b".into()).unwrap_or_default()
 }
 
 #[cfg(test)]

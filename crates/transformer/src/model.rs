@@ -68,8 +68,9 @@ impl Attention {
             let [batch, tokens, width] = x.dims();
             x.reshape([batch, tokens, width / self.head_dim, self.head_dim])
         };
+        // Normalised heads stay in float32 until they are rotated.
         let normal = |norm: &Option<RmsNorm>, x: Tensor<4>| match norm {
-            Some(norm) => norm.forward(x),
+            Some(norm) => norm.forward(at_least_f32(x)),
             None => x,
         };
         let q = normal(&self.q_norm, heads(self.q_proj.forward(x.clone())));
@@ -91,7 +92,7 @@ impl Attention {
     fn z_cached(&self, x: Tensor<3>, rotaries: &Rotaries, cache: &mut LayerCache) -> Tensor<3> {
         let [q, k, v] = self.qkv(x);
         let rotary = rotaries.of(self.window);
-        let (q, k) = (rotary.per_row(q), rotary.per_row(k));
+        let [q, k] = [q, k].map(|x| rotary.per_row(x).cast(v.dtype()));
         cache.attend(q, k, v, self.scale, self.softcap, self.window)
     }
 }

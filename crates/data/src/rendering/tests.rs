@@ -19,7 +19,7 @@ fn text(prompt: &str) -> Prompt {
 }
 
 fn messages() -> Prompt {
-    Prompt::Messages(vec![Message { role: "user".into(), content: "Hi".into() }])
+    Prompt::Messages(vec![Message::new("user", "Hi")].into())
 }
 
 /// The chosen row of a pair, decoded and split into prompt and response, and the pair's summary.
@@ -105,11 +105,10 @@ fn without_a_template() {
 fn a_long_prompt_keeps_its_frame() {
     let tokenizer = tokenizer();
     let chat = TemplateChoice::Chat(ChatTemplate::plain("<bos>").unwrap());
-    let message =
-        |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+    let message = |role: &str, content: &str| Message::new(role, content);
     let user = |content: &str| message("user", content);
     let model = |content: &str| message("assistant", content);
-    let prompt_of = |messages: &[Message]| Prompt::Messages(messages.to_vec());
+    let prompt_of = |messages: &[Message]| Prompt::Messages(messages.to_vec().into());
     let whole = |messages: &[Message]| chat.prompt_text(&prompt_of(messages)).unwrap();
     let system = message("system", "qrstuvwx");
     // (prompt, what is left of it)
@@ -137,8 +136,8 @@ fn a_long_prompt_keeps_its_frame() {
     ];
     // The same as texts that carry the template already.
     let templated = |(prompt, left): &(Prompt, Vec<Message>)| match prompt {
-        Prompt::Messages(messages) if messages[0].role == "user" => {
-            Some((text(&whole(messages)), left.clone()))
+        Prompt::Messages(conversation) if conversation.messages[0].role() == "user" => {
+            Some((text(&whole(&conversation.messages)), left.clone()))
         }
         _ => None,
     };
@@ -168,8 +167,7 @@ fn a_long_prompt_keeps_its_frame() {
 #[test]
 fn a_long_dialogue_keeps_its_speakers() {
     let tokenizer = tokenizer();
-    let message =
-        |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+    let message = |role: &str, content: &str| Message::new(role, content);
     let turns = ["user", "assistant", "user"].map(|role| message(role, "abcdef"));
     for left in [
         "<bos>\n\nHuman: cdef\n\nAssistant: abcdef\n\nHuman: abcdef\n\nAssistant: ",
@@ -179,7 +177,7 @@ fn a_long_dialogue_keeps_its_speakers() {
         let limits = Truncation { max_length: 1000, max_prompt_length: Some(expected.len()) };
         let preparer =
             Preparer::new(&tokenizer, &TemplateChoice::None, Rendering::Auto, limits).unwrap();
-        let found = preparer.tokenize_prompt(&Prompt::Messages(turns.to_vec())).unwrap();
+        let found = preparer.tokenize_prompt(&Prompt::Messages(turns.to_vec().into())).unwrap();
         assert_eq!(tokenizer.decode(&found, false).unwrap(), left);
     }
 }
