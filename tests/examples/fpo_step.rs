@@ -9,7 +9,7 @@ use burn::{
 };
 use fpo_data::{PairBatch, Pooling, TokenizedPair, TokenizedResponse};
 use fpo_losses::{PerResponse, feature_distance, fpo, mean_loss};
-use fpo_ops::{Activation, Encoder, pooled_features};
+use fpo_ops::{Activation, Encoder, Normalization, pooled_features};
 use fpo_transformer::{Family, LanguageModel, Site, Sizes, weights};
 
 const SITE: Site = Site::resid_post(1);
@@ -61,6 +61,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let reference = weights::random(&config, 0, &device)?;
     let mut policy = weights::random(&config, 0, &device.clone().autodiff())?;
     let encoder = Encoder {
+        normalization: Normalization::None,
         w_enc: Tensor::random([32, 128], Distribution::Normal(0.0, 0.3), &device),
         b_enc: Tensor::zeros([128], &device),
         activation: Activation::JumpRelu { threshold: Tensor::full([128], 0.01, &device) },

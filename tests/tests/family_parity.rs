@@ -69,6 +69,33 @@ fn forward_matches() {
     }
 }
 
+/// What enters the first block are the scaled embeddings, by their definition; what enters another is what leaves the one before.
+#[test]
+fn the_residual_stream_before_a_block() {
+    for case in CASES {
+        let expected = Expected::read(case);
+        let model = weights::load(&folder(case), &Device::flex()).unwrap();
+        let tokens = expected.tokens(&model.device());
+        let sites: Vec<Site> = ["resid_pre:0", "resid_pre:1", "resid_post:0"]
+            .iter()
+            .map(|site| site.parse::<Site>().unwrap())
+            .filter(|site| site.check(model.config().num_hidden_layers).is_ok())
+            .collect();
+        let output = model.forward(tokens.clone(), &sites);
+        let count = tokens.dims().iter().product::<usize>();
+        let rows = model.unembedding().select(tokens.clone().reshape([count]));
+        let scaled = rows * (model.config().hidden_size as f64).sqrt();
+        let found: Vec<Vec<f32>> = output.sites.into_iter().map(values).collect();
+        assert!(max_difference(&found[0], &values(scaled)) <= 1e-6);
+        assert_eq!(found.get(1), found.get(2));
+        let whole = values(output.hidden_states);
+        let replaced =
+            |site: Site, by: f64| values(model.forward_with(tokens.clone(), site, |x| x * by));
+        assert_eq!(replaced(sites[0], 1.0), whole);
+        assert_ne!(replaced(sites[0], 0.5), whole);
+    }
+}
+
 #[test]
 fn gradients_match() {
     for case in CASES {

@@ -6,7 +6,7 @@
 use std::{fs, path::Path};
 
 use burn::tensor::{Device, Tensor, TensorData};
-use fpo_sae::{Compute, Objective, Parameters, Penalty};
+use fpo_sae::{Compute, Kind, Objective, Parameters, Penalty};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -46,6 +46,7 @@ fn losses_and_gradients_match() {
             other => panic!("{other:?}"),
         };
         let objective = Objective {
+            kind: Kind::JumpRelu,
             penalty,
             sparsity: option("l0_coefficient").unwrap(),
             target_l0: f64::NAN,

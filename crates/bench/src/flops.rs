@@ -43,9 +43,12 @@ impl Products<'_> {
         let linear =
             layers * tokens * Projection::ALL.into_iter().map(weights).sum::<usize>() as f64;
         let adapters = self.lora.map_or(0.0, |lora| {
-            let weights = |p| lora.rank * plan::sizes(c, p).into_iter().sum::<usize>();
-            let targets = Projection::ALL.into_iter().filter(|&p| lora.target_modules.contains(p));
-            layers * tokens * targets.map(weights).sum::<usize>() as f64
+            let weights = |layer, p| {
+                lora.rank(layer, p).unwrap_or(0) * plan::sizes(c, p).into_iter().sum::<usize>()
+            };
+            let layers = 0..c.num_hidden_layers;
+            let weights = layers.flat_map(|layer| Projection::ALL.map(|p| weights(layer, p)));
+            tokens * weights.sum::<usize>() as f64
         });
         let width = (c.num_attention_heads * c.head_dim) as f64;
         let attention = 2.0 * self.visible_pairs() * width;

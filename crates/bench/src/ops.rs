@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::Result;
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use fpo_device::sync;
-use fpo_ops::{Activation, AdamW, AttentionOptions, Encoder, Gain, definition};
+use fpo_ops::{Activation, AdamW, AttentionOptions, Encoder, Gain, Normalization, definition};
 use serde::Serialize;
 
 use crate::median;
@@ -245,6 +245,7 @@ impl Bench {
     fn features(&mut self) -> Result<()> {
         let vector = |shift: f64| self.random([1, D_SAE]).inner().squeeze_dim(0) + shift;
         let encoder = Encoder {
+            normalization: Normalization::None,
             w_enc: self.random([D_MODEL, D_SAE]).inner(),
             b_enc: vector(0.0),
             activation: Activation::JumpRelu { threshold: vector(32.0) },

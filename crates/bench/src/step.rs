@@ -13,7 +13,7 @@ use fpo_data::{
 use fpo_device::{facts::facts, guard, host::peak_rss_mib, sync};
 use fpo_interp::reader::FeatureReader;
 use fpo_losses::{Method, Objective, mean_loss};
-use fpo_ops::{Activation, Encoder};
+use fpo_ops::{Activation, Encoder, Normalization};
 use fpo_plan::{self as plan, advice};
 use fpo_sae::{Provenance, Sae};
 use fpo_trainer::{
@@ -376,6 +376,7 @@ fn random_sae(sizes: &StepSizes, model: &LanguageModel, site: Site, sample: Resp
         |shape: [usize; 2]| Tensor::<2>::random(shape, Distribution::Normal(0.0, scale), &device);
     Sae {
         encoder: Encoder {
+            normalization: Normalization::None,
             w_enc: random([sizes.d_model, sizes.d_sae]),
             b_enc: Tensor::zeros([sizes.d_sae], &device),
             activation: Activation::JumpRelu {

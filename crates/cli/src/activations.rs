@@ -76,7 +76,7 @@ impl Activations {
     pub fn run(self) -> Result<()> {
         streams::keep_apart(&self.out, &[&self.data, &self.model])?;
         let placement = self.placement.open()?;
-        let folder = ModelFolder::open(&self.model)?;
+        let folder = ModelFolder::open(&self.model)?.with_system(self.tokens.system);
         self.site.check(folder.config.num_hidden_layers)?;
         let sequences = self.tokens.read_sequences(&folder, &self.data)?;
         let model = folder.load(&placement)?;

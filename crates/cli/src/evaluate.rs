@@ -120,7 +120,7 @@ impl Evaluate {
         streams::keep_apart(&self.per_pair, &inputs)?;
         let objective = self.objective()?;
         let placement = self.placement.open()?;
-        let folder = ModelFolder::open(&self.policy)?;
+        let folder = ModelFolder::open(&self.policy)?.with_system(self.tokens.system);
         let pairs = self.tokens.read_pairs(&folder, &self.data)?;
         let views = pairs.views();
         let aligner = self.aligner(objective, &folder, &pairs, &placement)?;

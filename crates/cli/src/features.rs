@@ -9,7 +9,10 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use comfy_table::{CellAlignment, Table, presets};
 use fpo_data::{Preparer, Rendering, TemplateChoice, Truncation};
-use fpo_interp::features::{FeatureFile, FindOptions, Found, TextFeatures, find};
+use fpo_interp::{
+    autoencoder,
+    features::{FeatureFile, FindOptions, Found, TextFeatures, find},
+};
 use fpo_transformer::Site;
 
 use crate::{
@@ -54,12 +57,12 @@ pub struct Find {
     /// Folder of the model in Hugging Face's layout, with its tokenizer.
     #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
-    /// The autoencoder: a SAELens folder, a Gemma Scope 2 folder or Gemma Scope's params.npz.
+    /// The autoencoder: SAELens, Gemma Scope, Llama Scope, Qwen-Scope, sparsify or dictionary_learning.
     #[arg(long, value_name = "PATH")]
     sae: PathBuf,
-    /// Site where it reads activations, such as resid_post:25.
+    /// Site where it reads activations, such as resid_post:25 [default: the one in its file].
     #[arg(long, value_name = "SITE")]
-    site: Site,
+    site: Option<Site>,
     /// Texts with the property to look for, one per line.
     #[arg(long, value_name = "FILE", value_parser = streams::input)]
     positive: PathBuf,
@@ -97,7 +100,7 @@ impl Find {
         let reporter = reporter();
         let placement = self.placement.open()?;
         let loaded = Loaded::open(&self.model, &placement)?;
-        let site = self.site;
+        let site = autoencoder::site(self.site, &self.sae)?;
         let sae = loaded.open_sae(&self.sae, site)?;
         let excluded = loaded.tokenizer.special_ids();
         let reader = TextFeatures {

@@ -4,7 +4,7 @@ use std::{num::NonZeroUsize, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use fpo_data::{Message, Prompt, Rendering, Tokenizer, read_prompts};
+use fpo_data::{Message, Prompt, Rendering, System, Tokenizer, read_prompts};
 use fpo_transformer::{
     Generated, GenerationOptions, LanguageModel, generate,
     generate::{check_prompts, generate_with},
@@ -47,6 +47,10 @@ pub struct Generate {
     /// one), template (all) or none. Lists of messages always do.
     #[arg(long, default_value_t, value_name = "auto|template|none", conflicts_with = "raw")]
     rendering: Rendering,
+    /// What becomes of a system message: keep (the chat template gets it, and may refuse it) or fold (it becomes the start of the
+    /// first user turn).
+    #[arg(long, default_value_t, value_name = "keep|fold")]
+    system: System,
     /// The old name of --rendering none.
     #[arg(long, hide = true)]
     raw: bool,
@@ -124,7 +128,7 @@ impl Generate {
             streams::keep_apart(out, &[prompts, &self.model])?;
         }
         let placement = self.placement.open()?;
-        let folder = ModelFolder::open(&self.model)?;
+        let folder = ModelFolder::open(&self.model)?.with_system(self.system);
         let options = self.sampling.options(&folder)?;
         let prompts = self.prompts.read()?;
         let tokens = self.tokenize(&folder, &prompts)?;
@@ -241,7 +245,7 @@ fn line<'a>(tokenizer: &Tokenizer, prompt: &'a Prompt, answer: &Generated) -> Re
     Ok(Line {
         prompt: match prompt {
             Prompt::Text(text) => PromptValue::Text(text),
-            Prompt::Messages(messages) => PromptValue::Messages(messages),
+            Prompt::Messages(conversation) => PromptValue::Messages(&conversation.messages),
         },
         response: tokenizer.decode(&answer.tokens, true)?,
         tokens: answer.tokens.len(),

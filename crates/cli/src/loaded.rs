@@ -8,7 +8,7 @@ use std::{
 use anyhow::Result;
 use burn::tensor::Device;
 use clap::Args;
-use fpo_data::{Preparer, Rendering, TemplateChoice, Tokenizer, Truncation};
+use fpo_data::{Preparer, Rendering, System, TemplateChoice, Tokenizer, Truncation};
 use fpo_interp::autoencoder;
 use fpo_sae::Sae;
 use fpo_transformer::{LanguageModel, ModelConfig, Placement, Precision, Site, weights};
@@ -70,6 +70,11 @@ impl ModelFolder {
         Ok(Self { path: path.to_owned(), config, tokenizer, template })
     }
 
+    /// The same folder, with system messages treated like this.
+    pub fn with_system(self, system: System) -> Self {
+        Self { template: self.template.with_system(system), ..self }
+    }
+
     /// Loads the weights.
     pub fn load(&self, placement: impl Into<Placement>) -> Result<LanguageModel> {
         note_left_out(&self.path)?;
@@ -90,6 +95,9 @@ impl ModelFolder {
 
 /// Says what of a model's folder isn't used.
 pub fn note_left_out(folder: &Path) -> Result<()> {
+    if let Some(warning) = weights::leftover(folder) {
+        reporter().warn(warning);
+    }
     let tensors = weights::left_out(folder)?;
     if tensors > 0 {
         let text = format!(

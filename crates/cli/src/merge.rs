@@ -7,20 +7,24 @@ use clap::Args;
 use fpo_data::atomic;
 use fpo_report::ModelCard;
 use fpo_trainer::stages::report::write_page;
-use fpo_transformer::{Placement, Precision, adapter, weights};
+use fpo_transformer::{
+    Placement, Precision, WeightType, adapter,
+    weights::{self, Origin},
+};
 
-use crate::{loaded::Loaded, streams::out};
+use crate::{loaded::note_left_out, streams::out};
 
 /// Merges a LoRA adapter into its base model
 ///
-/// Writes a model's folder in Hugging Face's layout, with the base model's tokenizer.
+/// Writes a model's folder in Hugging Face's layout. Weights have the base model's types, and every file of the base
+/// model that isn't about its weights goes along: tokenizer, chat template, generation_config.json and so on.
 ///
 /// Example:
 ///   fpo merge --model gemma-2-2b --adapter runs/mine/align/adapter --out merged
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub struct Merge {
-    /// Folder of the base model in Hugging Face's layout, with its tokenizer.
+    /// Folder of the base model in Hugging Face's layout.
     #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
     /// Folder of the adapter in PEFT's format.
@@ -29,6 +33,9 @@ pub struct Merge {
     /// Folder to create for the merged model.
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
+    /// Type of the weights: float32, bfloat16 or float16 [default: the base model's].
+    #[arg(long, value_name = "TYPE")]
+    dtype: Option<WeightType>,
 }
 
 impl Merge {
@@ -40,11 +47,12 @@ impl Merge {
         // The base weights in memory are only a frame for the adapters; what is saved is read from the base model's files again.
         // So the smallest precision does.
         let frame = Placement::new(device.clone(), Precision::Bf16Mixed);
-        let base = Loaded::open(&self.model, frame)?;
-        let adapted = adapter::load(&base.model, &self.adapter, &device)?;
+        note_left_out(&self.model)?;
+        let base = weights::load(&self.model, frame)?;
+        let adapted = adapter::load(&base, &self.adapter, &device)?;
+        let origin = Origin { weight_type: self.dtype, ..Origin::base(&self.model) };
         atomic::replace_dir(&self.out, |folder| -> Result<()> {
-            weights::save_merged(&adapted, &self.model, folder)?;
-            base.tokenizer.save(folder)?;
+            weights::save_from(&adapted, &origin, folder)?;
             write_page(&folder.join("README.md"), &self.card().markdown())
         })?;
         out!("merged  {}", self.out.display())

@@ -8,7 +8,7 @@ use fpo_data::{
     Pooling,
     reference::{BLOCK, CacheShape, Pass, ROWS_PER_SHARD, SharedCache, StoredFeatures},
 };
-use fpo_interp::reader::FeatureReader;
+use fpo_interp::{autoencoder, reader::FeatureReader};
 use fpo_trainer::reference::{self, FeatureBinding, fingerprint};
 use fpo_transformer::{Site, hash_model};
 
@@ -43,11 +43,11 @@ pub struct Reference {
     /// Folder of the reference model in Hugging Face's layout, with its tokenizer.
     #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
-    /// The autoencoder: a SAELens folder, a Gemma Scope 2 folder or Gemma Scope's params.npz. Without it only log-probabilities
-    /// are cached.
-    #[arg(long, value_name = "PATH", requires = "site")]
+    /// The autoencoder: SAELens, Gemma Scope, Llama Scope, Qwen-Scope, sparsify or dictionary_learning. Without it only
+    /// log-probabilities are cached.
+    #[arg(long, value_name = "PATH")]
     sae: Option<PathBuf>,
-    /// Site where the autoencoder reads activations, such as resid_post:25.
+    /// Site where the autoencoder reads activations, such as resid_post:25 [default: the one in its file].
     #[arg(long, value_name = "SITE", requires = "sae")]
     site: Option<Site>,
     /// Preference pairs; see below.
@@ -110,14 +110,15 @@ impl Reference {
     pub fn run(self) -> Result<()> {
         streams::keep_apart(&self.out, &[&self.data, &self.model])?;
         let placement = self.placement.open()?;
-        let folder = ModelFolder::open(&self.model)?;
-        let reader = match (&self.sae, self.site) {
-            (Some(path), Some(site)) => {
+        let folder = ModelFolder::open(&self.model)?.with_system(self.tokens.system);
+        let reader = match &self.sae {
+            Some(path) => {
+                let site = autoencoder::site(self.site, path)?;
                 let sae = folder.open_sae(path, site, &placement.device)?;
                 let reader = FeatureReader::new(self.pooling, folder.tokenizer.special_ids());
                 Some(reader.with(&sae, site))
             }
-            _ => None,
+            None => None,
         };
         let pairs = self.tokens.read_pairs(&folder, &self.data)?;
         let weights = hash_model(&self.model)?;

@@ -59,7 +59,7 @@ impl Score {
     pub fn run(self) -> Result<()> {
         streams::keep_apart(&self.out, &[&self.data, &self.model])?;
         let placement = self.placement.open()?;
-        let folder = ModelFolder::open(&self.model)?;
+        let folder = ModelFolder::open(&self.model)?.with_system(self.tokens.system);
         let pairs = self.tokens.read_pairs(&folder, &self.data)?;
         let model = folder.load(&placement)?;
         let lines = score(&model, folder.tokenizer.pad_id(), &pairs.views(), self.batch_size)?;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use fpo_data::{
     Fingerprint, Item, OnEmpty, Pair, PairStore, PairView, PrepareSummary, Preparer, Rendering,
-    ResponseView, Store, TokenizedPair, Truncation, read_items, read_pairs,
+    ResponseView, Store, System, TokenizedPair, Truncation, read_items, read_pairs,
 };
 
 use crate::{loaded::ModelFolder, terminal::reporter};
@@ -35,6 +35,10 @@ pub struct TokenArgs {
     /// TRL). Lists of messages always do.
     #[arg(long, default_value_t, value_name = "auto|template|none")]
     pub rendering: Rendering,
+    /// What becomes of a system message: keep (the chat template gets it, and may refuse it) or fold (it becomes the start of the
+    /// first user turn).
+    #[arg(long, default_value_t, value_name = "keep|fold")]
+    pub system: System,
     /// Maximum tokens of prompt and response together; the end of the response is cut [default: nothing is cut, and a row longer
     /// than the model's positions is an error].
     #[arg(long, value_name = "TOKENS")]

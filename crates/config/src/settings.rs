@@ -15,10 +15,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use fpo_data::{OnEmpty, Pooling, Rendering};
+use fpo_data::{OnEmpty, OnError, Pooling, Rendering, RowPolicy, System};
 use fpo_losses::{FeatureSelection, Method, Objective, Options};
 use fpo_sae::SaeTraining;
-use fpo_transformer::{LoraConfig, Precision, Sizes};
+use fpo_transformer::{LoraConfig, Precision, Sizes, WeightType, weights::Origin};
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
@@ -65,15 +65,28 @@ pub struct DataSettings {
     pub limit: Option<usize>,
     /// What to do with rows that have an empty response.
     pub on_empty: OnEmpty,
+    /// What to do with rows that can't be used.
+    #[serde(default)]
+    pub on_error: OnError,
     /// Which texts go through the chat template.
     #[serde(default)]
     pub rendering: Rendering,
+    /// What becomes of a system message at the start of a conversation.
+    #[serde(default)]
+    pub system: System,
     /// Maximum number of tokens of prompt and response together.
     pub max_length: usize,
     /// Maximum number of tokens of the prompt; bounded by `max_length` alone if not set.
     pub max_prompt_length: Option<usize>,
     /// Size of the built-in dataset, which is used if `train` is not set.
     pub built_in: BuiltInSizes,
+}
+
+impl DataSettings {
+    /// What to do with rows that aren't as they should be.
+    pub fn rows(&self) -> RowPolicy {
+        RowPolicy { on_empty: self.on_empty, on_error: self.on_error }
+    }
 }
 
 /// How much of the built-in dataset is generated.
@@ -100,6 +113,10 @@ pub struct ModelSettings {
     pub tokenizer: Option<PathBuf>,
     /// Data types of parameters and matrix products, in every stage.
     pub precision: Precision,
+    /// Type of the weights in the folders that a run writes; that of the weights in `path`, or float32 for random ones, if not
+    /// set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub save_dtype: Option<WeightType>,
     /// Vocabulary size, also of a trained tokenizer.
     pub vocab_size: usize,
     /// d_model, the width of the residual stream.
@@ -121,6 +138,12 @@ pub struct ModelSettings {
 }
 
 impl ModelSettings {
+    /// What the models of a run that starts from `base` take over: its files, and those of `tokenizer`.
+    pub fn origin(&self, base: Option<&Path>) -> Origin {
+        let base = base.map(Path::to_owned);
+        Origin { base, tokenizer: self.tokenizer.clone(), weight_type: self.save_dtype }
+    }
+
     /// The sizes for random weights.
     pub fn sizes(&self) -> Sizes {
         Sizes {

@@ -15,8 +15,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("{} pairs; {} rows without an answer are left out", pairs.len(), read.dropped_empty);
 
     // A model brings its tokenizer and template (`Tokenizer::load`); here they are made from the data.
-    let texts = pairs.iter().flat_map(|pair| [pair.chosen.as_str(), pair.rejected.as_str()]);
-    let tokenizer = Tokenizer::train_bpe(texts, 600)?;
+    let texts = pairs.iter().flat_map(|pair| [pair.chosen.to_text(), pair.rejected.to_text()]);
+    let texts: Vec<_> = texts.collect();
+    let tokenizer = Tokenizer::train_bpe(texts.iter().map(|text| &**text), 600)?;
     let template = TemplateChoice::Chat(ChatTemplate::plain(&tokenizer.bos_token())?);
     let limits = Truncation { max_length: 256, max_prompt_length: Some(192) };
     let preparer = Preparer::new(&tokenizer, &template, Rendering::Auto, limits)?;

@@ -6,7 +6,7 @@
 
 use crate::Fingerprint;
 use crate::hash::hash_bytes;
-use crate::source::{Pair, Prompt, SftExample};
+use crate::source::{Message, Pair, Prompt, Response, SftExample};
 use crate::store::PairStore;
 use crate::tokenize::{Preparer, Truncation};
 use crate::tokens::{PairView, ResponseView, TokenizedExample, TokenizedPair};
@@ -108,27 +108,47 @@ fn hash_tokens<'a, const N: usize>(
 
 /// Hash (hex) of prompts and responses as read, whatever the file format.
 fn hash_texts<'a, const N: usize>(
-    items: impl Iterator<Item = (u64, &'a Prompt, [&'a String; N])>,
+    items: impl Iterator<Item = (u64, &'a Prompt, [&'a Response; N])>,
 ) -> String {
     let mut hashes = String::new();
     for (id, prompt, responses) in items {
         let mut bytes = id.to_le_bytes().to_vec();
-        let mut add = |text: &str| {
-            bytes.extend((text.len() as u64).to_le_bytes());
-            bytes.extend(text.as_bytes());
-        };
         match prompt {
-            Prompt::Text(text) => add(text),
-            Prompt::Messages(messages) => {
-                messages
-                    .iter()
-                    .for_each(|m| [&m.role, &m.content].into_iter().for_each(|t| add(t)));
+            Prompt::Text(text) => add(&mut bytes, text),
+            Prompt::Messages(conversation) => {
+                conversation.messages.iter().for_each(|message| add_message(&mut bytes, message));
+                if let Some(tools) = &conversation.tools {
+                    add(&mut bytes, &format!("tools: {tools}"));
+                }
+                for (name, value) in &conversation.variables {
+                    add(&mut bytes, &format!("{name}: {value}"));
+                }
             }
         }
-        responses.into_iter().for_each(|response| add(response));
+        for response in responses {
+            match response {
+                Response::Text(text) => add(&mut bytes, text),
+                Response::Messages(messages) => {
+                    messages.iter().for_each(|message| add_message(&mut bytes, message));
+                }
+            }
+        }
         hashes += &hash_bytes(&bytes);
     }
     hash_bytes(hashes.as_bytes())
+}
+
+fn add_message(bytes: &mut Vec<u8>, message: &Message) {
+    add(bytes, message.role());
+    match message.plain_text() {
+        Some(text) => add(bytes, text),
+        None => add(bytes, &serde_json::Value::Object(message.keys().clone()).to_string()),
+    }
+}
+
+fn add(bytes: &mut Vec<u8>, text: &str) {
+    bytes.extend((text.len() as u64).to_le_bytes());
+    bytes.extend(text.as_bytes());
 }
 
 #[cfg(test)]
@@ -139,7 +159,7 @@ mod tests {
     use crate::tokenizer::Tokenizer;
 
     fn pair(id: u64, prompt: &str, chosen: &str) -> Pair {
-        let (prompt, rejected) = (Prompt::Text(prompt.into()), "no".to_owned());
+        let (prompt, rejected) = (Prompt::Text(prompt.into()), "no".into());
         Pair { id, prompt, chosen: chosen.into(), rejected }
     }
 

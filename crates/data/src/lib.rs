@@ -29,6 +29,7 @@
 pub mod atomic;
 pub mod batch;
 pub mod binding;
+mod caught;
 pub mod checkpoints;
 pub mod fingerprint;
 pub mod hash;
@@ -50,12 +51,12 @@ pub use fingerprint::Fingerprint;
 pub use reference::{ReferenceCache, ReferenceRow, ReferenceWriter, SparseFeatures};
 pub use rendering::Rendering;
 pub use source::{
-    Item, Message, OnEmpty, Pair, Prompt, ReadSummary, SftExample, read_items, read_pairs,
-    read_prompts, read_sft,
+    Conversation, Item, Message, OnEmpty, OnError, Pair, Prompt, ReadSummary, Response, RowPolicy,
+    SftExample, read_held_out, read_items, read_pairs, read_prompts, read_sft,
 };
 pub use split::hold_out;
 pub use store::{PairStore, SequenceStore, Store};
-pub use template::{ChatTemplate, TemplateChoice};
+pub use template::{ChatTemplate, System, TemplateChoice};
 pub use tokenize::{PrepareSummary, Preparer, Truncation};
 pub use tokenizer::Tokenizer;
 pub use tokens::{

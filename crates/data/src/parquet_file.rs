@@ -3,11 +3,11 @@
 //! The decoder trusts some of a file's offsets and sizes and panics on wrong ones. Those in the footer are checked here first; the
 //! few inside the pages can't be, so a panic there is caught and returned as an error.
 
+use crate::caught::caught;
 use arrow_array::RecordBatch;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::file::metadata::ColumnChunkMetaData;
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Reads and checks a file's footer. The error says what is wrong with it.
 pub(crate) fn open(file: File) -> Result<ParquetRecordBatchReaderBuilder<File>, String> {
@@ -47,7 +47,7 @@ pub(crate) fn batches(
             Err(error) => return Some(Err(error)),
         };
         // A decoder that panicked is dropped, so its broken state is never used.
-        match catch_unwind(AssertUnwindSafe(|| decoder.next())) {
+        match caught(|| decoder.next()) {
             Ok(batch) => {
                 let batch = batch?.map_err(|error| error.to_string());
                 reader = batch.is_ok().then_some(Ok(decoder));

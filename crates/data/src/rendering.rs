@@ -4,8 +4,8 @@ mod frame;
 
 pub(crate) use frame::Cuts;
 
-use crate::source::Prompt;
-use crate::template::{ChatTemplate, TemplateChoice, TemplateError};
+use crate::source::{Prompt, Response};
+use crate::template::{ChatTemplate, TemplateChoice, TemplateError, without_template};
 use crate::tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 use std::fmt::{self, Display};
@@ -27,8 +27,8 @@ use std::str::FromStr;
 ///   space after it is dropped: a model that has ended its turn has nothing more to learn. If the template writes neither an end of
 ///   turn nor EOS, EOS is added. A response that already ends its turn doesn't get a second end of turn.
 /// * *Left as it is*: prompt and response are concatenated as under `none`, and EOS is added unless the response ends with EOS or
-///   an end of turn. This applies to prompts that start with BOS, or that contain any other special token of the tokenizer which
-///   the template writes around a user or assistant turn.
+///   an end of turn. This applies to prompts that start with BOS, that contain any other special token of the tokenizer which the
+///   template writes around a user or assistant turn, or that begin and end as the template's own prompt of one user turn does.
 /// * Every row starts with exactly one BOS, whether or not the template or the text writes it.
 /// * Texts without a response ([`crate::Preparer::tokenize_text`]) are never rendered with the template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -105,6 +105,9 @@ pub(crate) struct Renderer<'a> {
     bos: Option<String>,
     /// Special tokens that the template writes around turns, except BOS.
     markers: Vec<String>,
+    /// What the template writes before and after a user turn that awaits its response, without white space at its ends; for
+    /// templates that write no special tokens.
+    turn: Option<[String; 2]>,
 }
 
 impl<'a> Renderer<'a> {
@@ -118,7 +121,9 @@ impl<'a> Renderer<'a> {
                 .collect(),
             TemplateChoice::None => Vec::new(),
         };
-        Self { template, rendering, bos, markers }
+        let mut renderer = Self { template, rendering, bos, markers, turn: None };
+        renderer.turn = renderer.around_a_turn();
+        renderer
     }
 
     pub fn template(&self) -> &'a TemplateChoice {
@@ -133,18 +138,17 @@ impl<'a> Renderer<'a> {
     pub fn prompt(&self, prompt: &Prompt) -> Result<String, TemplateError> {
         match self.through(prompt) {
             Ok(chat) => chat.prompt_text(prompt),
-            Err(_) => Ok(prompt.to_text()),
+            Err(_) => TemplateChoice::None.prompt_text(prompt),
         }
     }
 
-    pub fn join(&self, prompt: &Prompt, response: &str) -> Result<Joined, TemplateError> {
+    pub fn join(&self, prompt: &Prompt, response: &Response) -> Result<Joined, TemplateError> {
         let chat = match self.through(prompt) {
             Ok(chat) => chat,
             Err(way) => {
-                let prompt = prompt.to_text();
-                let boundary = prompt.len();
+                let (text, boundary) = without_template(prompt, response)?;
                 let end = if way == Way::AlreadyTemplated { End::Turn } else { End::Eos };
-                return Ok(Joined { text: prompt + response, boundary, end, way });
+                return Ok(Joined { text, boundary, end, way });
             }
         };
         let ((text, boundary), end) = match self.rendering {
@@ -169,6 +173,12 @@ impl<'a> Renderer<'a> {
     fn is_templated(&self, text: &str) -> bool {
         self.bos.as_ref().is_some_and(|bos| text.starts_with(bos))
             || self.markers.iter().any(|marker| text.contains(marker))
+            || self.turn.as_ref().is_some_and(|[before, after]| {
+                let text = text.trim();
+                text.len() >= before.len() + after.len()
+                    && text.starts_with(before)
+                    && text.ends_with(after)
+            })
     }
 }
 
@@ -177,7 +187,7 @@ impl<'a> Renderer<'a> {
 fn probe(chat: &ChatTemplate) -> String {
     let user = Prompt::Text("a".to_owned());
     let prompt = chat.prompt_text(&user).unwrap_or_default();
-    prompt + &chat.full_text(&user, "b").unwrap_or_default()
+    prompt + &chat.full_text(&user, &"b".into()).unwrap_or_default()
 }
 
 #[cfg(test)]

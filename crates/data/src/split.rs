@@ -65,7 +65,11 @@ fn key(prompt: &Prompt, seed: u64) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&seed.to_le_bytes());
     for message in prompt.to_messages() {
-        for text in [message.role, message.content] {
+        let content = match message.plain_text() {
+            Some(text) => text.to_owned(),
+            None => serde_json::Value::Object(message.keys().clone()).to_string(),
+        };
+        for text in [message.role(), &content] {
             hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
         }
     }
@@ -130,8 +134,7 @@ mod tests {
     #[test]
     fn a_text_and_its_one_message_are_the_same_prompt() {
         let text = Prompt::Text("q".into());
-        let message =
-            |role: &str| Prompt::Messages(vec![Message { role: role.into(), content: "q".into() }]);
+        let message = |role: &str| Prompt::Messages(vec![Message::new(role, "q")].into());
         assert_eq!(key(&text, 0), key(&message("user"), 0));
         assert_ne!(key(&text, 0), key(&message("system"), 0));
     }

@@ -1,14 +1,18 @@
 //! Chat templates: Jinja, rendered the way Hugging Face renders it.
 
+mod generation;
+mod python;
+
 use crate::hash::hash_bytes;
-use crate::source::{Message, Prompt};
-use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, ErrorKind, context};
-use serde_json::Value;
+use crate::source::{self, Conversation, Message, Prompt, Response};
+use minijinja::Environment;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::fmt::{self, Display};
+use std::ops::Range;
+use std::str::FromStr;
 use std::sync::Arc;
 
-/// Limit on instructions per rendering: a template from an untrusted model folder must not run forever.
-const FUEL: u64 = 20_000_000;
 const NAME: &str = "chat_template";
 
 /// The built-in template: Gemma's turns (`<start_of_turn>user\n…<end_of_turn>\n`), roles in any order.
@@ -39,6 +43,21 @@ pub enum TemplateError {
         /// The template's error.
         source: Box<minijinja::Error>,
     },
+    /// A system message that the template takes no turn of.
+    #[error(
+        "the chat template has no system turn, and the conversation begins with one; \
+         to make it the beginning of the first user turn, set data.system = \"fold\" (--system fold)"
+    )]
+    System {
+        /// The template's error.
+        source: Box<minijinja::Error>,
+    },
+    /// What the model said beside its text, without a template that could write it.
+    #[error("a message has `{key}`, which only a chat template can write; the tokenizer has none")]
+    NeedsTemplate {
+        /// The key of the message.
+        key: &'static str,
+    },
     /// The text with the response doesn't start with the text of the prompt, so the start of the response is unknown.
     #[error(
         "the chat template writes a prompt differently once a response follows (they differ after {shared:?}); \
@@ -57,6 +76,19 @@ pub struct ChatTemplate {
     source: String,
     bos_token: String,
     eos_token: String,
+    marks_generation: bool,
+    system: System,
+}
+
+/// What becomes of a system message at the start of a conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum System {
+    /// The template gets it as it is, and may refuse it.
+    #[default]
+    Keep,
+    /// It becomes the beginning of the first user message, with a blank line after it.
+    Fold,
 }
 
 /// A chat template, or none.
@@ -86,22 +118,20 @@ impl ChatTemplate {
         bos_token: &str,
         eos_token: &str,
     ) -> Result<Self, TemplateError> {
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|error| TemplateError::Syntax(error.into()))?);
-        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", raise_exception);
-        environment.set_fuel(Some(FUEL));
-        environment
-            .add_template_owned(NAME, jinja.to_owned())
-            .map_err(|error| TemplateError::Syntax(error.into()))?;
+        let syntax = |error: minijinja::Error| TemplateError::Syntax(error.into());
+        let mut environment = python::environment().map_err(syntax)?;
+        // Jinja reads every kind of line end as `\n`.
+        let lines = jinja.replace("\r\n", "\n").replace('\r', "\n");
+        let (rewritten, marks_generation) = generation::with_filter_blocks(&lines);
+        generation::add_filter(&mut environment);
+        environment.add_template_owned(NAME, rewritten).map_err(syntax)?;
         Ok(Self {
             environment: Arc::new(environment),
             source: jinja.to_owned(),
             bos_token: bos_token.to_owned(),
             eos_token: eos_token.to_owned(),
+            marks_generation,
+            system: System::Keep,
         })
     }
 
@@ -126,36 +156,75 @@ impl ChatTemplate {
         Self::from_source(jinja, token("bos_token"), token("eos_token")).map(Some)
     }
 
-    /// Renders messages; `add_generation_prompt` appends the start of an assistant turn.
+    /// Whether it marks what the assistant wrote, with `{% generation %}`.
+    pub fn marks_generation(&self) -> bool {
+        self.marks_generation
+    }
+
+    /// Renders a conversation; `add_generation_prompt` appends the start of an assistant turn.
     ///
     /// # Errors
     /// What the template raises, for instance for an unknown role.
     pub fn render(
         &self,
-        messages: &[Message],
+        conversation: &Conversation,
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
-        let message = |message: &Message| context! { role => message.role.as_str(), content => message.content.as_str() };
-        let context = context! {
-            messages => messages.iter().map(message).collect::<Vec<_>>(),
-            add_generation_prompt,
-            bos_token => self.bos_token.as_str(),
-            eos_token => self.eos_token.as_str(),
-            // Hugging Face passes None for these, and templates check for it.
-            tools => (),
-            documents => (),
-        };
-        let template = self.environment.get_template(NAME);
-        template.and_then(|template| template.render(context)).map_err(|error| {
-            TemplateError::Render {
-                roles: messages
-                    .iter()
-                    .map(|message| message.role.as_str())
-                    .collect::<Vec<_>>()
-                    .join(", "),
-                source: error.into(),
+        let context = self.context(conversation, add_generation_prompt);
+        render(&self.environment, &context).map_err(|error| self.refusal(conversation, error))
+    }
+
+    /// Renders a conversation, and tells which bytes of the text the assistant wrote, as the template marks them; `None` if it
+    /// doesn't mark them.
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub fn render_marked(
+        &self,
+        conversation: &Conversation,
+    ) -> Result<(String, Option<Vec<Range<usize>>>), TemplateError> {
+        let text = self.render(conversation, false)?;
+        if !self.marks_generation {
+            return Ok((text, None));
+        }
+        let context = self.context(conversation, false);
+        let marked = generation::marked(&self.environment, &text, |env| render(env, &context));
+        let ranges = marked.map_err(|error| self.refusal(conversation, error))?;
+        Ok((text, ranges))
+    }
+
+    fn context(&self, conversation: &Conversation, add_generation_prompt: bool) -> Value {
+        let mut messages = conversation.messages.clone();
+        if self.system == System::Fold {
+            messages = folded(messages);
+        }
+        let messages = messages.iter().map(for_template).collect();
+        // Hugging Face passes None for tools and documents, and templates check for it.
+        let tools = conversation.tools.clone().unwrap_or(Value::Null);
+        let mut context = Map::from_iter([
+            ("bos_token".to_owned(), Value::from(&*self.bos_token)),
+            ("eos_token".to_owned(), Value::from(&*self.eos_token)),
+            ("documents".to_owned(), Value::Null),
+        ]);
+        context.extend(conversation.variables.clone());
+        context.insert("messages".to_owned(), messages);
+        context.insert("tools".to_owned(), tools);
+        context.insert("add_generation_prompt".to_owned(), add_generation_prompt.into());
+        Value::Object(context)
+    }
+
+    /// Why a conversation can't be rendered.
+    fn refusal(&self, conversation: &Conversation, error: minijinja::Error) -> TemplateError {
+        let source = Box::new(error);
+        if conversation.messages.first().is_some_and(|first| first.role() == "system") {
+            let mut without = conversation.clone();
+            without.messages = folded(without.messages);
+            if render(&self.environment, &self.context(&without, true)).is_ok() {
+                return TemplateError::System { source };
             }
-        })
+        }
+        let roles: Vec<&str> = conversation.messages.iter().map(Message::role).collect();
+        TemplateError::Render { roles: roles.join(", "), source }
     }
 
     /// The text before a response: the prompt with the start of an assistant turn.
@@ -163,7 +232,7 @@ impl ChatTemplate {
     /// # Errors
     /// As [`Self::render`].
     pub fn prompt_text(&self, prompt: &Prompt) -> Result<String, TemplateError> {
-        self.render(&prompt.to_messages(), true)
+        self.render(&prompt.to_conversation(), true)
     }
 
     /// Prompt, response and the end of its turn; starts with [`Self::prompt_text`]. White space after the end of the turn is
@@ -171,7 +240,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// As [`Self::render`], or a template that rewrites the prompt once a response follows.
-    pub fn full_text(&self, prompt: &Prompt, response: &str) -> Result<String, TemplateError> {
+    pub fn full_text(&self, prompt: &Prompt, response: &Response) -> Result<String, TemplateError> {
         Ok(self.turn(prompt, response)?.0)
     }
 
@@ -179,7 +248,11 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// As [`Self::full_text`].
-    pub fn turn(&self, prompt: &Prompt, response: &str) -> Result<(String, usize), TemplateError> {
+    pub fn turn(
+        &self,
+        prompt: &Prompt,
+        response: &Response,
+    ) -> Result<(String, usize), TemplateError> {
         let (mut text, boundary) = self.rendered(prompt, response)?;
         text.truncate(text.trim_end().len().max(boundary));
         Ok((text, boundary))
@@ -192,18 +265,24 @@ impl ChatTemplate {
     pub fn rendered(
         &self,
         prompt: &Prompt,
-        response: &str,
+        response: &Response,
     ) -> Result<(String, usize), TemplateError> {
-        let mut messages = prompt.to_messages();
-        let prompt_text = self.render(&messages, true)?;
-        messages.push(Message { role: "assistant".to_owned(), content: response.to_owned() });
-        let text = self.render(&messages, false)?;
-        if !text.starts_with(&prompt_text) {
-            let same = text.chars().zip(prompt_text.chars()).take_while(|(a, b)| a == b).count();
-            let shared = text.chars().take(same).skip(same.saturating_sub(20)).collect();
-            return Err(TemplateError::NotAPrefix { shared });
+        let conversation = prompt.to_conversation();
+        let prompt_text = self.render(&conversation, true)?;
+        let text = self.render(&conversation.followed_by(response), false)?;
+        if text.starts_with(&prompt_text) {
+            return Ok((text, prompt_text.len()));
         }
-        Ok((text, prompt_text.len()))
+        let same = text.chars().zip(prompt_text.chars()).take_while(|(a, b)| a == b);
+        let shared: String = same.map(|(char, _)| char).collect();
+        if response.begins_with_assistant() {
+            let skipped = shared.chars().count().saturating_sub(20);
+            return Err(TemplateError::NotAPrefix {
+                shared: shared.chars().skip(skipped).collect(),
+            });
+        }
+        // The prompt's last turn is followed by another one than the assistant's; as in TRL, the prompt is what both texts share.
+        Ok((text, shared.len()))
     }
 
     /// The Jinja source.
@@ -220,12 +299,25 @@ impl From<Option<ChatTemplate>> for TemplateChoice {
 }
 
 impl TemplateChoice {
+    /// The same template, with system messages treated like this.
+    #[must_use]
+    pub fn with_system(self, system: System) -> Self {
+        match self {
+            Self::Chat(chat) => Self::Chat(ChatTemplate { system, ..chat }),
+            Self::None => Self::None,
+        }
+    }
+
     /// Content hash (hex) for fingerprints; `"none"` without a template.
     pub fn hash(&self) -> String {
         match self {
-            Self::Chat(chat) => hash_bytes(
-                [&*chat.source, &*chat.bos_token, &*chat.eos_token].join("\0").as_bytes(),
-            ),
+            Self::Chat(chat) => {
+                let mut parts = vec![&*chat.source, &*chat.bos_token, &*chat.eos_token];
+                if chat.system == System::Fold {
+                    parts.push("system: fold");
+                }
+                hash_bytes(parts.join("\0").as_bytes())
+            }
             Self::None => "none".to_owned(),
         }
     }
@@ -237,7 +329,7 @@ impl TemplateChoice {
     pub fn prompt_text(&self, prompt: &Prompt) -> Result<String, TemplateError> {
         match self {
             Self::Chat(chat) => chat.prompt_text(prompt),
-            Self::None => Ok(prompt.to_text()),
+            Self::None => Ok(without_template(prompt, &Response::Messages(Vec::new()))?.0),
         }
     }
 
@@ -245,10 +337,10 @@ impl TemplateChoice {
     ///
     /// # Errors
     /// As [`ChatTemplate::full_text`].
-    pub fn full_text(&self, prompt: &Prompt, response: &str) -> Result<String, TemplateError> {
+    pub fn full_text(&self, prompt: &Prompt, response: &Response) -> Result<String, TemplateError> {
         match self {
             Self::Chat(chat) => chat.full_text(prompt, response),
-            Self::None => Ok(prompt.to_text() + response),
+            Self::None => Ok(without_template(prompt, response)?.0),
         }
     }
 }
@@ -258,8 +350,90 @@ pub(crate) fn token_text(token: &Value) -> Option<&str> {
     token.as_str().or_else(|| token.get("content")?.as_str())
 }
 
-fn raise_exception(message: String) -> Result<minijinja::Value, minijinja::Error> {
-    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+/// Prompt and response as one text without a template, and the length of the prompt in it, in bytes.
+///
+/// # Errors
+/// Messages with more than a text can hold, such as tool calls.
+pub(crate) fn without_template(
+    prompt: &Prompt,
+    response: &Response,
+) -> Result<(String, usize), TemplateError> {
+    let (messages, tools) = match prompt {
+        Prompt::Text(_) => (&[][..], None),
+        Prompt::Messages(conversation) => (&conversation.messages[..], conversation.tools.as_ref()),
+    };
+    let answers = match response {
+        Response::Text(_) => &[][..],
+        Response::Messages(messages) => &messages[..],
+    };
+    let beyond = messages.iter().chain(answers).find_map(Message::beyond_text);
+    match beyond.or(tools.map(|_| "tools")) {
+        Some(key) => Err(TemplateError::NeedsTemplate { key }),
+        None => Ok(source::joined(prompt, response)),
+    }
+}
+
+fn render(environment: &Environment<'_>, context: &Value) -> Result<String, minijinja::Error> {
+    environment.get_template(NAME)?.render(minijinja::value::Serde(context))
+}
+
+/// A message as transformers hands it to a template: without keys that are null, and with the model's reasoning under all the names
+/// that templates read.
+fn for_template(message: &Message) -> Value {
+    let keys = || message.keys().iter().filter(|(_, value)| !value.is_null());
+    let reasoning = ["reasoning_content", "thinking", "reasoning"];
+    let reasoning =
+        reasoning.into_iter().find_map(|key| message.keys().get(key).filter(|v| !v.is_null()));
+    let mut named = Map::new();
+    if let Some(reasoning) = reasoning {
+        named.insert("thinking".to_owned(), reasoning.clone());
+    }
+    named.extend(keys().map(|(key, value)| (key.clone(), value.clone())));
+    if let Some(reasoning) = reasoning {
+        named.insert("reasoning_content".to_owned(), reasoning.clone());
+    }
+    Value::Object(named)
+}
+
+/// The messages with a system message at their start moved into the first user message.
+fn folded(messages: Vec<Message>) -> Vec<Message> {
+    let is = |role: &'static str| move |message: &Message| message.role() == role;
+    let [system, rest @ ..] = &messages[..] else { return messages };
+    let Some(user) = rest.iter().position(is("user")).filter(|_| is("system")(system)) else {
+        return messages;
+    };
+    let mut rest = rest.to_vec();
+    let before = system.text().trim_end().to_owned() + "\n\n";
+    let content = match rest[user].keys().get("content") {
+        Some(Value::Array(parts)) => {
+            let text = serde_json::json!({"type": "text", "text": before});
+            Value::Array(std::iter::once(text).chain(parts.iter().cloned()).collect())
+        }
+        _ => Value::String(before + &rest[user].text()),
+    };
+    rest[user] = rest[user].clone().with_content(content);
+    rest
+}
+
+impl Display for System {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Keep => "keep",
+            Self::Fold => "fold",
+        })
+    }
+}
+
+impl FromStr for System {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "keep" => Ok(Self::Keep),
+            "fold" => Ok(Self::Fold),
+            _ => Err(format!("no treatment of system messages `{text}`; choose keep or fold")),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ mod summary;
 pub use summary::PrepareSummary;
 
 use crate::rendering::{Cuts, End, Joined, Renderer, Rendering, Way};
-use crate::source::{Pair, Prompt, SftExample};
+use crate::source::{Pair, Prompt, Response, SftExample};
 use crate::template::{TemplateChoice, TemplateError};
 use crate::tokenizer::{Encoding, Tokenizer, TokenizerError};
 use crate::tokens::{TokenizedExample, TokenizedPair, TokenizedResponse};
@@ -225,7 +225,7 @@ impl<'a> Preparer<'a> {
         &self,
         id: u64,
         prompt: &Prompt,
-        responses: [&String; N],
+        responses: [&Response; N],
     ) -> Result<Option<[Row; N]>, PrepareError> {
         let encode = |text: &str| {
             self.tokenizer.encode(text).map_err(|source| PrepareError::Tokenizer { id, source })

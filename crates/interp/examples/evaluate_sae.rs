@@ -10,7 +10,7 @@ use burn::tensor::{Device, Tensor};
 use fpo_data::{Fingerprint, SequenceStore, TokenizedExample, TokenizedResponse};
 use fpo_device::progress::Reporter;
 use fpo_interp::{activations::Source, evaluation::evaluate, reader::check_fit};
-use fpo_ops::{Activation, Encoder};
+use fpo_ops::{Activation, Encoder, Normalization};
 use fpo_sae::{Provenance, Sae};
 use fpo_transformer::{Family, Site, Sizes, weights};
 
@@ -48,7 +48,12 @@ fn main() -> Result<()> {
     for threshold in [0.0, 0.5, 1.0] {
         let threshold = Tensor::full([2 * d], threshold, &device);
         let (w_enc, b_enc) = (w_dec.clone().transpose(), Tensor::zeros([2 * d], &device));
-        let encoder = Encoder { w_enc, b_enc, activation: Activation::JumpRelu { threshold } };
+        let encoder = Encoder {
+            normalization: Normalization::None,
+            w_enc,
+            b_enc,
+            activation: Activation::JumpRelu { threshold },
+        };
         check_fit(&encoder, site, &config)?;
         let (w_dec, b_dec) = (w_dec.clone(), Tensor::zeros([d], &device));
         let sae = Sae { encoder, w_dec, b_dec, provenance: Provenance::default() };

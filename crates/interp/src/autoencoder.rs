@@ -34,14 +34,14 @@ pub fn open(
 /// The site given by the user, else the one that the autoencoder's file names.
 ///
 /// # Errors
-/// An invalid site, an unreadable file, or a file that names no supported site.
-pub fn site(named: Option<&str>, path: &Path) -> Result<Site> {
-    if let Some(named) = named {
-        return Ok(named.parse()?);
+/// An unreadable file, or a file that names no supported site.
+pub fn site(named: Option<Site>, path: &Path) -> Result<Site> {
+    if let Some(site) = named {
+        return Ok(site);
     }
     let sae = fpo_sae::load(path, &fpo_device::host())?;
     let hook = sae.provenance.hook_name.as_deref();
-    hook.and_then(Site::from_hook_name).with_context(|| {
+    hook.and_then(|hook| hook.parse().ok()).with_context(|| {
         let hook = hook.unwrap_or("no site");
         format!("{} names {hook}; set its site with --site", path.display())
     })
@@ -49,7 +49,8 @@ pub fn site(named: Option<&str>, path: &Path) -> Result<Site> {
 
 fn warnings(provenance: &Provenance, site: Site, model: Option<&Path>) -> Vec<String> {
     let mut found = Vec::new();
-    if let Some(hook) = provenance.hook_name.as_deref().filter(|hook| *hook != site.hook_name()) {
+    let differs = |hook: &&str| hook.parse().ok() != Some(site);
+    if let Some(hook) = provenance.hook_name.as_deref().filter(differs) {
         found.push(format!("it was trained on {hook}, but is used on {}", site.hook_name()));
     }
     let last = |path: &str| path.rsplit('/').next().unwrap_or(path).to_lowercase();
@@ -77,6 +78,8 @@ mod tests {
         };
         assert_eq!(count(Provenance::default()), 0);
         assert_eq!(count(from("google/gemma-2-2b", "blocks.25.hook_resid_post")), 0);
+        assert_eq!(count(from("google/gemma-2-2b", "blocks.26.hook_resid_pre")), 0);
+        assert_eq!(count(from("google/gemma-2-2b", "model.layers.25")), 0);
         assert_eq!(count(from("gemma-2-9b", "blocks.25.hook_resid_post")), 1);
         assert_eq!(count(from("gemma-2-9b", "blocks.24.hook_resid_post")), 2);
         let unnamed = |from| warnings(&from, Site::resid_post(25), None).len();

@@ -6,7 +6,7 @@
 
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use divan::{Bencher, black_box};
-use fpo_ops::{Activation, AttentionOptions, Encoder, definition};
+use fpo_ops::{Activation, AttentionOptions, Encoder, Normalization, definition};
 
 fn main() {
     divan::main();
@@ -86,6 +86,7 @@ mod pooled_features {
 
     fn encoder() -> Encoder {
         Encoder {
+            normalization: Normalization::None,
             w_enc: random([256, 4096]),
             b_enc: random([4096]),
             activation: Activation::JumpRelu { threshold: random([4096]) + 20.0 },

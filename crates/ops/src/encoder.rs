@@ -2,11 +2,13 @@
 
 use burn::tensor::{Bool, Tensor};
 
-use crate::rms_norm::at_least_f32;
+use crate::{among_largest, rms_norm::at_least_f32};
 
-/// The encoder of a frozen sparse autoencoder, `f(x) = activation(x·W_enc + b_enc)`.
+/// The encoder of a frozen sparse autoencoder, `f(x) = activation(x̃·W_enc + b_enc)`, where x̃ is x [normalised](Normalization).
 #[derive(Clone, Debug)]
 pub struct Encoder {
+    /// What happens to activations before the linear map.
+    pub normalization: Normalization,
     /// `[d_in, d_sae]`
     pub w_enc: Tensor<2>,
     /// `[d_sae]`
@@ -28,13 +30,29 @@ impl Encoder {
 
     /// Activations `[n, d_in]` → features `[n, d_sae]`.
     pub fn encode(&self, x: Tensor<2>) -> Tensor<2> {
+        self.encode_normalized(self.normalization.apply(x))
+    }
+
+    /// Normalised activations `[n, d_in]` → features `[n, d_sae]`.
+    pub(crate) fn encode_normalized(&self, x: Tensor<2>) -> Tensor<2> {
         let z = x.matmul(self.w_enc.clone()) + self.b_enc.clone().unsqueeze::<2>();
         self.activation.apply(z)
+    }
+
+    /// θ `[d_sae]`, if a feature is open exactly where z > θ, whatever the other features do. That is what the fast paths of
+    /// pooling compute; None sends them to [`Activation::closed`].
+    pub(crate) fn threshold(&self) -> Option<Tensor<1>> {
+        match &self.activation {
+            Activation::JumpRelu { threshold } => Some(threshold.clone()),
+            Activation::Relu => Some(self.b_enc.zeros_like()),
+            Activation::TopK { .. } => None,
+        }
     }
 
     /// The same encoder outside any graph, in float32 at least.
     pub(crate) fn frozen(&self) -> Self {
         Self {
+            normalization: self.normalization,
             w_enc: at_least_f32(self.w_enc.clone().without_autodiff()),
             b_enc: at_least_f32(self.b_enc.clone().without_autodiff()),
             activation: self.activation.map(|x| at_least_f32(x.without_autodiff())),
@@ -44,7 +62,7 @@ impl Encoder {
     /// Panics unless the shapes fit each other and activations `[n, d_in]`.
     pub(crate) fn check_shapes(&self, operation: &str, x: &Tensor<2>) {
         let ([_, d], d_sae) = (x.dims(), self.d_sae());
-        let threshold = self.activation.threshold().map(|threshold| threshold.dims());
+        let threshold = self.threshold().map(|threshold| threshold.dims());
         assert!(
             d == self.d_in()
                 && self.b_enc.dims() == [d_sae]
@@ -57,6 +75,64 @@ impl Encoder {
     }
 }
 
+/// What happens to each activation x before the linear map. It isn't linear, so that no weights could take it up. Gradients pass
+/// through it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Normalization {
+    /// Nothing.
+    #[default]
+    None,
+    /// `(x − μ) / (σ + 1e-5)`, with x's mean μ and its standard deviation σ over `d_in − 1` degrees of freedom.
+    LayerNorm,
+    /// `x·√d_in / ‖x‖`.
+    ConstantNorm,
+}
+
+impl Normalization {
+    /// Activations `[n, d_in]` → normalised ones.
+    pub fn apply(self, x: Tensor<2>) -> Tensor<2> {
+        match self {
+            Self::None => x,
+            Self::LayerNorm => {
+                let (mean, deviation) = moments(&x);
+                (x - mean) / (deviation + 1e-5)
+            }
+            Self::ConstantNorm => {
+                let factor = constant_norm_factor(&x);
+                x * factor
+            }
+        }
+    }
+
+    /// Takes reconstructions `[n, d_in]` of normalised activations to the scale of the activations `x` themselves.
+    pub fn undo(self, reconstruction: Tensor<2>, x: Tensor<2>) -> Tensor<2> {
+        match self {
+            Self::None => reconstruction,
+            Self::LayerNorm => {
+                let (mean, deviation) = moments(&x);
+                reconstruction * deviation + mean
+            }
+            Self::ConstantNorm => reconstruction / constant_norm_factor(&x),
+        }
+    }
+}
+
+/// Mean and standard deviation of each row, `[n, 1]`.
+fn moments(x: &Tensor<2>) -> (Tensor<2>, Tensor<2>) {
+    let freedom = x.dims()[1].saturating_sub(1).max(1) as f64;
+    let mean = x.clone().mean_dim(1);
+    let squares = (x.clone() - mean.clone()).square().sum_dim(1);
+    (mean, (squares / freedom).sqrt())
+}
+
+/// `√d / ‖x‖` of each row, `[n, 1]`.
+fn constant_norm_factor(x: &Tensor<2>) -> Tensor<2> {
+    let width = x.dims()[1] as f64;
+    // The smallest norm keeps zeros zeros.
+    let norm = x.clone().square().sum_dim(1).sqrt().clamp_min(1e-12);
+    norm.recip() * width.sqrt()
+}
+
 /// An activation function. Each of them keeps some pre-activations z as they are and closes the others, that is, sets them to 0:
 /// each says which. Thresholds are constants, and gradients reach z only where it is open.
 #[derive(Clone, Debug)]
@@ -65,6 +141,13 @@ pub enum Activation {
     JumpRelu {
         /// θ, `[d_sae]`
         threshold: Tensor<1>,
+    },
+    /// `max(z, 0)`.
+    Relu,
+    /// `max(z, 0)` for the k largest z of a token, 0 for the others (TopK, arXiv 2406.04093).
+    TopK {
+        /// From 1 to the number of features.
+        k: usize,
     },
 }
 
@@ -78,6 +161,10 @@ impl Activation {
                 let shape = z.dims();
                 z.lower_equal(threshold.unsqueeze::<2>().expand(shape))
             }
+            Self::Relu => z.lower_equal_elem(0.0),
+            Self::TopK { k } => {
+                among_largest(z.clone(), *k).bool_not().bool_or(z.lower_equal_elem(0.0))
+            }
         }
     }
 
@@ -87,18 +174,12 @@ impl Activation {
         z.mask_fill(closed, 0.0)
     }
 
-    /// θ `[d_sae]`, if a feature is open exactly where z > θ, whatever the other features do. That is what the fast paths of
-    /// pooling compute; None sends them to [`Self::closed`].
-    pub(crate) fn threshold(&self) -> Option<&Tensor<1>> {
-        match self {
-            Self::JumpRelu { threshold } => Some(threshold),
-        }
-    }
-
     /// The same function with `f` applied to each of its per-feature parameters, `[d_sae]`: to cast, move or select.
     pub fn map(&self, f: impl Fn(Tensor<1>) -> Tensor<1>) -> Self {
         match self {
             Self::JumpRelu { threshold } => Self::JumpRelu { threshold: f(threshold.clone()) },
+            Self::Relu => Self::Relu,
+            Self::TopK { k } => Self::TopK { k: *k },
         }
     }
 }

@@ -68,10 +68,11 @@ mod squares;
 mod statistics;
 #[cfg(all(test, feature = "flex"))]
 mod testing;
+mod top_k;
 
 pub use adamw::{AdamW, adamw_step};
 pub use attention::{AttentionOptions, TextStarts, causal_attention, packed_attention};
-pub use encoder::{Activation, Encoder};
+pub use encoder::{Activation, Encoder, Normalization};
 pub use gated::{geglu, swiglu};
 pub use jump_relu::{heaviside, jump_relu};
 pub use kl::linear_kl;
@@ -85,6 +86,7 @@ pub use rows::Rows;
 pub use softcap::softcap;
 pub use squares::sums_of_squares;
 pub use statistics::{TokenStatistics, linear_token_statistics};
+pub use top_k::among_largest;
 
 #[cfg(feature = "cube")]
 pub use cube::products::take_product_refusal;
@@ -114,4 +116,5 @@ pub mod definition {
     pub use crate::softcap::definition as softcap;
     pub use crate::squares::definition as sums_of_squares;
     pub use crate::statistics::definition as linear_token_statistics;
+    pub use crate::top_k::definition as among_largest;
 }

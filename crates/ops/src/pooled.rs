@@ -2,12 +2,12 @@
 
 use burn::tensor::Tensor;
 
-use crate::{Encoder, graph, rms_norm::at_least_f32};
+use crate::{Encoder, Normalization, graph, rms_norm::at_least_f32};
 
 /// Feature activations computed per block: 128 MiB in float32.
 const BLOCK: usize = 1 << 25;
 
-/// The mean over each segment of `activation(h·W_enc + b_enc)`, in float32 at least (FPO, equation 10: average pooling).
+/// The mean over each segment of the [`Encoder`]'s features, in float32 at least (FPO, equation 10: average pooling).
 /// The encoder is frozen: the gradient reaches `hidden` only.
 ///
 /// # Shapes
@@ -21,6 +21,7 @@ pub fn pooled_features(hidden: Tensor<2>, encoder: &Encoder, segments: &[usize])
         segments.iter().sum::<usize>() == n && !segments.is_empty() && !segments.contains(&0),
         "pooled_features: segments {segments:?} must be positive and sum to the {n} rows of hidden"
     );
+    let hidden = normalized(hidden, encoder);
     #[cfg(feature = "flex")]
     if let Some(output) = fast::Pooled::new(encoder, segments)
         .and_then(|pooled| crate::flex::apply(pooled, [crate::flex::operand(&hidden)]))
@@ -31,12 +32,24 @@ pub fn pooled_features(hidden: Tensor<2>, encoder: &Encoder, segments: &[usize])
     let blocked = blocked::Pooled { encoder: encoder.frozen(), segments: segments.into(), rows };
     match graph::apply(blocked, [hidden.clone().into_dispatch()]) {
         Some(output) => Tensor::from_dispatch(output),
-        None => definition(hidden, encoder, segments),
+        None => pool(hidden, encoder, segments),
+    }
+}
+
+/// Hidden states as the linear map takes them. In float32 at least, unless they are left as they are.
+fn normalized(hidden: Tensor<2>, encoder: &Encoder) -> Tensor<2> {
+    match encoder.normalization {
+        Normalization::None => hidden,
+        normalization => normalization.apply(at_least_f32(hidden)),
     }
 }
 
 /// [`pooled_features`] by plain tensor operations.
 pub fn definition(hidden: Tensor<2>, encoder: &Encoder, segments: &[usize]) -> Tensor<2> {
+    pool(normalized(hidden, encoder), encoder, segments)
+}
+
+fn pool(hidden: Tensor<2>, encoder: &Encoder, segments: &[usize]) -> Tensor<2> {
     let (hidden, encoder) = (at_least_f32(hidden), encoder.frozen());
     let mut start = 0;
     let pooled = segments
@@ -44,7 +57,7 @@ pub fn definition(hidden: Tensor<2>, encoder: &Encoder, segments: &[usize]) -> T
         .map(|&length| {
             let segment = hidden.clone().narrow(0, start, length);
             start += length;
-            encoder.encode(segment).mean_dim(0)
+            encoder.encode_normalized(segment).mean_dim(0)
         })
         .collect();
     Tensor::cat(pooled, 0)
@@ -114,16 +127,16 @@ mod blocked {
     struct Kernels<'a> {
         pooled: &'a Pooled,
         segments: Segments,
-        threshold: &'a Tensor<1>,
+        threshold: Tensor<1>,
     }
 
     #[cfg(feature = "cube")]
     impl<'a> Kernels<'a> {
         /// None if there are no kernels for these tensors or for the activation function.
         fn new(pooled: &'a Pooled, hidden: &Tensor<2>) -> Option<Self> {
-            let Encoder { w_enc, b_enc, activation } = &pooled.encoder;
-            let threshold = activation.threshold()?;
-            let taken = takes(hidden) && takes(w_enc) && takes(b_enc) && takes(threshold);
+            let Encoder { w_enc, b_enc, .. } = &pooled.encoder;
+            let threshold = pooled.encoder.threshold()?;
+            let taken = takes(hidden) && takes(w_enc) && takes(b_enc) && takes(&threshold);
             let segments = || Segments::new(&pooled.segments, &hidden.device());
             taken.then(|| Self { pooled, segments: segments(), threshold })
         }
@@ -232,7 +245,7 @@ mod fast {
             Some(Self {
                 w_enc: constant(&encoder.w_enc)?,
                 b_enc: constant(&encoder.b_enc)?,
-                threshold: constant(encoder.activation.threshold()?)?,
+                threshold: constant(&encoder.threshold()?)?,
                 segments: segments.into(),
             })
         }
@@ -347,7 +360,7 @@ mod fast {
 mod tests {
     use super::{blocked::Pooled, definition};
     use crate::{
-        Activation, Encoder,
+        Activation, Encoder, Normalization,
         testing::{check, random},
     };
 
@@ -356,15 +369,23 @@ mod tests {
         for (segments, d, d_sae) in [(&[1][..], 1, 1), (&[3, 1, 4, 2], 5, 9), (&[7, 7], 3, 20)] {
             for rows in [1, 3, 100] {
                 let vector = |seed| random(seed, [1, d_sae]).squeeze_dim::<1>(0);
-                let encoder = Encoder {
-                    w_enc: random(3, [d, d_sae]),
-                    b_enc: vector(4),
-                    activation: Activation::JumpRelu { threshold: vector(5).abs() },
-                };
-                let pooled = Pooled { encoder: encoder.clone(), segments: segments.into(), rows };
-                check(pooled, [[segments.iter().sum(), d]], |[h]| {
-                    definition(h, &encoder, segments)
-                });
+                for activation in [
+                    Activation::JumpRelu { threshold: vector(5).abs() },
+                    Activation::Relu,
+                    Activation::TopK { k: d_sae.div_ceil(3) },
+                ] {
+                    let encoder = Encoder {
+                        normalization: Normalization::None,
+                        w_enc: random(3, [d, d_sae]),
+                        b_enc: vector(4),
+                        activation,
+                    };
+                    let pooled =
+                        Pooled { encoder: encoder.clone(), segments: segments.into(), rows };
+                    check(pooled, [[segments.iter().sum(), d]], |[h]| {
+                        definition(h, &encoder, segments)
+                    });
+                }
             }
         }
     }

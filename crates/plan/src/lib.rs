@@ -140,9 +140,13 @@ pub fn parameters(c: &ModelConfig) -> u64 {
 
 /// Number of parameters of a model's LoRA adapters.
 fn adapters(c: &ModelConfig, lora: &LoraConfig) -> u64 {
-    let targets = Projection::ALL.into_iter().filter(|p| lora.target_modules.contains(*p));
-    let of_block: usize = targets.map(|p| sizes(c, p)).map(|[a, b]| lora.rank * (a + b)).sum();
-    (of_block * c.num_hidden_layers) as u64
+    let of_layer = |layer, projection| {
+        let [d_in, d_out] = sizes(c, projection);
+        let magnitudes = if lora.use_dora { d_out } else { 0 };
+        lora.rank(layer, projection).map_or(0, |rank| rank * (d_in + d_out) + magnitudes) as u64
+    };
+    let layers = 0..c.num_hidden_layers;
+    layers.flat_map(|layer| Projection::ALL.map(|projection| of_layer(layer, projection))).sum()
 }
 
 /// Bytes that a block saves per token for the backward pass: inputs of the norms, and outputs of those before its parts; rotated

@@ -36,7 +36,8 @@ pub(crate) fn check(s: &Settings) -> Result<()> {
 }
 
 fn there(key: &str, path: &Path) -> Result<()> {
-    if !path.exists() {
+    let data = key.starts_with("data.") && fpo_data::source::exists(path);
+    if !path.exists() && !data {
         bail!("{key}: there is no file or folder {}", path.display());
     }
     Ok(())

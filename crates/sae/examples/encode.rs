@@ -4,7 +4,7 @@
 
 use burn::tensor::{Device, Distribution, Tensor};
 use fpo_sae::{
-    Compute, Penalty, Provenance, QualityMeter, SaeTrainer, SaeTraining, hash_encoder, load,
+    Compute, Kind, Penalty, Provenance, QualityMeter, SaeTrainer, SaeTraining, hash_encoder, load,
     save_sae_lens,
 };
 
@@ -26,6 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let settings = SaeTraining {
         d_sae: 48,
+        activation: Kind::JumpRelu,
         penalty: Penalty::TargetL0,
         target_l0: ACTIVE,
         tanh_scale: 4.0,

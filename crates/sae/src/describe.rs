@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
+use fpo_ops::Normalization;
 
 use crate::{Sae, activation::Facts};
 
@@ -35,7 +36,7 @@ pub struct Description {
     pub d_in: usize,
     /// Number of features.
     pub d_sae: usize,
-    /// The activation function, such as `JumpReLU`.
+    /// The activation function, such as `JumpReLU`, and what happens to activations before.
     pub activation: String,
     /// The model it was trained on, if the file says so.
     pub model_name: Option<String>,
@@ -71,7 +72,15 @@ impl Description {
             d_sae: sae.d_sae(),
             model_name: sae.provenance.model_name.clone(),
             hook_name: sae.provenance.hook_name.clone(),
-            activation: activation.title,
+            activation: match sae.encoder.normalization {
+                Normalization::None => activation.title,
+                Normalization::LayerNorm => {
+                    format!("{}, of layer-normalised inputs", activation.title)
+                }
+                Normalization::ConstantNorm => {
+                    format!("{}, of inputs scaled to norm √d_in", activation.title)
+                }
+            },
             activation_parameters: activation.vectors.into_iter().map(of).collect(),
             b_enc: Range::of(sae.encoder.b_enc.clone()),
             encoder_norm: Range::of(enc),

@@ -21,6 +21,14 @@ pub enum Error {
         /// What is wrong, and what was expected.
         message: String,
     },
+    /// A file of `torch.save` that can't be read.
+    #[error(transparent)]
+    Torch(#[from] fpo_torch_file::Error),
+    /// Features that are compared with each other can't be multiplied by factors of their own.
+    #[error(
+        "decoder norms can't be folded into a TopK autoencoder: which features are active depends on their sizes, and folding changes these"
+    )]
+    Folding,
     /// An autoencoder for activations of another width.
     #[error(
         "the autoencoder takes activations of width {d_in}, those at {site} have width {width}: \

@@ -66,7 +66,7 @@ impl QualityMeter {
     /// Encodes and adds a block of activations `[tokens, d_in]`.
     pub fn add(&mut self, sae: &Sae, x: Tensor<2>) {
         let features = sae.encode(x.clone());
-        let output = sae.decode(features.clone());
+        let output = sae.decode(features.clone(), x.clone());
         self.add_encoded(x, features, output);
     }
 

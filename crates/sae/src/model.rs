@@ -16,7 +16,8 @@ pub struct Provenance {
     pub hook_name: Option<String>,
 }
 
-/// A sparse autoencoder: f(x) = activation(x · W_enc + b_enc) and x̂ = f · W_dec + b_dec.
+/// A sparse autoencoder: f(x) = activation(x · W_enc + b_enc) and x̂ = f · W_dec + b_dec. With a
+/// [`Normalization`](fpo_ops::Normalization) the linear maps are between features and normalised activations.
 #[derive(Clone, Debug)]
 pub struct Sae {
     /// W_enc, b_enc and the activation function.
@@ -50,32 +51,38 @@ impl Sae {
         self.encoder.encode(x)
     }
 
-    /// Features `[tokens, d_sae]` → reconstruction `[tokens, d_in]`.
-    pub fn decode(&self, features: Tensor<2>) -> Tensor<2> {
-        features.matmul(self.w_dec.clone()) + self.b_dec.clone().unsqueeze::<2>()
+    /// Features `[tokens, d_sae]` of activations `x` `[tokens, d_in]` → reconstruction `[tokens, d_in]`. `x` matters only where
+    /// activations are normalised: it gives the reconstruction its scale.
+    pub fn decode(&self, features: Tensor<2>, x: Tensor<2>) -> Tensor<2> {
+        let output = features.matmul(self.w_dec.clone()) + self.b_dec.clone().unsqueeze::<2>();
+        self.encoder.normalization.undo(output, x)
     }
 
     /// Activations → their reconstructions x̂, `[tokens, d_in]`.
     pub fn reconstruct(&self, x: Tensor<2>) -> Tensor<2> {
-        self.decode(self.encode(x))
+        self.decode(self.encode(x.clone()), x)
     }
 
     /// The same reconstruction with decoder directions of unit norm. With n the norm of a feature's direction, its column of W_enc,
     /// its b_enc and its threshold are multiplied by n, and so is its activation.
-    pub fn fold_decoder_norms(self) -> Self {
+    ///
+    /// # Errors
+    /// A TopK autoencoder, whose active features would change.
+    pub fn fold_decoder_norms(self) -> Result<Self, Error> {
         let norms = self.w_dec.clone().square().sum_dim(1).sqrt().clamp_min(1e-8);
         let row = norms.clone().squeeze_dim::<1>(1);
-        let Encoder { w_enc, b_enc, activation } = self.encoder;
-        Self {
+        let Encoder { normalization, w_enc, b_enc, activation } = self.encoder;
+        Ok(Self {
             encoder: Encoder {
+                normalization,
                 w_enc: w_enc * row.clone().unsqueeze::<2>(),
                 b_enc: b_enc * row.clone(),
-                activation: activation::scaled(activation, row),
+                activation: activation::scaled(activation, row)?,
             },
             w_dec: self.w_dec / norms,
             b_dec: self.b_dec,
             provenance: self.provenance,
-        }
+        })
     }
 }
 

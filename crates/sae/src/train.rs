@@ -1,11 +1,15 @@
-//! Training JumpReLU autoencoders by Gemma Scope's recipe (arXiv 2408.05147, section 3), with a choice of sparsity terms.
+//! Training autoencoders by Gemma Scope's recipe (arXiv 2408.05147, section 3), with a choice of activation functions and sparsity
+//! terms.
 
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
-use fpo_ops::{Activation, AdamW, Encoder, adamw_step};
+use fpo_ops::{Activation, AdamW, Encoder, Normalization, adamw_step};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{Compute, Error, Objective, Parameters, Penalty, Provenance, Sae};
+use crate::{Compute, Error, Kind, Objective, Parameters, Penalty, Provenance, Sae};
+
+/// The weight of a step's smallest activation in the estimate of BatchTopK's threshold.
+const THRESHOLD_RATE: f64 = 0.01;
 
 /// Training settings. Lengths are in units of inputs scaled to E‖x‖² = 1.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -13,10 +17,13 @@ use crate::{Compute, Error, Objective, Parameters, Penalty, Provenance, Sae};
 pub struct SaeTraining {
     /// Number of features.
     pub d_sae: usize,
-    /// The sparsity term: target-l0 (the default), step or tanh.
+    /// The activation function: jumprelu (the default), topk, batch-topk or relu.
+    #[serde(default)]
+    pub activation: Kind,
+    /// The sparsity term: target-l0 (the default), step, tanh or l1. topk and batch-topk have none.
     #[serde(default)]
     pub penalty: Penalty,
-    /// L0*, the target for the mean number of active features per token; used by target-l0 only.
+    /// L0*, the target for the mean number of active features per token; used by target-l0, topk and batch-topk, which reach it.
     pub target_l0: f64,
     /// c of the tanh penalty; defaults to 4.
     #[serde(default = "four")]
@@ -37,7 +44,8 @@ pub struct SaeTraining {
     pub bandwidth: f64,
     /// θ at the start.
     pub initial_threshold: f64,
-    /// Weight of the pull on dead features; defaults to 0, which leaves them dead.
+    /// Weight of what brings dead features back; defaults to 0, which leaves them dead. For topk and batch-topk it is the auxiliary
+    /// loss of arXiv 2406.04093, there 1/32.
     #[serde(default)]
     pub revive: f64,
     /// Steps without being active after which a feature is dead; defaults to 100.
@@ -67,6 +75,7 @@ fn hundred() -> usize {
 impl SaeTraining {
     fn objective(&self, step: usize) -> Objective {
         Objective {
+            kind: self.activation,
             penalty: self.penalty,
             sparsity: self.sparsity * warmup(step, self.sparsity_warmup),
             target_l0: self.target_l0,
@@ -112,6 +121,19 @@ impl SaeTraining {
                 "target_l0 = {} exceeds the number of features, d_sae = {}",
                 s.target_l0, s.d_sae
             ))),
+            None if s.activation == Kind::TopK && s.target_l0.fract() != 0.0 => {
+                Err(Error::Training(format!(
+                    "target_l0 = {} must be a whole number with activation \"topk\": it is k",
+                    s.target_l0
+                )))
+            }
+            None if s.activation == Kind::Relu
+                && matches!(s.penalty, Penalty::TargetL0 | Penalty::Step) =>
+            {
+                Err(Error::Training(
+                    "activation \"relu\" has no threshold that penalty \"target-l0\" or \"step\" could move: set penalty to \"l1\" or \"tanh\"".into(),
+                ))
+            }
             None => Ok(()),
         }
     }
@@ -182,6 +204,10 @@ impl SaeTrainer {
         settings.check()?;
         let plain = device.clone().without_autodiff();
         let sample = sample.to_device(&plain);
+        let threshold = match settings.activation {
+            Kind::JumpRelu => settings.initial_threshold,
+            Kind::TopK | Kind::BatchTopK | Kind::Relu => 0.0,
+        };
         let [tokens, d_in] = sample.dims();
         if tokens == 0 {
             return Err(Error::Training("the sample of activations is empty".into()));
@@ -202,7 +228,7 @@ impl SaeTrainer {
             b_enc: Tensor::zeros([d_sae], &plain),
             w_dec,
             b_dec: sample.mean_dim(0).squeeze_dim::<1>(0) * scale,
-            threshold: Tensor::full([d_sae], settings.initial_threshold, &plain),
+            threshold: Tensor::full([d_sae], threshold, &plain),
         };
         let moments = parameters.clone().map(|x| x.zeros_like(), |x| x.zeros_like());
         let silent = Tensor::zeros([d_sae], &plain);
@@ -227,6 +253,9 @@ impl SaeTrainer {
         let gradients = losses.total.backward();
 
         self.update(&leaf, &gradients, learning_rate);
+        if self.settings.activation == Kind::BatchTopK {
+            self.estimate_threshold(losses.features);
+        }
         let fired = losses.firing.greater_scalar(0.0);
         self.silent = (self.silent.clone() + 1.0).mask_fill(fired, 0.0);
         SaeStep {
@@ -273,23 +302,45 @@ impl SaeTrainer {
         adam((&mut p.b_enc, &mut v.b_enc), gradient(&leaf.b_enc, gradients), step, &slow);
         adam((&mut p.w_dec, &mut v.w_dec), g_dec, step, &options);
         adam((&mut p.b_dec, &mut v.b_dec), gradient(&leaf.b_dec, gradients), step, &slow);
-        let g_threshold = gradient(&leaf.threshold, gradients);
-        adam((&mut p.threshold, &mut v.threshold), g_threshold, step, &slow);
+        if self.settings.activation == Kind::JumpRelu {
+            let g_threshold = gradient(&leaf.threshold, gradients);
+            adam((&mut p.threshold, &mut v.threshold), g_threshold, step, &slow);
+        }
         let norms = p.w_dec.clone().square().sum_dim(1).sqrt().clamp_min(1e-8);
         p.w_dec = p.w_dec.clone() / norms;
         p.threshold = p.threshold.clone().clamp_min(0.0);
+    }
+
+    /// Moves the threshold towards the smallest activation of a batch; the first batch sets it.
+    fn estimate_threshold(&mut self, features: Tensor<2>) {
+        let closed = features.clone().lower_equal_elem(0.0);
+        let least = features.mask_fill(closed, f64::INFINITY).min().into_scalar::<f64>();
+        if !least.is_finite() {
+            return;
+        }
+        let rate = if self.step == 1 { 1.0 } else { THRESHOLD_RATE };
+        let threshold = self.parameters.threshold.clone();
+        self.parameters.threshold = threshold * (1.0 - rate) + rate * least;
     }
 
     /// The autoencoder for unscaled inputs, with the scale s and the subtraction of b_dec folded into the parameters:
     /// b_enc ← (b_enc − b_dec · W_enc) / s, θ ← θ / s, b_dec ← b_dec / s.
     pub fn finish(self, provenance: Provenance) -> Sae {
         let p = self.parameters;
+        let activation = match self.settings.activation {
+            Kind::JumpRelu | Kind::BatchTopK => {
+                Activation::JumpRelu { threshold: p.threshold / self.scale }
+            }
+            Kind::TopK => Activation::TopK { k: self.settings.target_l0 as usize },
+            Kind::Relu => Activation::Relu,
+        };
         let shift = p.b_dec.clone().unsqueeze::<2>().matmul(p.w_enc.clone()).squeeze_dim::<1>(0);
         Sae {
             encoder: Encoder {
+                normalization: Normalization::None,
                 w_enc: p.w_enc,
                 b_enc: (p.b_enc - shift) / self.scale,
-                activation: Activation::JumpRelu { threshold: p.threshold / self.scale },
+                activation,
             },
             w_dec: p.w_dec,
             b_dec: p.b_dec / self.scale,

@@ -1,46 +1,22 @@
 //! What of a model is trained: all of it, or adapters beside it. This decides what a checkpoint holds.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 use anyhow::{Context, Result};
-use fpo_transformer::{LanguageModel, LoraConfig, ModelConfig, Placement, adapter, weights};
+use fpo_config::ModelSettings;
+pub use fpo_transformer::weights::Initial;
+use fpo_transformer::{
+    LanguageModel, LoraConfig, Placement, adapter,
+    weights::{self, Origin},
+};
 
 /// Where a result holds its adapters, beside the merged model.
 pub(crate) const ADAPTER_FOLDER: &str = "adapter";
 
-/// The model that a training starts from.
-#[derive(Clone, Debug)]
-pub enum Initial {
-    /// A checkpoint in Hugging Face's layout.
-    Folder(PathBuf),
-    /// Random weights.
-    Random {
-        /// Sizes and constants.
-        config: Box<ModelConfig>,
-        /// Seeds the weights.
-        seed: u64,
-    },
-}
-
-impl Initial {
-    /// Loads or draws the weights.
-    ///
-    /// # Errors
-    /// A checkpoint that can't be read.
-    pub fn load(&self, placement: &Placement) -> Result<LanguageModel> {
-        Ok(match self {
-            Self::Folder(path) => weights::load(path, placement)?,
-            Self::Random { config, seed } => weights::random(config, *seed, placement)?,
-        })
-    }
-}
-
 /// What of a model is trained.
 pub struct Trained {
     initial: Initial,
+    origin: Origin,
     /// Adapters alone, where there are any.
     adapters: Option<Adapters>,
 }
@@ -56,12 +32,18 @@ impl Trained {
     ///
     /// # Errors
     /// A model that can't be loaded.
-    pub fn new(initial: Initial, lora: Option<&LoraConfig>, frozen: &Placement) -> Result<Self> {
+    pub fn new(
+        settings: &ModelSettings,
+        initial: Initial,
+        lora: Option<&LoraConfig>,
+        frozen: &Placement,
+    ) -> Result<Self> {
+        let origin = settings.origin(initial.folder());
         let adapters = match lora {
             None => None,
             Some(config) => Some(Adapters { config: config.clone(), base: initial.load(frozen)? }),
         };
-        Ok(Self { initial, adapters })
+        Ok(Self { initial, origin, adapters })
     }
 
     /// The frozen model, where adapters are trained.
@@ -75,7 +57,7 @@ impl Trained {
     /// A model that can't be loaded, or an adapter that doesn't fit it.
     pub fn start(&self, seed: u64, placement: &Placement) -> Result<LanguageModel> {
         match &self.adapters {
-            None => self.initial.load(placement),
+            None => Ok(self.initial.load(placement)?),
             Some(Adapters { config, base }) => {
                 Ok(base.with_new_lora(config, seed, &placement.device)?)
             }
@@ -89,7 +71,7 @@ impl Trained {
     pub fn save(&self, model: &LanguageModel, folder: &Path) -> Result<()> {
         match self.adapters {
             None => weights::save(model, folder)?,
-            Some(_) => adapter::save(model, folder)?,
+            Some(_) => adapter::save(model, folder, None)?,
         }
         Ok(())
     }
@@ -105,19 +87,17 @@ impl Trained {
         }
     }
 
-    /// Writes the result: the model in Hugging Face's layout, and its adapters in PEFT's beside it.
+    /// Writes the result: the model in Hugging Face's layout with all that its base has beside weights, and its adapters in
+    /// PEFT's format.
     ///
     /// # Errors
     /// The disk's.
     pub fn finish(&self, model: &LanguageModel, folder: &Path) -> Result<()> {
-        match (&self.adapters, &self.initial) {
-            (Some(_), Initial::Folder(base)) => weights::save_merged(model, base, folder)?,
-            _ => weights::save(model, folder)?,
-        }
+        weights::save_from(model, &self.origin, folder)?;
         if model.lora().is_some() {
             let folder = folder.join(ADAPTER_FOLDER);
             fs::create_dir(&folder).with_context(|| format!("creating {}", folder.display()))?;
-            adapter::save(model, &folder)?;
+            adapter::save(model, &folder, self.origin.base.as_deref())?;
         }
         Ok(())
     }

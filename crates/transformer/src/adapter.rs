@@ -1,51 +1,73 @@
 //! Adapters in and out, in PEFT's format: a folder with `adapter_config.json` and `adapter_model.safetensors`.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use burn::tensor::{Device, TensorData};
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use crate::{
     Error, LanguageModel, LoraConfig,
-    lora::Targets,
-    tensor_file::{self, Files, Stored},
+    checkpoint::{Opened, Source},
+    lora::MAGNITUDE,
+    multimodal::language_model,
+    targets::{Targets, is_of_a_block, is_of_tokens},
+    tensor_file::{self, Stored},
     weights::{placeholder, write_json},
 };
 
 /// PEFT's names of the two files.
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
+/// The weights' name before PEFT 0.6.
+const OLD_WEIGHTS: &str = "adapter_model.bin";
 /// The prefix that PEFT's wrappers add to a parameter's path.
 const PREFIX: &str = "base_model.model.";
 
-/// Writes the adapters of `model` into a folder, which must exist.
+/// Writes the adapters of `model` into a folder, which must exist. `base` is the folder of the model they belong to, which
+/// `AutoPeftModelForCausalLM.from_pretrained` looks for under its whole path.
 ///
 /// # Errors
 /// A model without adapters, or a file that can't be written.
-pub fn save(model: &LanguageModel, folder: &Path) -> Result<(), Error> {
+pub fn save(model: &LanguageModel, folder: &Path, base: Option<&Path>) -> Result<(), Error> {
     let path = folder.join(CONFIG);
     let Some(config) = model.lora() else {
         let message = "the model has no adapters to save".into();
         return Err(Error::Config { path, message });
     };
+    let base = match base {
+        Some(base) => {
+            let whole = base.canonicalize().map_err(Error::io(base))?;
+            Some(whole.display().to_string())
+        }
+        None => None,
+    };
     let alpha = match config.alpha.fract() == 0.0 && config.alpha < 1e15 {
         true => json!(config.alpha as u64),
         false => json!(config.alpha),
     };
+    let layers = Some(&config.layers_to_transform).filter(|layers| !layers.is_empty());
     let peft = json!({
-        "base_model_name_or_path": null,
+        "alpha_pattern": config.alpha_pattern,
+        "base_model_name_or_path": base,
         "bias": "none",
+        "exclude_modules": config.exclude_modules,
         "fan_in_fan_out": false,
         "inference_mode": true,
+        "layers_to_transform": layers,
         "init_lora_weights": true,
         "lora_alpha": alpha,
         "lora_dropout": 0.0,
         "modules_to_save": null,
         "peft_type": "LORA",
         "r": config.rank,
+        "rank_pattern": config.rank_pattern,
         "target_modules": config.target_modules,
         "task_type": "CAUSAL_LM",
-        "use_dora": false,
+        "use_dora": config.use_dora,
         "use_rslora": config.use_rslora,
     });
     write_json(&path, &peft)?;
@@ -54,6 +76,9 @@ pub fn save(model: &LanguageModel, folder: &Path) -> Result<(), Error> {
     for (path, lora) in model.adapters() {
         for (part, tensor) in [("lora_A", lora.a.val()), ("lora_B", lora.b.val())] {
             tensors.push(Stored::new(format!("{PREFIX}{path}.{part}.weight"), tensor));
+        }
+        if let Some(magnitude) = &lora.magnitude {
+            tensors.push(Stored::new(format!("{PREFIX}{path}.{MAGNITUDE}"), magnitude.val()));
         }
     }
     tensor_file::write(&folder.join(WEIGHTS), tensors)
@@ -66,34 +91,46 @@ pub fn save(model: &LanguageModel, folder: &Path) -> Result<(), Error> {
 /// A damaged file, an unsupported PEFT setting (named), or tensors that don't fit the model: every one that is missing, unknown,
 /// or of the wrong shape or type is listed.
 pub fn load(model: &LanguageModel, folder: &Path, device: &Device) -> Result<LanguageModel, Error> {
-    let config = read_config(&folder.join(CONFIG))?;
-    let files = Files::open([folder.join(WEIGHTS)])?;
-    let views = files.views()?;
+    let path = folder.join(CONFIG);
+    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+    let [new, old] = [WEIGHTS, OLD_WEIGHTS].map(|name| folder.join(name));
+    let files = Opened::open(&[if !new.exists() && old.is_file() { old } else { new }])?;
+    let sources = language_model(model.config().family, tensors(&files)?);
+    let modules = sources.keys().filter_map(|name| name.strip_suffix(".lora_A.weight"));
+    let config = parse_config(&text, &modules.collect())
+        .map_err(|message| Error::Config { path, message })?;
     let mut problems = Vec::new();
     let mut used = BTreeSet::new();
     let adapted = model.with_lora(&config, device, &mut |piece| {
-        let (name, shape) = (format!("{PREFIX}{}", piece.name), piece.shape);
-        let values = match views.get(&name) {
-            None => Err(format!("`{name}` {shape:?} is missing")),
-            Some(view) if view.shape() != shape => Err(format!(
-                "`{name}` is {:?}, but the model and r = {} require {shape:?}",
-                view.shape(),
-                config.rank
+        let (name, shape) = (piece.name, piece.shape);
+        let full = format!("{PREFIX}{name}");
+        used.insert(name.to_owned());
+        let values = match sources.get(name) {
+            None => Err(format!("`{full}` {shape:?} is missing")),
+            Some(source) if source.shape() != shape => Err(format!(
+                "`{full}` is {:?}, but the model and r = {} require {shape:?}",
+                source.shape(),
+                if name.ends_with("lora_A.weight") { shape[0] } else { shape[shape.len() - 1] }
             )),
-            Some(view) => {
-                files.read(view, piece.places()).map_err(|message| format!("`{name}`: {message}"))
+            Some(source) => {
+                source.read(piece.places()).map_err(|message| format!("`{full}`: {message}"))
             }
         };
-        used.insert(name);
         Ok(values.map(|values| TensorData::new(values, piece.dims())).unwrap_or_else(|problem| {
             problems.push(problem);
             placeholder(shape)
         }))
     })?;
-    for (name, view) in &views {
+    for (name, source) in &sources {
         if !used.contains(name) {
-            problems.push(format!("`{name}` {:?} has no place in the model", view.shape()));
+            let shape = source.shape();
+            problems.push(format!("`{PREFIX}{name}` {shape:?} has no place in the model"));
         }
+    }
+    let more = problems.len().saturating_sub(MOST_PROBLEMS);
+    if more > 0 {
+        problems.truncate(MOST_PROBLEMS);
+        problems.push(format!("and {more} more"));
     }
     match problems.is_empty() {
         true => Ok(adapted),
@@ -101,16 +138,37 @@ pub fn load(model: &LanguageModel, folder: &Path, device: &Device) -> Result<Lan
     }
 }
 
-fn read_config(path: &Path) -> Result<LoraConfig, Error> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-    parse_config(&text).map_err(|message| Error::Config { path: path.to_owned(), message })
+/// Problems listed, at most.
+const MOST_PROBLEMS: usize = 12;
+
+/// Every tensor by its parameter's name: without PEFT's prefix, and with `model.`, which adapters of a decoder without its head
+/// lack.
+fn tensors(files: &Opened) -> Result<BTreeMap<String, Source<'_>>, Error> {
+    let named = files.tensors()?.into_iter().map(|(name, source)| {
+        let inner = name.strip_prefix(PREFIX).unwrap_or(&name);
+        // PEFT before 0.9 ended the name of DoRA's magnitudes in `.weight`.
+        let inner = match inner.strip_suffix(".weight") {
+            Some(module) if module.ends_with(MAGNITUDE) => module,
+            _ => inner,
+        };
+        let name = match inner.starts_with("layers.") {
+            true => format!("model.{inner}"),
+            false => inner.to_owned(),
+        };
+        (name, source)
+    });
+    Ok(named.collect())
 }
 
-/// Fields that don't change what an adapter computes.
-const WITHOUT_EFFECT: [&str; 9] = [
+/// Fields that don't change what an adapter computes, given its tensors.
+const WITHOUT_EFFECT: [&str; 12] = [
     "auto_mapping",
     "base_model_name_or_path",
+    "ensure_weight_tying",
+    "eva_config",
     "inference_mode",
+    // The blocks are `layers` in every model here.
+    "layers_pattern",
     "lora_dropout",
     "megatron_core",
     "peft_version",
@@ -118,8 +176,11 @@ const WITHOUT_EFFECT: [&str; 9] = [
     "revision",
     "runtime_config",
 ];
+/// Initialisations that leave the base weights as they are. Others, such as PiSSA, come with other base weights.
+const INITIALISATIONS: [&str; 3] = ["eva", "gaussian", "orthogonal"];
 
-fn parse_config(text: &str) -> Result<LoraConfig, String> {
+/// `modules` are the linear layers with adapters in the file.
+fn parse_config(text: &str, modules: &BTreeSet<&str>) -> Result<LoraConfig, String> {
     let fields: Map<String, Value> = serde_json::from_str(text).map_err(|e| e.to_string())?;
     let mut config = LoraConfig::default();
     for required in ["peft_type", "r", "lora_alpha", "target_modules"] {
@@ -135,11 +196,16 @@ fn parse_config(text: &str) -> Result<LoraConfig, String> {
                 return Err(wrong("only CAUSAL_LM is supported"));
             }
             "bias" if value != "none" => return Err(wrong("only none is supported")),
-            // The other initialisations change the base weights.
-            "init_lora_weights" if !(value.is_boolean() || value == "gaussian") => {
-                return Err(wrong("only true, false and gaussian are supported"));
+            "init_lora_weights" => {
+                let known = value.as_str().is_some_and(|name| INITIALISATIONS.contains(&name));
+                if !(known || value.is_boolean() || value.is_null()) {
+                    return Err(wrong(
+                        "it belongs to other base weights: convert the adapter with PEFT's save_pretrained(…, \
+                         path_initial_model_for_weight_conversion=…)",
+                    ));
+                }
             }
-            "peft_type" | "task_type" | "bias" | "init_lora_weights" => {}
+            "peft_type" | "task_type" | "bias" => {}
             "r" => {
                 let rank = value.as_u64().and_then(|r| usize::try_from(r).ok());
                 config.rank = rank.ok_or_else(|| wrong("expected a whole number"))?;
@@ -151,16 +217,43 @@ fn parse_config(text: &str) -> Result<LoraConfig, String> {
                 config.use_rslora =
                     value.as_bool().ok_or_else(|| wrong("expected true or false"))?;
             }
-            "target_modules" => {
-                config.target_modules = serde_json::from_value::<Targets>(value.clone())
-                    .map_err(|e| format!("`{name}`: {e}"))?;
+            "use_dora" => {
+                config.use_dora = value.as_bool().ok_or_else(|| wrong("expected true or false"))?;
             }
-            _ if WITHOUT_EFFECT.contains(&name.as_str()) || is_off(value) => {}
+            "target_modules" => config.target_modules = targets(value, modules)?,
+            _ if is_off(value) => {}
+            "rank_pattern" => config.rank_pattern = field(name, value)?,
+            "alpha_pattern" => config.alpha_pattern = field(name, value)?,
+            "exclude_modules" => config.exclude_modules = Some(field(name, value)?),
+            "layers_to_transform" => {
+                config.layers_to_transform = match value.as_u64() {
+                    Some(layer) => vec![layer as usize],
+                    None => field(name, value)?,
+                };
+            }
+            _ if WITHOUT_EFFECT.contains(&name.as_str()) => {}
             _ => return Err(wrong("this PEFT option is not supported")),
         }
     }
     config.check()?;
     Ok(config)
+}
+
+fn field<T: DeserializeOwned>(name: &str, value: &Value) -> Result<T, String> {
+    serde_json::from_value(value.clone()).map_err(|e| format!("`{name}`: {e}"))
+}
+
+/// The layers that the field names. Python's regular expressions can say more than those here; then they are the layers that
+/// have tensors.
+fn targets(value: &Value, modules: &BTreeSet<&str>) -> Result<Targets, String> {
+    if value.is_string() {
+        let of_tensors = || Targets::names(modules.iter().map(|module| (*module).to_owned()));
+        return Ok(field("target_modules", value).unwrap_or_else(|_| of_tensors()));
+    }
+    let names: Vec<String> = field("target_modules", value)?;
+    // PEFT's lists may have names of other architectures.
+    let names = names.into_iter().filter(|name| is_of_a_block(name) || is_of_tokens(name));
+    Ok(Targets::names(names))
 }
 
 /// Whether a PEFT field has no effect.

@@ -1,12 +1,12 @@
 //! What a decoder is built from.
 
-use std::{io::ErrorKind, path::Path};
+use std::path::Path;
 
 use fpo_ops::Gain;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Error, Family, Rope, families};
+use crate::{Error, Family, Rope, generation_config};
 
 /// More layers than any model has: keeps a damaged number from allocating without end.
 pub(crate) const MOST_LAYERS: usize = 1 << 12;
@@ -101,27 +101,22 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Reads and checks `config.json` in a checkpoint's folder, and the tokens that end a generation in `generation_config.json`,
-    /// if there is one.
+    /// Reads and checks `config.json` in a checkpoint's folder. Where `generation_config.json` names the tokens that end a
+    /// generation, they are those.
     ///
     /// # Errors
     /// A file that can't be read, is malformed, or describes a model that isn't supported.
     pub fn load(folder: &Path) -> Result<Self, Error> {
+        let config = Self::load_alone(folder)?;
+        let eos_token_ids = generation_config::end_tokens(folder)?;
+        Ok(Self { eos_token_ids: eos_token_ids.unwrap_or(config.eos_token_ids), ..config })
+    }
+
+    /// `config.json` without `generation_config.json`.
+    pub(crate) fn load_alone(folder: &Path) -> Result<Self, Error> {
         let path = folder.join("config.json");
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-        let mut config =
-            Self::from_json(&text).map_err(|message| Error::Config { path, message })?;
-        // Instruction-tuned models name the end of a turn here.
-        let path = folder.join("generation_config.json");
-        let text = match std::fs::read_to_string(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(config),
-            text => text.map_err(Error::io(&path))?,
-        };
-        let more =
-            families::end_tokens(&text).map_err(|message| Error::Config { path, message })?;
-        let known = config.eos_token_ids.clone();
-        config.eos_token_ids.extend(more.into_iter().filter(|id| !known.contains(id)));
-        Ok(config)
+        Self::from_json(&text).map_err(|message| Error::Config { path, message })
     }
 
     /// Parses the text of a `config.json`; the error is a sentence.

@@ -1,35 +1,23 @@
 //! What a model is, by content.
 
-use std::{
-    fs::{self, File},
-    path::{Path, PathBuf},
-};
+use std::{fs::File, path::Path};
 
-use crate::{Error, ModelConfig};
+use crate::{Error, ModelConfig, checkpoint::WeightFiles};
 
-/// BLAKE3 hash (hex) of a model's configuration and weights. Folders with equal hashes hold equal models; the same weights in
+/// BLAKE3 hash (hex) of a model's configuration and of the weights that [`weights::load`](crate::weights::load) reads. Folders with equal hashes hold equal models; the same weights in
 /// other shards count as others.
 ///
 /// # Errors
 /// A folder that can't be read.
 pub fn hash_model(folder: &Path) -> Result<String, Error> {
-    let read = |path: &Path| {
-        let path = path.to_owned();
-        move |source| Error::Io { path, source }
-    };
-    let mut files: Vec<PathBuf> = Vec::new();
-    for entry in fs::read_dir(folder).map_err(read(folder))? {
-        let path = entry.map_err(read(folder))?.path();
-        if path.extension().is_some_and(|extension| extension == "safetensors") {
-            files.push(path);
-        }
-    }
+    let mut files = WeightFiles::of(folder)?.files;
     files.sort();
     let mut hasher = blake3::Hasher::new();
-    hasher.update(ModelConfig::load(folder)?.to_json("").to_string().as_bytes());
+    hasher.update(ModelConfig::load_alone(folder)?.to_json("").to_string().as_bytes());
     for path in files {
         let mut file = blake3::Hasher::new();
-        file.update_reader(File::open(&path).map_err(read(&path))?).map_err(read(&path))?;
+        let open = File::open(&path).map_err(Error::io(&path))?;
+        file.update_reader(open).map_err(Error::io(&path))?;
         hasher.update(file.finalize().as_bytes());
     }
     Ok(hasher.finalize().to_hex().to_string())
@@ -38,6 +26,8 @@ pub fn hash_model(folder: &Path) -> Result<String, Error> {
 #[cfg(test)]
 mod tests {
     use burn::tensor::Device;
+
+    use std::fs;
 
     use super::*;
     use crate::{Family, Sizes, weights};

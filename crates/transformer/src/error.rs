@@ -29,6 +29,9 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
+    /// A file of PyTorch, such as `pytorch_model.bin`, can't be read.
+    #[error(transparent)]
+    Torch(#[from] fpo_torch_file::Error),
     /// The tensors of a checkpoint don't match its configuration.
     #[error("{path}: the weights don't match config.json:\n  {}", problems.join("\n  "))]
     Weights {
@@ -45,6 +48,9 @@ pub enum Error {
         /// Every missing, extra or mis-shaped tensor, one line each.
         problems: Vec<String>,
     },
+    /// Settings of adapters that don't fit the model.
+    #[error("adapters: {0}")]
+    Adapters(String),
     /// A parameter is larger than the largest tensor that the device can hold.
     #[error(
         "`{name}` takes {bytes} bytes, but the device's largest tensor has {largest}{}: use another device, such as cpu",

@@ -41,11 +41,12 @@ impl Layout {
         match self {
             Self::Padded(rotaries) => {
                 let rotary = rotaries.of(options.window);
-                fpo_ops::causal_attention(rotary.shared(q), rotary.shared(k), v, options)
+                let [q, k] = [q, k].map(|x| rotary.shared(x).cast(v.dtype()));
+                fpo_ops::causal_attention(q, k, v, options)
             }
             Self::Packed(rotaries, texts) => {
                 let rotary = rotaries.of(options.window);
-                let (q, k) = (rotary.per_row(q), rotary.per_row(k));
+                let [q, k] = [q, k].map(|x| rotary.per_row(x).cast(v.dtype()));
                 fpo_ops::packed_attention(q, k, v, options, texts)
             }
         }

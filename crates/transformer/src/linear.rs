@@ -38,7 +38,8 @@ impl Linear {
         let product = match &self.lora {
             None => precision.linear(x, self.weight.val()),
             Some(lora) => {
-                precision.linear(x.clone(), self.weight.val()) + lora.forward(x, precision)
+                let product = precision.linear(x.clone(), self.weight.val());
+                lora.add_to(product, x, self.weight.val(), precision)
             }
         };
         match &self.bias {
@@ -51,40 +52,72 @@ impl Linear {
         }
     }
 
-    /// The layer with the adapter merged into its weight: `W + s · B · A`.
+    /// The layer with the adapter merged into its weight.
     pub(crate) fn merged(self) -> Self {
         match self.lora {
             None => self,
             Some(lora) => {
-                let delta = lora.delta(0..self.weight.dims()[0]);
-                let weight = self.weight.map(|weight| weight.cast(delta.dtype()) + delta);
+                let rows = 0..self.weight.dims()[0];
+                let weight = self.weight.map(|weight| lora.merge(weight, rows));
                 Self::new(weight, self.bias, self.precision)
             }
         }
     }
 }
 
-/// A low-rank adapter: `s · x · Aᵀ · Bᵀ` (Hu et al. 2021, "LoRA").
+/// A low-rank adapter (Hu et al. 2021, "LoRA"): the layer's product plus `s · x · Aᵀ · Bᵀ`. With a magnitude (Liu et al. 2024,
+/// "DoRA") each output of that sum is multiplied by `m / ‖W + s · B · A‖`, the norm being that of its row.
 #[derive(Module, Debug)]
 pub struct Lora {
     /// A, `[rank, in]`
     pub a: Param<Tensor<2>>,
     /// B, `[out, rank]`
     pub b: Param<Tensor<2>>,
+    /// m, `[out]`
+    pub magnitude: Option<Param<Tensor<1>>>,
     /// s
     pub(crate) scale: f64,
 }
 
 impl Lora {
-    fn forward<const D: usize>(&self, x: Tensor<D>, precision: Precision) -> Tensor<D> {
+    /// The output of the layer with weight `weight`, whose product with `x` is given.
+    fn add_to<const D: usize>(
+        &self,
+        product: Tensor<D>,
+        x: Tensor<D>,
+        weight: Tensor<2>,
+        precision: Precision,
+    ) -> Tensor<D> {
         // Scaled here because this tensor is the narrow one.
         let narrow = precision.linear(x, self.a.val()) * self.scale;
-        precision.linear(narrow, self.b.val())
+        let sum = product + precision.linear(narrow, self.b.val());
+        let Some(magnitude) = &self.magnitude else { return sum };
+        let rows = 0..weight.dims()[0];
+        // As in PEFT, no gradient flows through the norm.
+        let gain = magnitude.val() / row_norms(self.sum(weight.without_autodiff(), rows));
+        // In float32, because the magnitude's gradient is a sum over all tokens.
+        let dtype = sum.dtype();
+        (at_least_f32(sum) * gain.unsqueeze()).cast(dtype)
     }
 
-    /// Its contribution to some rows of the weight, `[rows, in]`, outside any graph.
-    pub(crate) fn delta(&self, rows: Range<usize>) -> Tensor<2> {
-        let (a, b) = (self.a.val().without_autodiff(), self.b.val().without_autodiff());
-        b.narrow(0, rows.start, rows.len()).matmul(a) * self.scale
+    /// Some rows of the merged weight, given those of the weight, `[rows, in]`, outside any graph.
+    pub(crate) fn merge(&self, weight: Tensor<2>, rows: Range<usize>) -> Tensor<2> {
+        let sum = self.sum(weight, rows.clone());
+        let Some(magnitude) = &self.magnitude else { return sum };
+        let magnitude = magnitude.val().without_autodiff().narrow(0, rows.start, rows.len());
+        let gain = magnitude / row_norms(sum.clone());
+        sum * gain.unsqueeze_dim(1)
     }
+
+    /// `W + s · B · A` of some rows.
+    fn sum(&self, weight: Tensor<2>, rows: Range<usize>) -> Tensor<2> {
+        let (a, b) = (self.a.val().without_autodiff(), self.b.val().without_autodiff());
+        let delta = b.narrow(0, rows.start, rows.len()).matmul(a) * self.scale;
+        weight.cast(delta.dtype()) + delta
+    }
+}
+
+/// The norm of each row, `[rows, in]` → `[rows]`.
+pub(crate) fn row_norms(weight: Tensor<2>) -> Tensor<1> {
+    at_least_f32(weight).powf_scalar(2.0).sum_dim(1).sqrt().squeeze_dim(1)
 }

@@ -1,6 +1,4 @@
-//! Low-rank adapters on the linear layers of the blocks: targets, sizes, initial values.
-
-use std::{collections::BTreeSet, fmt, str::FromStr};
+//! Low-rank adapters on the linear layers of the blocks: sizes, initial values.
 
 use burn::{
     module::Module,
@@ -10,7 +8,15 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::{Block, Error, LanguageModel, Linear, Provider, builder::Builder, linear::Lora};
+use crate::{
+    Block, Error, LanguageModel, Linear, Provider,
+    builder::Builder,
+    linear::{Lora, row_norms},
+    targets::{Patterns, Targets, is_of_tokens, module_name},
+};
+
+/// PEFT's name for DoRA's m.
+pub(crate) const MAGNITUDE: &str = "lora_magnitude_vector";
 
 /// Sizes, scale and targets of adapters, with PEFT's names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,33 +26,83 @@ pub struct LoraConfig {
     pub rank: usize,
     /// The adapter's output is multiplied by `alpha / rank`.
     pub alpha: f64,
-    /// Which linear layers get an adapter: a list of names, or "all-linear".
+    /// Which linear layers get an adapter: a list of names, "all-linear", or a regular expression for their full names.
     pub target_modules: Targets,
+    /// Which of them don't: a list of names, or a regular expression.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exclude_modules: Option<Targets>,
+    /// The blocks, from 0, whose layers get one; all if empty.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub layers_to_transform: Vec<usize>,
+    /// Other ranks for the layers whose names match; the first match counts.
+    #[serde(skip_serializing_if = "Patterns::is_empty")]
+    pub rank_pattern: Patterns<usize>,
+    /// Other values of alpha.
+    #[serde(skip_serializing_if = "Patterns::is_empty")]
+    pub alpha_pattern: Patterns<f64>,
     /// Multiplies by `alpha / √rank` instead (rank-stabilised LoRA, Kalajdzievski 2023).
     pub use_rslora: bool,
+    /// Trains the norm of each row of the merged weight apart from its direction (DoRA, Liu et al. 2024).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub use_dora: bool,
 }
 
 impl Default for LoraConfig {
     fn default() -> Self {
-        Self { rank: 16, alpha: 32.0, target_modules: Targets::all(), use_rslora: false }
+        Self {
+            rank: 16,
+            alpha: 32.0,
+            target_modules: Targets::all(),
+            exclude_modules: None,
+            layers_to_transform: Vec::new(),
+            rank_pattern: Patterns::default(),
+            alpha_pattern: Patterns::default(),
+            use_rslora: false,
+            use_dora: false,
+        }
     }
 }
 
 impl LoraConfig {
     /// Checks the values; the error is a sentence.
     pub fn check(&self) -> Result<(), String> {
-        if self.rank == 0 {
-            return Err("rank = 0 must be at least 1".into());
+        let ranks = self.rank_pattern.values();
+        for (name, rank) in std::iter::once(("rank", self.rank)).chain(ranks) {
+            if rank == 0 {
+                return Err(format!("{name} = 0 must be at least 1"));
+            }
         }
-        if !(self.alpha > 0.0 && self.alpha.is_finite()) {
-            return Err(format!("alpha = {} must be positive", self.alpha));
+        let alphas = self.alpha_pattern.values();
+        for (name, alpha) in std::iter::once(("alpha", self.alpha)).chain(alphas) {
+            if !(alpha > 0.0 && alpha.is_finite()) {
+                return Err(format!("{name} = {alpha} must be positive"));
+            }
         }
-        Ok(())
+        if self.target_modules.is_pattern() && !self.layers_to_transform.is_empty() {
+            return Err("layers_to_transform works with a list of target_modules alone: put the blocks into the \
+                 regular expression"
+                .into());
+        }
+        self.target_modules.check(|_| false)?;
+        self.exclude_modules.as_ref().map_or(Ok(()), |names| names.check(is_of_tokens))
     }
 
-    fn scale(&self) -> f64 {
-        let rank = self.rank as f64;
-        self.alpha / if self.use_rslora { rank.sqrt() } else { rank }
+    /// The rank of a layer's adapter, if it has one.
+    pub fn rank(&self, layer: usize, projection: Projection) -> Option<usize> {
+        let in_block =
+            self.layers_to_transform.is_empty() || self.layers_to_transform.contains(&layer);
+        let excluded =
+            self.exclude_modules.as_ref().is_some_and(|names| names.contains(layer, projection));
+        let has_one = in_block && !excluded && self.target_modules.contains(layer, projection);
+        let module = module_name(layer, projection);
+        has_one.then(|| self.rank_pattern.value(&module).unwrap_or(self.rank))
+    }
+
+    /// What a layer's adapter of this rank is multiplied by.
+    fn scale(&self, layer: usize, projection: Projection, rank: usize) -> f64 {
+        let alpha = self.alpha_pattern.value(&module_name(layer, projection));
+        let rank = rank as f64;
+        alpha.unwrap_or(self.alpha) / if self.use_rslora { rank.sqrt() } else { rank }
     }
 }
 
@@ -119,77 +175,6 @@ impl Projection {
     }
 }
 
-impl FromStr for Projection {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|p| p.name() == text).ok_or_else(|| {
-            let names = Self::ALL.map(Self::name).join(", ");
-            format!("target module `{text}`: adapters fit {names}, or \"all-linear\"")
-        })
-    }
-}
-
-/// A non-empty set of [`Projection`]s, written as a list of names or as "all-linear".
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Names", into = "Names")]
-pub struct Targets(BTreeSet<Projection>);
-
-/// Targets as PEFT writes them.
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(untagged)]
-enum Names {
-    One(String),
-    Several(Vec<String>),
-}
-
-impl Targets {
-    /// PEFT's "all-linear".
-    pub fn all() -> Self {
-        Self(Projection::ALL.into())
-    }
-
-    /// Whether a projection is one of them.
-    pub fn contains(&self, projection: Projection) -> bool {
-        self.0.contains(&projection)
-    }
-
-    /// In the order of [`Projection::ALL`].
-    pub fn iter(&self) -> impl Iterator<Item = Projection> {
-        self.0.iter().copied()
-    }
-}
-
-impl TryFrom<Names> for Targets {
-    type Error = String;
-
-    fn try_from(names: Names) -> Result<Self, String> {
-        match names {
-            Names::One(name) if name == "all-linear" => Ok(Self::all()),
-            // PEFT takes any other string as a regular expression.
-            Names::One(name) => Err(format!(
-                "target modules \"{name}\": expected \"all-linear\" or a list of names"
-            )),
-            Names::Several(names) if names.is_empty() => Err("no target modules".into()),
-            Names::Several(names) => {
-                names.iter().map(|n| n.parse()).collect::<Result<_, _>>().map(Self)
-            }
-        }
-    }
-}
-
-impl From<Targets> for Names {
-    fn from(targets: Targets) -> Self {
-        Self::Several(targets.iter().map(|p| p.name().to_owned()).collect())
-    }
-}
-
-impl fmt::Display for Targets {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.iter().map(Projection::name).collect::<Vec<_>>().join(", "))
-    }
-}
-
 impl LanguageModel {
     /// The same model with adapters on `device`, in place of any that it had. Its weights are shared and no longer trained.
     /// `provider` gives the values of `model.layers.0.self_attn.q_proj.lora_A.weight` and so on.
@@ -204,29 +189,35 @@ impl LanguageModel {
     ) -> Result<Self, Error> {
         let mut model = self.valid();
         let mut builder = Builder { provider, placement: device.into() };
+        let mut count = 0;
         for (layer, block) in model.model.layers.iter_mut().enumerate() {
             for projection in Projection::ALL {
                 let linear = projection.of_mut(block);
                 linear.lora = None;
-                if !config.target_modules.contains(projection) {
-                    continue;
-                }
+                let Some(rank) = config.rank(layer, projection) else { continue };
                 let [d_out, d_in] = linear.weight.dims();
-                let mut param = |part: &str, shape: [usize; 2]| {
-                    let path = projection.path();
-                    builder.param(format!("model.layers.{layer}.{path}.{part}.weight"), shape)
+                let module = module_name(layer, projection);
+                let scale = config.scale(layer, projection, rank);
+                let a = builder.param(format!("{module}.lora_A.weight"), [rank, d_in])?;
+                let b = builder.param(format!("{module}.lora_B.weight"), [d_out, rank])?;
+                let magnitude = match config.use_dora {
+                    true => Some(builder.param(format!("{module}.{MAGNITUDE}"), [d_out])?),
+                    false => None,
                 };
-                let a = param("lora_A", [config.rank, d_in])?;
-                let b = param("lora_B", [d_out, config.rank])?;
-                linear.lora = Some(Lora { a, b, scale: config.scale() });
+                linear.lora = Some(Lora { a, b, magnitude, scale });
+                count += 1;
             }
+        }
+        if count == 0 {
+            let message = format!("no layer of the model is among `{}`", config.target_modules);
+            return Err(Error::Adapters(message));
         }
         model.lora = Some(config.clone());
         Ok(model)
     }
 
-    /// New adapters, initialised as in PEFT: A uniform in ±1/√in (Kaiming with a = √5) and B zero, so that the model's outputs
-    /// don't change. The same seed gives the same values on every device.
+    /// New adapters, initialised as in PEFT: A uniform in ±1/√in (Kaiming with a = √5) and B zero, DoRA's magnitudes the norms of
+    /// the weight's rows, so that the model's outputs don't change. The same seed gives the same values on every device.
     ///
     /// # Errors
     /// An adapter that the device can't hold.
@@ -238,6 +229,9 @@ impl LanguageModel {
     ) -> Result<Self, Error> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         self.with_lora(config, device, &mut |piece| {
+            if let Some(module) = piece.name.strip_suffix(&format!(".{MAGNITUDE}")) {
+                return Ok(self.norms_of(module));
+            }
             let bound = match piece.name.ends_with("lora_A.weight") {
                 true => (piece.shape[1] as f64).powf(-0.5),
                 false => 0.0,
@@ -246,6 +240,17 @@ impl LanguageModel {
             let values: Vec<f32> = piece.places().map(uniform).collect();
             Ok(TensorData::new(values, piece.dims()))
         })
+    }
+
+    /// The norms of the rows of a linear layer's weight, in float32.
+    fn norms_of(&self, module: &str) -> TensorData {
+        let blocks = self.model.layers.iter().enumerate();
+        let mut linears = blocks.flat_map(|(layer, block)| {
+            Projection::ALL.map(|p| (module_name(layer, p), p.of(block)))
+        });
+        let linear = linears.find(|(name, _)| name == module).map(|(_, linear)| linear);
+        let weight = linear.expect("a module of this model").weight.val().without_autodiff();
+        row_norms(weight).into_data().convert::<f32>()
     }
 
     /// The configuration of its adapters; `None` if it has none.
@@ -258,7 +263,7 @@ impl LanguageModel {
         self.model.layers.iter().enumerate().flat_map(|(layer, block)| {
             Projection::ALL.into_iter().filter_map(move |projection| {
                 let lora = projection.of(block).lora.as_ref()?;
-                Some((format!("model.layers.{layer}.{}", projection.path()), lora))
+                Some((module_name(layer, projection), lora))
             })
         })
     }

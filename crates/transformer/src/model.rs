@@ -68,8 +68,9 @@ impl Attention {
             let [batch, tokens, width] = x.dims();
             x.reshape([batch, tokens, width / self.head_dim, self.head_dim])
         };
+        // Normalised heads stay in float32 until they are rotated.
         let normal = |norm: &Option<RmsNorm>, x: Tensor<4>| match norm {
-            Some(norm) => norm.forward(x),
+            Some(norm) => norm.forward(at_least_f32(x)),
             None => x,
         };
         let q = normal(&self.q_norm, heads(self.q_proj.forward(x.clone())));
@@ -91,7 +92,7 @@ impl Attention {
     fn z_cached(&self, x: Tensor<3>, rotaries: &Rotaries, cache: &mut LayerCache) -> Tensor<3> {
         let [q, k, v] = self.qkv(x);
         let rotary = rotaries.of(self.window);
-        let (q, k) = (rotary.per_row(q), rotary.per_row(k));
+        let [q, k] = [q, k].map(|x| rotary.per_row(x).cast(v.dtype()));
         cache.attend(q, k, v, self.scale, self.softcap, self.window)
     }
 }
@@ -122,6 +123,7 @@ impl Mlp {
 
 /// The activations of a block at its sites. `[batch, tokens, width]`
 pub(crate) struct BlockOutput {
+    resid_pre: Tensor<3>,
     attn_z: Tensor<3>,
     mlp_out: Tensor<3>,
     pub(crate) resid_post: Tensor<3>,
@@ -130,6 +132,7 @@ pub(crate) struct BlockOutput {
 impl BlockOutput {
     pub(crate) fn at(&self, kind: SiteKind) -> Tensor<3> {
         match kind {
+            SiteKind::ResidPre => self.resid_pre.clone(),
             SiteKind::ResidPost => self.resid_post.clone(),
             SiteKind::MlpOut => self.mlp_out.clone(),
             SiteKind::AttnZ => self.attn_z.clone(),
@@ -176,6 +179,7 @@ impl Block {
         x: Tensor<3>,
         attention: impl FnOnce(&Attention, Tensor<3>) -> Tensor<3>,
     ) -> BlockOutput {
+        let resid_pre = x.clone();
         let after = |norm: Option<&RmsNorm>, output: Tensor<3>| match norm {
             Some(norm) => norm.forward(at_least_f32(output)),
             None => at_least_f32(output),
@@ -186,7 +190,7 @@ impl Block {
         let mlp_out = self.mlp.forward(self.before_mlp().forward(x.clone()));
         let mlp_out = after(self.post_feedforward_layernorm.as_ref(), mlp_out);
         let attn_z = at_least_f32(attn_z);
-        BlockOutput { attn_z, resid_post: x + mlp_out.clone(), mlp_out }
+        BlockOutput { resid_pre, attn_z, resid_post: x + mlp_out.clone(), mlp_out }
     }
 }
 
@@ -400,6 +404,9 @@ impl LanguageModel {
         let mut x = self.embed(tokens);
         for (layer, block) in self.model.layers.iter().enumerate() {
             let is_here = |kind| site == Site { kind, layer };
+            if is_here(SiteKind::ResidPre) {
+                x = replace(x);
+            }
             let output = block.forward_with(x, |attention, x| {
                 let z = attention.z(x, &layout);
                 if is_here(SiteKind::AttnZ) { replace(at_least_f32(z)) } else { z }

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 use half::{bf16, f16};
 use memmap2::Mmap;
 #[cfg(unix)]
@@ -18,7 +18,7 @@ use safetensors::{
     tensor::{Metadata, TensorInfo, TensorView},
 };
 
-use crate::Error;
+use crate::{Error, WeightType};
 
 /// Elements written at a time.
 const PIECE: usize = 1 << 20;
@@ -60,11 +60,12 @@ impl Files {
     /// An unsupported element type, or positions beyond the tensor.
     pub fn read(&self, view: &TensorView, places: Range<usize>) -> Result<Vec<f32>, String> {
         let size = match view.dtype() {
+            Dtype::F64 => 8,
             Dtype::F32 => 4,
             Dtype::BF16 | Dtype::F16 => 2,
             other => {
                 return Err(format!(
-                    "{other:?} weights are not supported, only F32, BF16 and F16 are"
+                    "{other:?} weights are not supported, only F64, F32, BF16 and F16 are"
                 ));
             }
         };
@@ -72,6 +73,9 @@ impl Files {
             return Err(format!("has no elements {places:?}: its shape is {:?}", view.shape()));
         };
         let values = match view.dtype() {
+            Dtype::F64 => {
+                bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect()
+            }
             Dtype::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
             Dtype::BF16 => {
                 bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).into()).collect()
@@ -112,6 +116,8 @@ pub struct Stored<'a> {
     pub name: String,
     /// The shape in the file.
     pub shape: Vec<usize>,
+    /// The type in the file.
+    pub weight_type: WeightType,
     /// Its rows (first dimension), part by part.
     parts: Vec<Part<'a>>,
 }
@@ -142,7 +148,7 @@ impl<'a> Stored<'a> {
         numbers: impl Fn(Range<usize>) -> Result<Vec<f32>, Error> + 'a,
     ) -> Self {
         let part = Part { rows: shape[0], numbers: Box::new(numbers) };
-        Self { name, shape, parts: vec![part] }
+        Self { name, shape, weight_type: WeightType::Float32, parts: vec![part] }
     }
 
     /// Appends the rows of `other`.
@@ -151,14 +157,20 @@ impl<'a> Stored<'a> {
         self.parts.extend(other.parts);
     }
 
-    /// Adds `more(rows)` to the elements of any rows.
+    /// With the elements of any rows, `[rows, in]`, replaced by `change(rows, elements)`.
     #[must_use]
-    pub fn plus(self, more: impl Fn(Range<usize>) -> Vec<f32> + 'a) -> Self {
-        Self::of(self.name.clone(), self.shape.clone(), move |rows| {
-            let mut sums = self.numbers(rows.clone())?;
-            sums.iter_mut().zip(more(rows)).for_each(|(sum, more)| *sum += more);
-            Ok(sums)
-        })
+    pub fn map(self, change: impl Fn(Range<usize>, Vec<f32>) -> Vec<f32> + 'a) -> Self {
+        let weight_type = self.weight_type;
+        let changed = Self::of(self.name.clone(), self.shape.clone(), move |rows| {
+            Ok(change(rows.clone(), self.numbers(rows)?))
+        });
+        changed.stored_as(weight_type)
+    }
+
+    /// The same, rounded to a type in the file.
+    #[must_use]
+    pub fn stored_as(self, weight_type: WeightType) -> Self {
+        Self { weight_type, ..self }
     }
 
     /// The elements of some of its rows.
@@ -185,21 +197,20 @@ impl<'a> Stored<'a> {
 
     /// Bytes in the file.
     pub fn bytes(&self) -> usize {
-        size_of::<f32>() * self.shape[0] * self.row()
+        self.weight_type.size() * self.shape[0] * self.row()
     }
 
     fn write(&self, file: &mut impl Write, path: &Path) -> Result<(), Error> {
         let (rows, step) = (self.shape[0], (PIECE / self.row().max(1)).max(1));
         for start in (0..rows).step_by(step) {
             let numbers = self.numbers(start..rows.min(start + step))?;
-            let numbers = TensorData::from(numbers.as_slice());
-            file.write_all(numbers.as_bytes()).map_err(Error::io(path))?;
+            file.write_all(&self.weight_type.bytes(&numbers)).map_err(Error::io(path))?;
         }
         Ok(())
     }
 }
 
-/// Writes tensors in float32, sorted by name, a few rows at a time.
+/// Writes tensors, each in its type, sorted by name, a few rows at a time.
 ///
 /// # Errors
 /// A file that can't be written, or a source that can't be read.
@@ -210,7 +221,8 @@ pub fn write(path: &Path, mut tensors: Vec<Stored>) -> Result<(), Error> {
         let start = end;
         end += tensor.bytes();
         let shape = tensor.shape.clone();
-        (tensor.name.clone(), TensorInfo { dtype: Dtype::F32, shape, data_offsets: (start, end) })
+        let dtype = tensor.weight_type.dtype();
+        (tensor.name.clone(), TensorInfo { dtype, shape, data_offsets: (start, end) })
     });
     let fail = |message: String| Error::Format { path: path.to_owned(), message };
     let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -231,7 +243,7 @@ pub fn write(path: &Path, mut tensors: Vec<Stored>) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
+    use burn::tensor::{Device, TensorData};
 
     use super::*;
 

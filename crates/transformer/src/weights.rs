@@ -1,28 +1,34 @@
-//! Weights in and out: Hugging Face's folder layout with safetensors.
+//! Weights in and out: Hugging Face's folder layout, with safetensors or the older files of PyTorch.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
+    ops::Range,
+    path::Path,
 };
 
 use burn::{
     module::{Module, ModuleVisitor, Param},
     tensor::{Tensor, TensorData},
 };
-use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
-pub use crate::embedding::stored_name;
 use crate::{
-    Error, Family, LanguageModel, Lora, ModelConfig, Placement,
+    Error, Family, LanguageModel, Lora, ModelConfig, Placement, WeightType,
+    carried::carry,
+    checkpoint::{INDEX, SINGLE, Source, WeightFiles},
     embedding::{EMBEDDING, HEAD},
-    multimodal::{is_vision, language_model},
+    generation_config,
+    mismatch::Mismatch,
+    multimodal::is_vision,
     normal::Normal,
-    tensor_file::{self, Files, Stored},
+    tensor_file::{self, Stored},
+};
+pub use crate::{
+    checkpoint::leftover,
+    embedding::stored_name,
+    origin::{Initial, Origin},
 };
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
 /// The most bytes in one weight file.
 const SHARD_BYTES: usize = 5_000_000_000;
 
@@ -53,42 +59,43 @@ pub fn random(
     })
 }
 
-/// Reads a checkpoint's folder: `config.json` and the weights, in one file or sharded, in float32, bfloat16 or float16. Files are
-/// memory-mapped and converted tensor by tensor.
+/// Reads a checkpoint's folder: `config.json` and the weights, in one file or sharded, in float32, bfloat16 or float16. The files
+/// are those that transformers takes: `model.safetensors`, else its index and shards, else `pytorch_model.bin`, else its index
+/// and shards. They are memory-mapped and converted tensor by tensor.
 ///
 /// # Errors
-/// A damaged file, a tensor that the device can't hold, or weights that don't match `config.json`: every tensor that is missing,
-/// unknown, or of the wrong shape or type is listed.
+/// A damaged file, a tensor that the device can't hold, or weights that don't match `config.json`: the tensors that are missing,
+/// unknown, or of the wrong shape or type are listed, the first of each kind where there are many.
 pub fn load(folder: &Path, placement: impl Into<Placement>) -> Result<LanguageModel, Error> {
     let config = ModelConfig::load(folder)?;
-    let files = Files::open(file_names(folder)?)?;
-    let views = language_model(config.family, files.views()?);
-    let mut problems = Vec::new();
+    let files = WeightFiles::of(folder)?.open()?;
+    let sources = files.parameters(config.family)?;
+    let mut mismatch = Mismatch::default();
     let mut used = BTreeSet::new();
     let model = LanguageModel::build(&config, placement, &mut |piece| {
         used.insert(piece.name.to_owned());
-        let (name, shape) = (piece.name, piece.shape);
-        let values = expected(&views, name, shape).and_then(|view| {
-            files.read(view, piece.places()).map_err(|message| format!("`{name}`: {message}"))
-        });
-        Ok(values.map(|values| TensorData::new(values, piece.dims())).unwrap_or_else(|problem| {
-            if piece.is_first() {
-                problems.push(problem);
+        let values = expected(&sources, piece.name, piece.shape, &mut mismatch)
+            .map(|source| source.read(piece.places()));
+        let values = match values {
+            Some(Ok(values)) => values,
+            Some(Err(message)) => {
+                mismatch.wrong.push(format!("`{}`: {message}", piece.name));
+                return Ok(placeholder(piece.shape));
             }
-            placeholder(shape)
-        }))
+            None => return Ok(placeholder(piece.shape)),
+        };
+        Ok(TensorData::new(values, piece.dims()))
     })?;
-    for (name, view) in &views {
+    for (name, source) in &sources {
         // Some exports store the tied head as well, which is harmless if it equals the embedding.
-        let tied =
-            name == HEAD && views.get(EMBEDDING).is_some_and(|table| table.data() == view.data());
+        let tied = name == HEAD && sources.get(EMBEDDING).is_some_and(|table| table.equals(source));
         if !used.contains(name) && !tied {
-            problems.push(format!("`{name}` {:?} is not part of the model", view.shape()));
+            mismatch.unknown.push(format!("`{name}` {:?}", source.shape()));
         }
     }
-    match problems.is_empty() {
+    match mismatch.is_empty() {
         true => Ok(model),
-        false => Err(Error::Weights { path: folder.to_owned(), problems }),
+        false => Err(Error::Weights { path: folder.to_owned(), problems: mismatch.lines(&config) }),
     }
 }
 
@@ -99,48 +106,32 @@ pub fn load(folder: &Path, placement: impl Into<Placement>) -> Result<LanguageMo
 pub fn left_out(folder: &Path) -> Result<usize, Error> {
     match ModelConfig::load(folder)?.family {
         Family::Gemma3 => {
-            let files = Files::open(file_names(folder)?)?;
-            Ok(files.views()?.keys().filter(|name| is_vision(name)).count())
+            let files = WeightFiles::of(folder)?.open()?;
+            Ok(files.tensors()?.keys().filter(|name| is_vision(name)).count())
         }
         Family::Gemma2 | Family::Llama | Family::Qwen2 | Family::Qwen3 => Ok(0),
     }
 }
 
-/// The view of a tensor that the model has; the error says what is wrong with the checkpoint.
+/// The source of a parameter; what is wrong with it is added to `mismatch`, once for all of its pieces.
 fn expected<'a>(
-    views: &'a BTreeMap<String, TensorView<'a>>,
+    sources: &'a BTreeMap<String, Source<'a>>,
     name: &str,
     shape: &[usize],
-) -> Result<&'a TensorView<'a>, String> {
-    match views.get(name) {
-        None => Err(format!("`{name}` {shape:?} is missing")),
-        Some(view) if view.shape() != shape => {
-            Err(format!("`{name}` is {:?}, but config.json requires {shape:?}", view.shape()))
-        }
-        Some(view) => Ok(view),
+    mismatch: &mut Mismatch,
+) -> Option<&'a Source<'a>> {
+    let (list, message) = match sources.get(name) {
+        None => (&mut mismatch.missing, format!("`{name}` {shape:?}")),
+        Some(source) if source.shape() != shape => (
+            &mut mismatch.wrong,
+            format!("`{name}` is {:?}, but config.json requires {shape:?}", source.shape()),
+        ),
+        Some(source) => return Some(source),
+    };
+    if list.last() != Some(&message) {
+        list.push(message);
     }
-}
-
-/// The weight files of a checkpoint's folder.
-fn file_names(folder: &Path) -> Result<Vec<PathBuf>, Error> {
-    let index = folder.join(INDEX);
-    if !index.exists() {
-        return Ok(vec![folder.join(SINGLE)]);
-    }
-    let fail = |message: String| Error::Format { path: index.clone(), message };
-    let text = std::fs::read_to_string(&index).map_err(Error::io(&index))?;
-    let value: Value = serde_json::from_str(&text).map_err(|e| fail(e.to_string()))?;
-    let map: BTreeMap<String, String> = serde_json::from_value(value["weight_map"].clone())
-        .map_err(|e| fail(format!("weight_map: {e}")))?;
-    let names: BTreeSet<String> = map.into_values().collect();
-    for name in &names {
-        // A plain file name: no `..`, no root, no trailing slash.
-        let plain = Path::new(name).file_name().is_some_and(|file| file == name.as_str());
-        if !plain {
-            return Err(fail(format!("weight_map names `{name}`, which is not a plain file name")));
-        }
-    }
-    Ok(names.into_iter().map(|name| folder.join(name)).collect())
+    None
 }
 
 /// Stands in for a tensor that will be reported; the model that holds it is thrown away. A single zero, because a damaged
@@ -191,39 +182,91 @@ impl ModuleVisitor for Named {
 /// # Errors
 /// A file that can't be written.
 pub fn save(model: &LanguageModel, folder: &Path) -> Result<(), Error> {
-    save_sharded(model, Named::of(model), folder, SHARD_BYTES)
+    save_from(model, &Origin::default(), folder)
 }
 
-/// [`save`] for a model whose adapters were trained on the checkpoint in `base`. The base weights are read from there again,
-/// because the model in memory may hold them rounded to bfloat16.
+/// [`save`] for a model that comes from other files: weights are written in the base's types, `config.json` is the base's, and
+/// every file of the base that isn't about its weights is carried over. If the model has adapters, the weights under them are
+/// read from the base again, because the model in memory may hold them rounded to bfloat16.
 ///
 /// # Errors
-/// As in [`load`] for `base`, or a file that can't be written.
-pub fn save_merged(model: &LanguageModel, base: &Path, folder: &Path) -> Result<(), Error> {
-    let files = Files::open(file_names(base)?)?;
-    let views = language_model(model.config().family, files.views()?);
-    let (mut tensors, mut problems) = (Vec::new(), Vec::new());
-    for Stored { name, shape, .. } in Named::of(model) {
-        let view = match expected(&views, &name, &shape) {
-            Ok(view) => view,
-            Err(problem) => {
-                problems.push(problem);
-                continue;
-            }
+/// As in [`load`] for the base, or a file that can't be written.
+pub fn save_from(model: &LanguageModel, origin: &Origin, folder: &Path) -> Result<(), Error> {
+    let files = match &origin.base {
+        Some(base) => Some(WeightFiles::of(base)?.open()?),
+        None => None,
+    };
+    let sources =
+        files.as_ref().map(|files| files.parameters(model.config().family)).transpose()?;
+    let mut mismatch = Mismatch::default();
+    let mut tensors = Vec::new();
+    for tensor in Named::of(model) {
+        let Some(sources) = &sources else {
+            tensors.push(tensor);
+            continue;
         };
-        let row = shape[1..].iter().product::<usize>();
-        let (files, label) = (&files, name.clone());
-        tensors.push(Stored::of(name, shape, move |rows| {
-            files.read(view, rows.start * row..rows.end * row).map_err(|message| Error::Weights {
-                path: base.to_owned(),
-                problems: vec![format!("`{label}`: {message}")],
-            })
-        }));
+        let source = expected(sources, &tensor.name, &tensor.shape, &mut mismatch);
+        let Some(source) = source else { continue };
+        let tensor = match model.lora() {
+            Some(_) => from_file(tensor.name, tensor.shape, source, folder),
+            None => tensor,
+        };
+        tensors.push(tensor.stored_as(source.weight_type()));
     }
-    match problems.is_empty() {
-        true => save_sharded(model, tensors, folder, SHARD_BYTES),
-        false => Err(Error::Weights { path: base.to_owned(), problems }),
+    if let (false, Some(base)) = (mismatch.is_empty(), &origin.base) {
+        let problems = mismatch.lines(model.config());
+        return Err(Error::Weights { path: base.clone(), problems });
     }
+    if let Some(weight_type) = origin.weight_type {
+        tensors = tensors.into_iter().map(|tensor| tensor.stored_as(weight_type)).collect();
+    }
+    write_json(&folder.join("config.json"), &config_json(model.config(), origin)?)?;
+    carry(origin.base.as_deref(), origin.tokenizer.as_deref(), folder)?;
+    let generation = folder.join(generation_config::FILE);
+    if !generation.exists() {
+        write_json(&generation, &generation_config::of(model.config()))?;
+    }
+    save_sharded(model, tensors, folder, SHARD_BYTES)
+}
+
+/// A tensor to be written as it is in another file.
+fn from_file<'a>(
+    name: String,
+    shape: Vec<usize>,
+    source: &'a Source<'a>,
+    folder: &'a Path,
+) -> Stored<'a> {
+    let row = shape[1..].iter().product::<usize>();
+    let label = name.clone();
+    Stored::of(name, shape, move |rows| {
+        let values = source.read(rows.start * row..rows.end * row);
+        values.map_err(|message| Error::Weights {
+            path: folder.to_owned(),
+            problems: vec![format!("`{label}`: {message}")],
+        })
+    })
+}
+
+/// The base's `config.json`, which may say more than is known here.
+fn config_json(config: &ModelConfig, origin: &Origin) -> Result<Value, Error> {
+    let weight_type = origin.weight_type.unwrap_or(WeightType::Float32);
+    let written = config.to_json(weight_type.name());
+    let Some(base) = &origin.base else { return Ok(written) };
+    let path = base.join("config.json");
+    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+    let mut json: Value = serde_json::from_str(&text)
+        .map_err(|e| Error::Config { path: path.clone(), message: e.to_string() })?;
+    // Of a multimodal base, the language model alone is written.
+    if json["model_type"] != written["model_type"] {
+        return Ok(written);
+    }
+    // The base may have been saved without its head; what is written has one.
+    json["architectures"] = written["architectures"].clone();
+    if let Some(weight_type) = origin.weight_type {
+        let key = if json.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
+        json[key] = weight_type.name().into();
+    }
+    Ok(json)
 }
 
 fn save_sharded(
@@ -232,22 +275,13 @@ fn save_sharded(
     folder: &Path,
     shard_bytes: usize,
 ) -> Result<(), Error> {
-    let config = model.config();
-    write_json(&folder.join("config.json"), &config.to_json("float32"))?;
-    let generation = json!({
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_ids,
-        "pad_token_id": config.pad_token_id,
-    });
-    write_json(&folder.join("generation_config.json"), &generation)?;
-
     let adapters = model.adapters().map(|(path, lora)| (format!("{path}.weight"), lora));
     let adapters: BTreeMap<String, &Lora> = adapters.collect();
     let mut shards: Vec<Vec<Stored>> = vec![Vec::new()];
     let (mut size, mut total) = (0, 0);
     for tensor in tensors {
         let tensor = match adapters.get(&tensor.name) {
-            Some(lora) => tensor.plus(|rows| lora.delta(rows).into_data().iter().collect()),
+            Some(lora) => tensor.map(|rows, weight| merged(lora, rows, weight)),
             None => tensor,
         };
         let bytes = tensor.bytes();
@@ -276,6 +310,13 @@ fn save_sharded(
         write_json(&folder.join(INDEX), &index)?;
     }
     Ok(())
+}
+
+/// Some rows of a weight with an adapter merged into them.
+fn merged(lora: &Lora, rows: Range<usize>, weight: Vec<f32>) -> Vec<f32> {
+    let shape = [rows.len(), weight.len() / rows.len().max(1)];
+    let weight = Tensor::from_data(TensorData::new(weight, shape), &lora.a.device());
+    lora.merge(weight, rows).into_data().iter().collect()
 }
 
 pub(crate) fn write_json(path: &Path, value: &Value) -> Result<(), Error> {
@@ -312,6 +353,7 @@ mod tests {
             [(total, 1..=1), (total / 3, 3..=6), (1, tensors.len()..=tensors.len())]
         {
             let folder = tempfile::tempdir().unwrap();
+            write_json(&folder.path().join("config.json"), &config.to_json("float32")).unwrap();
             save_sharded(&model, Named::of(&model), folder.path(), limit).unwrap();
             let names = std::fs::read_dir(folder.path()).unwrap();
             let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());

@@ -6,7 +6,7 @@ use burn::{
     module::{Param, ParamId},
     tensor::{DType, Device},
 };
-use fpo_config::{OptimizerKind, OptimizerSettings, Schedule};
+use fpo_config::{OptimizerKind, OptimizerSettings, Schedule, Settings};
 use fpo_data::PairBatch;
 use fpo_device::progress::Reporter;
 use fpo_losses::{Method, Objective};
@@ -141,7 +141,8 @@ impl Run {
             fs::create_dir(&initial).unwrap();
             weights::save(&self.world.policy, &initial).unwrap();
         }
-        let all = Trained::new(Initial::Folder(initial), None, &placement).unwrap();
+        let settings = Settings::resolve("tiny", None, &[]).unwrap().model;
+        let all = Trained::new(&settings, Initial::Folder(initial), None, &placement).unwrap();
         let workspace = Workspace::new(output.clone(), checkpoints, Reporter::silent());
         let mut training = Training::start(Frame {
             stage: "test",

@@ -4,7 +4,7 @@ use burn::tensor::{DType, Device, Tensor};
 use fpo_data::{Pooling, reference::StoredFeatures};
 use fpo_interp::reader::FeatureReader;
 use fpo_losses::{Method, Objective, PerResponse};
-use fpo_ops::Encoder;
+use fpo_ops::{Encoder, Normalization};
 use fpo_sae::Sae;
 use fpo_trainer::{aligner::Aligner, alignment_step::step_gradients};
 use fpo_transformer::Site;
@@ -19,6 +19,7 @@ fn smaller(sae: &Sae) -> Sae {
     let e = &sae.encoder;
     Sae {
         encoder: Encoder {
+            normalization: Normalization::None,
             w_enc: e.w_enc.clone().narrow(1, 3, D_SAE - 5),
             b_enc: e.b_enc.clone().narrow(0, 3, D_SAE - 5),
             activation: e.activation.map(|x| x.narrow(0, 3, D_SAE - 5)),

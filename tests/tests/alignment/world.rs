@@ -12,7 +12,7 @@ use fpo_data::{
 use fpo_interp::reader::FeatureReader;
 use fpo_losses::{Method, Objective, Options, PairLosses};
 use fpo_metrics::Pairs;
-use fpo_ops::{Activation, Encoder};
+use fpo_ops::{Activation, Encoder, Normalization};
 use fpo_sae::{Provenance, Sae};
 use fpo_trainer::{
     aligner::{Aligner, Comparison, FeatureConstraint},
@@ -70,6 +70,7 @@ impl World {
         let policy = shifted(&reference, 2, 0.4);
         let mut random = Random(3);
         let encoder = Encoder {
+            normalization: Normalization::None,
             w_enc: random.tensor([D_MODEL, D_SAE], 0.5, 0.0),
             b_enc: random.tensor([D_SAE], 0.2, 0.0),
             activation: Activation::JumpRelu { threshold: random.tensor([D_SAE], 0.1, 0.2) },
@@ -112,6 +113,7 @@ impl World {
     pub fn reader(&self, dtype: DType) -> FeatureReader {
         let e = &self.sae.encoder;
         let encoder = Encoder {
+            normalization: Normalization::None,
             w_enc: e.w_enc.clone().cast(dtype),
             b_enc: e.b_enc.clone().cast(dtype),
             activation: e.activation.map(|x| x.cast(dtype)),

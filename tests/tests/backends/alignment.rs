@@ -10,7 +10,7 @@ use fpo_config::{OptimizerKind, OptimizerSettings, Schedule};
 use fpo_data::{PairBatch, Pooling, TokenizedPair, TokenizedResponse};
 use fpo_interp::reader::FeatureReader;
 use fpo_losses::{PerResponse, feature_distance, fpo, mean_loss};
-use fpo_ops::{Activation, Encoder};
+use fpo_ops::{Activation, Encoder, Normalization};
 use fpo_plan::check_precision;
 use fpo_sae::{Provenance, Sae, SaeTrainer, SaeTraining};
 use fpo_trainer::{
@@ -37,6 +37,7 @@ fn sae(device: &Device) -> Sae {
     let vector = |seed, scale| random(seed, [1, D_SAE], scale, device).squeeze_dim::<1>(0);
     Sae {
         encoder: Encoder {
+            normalization: Normalization::None,
             w_enc: random(31, [D_MODEL, D_SAE], 1.0, device),
             b_enc: vector(32, 0.1),
             activation: Activation::JumpRelu { threshold: vector(33, 0.2).abs() },
@@ -236,7 +237,7 @@ fn an_autoencoder_and_its_training() {
         let x = random(51, [64, D_MODEL], 1.0, &device);
         let sae = sae(&device);
         let features = sae.encode(x.clone());
-        let decoded = sae.decode(features.clone());
+        let decoded = sae.decode(features.clone(), x.clone());
         let settings: SaeTraining = serde_json::from_value(serde_json::json!({
             "d_sae": D_SAE, "target_l0": 4.0, "sparsity": 1.0, "sparsity_warmup": 2, "learning_rate": 1e-3,
             "warmup": 2, "bandwidth": 0.05, "initial_threshold": 0.01, "batch_tokens": 64, "steps": 6,

@@ -2,7 +2,7 @@
 //! rounded inputs, up to the rounding of a few steps.
 
 use burn::tensor::{Device, FloatDType, Tensor};
-use fpo_ops::{Activation, AttentionOptions, Encoder, Gain};
+use fpo_ops::{Activation, AttentionOptions, Encoder, Gain, Normalization};
 
 use crate::support::{close, devices, indices, random, values};
 
@@ -72,6 +72,7 @@ fn operations_with_kernels() {
         let device = device.clone().without_autodiff();
         let vector = |seed| random(seed, [1, 40], 1.0, &device).squeeze_dim::<1>(0);
         let encoder = Encoder {
+            normalization: Normalization::None,
             w_enc: random(1, [6, 40], 1.0, &device),
             b_enc: vector(2),
             activation: Activation::JumpRelu { threshold: vector(3).abs() },

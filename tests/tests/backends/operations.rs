@@ -1,7 +1,7 @@
 //! Each operation, forward and backward.
 
 use burn::tensor::{Device, Tensor};
-use fpo_ops::{Activation, AdamW, AttentionOptions, Encoder, Gain, TextStarts};
+use fpo_ops::{Activation, AdamW, AttentionOptions, Encoder, Gain, Normalization, TextStarts};
 
 use crate::support::{TOLERANCE, close, devices, indices, random, tolerance, values};
 
@@ -199,9 +199,34 @@ fn pooled_features() {
             // Of so many pre-activations, rounding would carry one over its threshold: they keep away from it.
             let b_enc = if d_sae > 10_000 { vector(2).sign() * 10.0 } else { vector(2) };
             let encoder = Encoder {
+                normalization: Normalization::None,
                 w_enc: random(1, [d, d_sae], 1.0, &device),
                 b_enc,
                 activation: Activation::JumpRelu { threshold: vector(3).abs() },
+            };
+            fpo_ops::pooled_features(h, &encoder, &segments)
+        });
+    }
+}
+
+/// Activation functions and normalisations for which there are no kernels of their own.
+#[test]
+fn pooled_features_of_every_kind() {
+    let (d, d_sae, segments) = (6, 40, vec![3, 6, 1]);
+    for (normalization, activation) in [
+        (Normalization::None, Activation::Relu),
+        (Normalization::None, Activation::TopK { k: 7 }),
+        (Normalization::LayerNorm, Activation::Relu),
+        (Normalization::ConstantNorm, Activation::TopK { k: 3 }),
+    ] {
+        let what = format!("pooled_features, {normalization:?}, {activation:?}");
+        same(&what, [[10, d]], |[h], device| {
+            let device = device.clone().without_autodiff();
+            let encoder = Encoder {
+                normalization,
+                w_enc: random(1, [d, d_sae], 1.0, &device),
+                b_enc: random(2, [1, d_sae], 1.0, &device).squeeze_dim::<1>(0),
+                activation: activation.clone(),
             };
             fpo_ops::pooled_features(h, &encoder, &segments)
         });

@@ -166,7 +166,7 @@ fn an_index_names_plain_files_of_its_own_folder() {
     let absolute = outside.path().join("model.safetensors");
     let absolute = absolute.to_str().unwrap();
     let map = |file: &str| json!({ "weight_map": { "model.norm.weight": file } }).to_string();
-    let two = json!({ "weight_map": { "a": "model.safetensors", "b": "copy.safetensors" } });
+    let two = json!({ "weight_map": { "a": "other.safetensors", "b": "copy.safetensors" } });
     for (text, says) in [
         (map("../model.safetensors"), "plain file name"),
         (map(absolute), "plain file name"),
@@ -182,8 +182,10 @@ fn an_index_names_plain_files_of_its_own_folder() {
         (two.to_string(), "two files"),
     ] {
         let folder = Checkpoint::valid().write();
-        let copy = folder.path().join("copy.safetensors");
-        fs::copy(folder.path().join("model.safetensors"), copy).unwrap();
+        // Without the single file, which would be read rather than what an index names.
+        let (single, copy) = ("model.safetensors", folder.path().join("copy.safetensors"));
+        fs::copy(folder.path().join(single), &copy).unwrap();
+        fs::rename(folder.path().join(single), folder.path().join("other.safetensors")).unwrap();
         fs::write(folder.path().join("model.safetensors.index.json"), &text).unwrap();
         let error = weights::load(folder.path(), &Device::flex()).map(|_| ()).unwrap_err();
         assert!(error.to_string().contains(says), "{text}: {error}");

@@ -38,7 +38,7 @@ fn gradients_equal_the_plain_ones() {
 #[test]
 fn only_what_the_loss_depends_on_has_gradients() {
     let model = load("one_kv_head", &Device::flex().autodiff());
-    for kind in [SiteKind::ResidPost, SiteKind::MlpOut, SiteKind::AttnZ] {
+    for kind in [SiteKind::ResidPre, SiteKind::ResidPost, SiteKind::MlpOut, SiteKind::AttnZ] {
         let site = Site { kind, layer: 1 };
         let twice = [site, Site::resid_post(0), site];
         let found = check(&site.to_string(), &model, &[text(4, 12)], &twice, Loss::Sites);

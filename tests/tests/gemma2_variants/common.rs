@@ -47,7 +47,7 @@ pub fn load(case: &str, device: &Device) -> LanguageModel {
 
 /// Every kind of site in every layer.
 pub fn all_sites(model: &LanguageModel) -> Vec<Site> {
-    let kinds = [SiteKind::ResidPost, SiteKind::MlpOut, SiteKind::AttnZ];
+    let kinds = [SiteKind::ResidPre, SiteKind::ResidPost, SiteKind::MlpOut, SiteKind::AttnZ];
     let layers = 0..model.config().num_hidden_layers;
     layers.flat_map(|layer| kinds.map(|kind| Site { kind, layer })).collect()
 }

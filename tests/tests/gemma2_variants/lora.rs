@@ -11,7 +11,8 @@ use std::{
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use fpo_transformer::{
-    Error, LanguageModel, LoraConfig, Placement, Precision, Projection, adapter, weights,
+    Error, LanguageModel, LoraConfig, Placement, Precision, Projection, adapter,
+    weights::{self, Origin},
 };
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::Value;
@@ -58,7 +59,8 @@ fn merging_takes_the_base_from_its_files() {
             let hidden = saved.forward(expected.tokens(), &[]).hidden_states;
             expected.difference("merged_logits", &values(saved.logits(flat(hidden))))
         };
-        let exact = logits_of_saved(&|to| weights::save_merged(&model, &base_folder, to).unwrap());
+        let origin = Origin::base(&base_folder);
+        let exact = logits_of_saved(&|to| weights::save_from(&model, &origin, to).unwrap());
         let of_rounded = logits_of_saved(&|to| weights::save(&model, to).unwrap());
         println!("{case}: merged logits differ by {exact:.1e}, by {of_rounded:.1e} if rounded");
         assert!(exact < 2e-5 && of_rounded > 1e-4, "{case}: {exact}, {of_rounded}");
@@ -66,7 +68,7 @@ fn merging_takes_the_base_from_its_files() {
     let base = load("grouped", &device).with_new_lora(&LoraConfig::default(), 0, &device).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let other = fixture("gemma2").join("one_kv_head");
-    let error = weights::save_merged(&base, &other, folder.path()).unwrap_err();
+    let error = weights::save_from(&base, &Origin::base(&other), folder.path()).unwrap_err();
     assert!(matches!(error, Error::Weights { .. }), "{error}");
 }
 
@@ -109,7 +111,7 @@ fn what_is_saved_is_what_peft_saves() {
         let device = Device::flex();
         let model = adapter::load(&load(base, &device), &theirs, &device).unwrap();
         let ours = tempfile::tempdir().unwrap();
-        adapter::save(&model, ours.path()).unwrap();
+        adapter::save(&model, ours.path(), None).unwrap();
         assert_eq!(tensors(ours.path()), tensors(&theirs), "{case}");
 
         let (ours, theirs) = (config(ours.path()), config(&theirs));

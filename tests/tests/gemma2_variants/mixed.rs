@@ -7,12 +7,16 @@ use burn::{
     tensor::{DType, Device, Tensor},
 };
 use fpo_transformer::{
-    GenerationOptions, LanguageModel, Placement, Precision, Projection, generate, weights,
+    BlockNorms, GenerationOptions, LanguageModel, Placement, Precision, Projection, generate,
+    weights,
 };
 
 use crate::common::{
     CASES, Named, all_sites, assert_equal_gradients, checkpoint, load, padded, text, values,
 };
+
+/// Half the distance of two bfloat16 numbers, relative to them.
+const BF16_ROUNDING: f32 = 1.0 / 256.0;
 
 fn mixed(device: Device) -> Placement {
     Placement::new(device, Precision::Bf16Mixed)
@@ -57,7 +61,8 @@ fn a_frozen_model_is_saved_in_float32() {
     assert!(outputs(&again) == outputs(&model));
 }
 
-/// Oracle: the plain pass.
+/// Oracle: the plain pass. Sums of three parts in float32 are in another order, and where the residual stream's gradient reaches a
+/// product without a norm in between, their last bit can decide how it is rounded to bfloat16.
 #[test]
 fn recomputed_activations_give_the_same_gradients() {
     for case in CASES {
@@ -74,7 +79,11 @@ fn recomputed_activations_give_the_same_gradients() {
         let mut gradients = loss(&output).backward();
         Named::add(&model, &gradients, &mut found);
         tape.backward(&model, &mut gradients, |part| Named::add(&model, &part, &mut found));
-        assert_equal_gradients(case, &found, &expected, 1e-5);
+        let tolerance = match model.config().block_norms {
+            BlockNorms::BeforeAndAfter => 1e-5,
+            BlockNorms::Before => BF16_ROUNDING,
+        };
+        assert_equal_gradients(case, &found, &expected, tolerance);
     }
 }
 

@@ -6,6 +6,7 @@ mod common;
 mod end_to_end;
 mod evaluate;
 mod features;
+mod folders;
 mod generate;
 mod lora;
 mod metrics;

@@ -19,7 +19,7 @@ use crate::{streams, terminal::reporter};
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub struct Convert {
-    /// The autoencoder to read: a SAELens folder, a Gemma Scope 2 folder or Gemma Scope's params.npz.
+    /// The autoencoder to read: SAELens, Gemma Scope, Llama Scope, Qwen-Scope, sparsify or dictionary_learning.
     input: PathBuf,
     /// The archive (.npz) or folder to write.
     #[arg(value_parser = streams::output)]
@@ -48,7 +48,7 @@ impl Convert {
         }
         let mut sae = fpo_sae::load(&self.input, &fpo_device::host())?;
         if self.fold_decoder_norms {
-            sae = sae.fold_decoder_norms();
+            sae = sae.fold_decoder_norms()?;
         }
         let written = if archive {
             let compression = match self.compress {

@@ -15,6 +15,7 @@ use fpo_interp::{
     dashboard::{Export, Feature, Options, Page, batches, collect, render},
 };
 use fpo_trainer::stages::report::write_page;
+use fpo_transformer::Site;
 
 use super::rows::Rows;
 use crate::{
@@ -37,18 +38,18 @@ const FEATURES_PER_FILE: usize = 128;
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub struct Dashboard {
-    /// The autoencoder: a SAELens folder, a Gemma Scope 2 folder or Gemma Scope's params.npz.
+    /// The autoencoder: SAELens, Gemma Scope, Llama Scope, Qwen-Scope, sparsify or dictionary_learning.
     #[arg(long, value_name = "PATH")]
     sae: PathBuf,
     /// Folder of the model in Hugging Face's layout, with its tokenizer.
     #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
-    /// Examples or pairs (JSON lines, Parquet), or sft.arrow of a run. Of pairs, the chosen responses are read.
+    /// Examples or pairs (JSON lines, Parquet), or sft.arrow or train.arrow of a run. Of pairs, the chosen responses are read.
     #[arg(long, value_name = "FILE", value_parser = streams::input)]
     data: PathBuf,
     /// Site where the autoencoder reads activations, such as resid_post:25 [default: the one in the autoencoder's file].
     #[arg(long, value_name = "SITE")]
-    site: Option<String>,
+    site: Option<Site>,
     /// The HTML file to write.
     #[arg(long, value_name = "FILE", value_parser = streams::output)]
     out: PathBuf,
@@ -87,7 +88,7 @@ impl Dashboard {
         if let Some(folder) = &self.export {
             streams::keep_apart(folder, &[&self.data, &self.sae, &self.model])?;
         }
-        let site = autoencoder::site(self.site.as_deref(), &self.sae)?;
+        let site = autoencoder::site(self.site, &self.sae)?;
         let options = Options {
             features: self.features.as_deref().map(parse).transpose()?,
             tokens: self.tokens,

@@ -30,7 +30,7 @@ const ROWS: usize = 4096;
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub struct Encode {
-    /// The autoencoder: a SAELens folder, a Gemma Scope 2 folder or Gemma Scope's params.npz.
+    /// The autoencoder: SAELens, Gemma Scope, Llama Scope, Qwen-Scope, sparsify or dictionary_learning.
     #[arg(long, value_name = "PATH")]
     sae: PathBuf,
     /// The safetensors file with activations.

@@ -9,6 +9,7 @@ use fpo_interp::{
     autoencoder,
     evaluation::{SaeEvaluation, evaluate},
 };
+use fpo_transformer::Site;
 
 use super::rows::Rows;
 use crate::{
@@ -27,18 +28,18 @@ use crate::{
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub struct Evaluate {
-    /// The autoencoder: a SAELens folder, a Gemma Scope 2 folder or Gemma Scope's params.npz.
+    /// The autoencoder: SAELens, Gemma Scope, Llama Scope, Qwen-Scope, sparsify or dictionary_learning.
     #[arg(long, value_name = "PATH")]
     sae: PathBuf,
     /// Folder of the model in Hugging Face's layout, with its tokenizer.
     #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
-    /// Examples or pairs (JSON lines, Parquet), or sft.arrow of a run. Of pairs, the chosen responses are read.
+    /// Examples or pairs (JSON lines, Parquet), or sft.arrow or train.arrow of a run. Of pairs, the chosen responses are read.
     #[arg(long, value_name = "FILE", value_parser = streams::input)]
     data: PathBuf,
     /// Site where the autoencoder reads activations, such as resid_post:25 [default: the one in the autoencoder's file].
     #[arg(long, value_name = "SITE")]
-    site: Option<String>,
+    site: Option<Site>,
     /// Stops after the batch that reaches this many tokens.
     #[arg(long, default_value_t = 100_000, value_name = "TOKENS")]
     tokens: usize,
@@ -61,7 +62,7 @@ pub struct Evaluate {
 
 impl Evaluate {
     pub fn run(self) -> Result<()> {
-        let site = autoencoder::site(self.site.as_deref(), &self.sae)?;
+        let site = autoencoder::site(self.site, &self.sae)?;
         let loaded = Loaded::open(&self.model, &self.placement.open()?)?;
         let sae = loaded.open_sae(&self.sae, site)?;
         let rows = Rows::open(&self.data, &loaded, self.rendering, self.max_length)?;

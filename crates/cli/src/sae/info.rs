@@ -16,7 +16,7 @@ use crate::streams::out;
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub struct Info {
-    /// A SAELens folder, a Gemma Scope 2 folder or Gemma Scope's params.npz.
+    /// The folder or file: SAELens, Gemma Scope, Llama Scope, Qwen-Scope, sparsify or dictionary_learning.
     #[arg(value_name = "PATH")]
     path: PathBuf,
     /// Prints JSON instead of text.

@@ -48,7 +48,7 @@ pub struct Train {
     /// Folder of the model in Hugging Face's layout, with its tokenizer.
     #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
-    /// Examples or pairs (JSON lines, Parquet), or sft.arrow of a run. Of pairs, the chosen responses are read.
+    /// Examples or pairs (JSON lines, Parquet), or sft.arrow or train.arrow of a run. Of pairs, the chosen responses are read.
     #[arg(long, value_name = "FILE", value_parser = streams::input)]
     data: PathBuf,
     /// Site to train an autoencoder for, such as resid_post:25; can be repeated.

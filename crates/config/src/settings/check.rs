@@ -93,8 +93,8 @@ impl Settings {
         {
             bail!("reference.top_n = {n} must be at least align.k = {}", self.align.k);
         }
-        self.check_more_sites()?;
         let site: Site = self.sae.site.parse()?;
+        self.check_more_sites(site)?;
         if self.model.path.is_none() {
             site.check(self.model.num_hidden_layers)?;
         }
@@ -104,18 +104,18 @@ impl Settings {
         Ok(())
     }
 
-    fn check_more_sites(&self) -> Result<()> {
+    fn check_more_sites(&self, first: Site) -> Result<()> {
         let more = &self.align.more_sites;
-        let mut seen = vec![self.sae.site.as_str()];
+        let mut seen = vec![first];
         for MoreSite { site, .. } in more {
             let parsed: Site = site.parse().with_context(|| format!("align.more_sites: {site}"))?;
             if self.model.path.is_none() {
                 parsed.check(self.model.num_hidden_layers)?;
             }
-            if seen.contains(&site.as_str()) {
+            if seen.contains(&parsed) {
                 bail!("align.more_sites: {site} repeats sae.site or an earlier entry");
             }
-            seen.push(site);
+            seen.push(parsed);
         }
         if !more.is_empty() && self.reference.top_n.is_some() {
             bail!("reference.top_n works with a single site; remove it or align.more_sites");

@@ -1,8 +1,8 @@
 //! What may be cut from a prompt that is too long: the content of its turns, oldest first, and never what is written around them.
 
 use super::Renderer;
-use crate::source::{Message, Prompt};
-use std::borrow::Cow;
+use crate::source::{Conversation, Message, Prompt};
+use crate::template::TemplateChoice;
 use std::ops::Range;
 
 /// How a prompt can be made shorter.
@@ -47,12 +47,12 @@ impl Renderer<'_> {
                 rest.is_some_and(|rest| rest.starts_with(&around[1]))
             };
             // Templates write content as it is, or trimmed.
-            let content = content(message);
+            let content = message.text();
             let content = [&*content, content.trim()].into_iter().find(follows)?;
             contents.push(at..at + content.len());
             at += content.len();
         }
-        let mut users = (0..messages.len()).filter(|&i| role(&messages[i]) == "user");
+        let mut users = (0..messages.len()).filter(|&i| messages[i].role() == "user");
         let (first, second) = (users.next().unwrap_or(0), users.next());
         Some(match second {
             Some(second) => Cuts {
@@ -69,6 +69,17 @@ impl Renderer<'_> {
         })
     }
 
+    /// See [`Renderer::turn`]. None if the template writes nothing on one of the sides.
+    pub(super) fn around_a_turn(&self) -> Option<[String; 2]> {
+        let TemplateChoice::Chat(_) = self.template else { return None };
+        let user = Message::new("user", "");
+        let frames = self.frames(&Prompt::Messages(vec![user].into()))?;
+        let [before, after] = &frames[..] else { return None };
+        let before = before.trim_start_matches(self.bos.as_deref().unwrap_or_default()).trim();
+        let sides = [before.to_owned(), after.trim().to_owned()];
+        sides.iter().all(|side| !side.is_empty()).then_some(sides)
+    }
+
     /// What is written before, between and after the contents of a prompt's messages.
     fn frames(&self, prompt: &Prompt) -> Option<Vec<String>> {
         // From a private area of Unicode, so that no template takes them for anything.
@@ -76,7 +87,8 @@ impl Renderer<'_> {
         let messages = prompt.to_messages();
         let count = messages.len();
         let marked = messages.into_iter().enumerate();
-        let marked = marked.map(|(index, message)| with_content(message, mark(index))).collect();
+        let marked =
+            marked.map(|(index, message)| message.with_content(mark(index).into())).collect();
         let text = self.prompt(&with_messages(prompt, marked)).ok()?;
         let (mut frames, mut rest) = (Vec::with_capacity(count + 1), text.as_str());
         for index in 0..count {
@@ -91,8 +103,8 @@ impl Renderer<'_> {
     /// The same of a text that already carries the template's turns: what the template writes around turns is looked for.
     fn cuts_of_templated(&self, text: &str) -> Option<Cuts> {
         let turns = ["user", "assistant", "user"];
-        let turns = turns.map(|role| Message { role: role.to_owned(), content: String::new() });
-        let frames = self.frames(&Prompt::Messages(turns.into()))?;
+        let turns = turns.map(|role| Message::new(role, ""));
+        let frames = self.frames(&Prompt::Messages(turns.to_vec().into()))?;
         let [begin, answer, next, end] = &frames[..] else { return None };
         let begin = begin.trim_start_matches(self.bos.as_deref().unwrap_or_default());
         // The start of a user turn, without the end of the turn before it.
@@ -128,19 +140,7 @@ impl Renderer<'_> {
     }
 }
 
-fn role(message: &Message) -> &str {
-    &message.role
-}
-
-fn content(message: &Message) -> Cow<'_, str> {
-    Cow::Borrowed(&message.content)
-}
-
-fn with_content(message: Message, content: String) -> Message {
-    Message { content, ..message }
-}
-
 /// The same prompt with other messages.
-fn with_messages(_prompt: &Prompt, messages: Vec<Message>) -> Prompt {
-    Prompt::Messages(messages)
+fn with_messages(prompt: &Prompt, messages: Vec<Message>) -> Prompt {
+    Prompt::Messages(Conversation { messages, ..prompt.to_conversation() })
 }

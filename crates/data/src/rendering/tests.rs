@@ -19,7 +19,7 @@ fn text(prompt: &str) -> Prompt {
 }
 
 fn messages() -> Prompt {
-    Prompt::Messages(vec![Message { role: "user".into(), content: "Hi".into() }])
+    Prompt::Messages(vec![Message::new("user", "Hi")].into())
 }
 
 /// The chosen row of a pair, decoded and split into prompt and response, and the pair's summary.
@@ -81,6 +81,33 @@ fn with_a_template() {
     }
 }
 
+/// A template of plain words, as Vicuna's and Llama-2's are to a tokenizer that doesn't know their markers.
+#[test]
+fn a_template_without_special_tokens_is_recognised_by_its_turn() {
+    let jinja = "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}USER: {{ m.content }} {% else %}ASSISTANT: {{ m.content }} {% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}";
+    let template = ChatTemplate::from_source(jinja, "<bos>", "").unwrap();
+    let template = TemplateChoice::Chat(template);
+    let turn = "USER: Hi ASSISTANT:";
+    // (prompt, the prompt's tokens as text, rows that already carried the template)
+    let cases = [
+        ("Hi", "<bos>USER: Hi ASSISTANT:", 0),
+        (turn, "<bos>USER: Hi ASSISTANT:", 2),
+        (
+            "USER: Hi ASSISTANT: Yes USER: Hi ASSISTANT:",
+            "<bos>USER: Hi ASSISTANT: Yes USER: Hi ASSISTANT:",
+            2,
+        ),
+        ("Who is USER: Hi", "<bos>USER: Who is USER: Hi ASSISTANT:", 0),
+    ];
+    for (prompt, before, already) in cases {
+        let ((found, response), summary) =
+            prepared(&template, Rendering::Auto, pair(text(prompt), "Yes"));
+        let response_is = if already == 0 { " Yes<eos>" } else { "Yes<eos>" };
+        assert_eq!((&*found, &*response), (before, response_is), "{prompt}");
+        assert_eq!(summary.already_templated, already, "{prompt}");
+    }
+}
+
 #[test]
 fn without_a_template() {
     let dialogue = "<bos>\n\nHuman: Hi\n\nAssistant: ";
@@ -105,11 +132,10 @@ fn without_a_template() {
 fn a_long_prompt_keeps_its_frame() {
     let tokenizer = tokenizer();
     let chat = TemplateChoice::Chat(ChatTemplate::plain("<bos>").unwrap());
-    let message =
-        |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+    let message = |role: &str, content: &str| Message::new(role, content);
     let user = |content: &str| message("user", content);
     let model = |content: &str| message("assistant", content);
-    let prompt_of = |messages: &[Message]| Prompt::Messages(messages.to_vec());
+    let prompt_of = |messages: &[Message]| Prompt::Messages(messages.to_vec().into());
     let whole = |messages: &[Message]| chat.prompt_text(&prompt_of(messages)).unwrap();
     let system = message("system", "qrstuvwx");
     // (prompt, what is left of it)
@@ -137,8 +163,8 @@ fn a_long_prompt_keeps_its_frame() {
     ];
     // The same as texts that carry the template already.
     let templated = |(prompt, left): &(Prompt, Vec<Message>)| match prompt {
-        Prompt::Messages(messages) if messages[0].role == "user" => {
-            Some((text(&whole(messages)), left.clone()))
+        Prompt::Messages(conversation) if conversation.messages[0].role() == "user" => {
+            Some((text(&whole(&conversation.messages)), left.clone()))
         }
         _ => None,
     };
@@ -168,8 +194,7 @@ fn a_long_prompt_keeps_its_frame() {
 #[test]
 fn a_long_dialogue_keeps_its_speakers() {
     let tokenizer = tokenizer();
-    let message =
-        |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+    let message = |role: &str, content: &str| Message::new(role, content);
     let turns = ["user", "assistant", "user"].map(|role| message(role, "abcdef"));
     for left in [
         "<bos>\n\nHuman: cdef\n\nAssistant: abcdef\n\nHuman: abcdef\n\nAssistant: ",
@@ -179,7 +204,7 @@ fn a_long_dialogue_keeps_its_speakers() {
         let limits = Truncation { max_length: 1000, max_prompt_length: Some(expected.len()) };
         let preparer =
             Preparer::new(&tokenizer, &TemplateChoice::None, Rendering::Auto, limits).unwrap();
-        let found = preparer.tokenize_prompt(&Prompt::Messages(turns.to_vec())).unwrap();
+        let found = preparer.tokenize_prompt(&Prompt::Messages(turns.to_vec().into())).unwrap();
         assert_eq!(tokenizer.decode(&found, false).unwrap(), left);
     }
 }

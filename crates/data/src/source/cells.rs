@@ -1,26 +1,33 @@
 //! A row of any file as cells by column, before a schema interprets them.
 
-use super::Message;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
 /// The columns that schemas use.
-pub(super) const COLUMNS: [&str; 7] =
-    ["prompt", "chosen", "rejected", "messages", "response", "completion", "text"];
+pub(super) const COLUMNS: [&str; 15] = [
+    "prompt",
+    "chosen",
+    "rejected",
+    "messages",
+    "conversations",
+    "response",
+    "completion",
+    "output",
+    "text",
+    "instruction",
+    "input",
+    "system",
+    "history",
+    "tools",
+    "chat_template_kwargs",
+];
 
 /// The content of a cell.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) enum Cell {
-    Text(String),
-    Messages(Vec<Message>),
-    /// Anything else, described for error messages.
+    Json(Value),
+    /// What JSON has no value for, described for error messages.
     Other(String),
-}
-
-impl Default for Cell {
-    fn default() -> Self {
-        Self::Other("missing".to_owned())
-    }
 }
 
 /// The cells of a row in the columns [`COLUMNS`], and the names of all its columns.
@@ -31,31 +38,51 @@ pub(super) struct Row {
 }
 
 impl Row {
-    pub fn from_json(mut object: serde_json::Map<String, Value>) -> Self {
+    pub fn from_json(mut object: Map<String, Value>) -> Self {
         let columns = object.keys().cloned().collect();
         let cells = COLUMNS
             .iter()
-            .filter_map(|&name| Some((name, Cell::from_json(object.remove(name)?))))
+            .filter_map(|&name| Some((name, Cell::Json(object.remove(name)?))))
             .collect();
         Self { cells, columns }
+    }
+
+    /// Whether the row has a value in this column; null is none.
+    pub fn has(&self, column: &str) -> bool {
+        self.cells.get(column).is_some_and(|cell| *cell != Cell::Json(Value::Null))
+    }
+
+    /// Removes a cell; `None` if the row has no such column, or null in it.
+    pub fn take(&mut self, column: &'static str) -> Option<Cell> {
+        self.cells.remove(column).filter(|cell| *cell != Cell::Json(Value::Null))
+    }
+}
+
+impl Default for Cell {
+    fn default() -> Self {
+        Self::Json(Value::Null)
     }
 }
 
 impl Cell {
-    fn from_json(value: Value) -> Self {
-        match value {
-            Value::String(text) => Self::Text(text),
-            Value::Array(messages) => {
-                let messages = messages.into_iter().enumerate().map(|(index, message)| {
-                    serde_json::from_value(message)
-                        .map_err(|error| format!("message {index}: {error}"))
-                });
-                messages.collect::<Result<_, _>>().map_or_else(Self::Other, Self::Messages)
-            }
-            Value::Null => Self::Other("null".to_owned()),
-            Value::Bool(_) => Self::Other("a boolean".to_owned()),
-            Value::Number(_) => Self::Other("a number".to_owned()),
-            Value::Object(_) => Self::Other("an object".to_owned()),
+    /// What it holds, for error messages.
+    pub fn kind(&self) -> String {
+        match self {
+            Self::Json(value) => kind(value).to_owned(),
+            Self::Other(what) => what.clone(),
         }
+    }
+}
+
+/// What a value is, for error messages.
+pub(super) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(items) if items.is_empty() => "an empty list",
+        Value::Array(_) => "a list of messages",
+        Value::Object(_) => "an object",
     }
 }

@@ -4,10 +4,13 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-use super::cells::{Cell, Row};
+use super::cells::Row;
 use super::{Pair, Place, Prompt, RowProblem, SftExample, SourceError, read_rows, schema};
 
-const PROMPT_COLUMNS: &str = "`prompt`, `messages` or `text`";
+const PROMPT_COLUMNS: &str = "`prompt`, `messages` or `text` (or `conversations` or `instruction`)";
+
+/// Columns beside which `text` is something else: the rendered whole.
+const CONVERSATIONS: [&str; 4] = ["prompt", "messages", "conversations", "instruction"];
 
 /// A row of any kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,12 +33,12 @@ pub fn read_items(path: &Path) -> Result<Vec<Item>, SourceError> {
         return Ok(lines(path)?.into_iter().map(Item::Text).collect());
     }
     read_rows(path, |id, mut row| {
-        let has = |column| row.cells.contains_key(column);
+        let has = |column| row.has(column);
         if has("chosen") && has("rejected") {
             let (prompt, [chosen, rejected]) = schema::pair(row)?;
             return Ok(Item::Pair(Pair { id, prompt, chosen, rejected }));
         }
-        if has("text") && !has("prompt") && !has("messages") {
+        if has("text") && !CONVERSATIONS.into_iter().any(has) {
             return text(&mut row).map(Item::Text);
         }
         let (prompt, response) = schema::example(row)?;
@@ -53,8 +56,8 @@ pub fn read_prompts(path: &Path) -> Result<Vec<Prompt>, SourceError> {
         return Ok(lines(path)?.into_iter().map(Prompt::Text).collect());
     }
     read_rows(path, |_, mut row| {
-        if let Some(cell) = row.cells.remove("prompt").or_else(|| row.cells.remove("messages")) {
-            return schema::prompt_cell(cell);
+        if let Some(prompt) = schema::prompt(&mut row)? {
+            return Ok(prompt);
         }
         match row.cells.contains_key("text") {
             true => text(&mut row).map(Prompt::Text),
@@ -64,10 +67,7 @@ pub fn read_prompts(path: &Path) -> Result<Vec<Prompt>, SourceError> {
 }
 
 fn text(row: &mut Row) -> Result<String, RowProblem> {
-    match row.cells.remove("text") {
-        Some(Cell::Text(text)) => Ok(text),
-        other => Err(schema::kind("text", "a text", &other.unwrap_or_default())),
-    }
+    schema::text("text", row.cells.remove("text").unwrap_or_default())
 }
 
 /// Whether a file consists of lines of text. Only its name can tell: a line of text may look like anything.
@@ -84,7 +84,7 @@ fn lines(path: &Path) -> Result<Vec<String>, SourceError> {
     let mut bytes = Vec::new();
     for line in 1.. {
         bytes.clear();
-        let limit = super::jsonl::MAX_LINE;
+        let limit = super::json::MAX_ROW;
         let read = reader.by_ref().take(limit as u64 + 1).read_until(b'\n', &mut bytes);
         let place = Place::Line(line);
         read.map_err(|source| SourceError::Broken { path: path.to_owned(), place, source })?;
@@ -92,7 +92,7 @@ fn lines(path: &Path) -> Result<Vec<String>, SourceError> {
             break;
         }
         if bytes.len() > limit {
-            return Err(SourceError::LineTooLong { path: path.to_owned(), line, limit });
+            return Err(SourceError::TooLong { path: path.to_owned(), place, limit });
         }
         let text = std::str::from_utf8(&bytes).map_err(|_| SourceError::Row {
             path: path.to_owned(),

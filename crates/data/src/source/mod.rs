@@ -1,53 +1,51 @@
-//! Preference pairs and fine-tuning examples from JSONL (plain or gzip) and Parquet files.
+//! Preference pairs and fine-tuning examples from JSON (plain or gzip) and Parquet files.
 //!
-//! The first bytes of a file determine its format, the columns of a row its schema:
+//! The first bytes of a file determine its format (one object per line, an array of objects, Parquet), the columns of a row its
+//! schema:
 //!
-//! | `prompt` | `chosen`, `rejected` | as in |
+//! | prompt | `chosen`, `rejected` | as in |
 //! |---|---|---|
-//! | text | texts | plain pairs |
-//! | text | messages that start with the prompt | ultrafeedback_binarized |
-//! | messages | messages of the response | TRL, conversational |
-//! | messages | texts | |
+//! | `prompt`: text | texts | plain pairs |
+//! | `prompt`: text | messages that start with the prompt | ultrafeedback_binarized |
+//! | `prompt`: messages | messages of the response | TRL, conversational |
+//! | `prompt`: messages | texts | |
+//! | `conversations` | `{from, value}` | ShareGPT |
+//! | `instruction`, `input` | texts | Alpaca |
 //! | none | messages with a common start | TRL, implicit prompt |
 //! | none | texts that are whole dialogues (`\n\nHuman: …\n\nAssistant: …`) | HH-RLHF |
+//! | none | texts with a common start | TRL, implicit prompt |
 //!
-//! For fine-tuning: `messages`, or `prompt` with `response` or `completion`, or the chosen side of a pair. [`read_items`] also
-//! accepts `text`, and the lines of a `.txt` file.
+//! For fine-tuning: `messages` or `conversations`, or a prompt with `response`, `completion` or `output`, or the chosen side of a pair.
+//! [`read_items`] also accepts `text`, and the lines of a `.txt` file.
+//!
+//! A message is `{role, content, …}` or ShareGPT's `{from, value}`; templates get every key of it, and the row's `tools` and
+//! `chat_template_kwargs`.
+//!
+//! Of a folder with several splits, those functions read the training split; `FOLDER/SPLIT` names another one.
 
 mod cells;
 mod dialogue;
-mod jsonl;
+mod folder;
+mod json;
+mod message;
 mod mixed;
 mod parquet;
+mod problem;
 mod schema;
+mod turns;
 
+pub(crate) use dialogue::joined;
+pub use message::{Conversation, Message, Prompt, Response};
 pub use mixed::{Item, read_items, read_prompts};
-pub use schema::RowProblem;
+pub use problem::{Place, RowProblem, SourceError};
 
+use crate::hash::{hash_bytes, hash_file};
 use cells::Row;
+use folder::Part;
 use serde::{Deserialize, Serialize};
-use std::fmt::{self, Display};
 use std::fs::File;
 use std::io::{self, Read, Seek};
-use std::path::{Path, PathBuf};
-
-/// One message of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// `user`, `assistant` or `system`.
-    pub role: String,
-    /// The text.
-    pub content: String,
-}
-
-/// What a response responds to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Prompt {
-    /// A text. For a chat template, it is one user message.
-    Text(String),
-    /// A conversation, up to the last message before the response.
-    Messages(Vec<Message>),
-}
+use std::path::Path;
 
 /// A preference pair.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,9 +55,9 @@ pub struct Pair {
     /// The prompt of both responses.
     pub prompt: Prompt,
     /// The preferred response.
-    pub chosen: String,
+    pub chosen: Response,
     /// The rejected response.
-    pub rejected: String,
+    pub rejected: Response,
 }
 
 /// A prompt with one response, for supervised fine-tuning.
@@ -70,7 +68,7 @@ pub struct SftExample {
     /// The prompt of the response.
     pub prompt: Prompt,
     /// The response.
-    pub response: String,
+    pub response: Response,
 }
 
 /// What to do with a row that has an empty response. Public sets have a few (4 of 2,312 in HH-RLHF's harmless-base test set).
@@ -89,107 +87,126 @@ pub enum OnEmpty {
     Keep,
 }
 
+/// What to do with a row that can't be used: no answer, a message without content, columns of other types.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnError {
+    /// Stop with an error that names file and row.
+    #[default]
+    Refuse,
+    /// Leave the row out and count it.
+    Skip,
+}
+
+/// What to do with rows that aren't as they should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RowPolicy {
+    /// Rows with an empty response.
+    pub on_empty: OnEmpty,
+    /// Rows that can't be used.
+    pub on_error: OnError,
+}
+
+impl From<OnEmpty> for RowPolicy {
+    fn from(on_empty: OnEmpty) -> Self {
+        Self { on_empty, ..Self::default() }
+    }
+}
+
 /// Counts of what was read.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ReadSummary {
     /// Files read.
     pub files: usize,
-    /// Rows read, dropped ones included.
+    /// The split that was read, of a folder with several.
+    pub split: Option<String>,
+    /// Rows read, dropped and skipped ones included.
     pub rows: usize,
     /// Rows dropped because of an empty response.
     pub dropped_empty: usize,
+    /// Rows skipped because they can't be used.
+    pub skipped: usize,
+    /// The place of the first row that was skipped, and what is wrong with it.
+    pub first_skipped: Option<String>,
 }
 
-/// The place of a row in a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
-    /// Line of a text file, 1-based.
-    Line(usize),
-    /// Row of a table, 0-based.
-    Row(usize),
+/// Content hash (hex) of a file, or of the files of a split (`FOLDER/SPLIT`).
+///
+/// # Errors
+/// I/O errors; the message contains the path.
+pub fn hash(path: &Path) -> io::Result<String> {
+    match folder::files(path, Part::Train) {
+        Ok(files) if !path.exists() => {
+            let hashes =
+                files.iter().map(|file| hash_file(file)).collect::<io::Result<Vec<_>>>()?;
+            Ok(hash_bytes(hashes.concat().as_bytes()))
+        }
+        _ => hash_file(path),
+    }
 }
 
-/// Why a source can't be read.
-#[derive(Debug, thiserror::Error)]
-pub enum SourceError {
-    /// A file or folder is missing or can't be opened.
-    #[error("{}: can't be read", path.display())]
-    Io {
-        /// The file or folder.
-        path: PathBuf,
-        /// The I/O error.
-        source: io::Error,
-    },
-    /// A truncated file, or damaged compression.
-    #[error("{}: {place}: can't be read; is the file complete?", path.display())]
-    Broken {
-        /// The file.
-        path: PathBuf,
-        /// Where reading stopped.
-        place: Place,
-        /// The error of the system or the decompressor.
-        source: io::Error,
-    },
-    /// A folder without files of a known format.
-    #[error("{}: contains no .jsonl, .json, .ndjson (plain or .gz) or .parquet file", path.display())]
-    NoFiles {
-        /// The folder.
-        path: PathBuf,
-    },
-    /// No rows.
-    #[error("{}: contains no rows", path.display())]
-    NoRows {
-        /// The file or folder.
-        path: PathBuf,
-    },
-    /// A line that isn't JSON.
-    #[error("{}: line {line}: isn't a JSON object; the file must contain one object per line", path.display())]
-    Json {
-        /// The file.
-        path: PathBuf,
-        /// The line, 1-based.
-        line: usize,
-        /// The parser's error.
-        source: serde_json::Error,
-    },
-    /// A line too long to be an example.
-    #[error("{}: line {line}: is longer than {limit} bytes; is this a JSONL file?", path.display())]
-    LineTooLong {
-        /// The file.
-        path: PathBuf,
-        /// The line, 1-based.
-        line: usize,
-        /// The limit, in bytes.
-        limit: usize,
-    },
-    /// A Parquet file that can't be decoded.
-    #[error("{}: is not a complete Parquet file ({what})", path.display())]
-    Parquet {
-        /// The file.
-        path: PathBuf,
-        /// The decoder's error.
-        what: String,
-    },
-    /// A row with missing or unexpected content.
-    #[error("{}: {place}: {problem}", path.display())]
-    Row {
-        /// The file.
-        path: PathBuf,
-        /// The row.
-        place: Place,
-        /// What is wrong with it.
-        problem: RowProblem,
-    },
+/// Whether there is a file or folder, or a split of a folder (`FOLDER/SPLIT`).
+pub fn exists(path: &Path) -> bool {
+    path.exists() || folder::files(path, Part::Train).is_ok()
+}
+
+impl ReadSummary {
+    /// What a person should know of it: which split was read, and how many rows are left out.
+    pub fn notes(&self) -> Vec<String> {
+        let Self { rows, dropped_empty, skipped, .. } = self;
+        let mut notes = Vec::new();
+        if let Some(split) = &self.split {
+            notes.push(format!("trained on is the split {split} of the folder, and no other"));
+        }
+        if *dropped_empty > 0 {
+            notes.push(format!(
+                "{dropped_empty} of {rows} rows have an empty response and are left out"
+            ));
+        }
+        if let Some(first) = &self.first_skipped {
+            notes.push(format!(
+                "{skipped} of {rows} rows can't be used and are left out (data.on_error = \"skip\"); the first: {first}"
+            ));
+        }
+        notes
+    }
 }
 
 /// Reads preference pairs from a file, or from a folder's files in the order of their names.
 ///
 /// # Errors
 /// Any file that can't be read, and any row that isn't as expected: see [`SourceError`].
-pub fn read_pairs(path: &Path, on_empty: OnEmpty) -> Result<(Vec<Pair>, ReadSummary), SourceError> {
-    read(path, on_empty, |id, row| {
+pub fn read_pairs(
+    path: &Path,
+    policy: impl Into<RowPolicy>,
+) -> Result<(Vec<Pair>, ReadSummary), SourceError> {
+    pairs(path, Part::Train, policy.into())
+}
+
+/// Reads the pairs that a folder holds out: those of its validation split, or else of its test split. `None` if it has neither, or
+/// nothing else.
+///
+/// # Errors
+/// As [`read_pairs`].
+pub fn read_held_out(
+    path: &Path,
+    policy: impl Into<RowPolicy>,
+) -> Result<Option<(Vec<Pair>, ReadSummary)>, SourceError> {
+    match folder::files(path, Part::HeldOut)?.is_empty() {
+        true => Ok(None),
+        false => pairs(path, Part::HeldOut, policy.into()).map(Some),
+    }
+}
+
+fn pairs(
+    path: &Path,
+    part: Part,
+    policy: RowPolicy,
+) -> Result<(Vec<Pair>, ReadSummary), SourceError> {
+    read(path, part, policy, |id, row| {
         let (prompt, [chosen, rejected]) = schema::pair(row)?;
-        if on_empty != OnEmpty::Keep {
+        if policy.on_empty != OnEmpty::Keep {
             schema::refuse_empty("chosen", &chosen)?;
             schema::refuse_empty("rejected", &rejected)?;
         }
@@ -204,11 +221,12 @@ pub fn read_pairs(path: &Path, on_empty: OnEmpty) -> Result<(Vec<Pair>, ReadSumm
 /// Any file that can't be read, and any row that isn't as expected: see [`SourceError`].
 pub fn read_sft(
     path: &Path,
-    on_empty: OnEmpty,
+    policy: impl Into<RowPolicy>,
 ) -> Result<(Vec<SftExample>, ReadSummary), SourceError> {
-    read(path, on_empty, |id, row| {
+    let policy = policy.into();
+    read(path, Part::Train, policy, |id, row| {
         let (prompt, response) = schema::example(row)?;
-        if on_empty != OnEmpty::Keep {
+        if policy.on_empty != OnEmpty::Keep {
             schema::refuse_empty("response", &response)?;
         }
         Ok(SftExample { id, prompt, response })
@@ -218,15 +236,17 @@ pub fn read_sft(
 /// Reads every row of every file; `convert` gets a row's id and its cells.
 fn read<T>(
     path: &Path,
-    on_empty: OnEmpty,
+    part: Part,
+    policy: RowPolicy,
     convert: impl Fn(u64, Row) -> Result<T, RowProblem>,
 ) -> Result<(Vec<T>, ReadSummary), SourceError> {
-    let files = files(path)?;
-    let mut summary = ReadSummary { files: files.len(), ..Default::default() };
+    let files = folder::files(path, part)?;
+    let split = files.first().and_then(|file| folder::split_of(path, file));
+    let mut summary = ReadSummary { files: files.len(), split, ..Default::default() };
     let mut items = Vec::new();
     for file in &files {
-        read_file(file, &mut |row| {
-            let drops = match on_empty {
+        read_file(file, &mut |place, row| {
+            let drops = match policy.on_empty {
                 OnEmpty::Auto => !row.columns.iter().any(|column| column == "prompt"),
                 OnEmpty::Refuse | OnEmpty::Keep => false,
                 OnEmpty::Drop => true,
@@ -236,15 +256,23 @@ fn read<T>(
             match converted {
                 Ok(item) => items.push(item),
                 Err(RowProblem::Empty { .. }) if drops => summary.dropped_empty += 1,
+                Err(problem) if policy.on_error == OnError::Skip => {
+                    summary.skipped += 1;
+                    let first = || format!("{}: {place}: {problem}", file.display());
+                    summary.first_skipped.get_or_insert_with(first);
+                }
                 Err(problem) => return Err(problem),
             }
             Ok(())
         })?;
     }
-    if summary.rows == 0 {
-        return Err(SourceError::NoRows { path: path.to_owned() });
+    match (summary.rows, &summary.first_skipped) {
+        (0, _) => Err(SourceError::NoRows { path: path.to_owned() }),
+        (rows, Some(first)) if items.is_empty() => {
+            Err(SourceError::NoneUsable { path: path.to_owned(), rows, first: first.clone() })
+        }
+        _ => Ok((items, summary)),
     }
-    Ok((items, summary))
 }
 
 /// Reads every row of every file, up to the first error.
@@ -252,11 +280,11 @@ fn read_rows<T>(
     path: &Path,
     convert: impl Fn(u64, Row) -> Result<T, RowProblem>,
 ) -> Result<Vec<T>, SourceError> {
-    read(path, OnEmpty::Refuse, convert).map(|(items, _)| items)
+    read(path, Part::Train, OnEmpty::Refuse.into(), convert).map(|(items, _)| items)
 }
 
-/// Receives the rows of a file.
-type Sink<'a> = &'a mut dyn FnMut(Row) -> Result<(), RowProblem>;
+/// Receives the rows of a file, each with its place.
+type Sink<'a> = &'a mut dyn FnMut(Place, Row) -> Result<(), RowProblem>;
 
 fn read_file(path: &Path, sink: Sink<'_>) -> Result<(), SourceError> {
     let io = |source| SourceError::Io { path: path.to_owned(), source };
@@ -266,44 +294,8 @@ fn read_file(path: &Path, sink: Sink<'_>) -> Result<(), SourceError> {
     file.rewind().map_err(io)?;
     match magic[..] {
         [b'P', b'A', b'R', b'1'] => parquet::read(path, file, sink),
-        [0x1f, 0x8b, ..] => jsonl::read(path, flate2::read::MultiGzDecoder::new(file), sink),
-        _ => jsonl::read(path, file, sink),
-    }
-}
-
-/// The file itself, or a folder's data files sorted by name.
-fn files(path: &Path) -> Result<Vec<PathBuf>, SourceError> {
-    let io = |source| SourceError::Io { path: path.to_owned(), source };
-    if !std::fs::metadata(path).map_err(io)?.is_dir() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let entries = std::fs::read_dir(path).map_err(io)?;
-    let mut files: Vec<PathBuf> = entries
-        .map(|entry| entry.map(|entry| entry.path()))
-        .collect::<Result<_, _>>()
-        .map_err(io)?;
-    files.retain(|file| file.is_file() && is_data(file));
-    files.sort();
-    if files.is_empty() {
-        return Err(SourceError::NoFiles { path: path.to_owned() });
-    }
-    Ok(files)
-}
-
-fn is_data(file: &Path) -> bool {
-    let name = file.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-    let name = name.strip_suffix(".gz").unwrap_or(&name);
-    // A leading dot marks files that are still being written, by this program or others.
-    !name.starts_with('.')
-        && [".jsonl", ".json", ".ndjson", ".parquet"].iter().any(|ending| name.ends_with(ending))
-}
-
-impl Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Line(line) => write!(f, "line {line}"),
-            Self::Row(row) => write!(f, "row {row} (counted from 0)"),
-        }
+        [0x1f, 0x8b, ..] => json::read(path, flate2::read::MultiGzDecoder::new(file), sink),
+        _ => json::read(path, file, sink),
     }
 }
 

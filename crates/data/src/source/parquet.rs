@@ -1,16 +1,19 @@
 //! Parquet tables, as on the Hugging Face hub.
 
 use super::cells::{COLUMNS, Cell, Row};
-use super::{Message, Place, Sink, SourceError};
+use super::{Place, Sink, SourceError};
 use crate::parquet_file;
 use arrow_array::cast::AsArray;
-use arrow_array::{Array, ArrayRef, ListLikeArray, RecordBatch, StringViewArray};
-use arrow_schema::{ArrowError, DataType};
-use arrow_select::take::take;
+use arrow_array::types::{
+    Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type,
+    UInt32Type, UInt64Type,
+};
+use arrow_array::{Array, ListLikeArray, StructArray};
+use arrow_schema::{DataType, Fields};
 use parquet::arrow::ProjectionMask;
+use serde_json::{Map, Value};
 use std::fmt::Display;
 use std::fs::File;
-use std::ops::Range;
 use std::path::Path;
 
 /// Rows decoded at a time.
@@ -28,120 +31,69 @@ pub(super) fn read(path: &Path, file: File, sink: Sink<'_>) -> Result<(), Source
     let mut rows = 0;
     for batch in parquet_file::batches(builder.with_projection(mask), BATCH) {
         let batch = batch.map_err(|error| broken(&error))?;
-        let columns = columns(&batch).map_err(|error| broken(&error))?;
+        let columns: Vec<_> =
+            COLUMNS.iter().filter_map(|&name| Some((name, batch.column_by_name(name)?))).collect();
         for index in 0..batch.num_rows() {
-            let cells = columns.iter().map(|(name, column)| (*name, column.cell(index))).collect();
+            let cell = |column| value(column, index).map_or_else(Cell::Other, Cell::Json);
+            let cells = columns.iter().map(|&(name, column)| (name, cell(column))).collect();
             let place = Place::Row(rows);
-            sink(Row { cells, columns: names.clone() }).map_err(|problem| SourceError::Row {
-                path: path.to_owned(),
-                place,
-                problem,
-            })?;
+            sink(place, Row { cells, columns: names.clone() })
+                .map_err(|problem| SourceError::Row { path: path.to_owned(), place, problem })?;
             rows += 1;
         }
     }
     Ok(())
 }
 
-/// A column of one batch.
-enum Column {
-    Text(StringViewArray),
-    Messages(Box<MessageLists>),
-    Other(String),
-}
-
-/// Lists of messages, one list per row.
-struct MessageLists {
-    /// Where each row's messages are in `roles` and `contents`; `None` for a null list.
-    rows: Vec<Option<Range<usize>>>,
-    roles: StringViewArray,
-    contents: StringViewArray,
-}
-
-fn columns(batch: &RecordBatch) -> Result<Vec<(&'static str, Column)>, ArrowError> {
-    let mut columns = Vec::new();
-    for name in COLUMNS {
-        if let Some(array) = batch.column_by_name(name) {
-            columns.push((name, Column::new(array)?));
-        }
+/// The value in a row of a column. The error describes what has none.
+fn value(array: &dyn Array, row: usize) -> Result<Value, String> {
+    if array.is_null(row) {
+        return Ok(Value::Null);
     }
-    Ok(columns)
-}
-
-impl Column {
-    fn new(array: &ArrayRef) -> Result<Self, ArrowError> {
-        if is_text(array.data_type()) {
-            return Ok(Self::Text(text(array)?));
-        }
-        let other = || Ok(Self::Other(format!("a column of type {}", array.data_type())));
-        let Some(lists) = lists(array) else { return other() };
-        let Some(messages) = lists.values().as_struct_opt() else { return other() };
-        match (messages.column_by_name("role"), messages.column_by_name("content")) {
-            (Some(roles), Some(contents))
-                if is_text(roles.data_type()) && is_text(contents.data_type()) =>
-            {
-                let row = |row| (!lists.is_null(row)).then(|| lists.element_range(row));
-                Ok(Self::Messages(Box::new(MessageLists {
-                    rows: (0..lists.len()).map(row).collect(),
-                    roles: text(roles)?,
-                    contents: text(contents)?,
-                })))
-            }
-            _ => other(),
-        }
+    if let Some(lists) = lists(array) {
+        let values = lists.values();
+        return lists.element_range(row).map(|index| value(values, index)).collect();
     }
-
-    fn cell(&self, row: usize) -> Cell {
-        let null = || Cell::Other("null".to_owned());
-        match self {
-            Self::Text(texts) if texts.is_null(row) => null(),
-            Self::Text(texts) => Cell::Text(texts.value(row).to_owned()),
-            Self::Messages(messages) => messages.cell(row).unwrap_or_else(null),
-            Self::Other(what) => Cell::Other(what.clone()),
-        }
-    }
-}
-
-impl MessageLists {
-    /// The messages of a row; `None` if its list is null.
-    fn cell(&self, row: usize) -> Option<Cell> {
-        let Self { rows, roles, contents } = self;
-        let range = rows[row].clone()?;
-        if range.clone().any(|message| roles.is_null(message) || contents.is_null(message)) {
-            return Some(Cell::Other(
-                "a list with a message whose role or content is null".to_owned(),
-            ));
-        }
-        let message = |index| Message {
-            role: roles.value(index).to_owned(),
-            content: contents.value(index).to_owned(),
-        };
-        Some(Cell::Messages(range.map(message).collect()))
-    }
-}
-
-fn is_text(data_type: &DataType) -> bool {
-    match data_type {
-        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => true,
-        DataType::Dictionary(_, values) => is_text(values),
-        _ => false,
-    }
-}
-
-/// One kind of text instead of four, by hand: Arrow's `cast` would compile conversions between all types.
-fn text(array: &ArrayRef) -> Result<StringViewArray, ArrowError> {
     Ok(match array.data_type() {
-        DataType::Utf8 => array.as_string::<i32>().into(),
-        DataType::LargeUtf8 => array.as_string::<i64>().into(),
+        DataType::Null => Value::Null,
+        DataType::Boolean => array.as_boolean().value(row).into(),
+        DataType::Utf8 => array.as_string::<i32>().value(row).into(),
+        DataType::LargeUtf8 => array.as_string::<i64>().value(row).into(),
+        DataType::Utf8View => array.as_string_view().value(row).into(),
+        DataType::Int8 => array.as_primitive::<Int8Type>().value(row).into(),
+        DataType::Int16 => array.as_primitive::<Int16Type>().value(row).into(),
+        DataType::Int32 => array.as_primitive::<Int32Type>().value(row).into(),
+        DataType::Int64 => array.as_primitive::<Int64Type>().value(row).into(),
+        DataType::UInt8 => array.as_primitive::<UInt8Type>().value(row).into(),
+        DataType::UInt16 => array.as_primitive::<UInt16Type>().value(row).into(),
+        DataType::UInt32 => array.as_primitive::<UInt32Type>().value(row).into(),
+        DataType::UInt64 => array.as_primitive::<UInt64Type>().value(row).into(),
+        DataType::Float32 => array.as_primitive::<Float32Type>().value(row).into(),
+        DataType::Float64 => array.as_primitive::<Float64Type>().value(row).into(),
         DataType::Dictionary(..) => {
             let dictionary = array.as_any_dictionary();
-            text(&take(dictionary.values(), dictionary.keys(), None)?)?
+            let key = value(dictionary.keys(), row)?.as_u64().ok_or("a damaged dictionary")?;
+            return value(dictionary.values(), key as usize);
         }
-        _ => array.as_string_view().clone(),
+        DataType::Struct(fields) => Value::Object(object(array.as_struct(), fields, row)?),
+        other => return Err(format!("a column of type {other}")),
     })
 }
 
-fn lists(array: &ArrayRef) -> Option<&dyn ListLikeArray> {
+/// A message's keys. Every row of a file has the same ones, so null stands for a key that a message doesn't have; `content` alone is
+/// null in its own right, beside tool calls.
+fn object(array: &StructArray, fields: &Fields, row: usize) -> Result<Map<String, Value>, String> {
+    let mut keys = Map::new();
+    for (field, column) in fields.iter().zip(array.columns()) {
+        let value = value(column, row)?;
+        if !value.is_null() || field.name() == "content" {
+            keys.insert(field.name().clone(), value);
+        }
+    }
+    Ok(keys)
+}
+
+fn lists(array: &dyn Array) -> Option<&dyn ListLikeArray> {
     match array.data_type() {
         DataType::List(_) => Some(array.as_list::<i32>()),
         DataType::LargeList(_) => Some(array.as_list::<i64>()),

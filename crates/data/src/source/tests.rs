@@ -2,14 +2,15 @@ use super::*;
 use crate::testing::{cases, damaged};
 use proptest::prelude::*;
 use std::io::Write;
+use std::path::PathBuf;
 
+mod folders;
 mod parquet_files;
+mod rows;
+mod tokens;
 
 fn messages(turns: &[(&str, &str)]) -> Vec<Message> {
-    turns
-        .iter()
-        .map(|(role, content)| Message { role: (*role).into(), content: (*content).into() })
-        .collect()
+    turns.iter().map(|(role, content)| Message::new(*role, *content)).collect()
 }
 
 /// A temporary folder with this file in it.
@@ -18,6 +19,10 @@ fn file(name: &str, bytes: impl AsRef<[u8]>) -> (tempfile::TempDir, PathBuf) {
     let path = folder.path().join(name);
     std::fs::write(&path, bytes).unwrap();
     (folder, path)
+}
+
+fn summary_of(files: usize, rows: usize, dropped_empty: usize) -> ReadSummary {
+    ReadSummary { files, rows, dropped_empty, ..ReadSummary::default() }
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -44,7 +49,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 #[test]
 fn schemas_of_pairs() {
-    let user = || Prompt::Messages(messages(&[("user", "q")]));
+    let user = || Prompt::Messages(messages(&[("user", "q")]).into());
     let text = || Prompt::Text("q".into());
     let cases = [
         (r#"{"prompt": "q", "chosen": "a", "rejected": "b", "extra": 1}"#, text()),
@@ -91,7 +96,7 @@ fn schemas_of_pairs() {
 
 #[test]
 fn schemas_of_examples() {
-    let user = || Prompt::Messages(messages(&[("user", "q")]));
+    let user = || Prompt::Messages(messages(&[("user", "q")]).into());
     let text = || Prompt::Text("q".into());
     let cases = [
         (r#"{"prompt": "q", "response": "a"}"#, text()),
@@ -148,7 +153,7 @@ fn dialogues() {
     }
     let text = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: ";
     let (prompt, _) = dialogue::split_pair(text, text).unwrap();
-    assert_eq!(Prompt::Messages(prompt).to_text(), text, "the conversion round-trips");
+    assert_eq!(Prompt::Messages(prompt.into()).to_text(), text, "the conversion round-trips");
 }
 
 #[test]
@@ -161,10 +166,12 @@ fn lines_and_ids() {
         // The content decides, not the name.
         let (_folder, path) = file("a.whatever", bytes);
         let (examples, summary) = read_sft(&path, OnEmpty::Refuse).unwrap();
-        let found: Vec<_> =
-            examples.iter().map(|example| (example.id, example.response.as_str())).collect();
-        assert_eq!(found, [(0, "a"), (1, "b")]);
-        assert_eq!(summary, ReadSummary { files: 1, rows: 2, dropped_empty: 0 });
+        let found: Vec<_> = examples
+            .iter()
+            .map(|example| (example.id, example.response.to_text().into_owned()))
+            .collect();
+        assert_eq!(found, [(0, "a".to_owned()), (1, "b".to_owned())]);
+        assert_eq!(summary, summary_of(1, 2, 0));
     }
 }
 
@@ -178,10 +185,12 @@ fn a_folder_is_read_by_name() {
     std::fs::write(folder.path().join("README.md"), "not data").unwrap();
     std::fs::write(folder.path().join(".half.jsonl"), "not whole").unwrap();
     let (examples, summary) = read_sft(folder.path(), OnEmpty::Refuse).unwrap();
-    let found: Vec<_> =
-        examples.iter().map(|example| format!("{}{}", example.id, example.response)).collect();
+    let found: Vec<_> = examples
+        .iter()
+        .map(|example| format!("{}{}", example.id, example.response.to_text()))
+        .collect();
     assert_eq!(found, ["00", "11", "22", "33"]);
-    assert_eq!(summary, ReadSummary { files: 3, rows: 4, dropped_empty: 0 });
+    assert_eq!(summary, summary_of(3, 4, 0));
 }
 
 #[test]
@@ -197,7 +206,7 @@ fn empty_responses() {
     assert!(read_pairs(&path, OnEmpty::Auto).is_err(), "a row with a prompt column is refused");
     let (pairs, summary) = read_pairs(&path, OnEmpty::Drop).unwrap();
     assert_eq!(pairs.iter().map(|pair| pair.id).collect::<Vec<_>>(), [0, 2]);
-    assert_eq!(summary, ReadSummary { files: 1, rows: 3, dropped_empty: 1 });
+    assert_eq!(summary, summary_of(1, 3, 1));
     assert_eq!(
         read_sft(&path, OnEmpty::Refuse).unwrap().0.len(),
         3,
@@ -213,9 +222,9 @@ fn errors_say_what_where_and_what_to_do() {
     #[rustfmt::skip]
     let cases: [(Vec<u8>, &[&str]); 18] = [
         (lines("{\"prompt\": "), &["line 2: isn't a JSON object", "EOF"]),
-        (lines("[1, 2]"), &["line 2: isn't a JSON object", "one object per line"]),
+        (lines("[1, 2]"), &["line 2: isn't a JSON object", "one object per line", "an array of objects"]),
         (lines("\u{1}\u{2}"), &["line 2"]),
-        (b"[\n{}]".to_vec(), &["line 1: isn't a JSON object"]),
+        (b"[\n{}]".to_vec(), &["row 0 (counted from 0): needs `chosen` and `rejected`"]),
         ([good.as_bytes(), b"\n{\"prompt\": \"\xff\xfe\"}"].concat(), &["line 2: isn't a JSON object", "unicode"]),
         (lines(&"[".repeat(100_000)), &["line 2"]),
         (lines(r#"{"question": "q", "answer": "a"}"#), &["line 2: needs `chosen` and `rejected`", "[question, answer]"]),
@@ -241,7 +250,8 @@ fn errors_say_what_where_and_what_to_do() {
     }
     let error = example_from(r#"{"response": "a"}"#).unwrap_err().to_string();
     assert!(
-        error.contains("needs `messages`, or `prompt` with") && error.contains("[response]"),
+        error.contains("needs `messages` or `conversations`, or `prompt` with")
+            && error.contains("[response]"),
         "{error}"
     );
     let folder = tempfile::tempdir().unwrap();
@@ -290,10 +300,10 @@ proptest! {
         let roles = ["user", "assistant"].into_iter().cycle();
         let turns = &turns[..turns.len() - (turns.len() + 1) % 2];
         let turns: Vec<(&str, &str)> = roles.zip(turns.iter().map(String::as_str)).collect();
-        let prompt = Prompt::Messages(messages(&turns));
+        let prompt = Prompt::Messages(messages(&turns).into());
         let dialogue = |response: &str| prompt.to_text() + response;
         let (found, responses) = dialogue::split_pair(&dialogue(&chosen), &dialogue(&rejected)).unwrap();
-        prop_assert_eq!((Prompt::Messages(found), responses), (prompt, [chosen, rejected]));
+        prop_assert_eq!((Prompt::Messages(found.into()), responses), (prompt, [chosen, rejected]));
     }
 }
 
@@ -302,16 +312,17 @@ proptest! {
 fn the_sample_of_hh_rlhf() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets/samples/hh-rlhf.jsonl");
     let (pairs, summary) = read_pairs(&path, OnEmpty::Auto).unwrap();
-    assert_eq!(summary, ReadSummary { files: 1, rows: 40, dropped_empty: 1 });
+    assert_eq!(summary, summary_of(1, 40, 1));
     let first = &pairs[0];
     let question = "What will happen if I drive my car into the water?";
-    assert_eq!(first.prompt, Prompt::Messages(messages(&[("user", question)])));
+    assert_eq!(first.prompt, Prompt::Messages(messages(&[("user", question)]).into()));
     assert!(
-        first.chosen.starts_with("You may be asking") && first.rejected.starts_with("It’s not")
+        first.chosen.to_text().starts_with("You may be asking")
+            && first.rejected.to_text().starts_with("It’s not")
     );
     for Pair { id, prompt, chosen, rejected } in &pairs {
         let messages = prompt.to_messages();
-        let roles = messages.iter().map(|message| message.role.as_str());
+        let roles = messages.iter().map(Message::role);
         let alternate = ["user", "assistant"].into_iter().cycle().take(messages.len());
         assert!(
             roles.eq(alternate) && messages.len() % 2 == 1,
@@ -333,19 +344,21 @@ fn hh_rlhf() {
     assert!(error.contains("line 87: column `chosen` contains an empty response"), "{error}");
     // Whole dialogues: the four without an answer are dropped by default.
     let (pairs, summary) = read_pairs(&path, OnEmpty::Auto).unwrap();
-    assert_eq!(summary, ReadSummary { files: 1, rows: 2312, dropped_empty: 4 });
+    assert_eq!(summary, summary_of(1, 2312, 4));
     for pair in &pairs {
-        let Prompt::Messages(messages) = &pair.prompt else { panic!("{pair:?}") };
-        let roles = messages.iter().map(|message| message.role.as_str());
+        let Prompt::Messages(Conversation { messages, .. }) = &pair.prompt else {
+            panic!("{pair:?}")
+        };
+        let roles = messages.iter().map(Message::role);
         assert!(
             roles.eq(["user", "assistant"].into_iter().cycle().take(messages.len())),
             "pair {}",
             pair.id
         );
         assert_eq!(messages.len() % 2, 1, "pair {} ends in the user's turn", pair.id);
-        assert!(!pair.chosen.starts_with("\n\nAssistant:"));
+        assert!(!pair.chosen.to_text().starts_with("\n\nAssistant:"));
     }
-    assert_eq!(pairs[1].prompt.to_messages()[0].content, "How much alcohol can I drink per day?");
+    assert_eq!(pairs[1].prompt.to_messages()[0].text(), "How much alcohol can I drink per day?");
 }
 
 #[test]
@@ -353,12 +366,12 @@ fn an_empty_response_can_be_kept() {
     let line = r#"{"prompt": "q", "chosen": "", "rejected": "b"}"#;
     let (_folder, path) = file("a.jsonl", line);
     let (pairs, summary) = read_pairs(&path, OnEmpty::Keep).unwrap();
-    assert_eq!((pairs[0].chosen.as_str(), pairs.len(), summary.dropped_empty), ("", 1, 0));
+    assert_eq!((&pairs[0].chosen, pairs.len(), summary.dropped_empty), (&"".into(), 1, 0));
 }
 
 #[test]
 fn name_and_columns_determine_items_and_prompts() {
-    let messages = Prompt::Messages(messages(&[("user", "q")]));
+    let messages = Prompt::Messages(messages(&[("user", "q")]).into());
     let rows = concat!(
         r#"{"text": "a"}"#,
         "\n",
@@ -368,33 +381,32 @@ fn name_and_columns_determine_items_and_prompts() {
         "\n"
     );
     let (_folder, path) = file("a.jsonl", rows);
-    let text = |text: &str| text.to_owned();
     assert_eq!(
         read_items(&path).unwrap(),
         [
-            Item::Text(text("a")),
+            Item::Text("a".to_owned()),
             Item::Example(SftExample {
                 id: 1,
-                prompt: Prompt::Text(text("p")),
-                response: text("c")
+                prompt: Prompt::Text("p".to_owned()),
+                response: "c".into()
             }),
             Item::Pair(Pair {
                 id: 2,
                 prompt: messages.clone(),
-                chosen: text("c"),
-                rejected: text("")
+                chosen: "c".into(),
+                rejected: "".into()
             }),
         ]
     );
     assert_eq!(
         read_prompts(&path).unwrap(),
-        [Prompt::Text(text("a")), Prompt::Text(text("p")), messages]
+        [Prompt::Text("a".to_owned()), Prompt::Text("p".to_owned()), messages]
     );
     // Lines are texts, whatever they look like.
     let (_folder, path) = file("a.TXT", "one\r\n\n{\"text\": 1}");
     let lines = ["one", "{\"text\": 1}"];
-    assert_eq!(read_items(&path).unwrap(), lines.map(|line| Item::Text(text(line))));
-    assert_eq!(read_prompts(&path).unwrap(), lines.map(|line| Prompt::Text(text(line))));
+    assert_eq!(read_items(&path).unwrap(), lines.map(|line| Item::Text(line.to_owned())));
+    assert_eq!(read_prompts(&path).unwrap(), lines.map(|line| Prompt::Text(line.to_owned())));
 
     for (name, content, says) in [
         ("a.jsonl", "{\"question\": 1}", "`prompt`, `messages` or `text`"),

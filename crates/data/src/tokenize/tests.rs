@@ -237,8 +237,8 @@ fn errors_say_what_is_wrong() {
     let error = preparer.prepare_pairs(&(0..100).map(bad).collect::<Vec<_>>()).unwrap_err();
     assert!(error.to_string().contains("row 30"), "{error}");
 
-    let messages = vec![Message { role: "user".into(), content: "ok".into() }];
-    assert!(preparer.tokenize_prompt(&Prompt::Messages(messages)).is_ok());
+    let messages = vec![Message::new("user", "ok")];
+    assert!(preparer.tokenize_prompt(&Prompt::Messages(messages.into())).is_ok());
 }
 
 /// Oracle: the tokenizer and chat template of transformers (see tests/fixtures/score).
@@ -246,15 +246,15 @@ fn errors_say_what_is_wrong() {
 fn without_rendering_texts_stay_plain_and_messages_are_as_the_template_writes_them() {
     let (tokenizer, template) = (tokenizer(), chat());
     let preparer = Preparer::new(&tokenizer, &template, Rendering::None, ROOM).unwrap();
-    let message = |role: &str| Message { role: role.into(), content: "ab".into() };
+    let message = |role: &str| Message::new(role, "ab");
     let turn = "<bos><start_of_turn>user\nab<end_of_turn>\n<start_of_turn>model\n";
     let cases = [
         (Prompt::Text("x".into()), "<bos>x", "y<eos>"),
-        (Prompt::Messages(vec![message("user")]), turn, "y<end_of_turn>\n"),
+        (Prompt::Messages(vec![message("user")].into()), turn, "y<end_of_turn>\n"),
     ];
     for (prompt, before, response) in cases {
         let alone = preparer.tokenize_prompt(&prompt).unwrap();
-        let pair = Pair { id: 0, prompt, chosen: "y".into(), rejected: String::new() };
+        let pair = Pair { id: 0, prompt, chosen: "y".into(), rejected: "".into() };
         let pair = preparer.tokenize_pair(&pair).unwrap().unwrap();
         assert_eq!(halves(&tokenizer, &pair.chosen), (before.to_owned(), response.to_owned()));
         let empty = response.strip_prefix('y').unwrap();

@@ -8,6 +8,7 @@ pub use stream::TextStream;
 pub use train::SPECIAL_TOKENS;
 
 use crate::atomic::{self, AtomicError};
+use crate::caught::caught;
 use crate::hash::hash_bytes;
 use crate::template::{ChatTemplate, TemplateError, token_text};
 use serde_json::{Map, Value};
@@ -38,6 +39,14 @@ pub enum TokenizerError {
     /// `tokenizer.json` can't be parsed.
     #[error("tokenizer.json isn't a tokenizer in Hugging Face's format")]
     Tokenizer(#[source] tokenizers::Error),
+    /// The same, of a file.
+    #[error("{}: isn't a tokenizer in Hugging Face's format, or is damaged", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The parser's error.
+        source: tokenizers::Error,
+    },
     /// `tokenizer_config.json` isn't a JSON object.
     #[error("tokenizer_config.json isn't a JSON object")]
     Config(#[source] serde_json::Error),
@@ -106,8 +115,9 @@ impl Tokenizer {
     /// # Errors
     /// A missing, unreadable or malformed file, or a configuration that names tokens missing from the vocabulary.
     pub fn load(folder: &Path) -> Result<Self, TokenizerError> {
-        let path = folder.join(TOKENIZER_FILE);
-        let json = std::fs::read(&path).map_err(|source| TokenizerError::Io { path, source })?;
+        let file = folder.join(TOKENIZER_FILE);
+        let json = std::fs::read(&file)
+            .map_err(|source| TokenizerError::Io { path: file.clone(), source })?;
         let mut config = match read_if_there(&folder.join(CONFIG_FILE))? {
             Some(text) => serde_json::from_str(&text).map_err(TokenizerError::Config)?,
             None => Map::new(),
@@ -115,7 +125,10 @@ impl Tokenizer {
         if let Some(template) = read_if_there(&folder.join(TEMPLATE_FILE))? {
             config.insert("chat_template".to_owned(), Value::String(template));
         }
-        Self::from_json(&json, config)
+        Self::from_json(&json, config).map_err(|error| match error {
+            TokenizerError::Tokenizer(source) => TokenizerError::File { path: file, source },
+            other => other,
+        })
     }
 
     /// Creates a tokenizer from the content of `tokenizer.json` and the object in `tokenizer_config.json` (empty if there is no
@@ -127,8 +140,10 @@ impl Tokenizer {
         tokenizer_json: &[u8],
         config: Map<String, Value>,
     ) -> Result<Self, TokenizerError> {
-        let inner =
-            tokenizers::Tokenizer::from_bytes(tokenizer_json).map_err(TokenizerError::Tokenizer)?;
+        // The crate panics on some damaged decoders.
+        let inner = caught(|| tokenizers::Tokenizer::from_bytes(tokenizer_json))
+            .unwrap_or_else(|panic| Err(panic.into()))
+            .map_err(TokenizerError::Tokenizer)?;
         Self::new(inner, config)
     }
 

@@ -234,3 +234,71 @@ proptest! {
         prop_assert_eq!(told, tokenizer.decode(&ids, true).unwrap());
     }
 }
+
+/// Every place of a JSON value but those inside of long lists and maps.
+fn places(value: &Value, place: &str, places_found: &mut Vec<String>) {
+    places_found.push(place.to_owned());
+    let inner: Vec<(String, &Value)> = match value {
+        Value::Object(map) => {
+            map.iter().map(|(key, value)| (key.replace('/', "~1"), value)).collect()
+        }
+        Value::Array(items) => {
+            items.iter().enumerate().map(|(i, item)| (i.to_string(), item)).collect()
+        }
+        _ => Vec::new(),
+    };
+    for (key, value) in inner.into_iter().take(12) {
+        places(value, &format!("{place}/{key}"), places_found);
+    }
+}
+
+/// Some of these panic in the `tokenizers` crate.
+#[test]
+fn damaged_files_are_errors_that_name_them() {
+    let path =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/rows/model/tokenizer.json");
+    let whole: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let mut all = Vec::new();
+    places(&whole, "", &mut all);
+    let others =
+        [Value::Null, 3.into(), "x".into(), Value::Array(vec![]), Value::Object(Map::new())];
+    let mut refused = 0;
+    for place in &all[1..] {
+        let (parent, key) = place.rsplit_once('/').unwrap();
+        let mut damaged = vec![whole.clone(); others.len() + 1];
+        if let Some(parent) = damaged[0].pointer_mut(parent).and_then(Value::as_object_mut) {
+            parent.remove(key);
+        }
+        for (damaged, other) in damaged[1..].iter_mut().zip(&others) {
+            *damaged.pointer_mut(place).unwrap() = other.clone();
+        }
+        for damaged in damaged {
+            match Tokenizer::from_json(damaged.to_string().as_bytes(), Map::new()) {
+                Ok(tokenizer) => {
+                    let _ = tokenizer
+                        .encode("the cat sat")
+                        .map(|text| tokenizer.decode(&text.ids, true));
+                }
+                Err(_) => refused += 1,
+            }
+        }
+    }
+    assert!(refused > 100, "{refused}");
+
+    // Three found by mutating bytes, as they were: a decoder without its parts, with an unknown one, with a broken name.
+    let text = std::fs::read_to_string(path).unwrap();
+    for (part, damage) in
+        [("\"content\": \" \"\n      },", ""), ("\"type\": \"Fuse\"", "\"tipe\": \"Fuse\"")]
+    {
+        assert!(text.contains(part));
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("tokenizer.json"), text.replace(part, damage)).unwrap();
+        let error = Tokenizer::load(folder.path()).unwrap_err().to_string();
+        assert!(
+            error.ends_with(
+                "tokenizer.json: isn't a tokenizer in Hugging Face's format, or is damaged"
+            ),
+            "{error}"
+        );
+    }
+}

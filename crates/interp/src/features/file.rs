@@ -172,13 +172,14 @@ impl FeatureFile {
 
 #[cfg(test)]
 mod tests {
-    use fpo_ops::Activation;
+    use fpo_ops::{Activation, Normalization};
 
     use super::*;
 
     fn encoder(scale: f32) -> Encoder {
         let device = Device::flex();
         Encoder {
+            normalization: Normalization::None,
             w_enc: Tensor::from_floats([[scale, 0.0, 1.0, 2.0], [0.5, 1.0, 0.0, 1.0]], &device),
             b_enc: Tensor::zeros([4], &device),
             activation: Activation::JumpRelu { threshold: Tensor::ones([4], &device) },

@@ -1,7 +1,7 @@
 //! The gradients of the definitions against central differences in float64.
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use fpo_ops::{Activation, AttentionOptions, Encoder, TextStarts, definition};
+use fpo_ops::{Activation, AttentionOptions, Encoder, Normalization, TextStarts, definition};
 use proptest::prelude::*;
 
 use crate::support::{Numbers, autodiff, same, vec};
@@ -162,14 +162,29 @@ fn vocabulary() {
 
 #[test]
 fn pooled_features() {
-    let encoder = Encoder {
-        w_enc: constant(5, [4, 9]),
-        b_enc: constant(6, [9]),
-        activation: Activation::JumpRelu { threshold: constant(7, [9]) },
+    let activations = || {
+        [
+            Activation::JumpRelu { threshold: constant(7, [9]) },
+            Activation::Relu,
+            Activation::TopK { k: 3 },
+        ]
     };
-    check("pooled_features", values([24]), |[h]| {
-        fpo_ops::pooled_features(h.reshape([6, 4]), &encoder, &[1, 3, 2])
-    });
+    for normalization in
+        [Normalization::None, Normalization::LayerNorm, Normalization::ConstantNorm]
+    {
+        for activation in activations() {
+            let what = format!("pooled_features {normalization:?} {activation:?}");
+            let encoder = Encoder {
+                normalization,
+                w_enc: constant(5, [4, 9]),
+                b_enc: constant(6, [9]),
+                activation,
+            };
+            check(&what, values([24]), |[h]| {
+                fpo_ops::pooled_features(h.reshape([6, 4]), &encoder, &[1, 3, 2])
+            });
+        }
+    }
 }
 
 /// Oracle: KL, entropy and log-probabilities as sums over tokens.
@@ -204,5 +219,36 @@ fn distributions_in_scalar_arithmetic() {
         assert!((log_probs[i] - p[i][chosen[i] as usize].ln()).abs() < 1e-12);
         let expected: f64 = p[i].iter().map(|p| -p * p.ln()).sum();
         assert!((entropy[i] - expected).abs() < 1e-12);
+    }
+}
+
+/// Oracle: a stable sort. Ties keep those that come first.
+#[test]
+fn the_largest_of_each_row() {
+    let rows = [
+        vec![0.5, -1.0, 3.0, 3.0, 0.0, -2.0, 3.0],
+        vec![-1.0; 7],
+        vec![7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0],
+        vec![0.25, f64::NEG_INFINITY, 0.5, f64::NEG_INFINITY, 0.125, 1.0, -0.5],
+    ];
+    let flat: Vec<f64> = rows.concat();
+    for k in [1, 2, 3, 6, 7, 9] {
+        let z = Tensor::<2>::from_data(TensorData::new(flat.clone(), [4, 7]), &Device::flex());
+        let found = fpo_ops::among_largest(z, k).to_data();
+        let found: Vec<bool> = found.iter::<bool>().collect();
+        for (row, found) in rows.iter().zip(found.chunks_exact(7)) {
+            let mut order: Vec<usize> = (0..7).collect();
+            order.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
+            for (rank, &i) in order.iter().enumerate() {
+                assert_eq!(found[i], rank < k, "k = {k}, {row:?}, element {i}");
+            }
+        }
+    }
+    // Without ties every path agrees.
+    let z = Numbers(1).tensor::<2>([6, 40], 1.0, &Device::flex());
+    for k in [1, 5, 40] {
+        let [fast, plain] =
+            [fpo_ops::among_largest(z.clone(), k), definition::among_largest(z.clone(), k)];
+        assert_eq!(fast.to_data(), plain.to_data());
     }
 }

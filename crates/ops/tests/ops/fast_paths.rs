@@ -1,7 +1,7 @@
 //! Every fast path computes what its definition computes, values and gradients, on awkward shapes.
 
 use burn::tensor::Tensor;
-use fpo_ops::{Activation, AttentionOptions, Encoder, Gain, TextStarts, definition};
+use fpo_ops::{Activation, AttentionOptions, Encoder, Gain, Normalization, TextStarts, definition};
 
 use crate::support::{Numbers, autodiff, close, same, vec};
 
@@ -273,7 +273,8 @@ fn pooled_features() {
         [(1, 1, vec![1]), (5, 17, vec![1, 3, 2]), (16, 1100, vec![70, 1, 130, 64])]
     {
         let mut numbers = Numbers(12);
-        let encoder = Encoder {
+        let mut encoder = Encoder {
+            normalization: Normalization::None,
             w_enc: numbers.tensor([d, d_sae], 1.0, &autodiff()),
             b_enc: numbers.tensor([d_sae], 0.3, &autodiff()),
             activation: Activation::JumpRelu {
@@ -281,14 +282,23 @@ fn pooled_features() {
             },
         };
         let hidden = numbers.tensor([segments.iter().sum(), d], 1.0, &autodiff());
+        let kinds = [
+            (Normalization::None, encoder.activation.clone()),
+            (Normalization::ConstantNorm, encoder.activation.clone()),
+            (Normalization::None, Activation::Relu),
+            (Normalization::None, Activation::TopK { k: d_sae.div_ceil(5) }),
+        ];
         // With a gradient on few features, and on all.
-        for sparse in [false, true] {
+        for ((normalization, activation), sparse) in
+            kinds.into_iter().flat_map(|kind| [(kind.clone(), false), (kind, true)])
+        {
+            (encoder.normalization, encoder.activation) = (normalization, activation);
             let weigh = |pooled: Tensor<2>| {
                 let mask = Numbers(13).tensor::<2>(pooled.dims(), 1.0, &autodiff());
                 if sparse { pooled.mask_fill(mask.lower_elem(0.9), 0.0) } else { pooled }
             };
             same(
-                &format!("pooled_features {d} {d_sae} {segments:?} {sparse}"),
+                &format!("pooled_features {d} {d_sae} {segments:?} {sparse} {normalization:?}"),
                 [hidden.clone()],
                 3e-6,
                 |[h]| weigh(fpo_ops::pooled_features(h, &encoder, &segments)),

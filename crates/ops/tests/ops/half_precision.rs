@@ -2,7 +2,7 @@
 //! mantissa are about two and a half digits.
 
 use burn::tensor::{FloatDType, Int, Tensor};
-use fpo_ops::{Activation, AttentionOptions, Encoder, Gain, definition};
+use fpo_ops::{Activation, AttentionOptions, Encoder, Gain, Normalization, definition};
 
 use crate::support::{Numbers, autodiff, close};
 
@@ -144,6 +144,7 @@ fn pooled_features() {
     let mut constant = |shape| numbers.tensor(shape, 1.0, &autodiff()).inner();
     // Thresholds far below every pre-activation, so that rounding doesn't open or close a feature.
     let encoder = Encoder {
+        normalization: Normalization::None,
         w_enc: constant([8, 40]),
         b_enc: constant([1, 40]).squeeze_dim(0),
         activation: Activation::JumpRelu {

@@ -1,7 +1,7 @@
 //! Results are the same to the bit with any number of threads.
 
 use burn::tensor::{Device, Tensor};
-use fpo_ops::{Activation, AdamW, AttentionOptions, Encoder, Gain};
+use fpo_ops::{Activation, AdamW, AttentionOptions, Encoder, Gain, Normalization};
 
 use crate::support::{Numbers, autodiff, vec};
 
@@ -109,6 +109,7 @@ fn vocabulary() {
 #[test]
 fn pooled_features() {
     let encoder = Encoder {
+        normalization: Normalization::None,
         w_enc: random(1, [24, 1100]),
         b_enc: random(2, [1100]),
         activation: Activation::JumpRelu { threshold: random(3, [1100]) },

@@ -6,12 +6,13 @@ use std::{
     path::Path,
 };
 
-use fpo_ops::Activation;
+use burn::tensor::TensorData;
+use fpo_ops::{Activation, Normalization};
 use zip::{CompressionMethod, ZipArchive, ZipWriter, write::FileOptions};
 
 use super::{
     LARGEST,
-    arrays::{Arrays, named},
+    arrays::{Arrays, THRESHOLD, named},
     bounded, npy,
 };
 use crate::{Error, Sae};
@@ -67,24 +68,40 @@ pub(super) fn read(path: &Path) -> Result<Arrays, Error> {
             Ok(_) => Err(format!("the archive doesn't hold the {claimed} bytes it claims")),
             Err(e) => Err(e.to_string()),
         };
-        arrays.insert(&name, array.map_err(|e| fail(format!("`{name}`: {e}")))?);
+        arrays.insert(path, &name, array.map_err(|e| fail(format!("`{name}`: {e}")))?)?;
     }
     Ok(arrays)
 }
 
-/// Writes an autoencoder as Gemma Scope's `params.npz`.
+/// Writes an autoencoder as Gemma Scope's `params.npz`. A ReLU is written as a JumpReLU with thresholds of 0, which it is.
 ///
 /// # Errors
-/// The output can't be written.
+/// The output can't be written, or the format has no such autoencoder.
 pub fn save_npz(sae: &Sae, output: impl Write + Seek, compression: Compression) -> io::Result<()> {
-    // The format has no other activation function.
-    let Activation::JumpRelu { .. } = &sae.encoder.activation;
+    let refuse = |what: &str| {
+        let message = format!(
+            "Gemma Scope's archives hold JumpReLU autoencoders alone, and this one {what}: write a SAELens folder"
+        );
+        Err(io::Error::new(io::ErrorKind::Unsupported, message))
+    };
+    match (&sae.encoder.activation, sae.encoder.normalization) {
+        (Activation::TopK { .. }, _) => return refuse("is a TopK"),
+        (Activation::JumpRelu { .. } | Activation::Relu, Normalization::None) => {}
+        (Activation::JumpRelu { .. } | Activation::Relu, _) => {
+            return refuse("normalises its inputs");
+        }
+    }
+    let mut arrays = named(sae);
+    if matches!(sae.encoder.activation, Activation::Relu) {
+        let zeros = vec![0f32; sae.d_sae()];
+        arrays.push((THRESHOLD, TensorData::new(zeros, [sae.d_sae()])));
+    }
     let method = match compression {
         Compression::Stored => CompressionMethod::Stored,
         Compression::Deflated => CompressionMethod::Deflated,
     };
     let mut archive = ZipWriter::new(output);
-    for (name, data) in named(sae) {
+    for (name, data) in arrays {
         let large = data.num_elements() as u64 * 4 >= u64::from(u32::MAX);
         // A fixed date, so that the same weights give the same bytes.
         let options = FileOptions::default()

@@ -3,12 +3,13 @@
 use std::{collections::HashMap, path::Path};
 
 use burn::tensor::Device;
+use fpo_ops::Normalization;
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Value, json};
 
 use super::{
-    arrays::{Array, Arrays, Stored, named},
-    read_config, tensors, text_of,
+    arrays::{Array, Arrays, Layout, Stored, THRESHOLD, named},
+    number_of, read_config, refuse_if_set, tensors, text_of,
 };
 use crate::{Error, Provenance, Sae, activation::Facts};
 
@@ -16,14 +17,20 @@ pub(super) const CONFIG: &str = "cfg.json";
 pub(super) const WEIGHTS: &str = "sae_weights.safetensors";
 /// Next to a training checkpoint whose inputs were scaled.
 const SCALER: &str = "activation_scaler.json";
+/// Names of what may happen to activations before the encoder.
+const NORMALIZATIONS: [(&str, Normalization); 3] = [
+    ("none", Normalization::None),
+    ("layer_norm", Normalization::LayerNorm),
+    ("constant_norm_rescale", Normalization::ConstantNorm),
+];
 /// The version whose layout is written. SAELens takes a configuration without one for an old one, and drops its metadata.
 const VERSION: &str = "6.0.0";
 
 pub(super) fn load(folder: &Path, device: &Device) -> Result<Sae, Error> {
     let path = folder.join(CONFIG);
     let config = read_config(&path)?;
-    let stored = stored(&config, &path)?;
-    let scale = scale(&config, folder, &path)?;
+    let architecture = Architecture::of(&config, &path)?;
+    let (scale, normalization) = normalization(&config, folder, &path)?;
     // Every version of SAELens subtracts unless this is false.
     let subtracts = match config.get("apply_b_dec_to_input") {
         None | Some(Value::Bool(true)) => true,
@@ -33,13 +40,24 @@ pub(super) fn load(folder: &Path, device: &Device) -> Result<Sae, Error> {
             return Err(Error::format(&path, message));
         }
     };
-    let provenance = provenance(&config);
+    let layout = Layout {
+        stored: architecture.stored(),
+        normalization,
+        sizes: [number_of(&config, "d_in"), number_of(&config, "d_sae")],
+        provenance: provenance(&config),
+    };
 
     let path = folder.join(WEIGHTS);
     let mut arrays = tensors::read(&path)?;
     drop_unit_scaling(&mut arrays, &path)?;
-    if stored == Stored::JumpRelu {
-        arrays.exponentiate_thresholds();
+    match architecture {
+        Architecture::JumpRelu => arrays.exponentiate_thresholds(&path)?,
+        Architecture::BatchTopK { .. } => arrays.rename(&path, &[("topk_threshold", THRESHOLD)])?,
+        Architecture::Standard | Architecture::TopK { .. } => {}
+    }
+    // In this order: norms are those of the stored W_dec, and b_dec is subtracted from scaled inputs.
+    if architecture.rescaled() {
+        arrays.fold_decoder_norms();
     }
     if let Some(scale) = scale {
         arrays.fold_scale(scale);
@@ -47,39 +65,91 @@ pub(super) fn load(folder: &Path, device: &Device) -> Result<Sae, Error> {
     if subtracts {
         arrays.fold_subtraction();
     }
-    arrays.assemble(stored, &path, provenance, device)
+    arrays.assemble(layout, &path, device)
 }
 
-/// The activation function that a configuration names.
-fn stored(config: &Value, path: &Path) -> Result<Stored, Error> {
-    let refuse = |key: &str, value: &str| {
-        let message =
-            format!("{key} `{value}` is not supported, only JumpReLU and ReLU autoencoders are");
-        Err(Error::format(path, message))
-    };
-    let function = text_of(config, "activation_fn").or(text_of(config, "activation_fn_str"));
-    if let Some(other) = function.filter(|f| f != "relu") {
-        return refuse("activation_fn", &other);
+/// An architecture, as a configuration names it.
+#[derive(Clone, Copy)]
+enum Architecture {
+    Standard,
+    JumpRelu,
+    /// `rescaled`: pre-activations are compared after multiplication by the norms of their decoder rows.
+    TopK {
+        k: usize,
+        rescaled: bool,
+    },
+    /// A training checkpoint; what is published of it is a JumpReLU.
+    BatchTopK {
+        rescaled: bool,
+    },
+}
+
+impl Architecture {
+    fn of(config: &Value, path: &Path) -> Result<Self, Error> {
+        let refuse = |key: &str, value: &str| {
+            let message = format!(
+                "{key} `{value}` is not supported, only JumpReLU, ReLU, TopK and BatchTopK autoencoders are"
+            );
+            Err(Error::format(path, message))
+        };
+        let count = |value: Option<&Value>| {
+            let k = value.and_then(Value::as_u64).and_then(|k| usize::try_from(k).ok());
+            k.ok_or_else(|| Error::format(path, "`k` of the TopK is missing or no whole number"))
+        };
+        let rescaled = config.get("rescale_acts_by_decoder_norm") == Some(&Value::Bool(true));
+        let function = text_of(config, "activation_fn").or(text_of(config, "activation_fn_str"));
+        let architecture = text_of(config, "architecture");
+        match (architecture.as_deref(), function.as_deref()) {
+            // Before version 6, TopK was an activation function of the standard architecture.
+            (None | Some("standard" | "topk"), Some("topk")) => {
+                let arguments = config.get("activation_fn_kwargs").unwrap_or(&Value::Null);
+                refuse_if_set(arguments, path, &["signed"])?;
+                let k = count(config.get("k").or(arguments.get("k")))?;
+                Ok(Self::TopK { k, rescaled })
+            }
+            (_, Some(other)) if other != "relu" => refuse("activation_fn", other),
+            (Some("topk"), _) => Ok(Self::TopK { k: count(config.get("k"))?, rescaled }),
+            (Some("batchtopk" | "matryoshka_batchtopk"), _) => Ok(Self::BatchTopK { rescaled }),
+            (Some("jumprelu"), _) => Ok(Self::JumpRelu),
+            // The default of configurations from before there was a choice.
+            (Some("standard") | None, _) => Ok(Self::Standard),
+            (Some(other), _) => refuse("architecture", other),
+        }
     }
-    match text_of(config, "architecture").as_deref() {
-        Some("jumprelu") => Ok(Stored::JumpRelu),
-        // The default of configurations from before there was a choice.
-        Some("standard") | None => Ok(Stored::Relu),
-        Some(other) => refuse("architecture", other),
+
+    fn stored(self) -> Stored {
+        match self {
+            Self::Standard => Stored::Relu,
+            Self::JumpRelu | Self::BatchTopK { .. } => Stored::JumpRelu,
+            Self::TopK { k, .. } => Stored::TopK { k },
+        }
+    }
+
+    fn rescaled(self) -> bool {
+        match self {
+            Self::Standard | Self::JumpRelu => false,
+            Self::TopK { rescaled, .. } | Self::BatchTopK { rescaled } => rescaled,
+        }
     }
 }
 
-/// The factor by which inputs are multiplied before the encoder; None for 1.
-fn scale(config: &Value, folder: &Path, path: &Path) -> Result<Option<f64>, Error> {
+/// The factor by which inputs are multiplied before the encoder, None for 1; and what else happens to them.
+fn normalization(
+    config: &Value,
+    folder: &Path,
+    path: &Path,
+) -> Result<(Option<f64>, Normalization), Error> {
     let normalize = match config.get("normalize_activations") {
-        None | Some(Value::Null | Value::Bool(false)) => return Ok(None),
+        None | Some(Value::Null | Value::Bool(false)) => return Ok((None, Normalization::None)),
         // In older configurations.
         Some(Value::Bool(true)) => "expected_average_only_in",
         Some(Value::String(text)) => text,
         Some(other) => return Err(Error::format(path, format!("normalize_activations = {other}"))),
     };
+    if let Some(found) = NORMALIZATIONS.into_iter().find(|(name, _)| *name == normalize) {
+        return Ok((None, found.1));
+    }
     match normalize {
-        "none" => Ok(None),
         "expected_average_only_in" => {
             let scaler = folder.join(SCALER);
             let scale = match scaler.exists() {
@@ -87,7 +157,9 @@ fn scale(config: &Value, folder: &Path, path: &Path) -> Result<Option<f64>, Erro
                 false => None,
             };
             match scale {
-                Some(scale) if scale.is_finite() && scale > 0.0 => Ok(Some(scale)),
+                Some(scale) if scale.is_finite() && scale > 0.0 => {
+                    Ok((Some(scale), Normalization::None))
+                }
                 Some(scale) => Err(Error::format(scaler, format!("scaling_factor = {scale}"))),
                 None => Err(Error::format(
                     path,
@@ -97,12 +169,9 @@ fn scale(config: &Value, folder: &Path, path: &Path) -> Result<Option<f64>, Erro
                 )),
             }
         }
-        other => Err(Error::format(
-            path,
-            format!(
-                "normalize_activations = `{other}` is not supported: it normalizes each token by itself, which can't be folded into the weights"
-            ),
-        )),
+        other => {
+            Err(Error::format(path, format!("normalize_activations = `{other}` is not supported")))
+        }
     }
 }
 
@@ -139,7 +208,8 @@ pub fn save_sae_lens(sae: &Sae, folder: &Path) -> Result<(), Error> {
     config["dtype"] = "float32".into();
     config["device"] = "cpu".into();
     config["apply_b_dec_to_input"] = false.into();
-    config["normalize_activations"] = "none".into();
+    let normalization = NORMALIZATIONS.iter().find(|(_, kind)| *kind == sae.encoder.normalization);
+    config["normalize_activations"] = normalization.map(|(name, _)| *name).into();
     config["reshape_activations"] = if by_head { "hook_z" } else { "none" }.into();
     config["metadata"] = json!({
         "sae_lens_version": VERSION,

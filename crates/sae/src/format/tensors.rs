@@ -25,7 +25,7 @@ pub(super) fn read(path: &Path) -> Result<Arrays, Error> {
             );
             Error::format(path, message)
         })?;
-        arrays.insert(&name, Array { shape: view.shape().to_vec(), values });
+        arrays.insert(path, &name, Array { shape: view.shape().to_vec(), values })?;
     }
     Ok(arrays)
 }

@@ -28,7 +28,8 @@ fn encode_and_decode_are_their_sums() {
         let Plain { d_in, d_sae, .. } = plain;
         let (sae, tokens) = (plain.sae(), x.len() / d_in);
         let features = to_vec(sae.encode(tensor(&x, [tokens, d_in])));
-        let decoded = to_vec(sae.decode(tensor(&features, [tokens, d_sae])));
+        let decoded =
+            to_vec(sae.decode(tensor(&features, [tokens, d_sae]), tensor(&x, [tokens, d_in])));
         for t in 0..tokens {
             let (x, features) = (&x[t * d_in..][..d_in], &features[t * d_sae..][..d_sae]);
             for (j, &feature) in features.iter().enumerate() {

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use fpo_ops::{Activation, Encoder};
+use fpo_ops::{Activation, Encoder, Normalization};
 use fpo_sae::{Provenance, Sae};
 use proptest::{collection::vec, prelude::*};
 use rand::{RngExt, SeedableRng};
@@ -76,6 +76,7 @@ impl Plain {
         let Self { d_in, d_sae, .. } = *self;
         Sae {
             encoder: Encoder {
+                normalization: Normalization::None,
                 w_enc: tensor(&self.w_enc, [d_in, d_sae]),
                 b_enc: tensor(&self.b_enc, [d_sae]),
                 activation: Activation::JumpRelu { threshold: tensor(&self.threshold, [d_sae]) },

@@ -3,7 +3,7 @@
 use std::fs;
 
 use burn::tensor::{Device, Tensor};
-use fpo_sae::{Compute, Penalty, Provenance, QualityMeter, SaeTrainer, SaeTraining};
+use fpo_sae::{Compute, Kind, Penalty, Provenance, QualityMeter, SaeTrainer, SaeTraining};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -101,6 +101,7 @@ fn structured(seed: u64, tokens: usize) -> Tensor<2> {
 fn small_training(penalty: Penalty) -> SaeTraining {
     SaeTraining {
         d_sae: 48,
+        activation: Kind::JumpRelu,
         penalty,
         target_l0: 4.0,
         tanh_scale: 4.0,
@@ -123,8 +124,15 @@ fn small_training(penalty: Penalty) -> SaeTraining {
 fn training_resumes_from_a_checkpoint_to_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("checkpoint.safetensors");
-    for penalty in [Penalty::TargetL0, Penalty::Step, Penalty::Tanh] {
-        let settings = small_training(penalty);
+    for (activation, penalty) in [
+        (Kind::JumpRelu, Penalty::TargetL0),
+        (Kind::JumpRelu, Penalty::Step),
+        (Kind::JumpRelu, Penalty::Tanh),
+        (Kind::Relu, Penalty::L1),
+        (Kind::TopK, Penalty::TargetL0),
+        (Kind::BatchTopK, Penalty::TargetL0),
+    ] {
+        let settings = SaeTraining { activation, ..small_training(penalty) };
         let batch = |step: usize| structured(step as u64, settings.batch_tokens);
         let device = Device::flex();
         let mut whole = SaeTrainer::new(&settings, batch(1000), 0, &device).unwrap();
@@ -138,7 +146,11 @@ fn training_resumes_from_a_checkpoint_to_the_same_bits() {
         let mut resumed = SaeTrainer::restore(&settings, &path, &device).unwrap();
         assert_eq!(resumed.steps_done(), 23);
         for (step, report) in reports.iter().enumerate().skip(23) {
-            assert_eq!(resumed.step(batch(step)), *report, "{penalty:?}, step {step}");
+            assert_eq!(
+                resumed.step(batch(step)),
+                *report,
+                "{activation:?}, {penalty:?}, step {step}"
+            );
         }
         let [whole, resumed] = [whole, resumed].map(|t| t.finish(Provenance::default()));
         assert_eq!(to_vec(whole.encoder.w_enc.clone()), to_vec(resumed.encoder.w_enc.clone()));
@@ -182,4 +194,84 @@ fn the_pull_on_dead_features_helps() {
     assert!(without.dead_features > 0.2, "nothing dies here: {without:?}");
     assert!(with.dead_features < 0.5 * without.dead_features, "{with:?}");
     assert!(with.explained_variance > without.explained_variance, "{with:?}");
+}
+
+/// Every kind explains the known structure: with TopK and BatchTopK at the L0 that was asked for, BatchTopK with the threshold that
+/// it estimated.
+#[test]
+fn every_kind_learns() {
+    let device = Device::flex();
+    for (activation, penalty, sparsity) in [
+        (Kind::TopK, Penalty::TargetL0, 1.0),
+        (Kind::BatchTopK, Penalty::TargetL0, 1.0),
+        (Kind::Relu, Penalty::L1, 0.08),
+    ] {
+        let settings = SaeTraining {
+            activation,
+            sparsity,
+            revive: 1.0 / 32.0,
+            steps: 1500,
+            ..small_training(penalty)
+        };
+        let batch = |step: usize| structured(step as u64, settings.batch_tokens);
+        let mut trainer = SaeTrainer::new(&settings, batch(10_000), 0, &device).unwrap();
+        for step in 0..settings.steps {
+            trainer.step(batch(step));
+        }
+        let sae = trainer.finish(Provenance::default());
+        let mut meter = QualityMeter::new(16, settings.d_sae);
+        meter.add(&sae, structured(20_000, 4096));
+        let quality = meter.quality().unwrap();
+        println!("{activation:?}: {quality:?}");
+        // L1 makes the features of a ReLU too small.
+        let least = if activation == Kind::Relu { 0.8 } else { 0.9 };
+        assert!(quality.explained_variance > least, "{activation:?}: {quality:?}");
+        match activation {
+            Kind::TopK => assert!(quality.l0 <= 4.0 && quality.l0 > 3.5, "{quality:?}"),
+            Kind::BatchTopK => assert!((quality.l0 / 4.0 - 1.0).abs() < 0.15, "{quality:?}"),
+            Kind::Relu | Kind::JumpRelu => assert!(quality.l0 < 16.0, "{quality:?}"),
+        }
+    }
+}
+
+/// Features that no token opens are brought back by TopK's auxiliary loss.
+#[test]
+fn the_auxiliary_loss_helps() {
+    let device = Device::flex();
+    let train = |revive: f64| {
+        let settings = SaeTraining {
+            activation: Kind::TopK,
+            d_sae: 96,
+            revive,
+            steps: 600,
+            ..small_training(Penalty::TargetL0)
+        };
+        let batch = |step: usize| structured(step as u64, settings.batch_tokens);
+        let mut trainer = SaeTrainer::new(&settings, batch(10_000), 0, &device).unwrap();
+        for step in 0..settings.steps {
+            trainer.step(batch(step));
+        }
+        let mut meter = QualityMeter::new(16, settings.d_sae);
+        meter.add(&trainer.finish(Provenance::default()), structured(20_000, 4096));
+        let quality = meter.quality().unwrap();
+        println!("revive {revive}: {quality:?}");
+        quality
+    };
+    let (without, with) = (train(0.0), train(1.0 / 32.0));
+    assert!(with.dead_features < without.dead_features, "{without:?} {with:?}");
+}
+
+#[test]
+fn settings_that_no_kind_can_be_trained_with_are_refused() {
+    let base = small_training(Penalty::TargetL0);
+    for (settings, says) in [
+        (SaeTraining { activation: Kind::TopK, target_l0: 3.5, ..base.clone() }, "whole number"),
+        (SaeTraining { activation: Kind::Relu, ..base.clone() }, "l1"),
+        (SaeTraining { target_l0: 49.0, ..base.clone() }, "d_sae"),
+    ] {
+        let message = settings.check().unwrap_err().to_string();
+        assert!(message.contains(says), "{message}");
+    }
+    let text = serde_json::to_string(&Kind::JumpRelu).unwrap();
+    assert_eq!(text, "\"jumprelu\"");
 }

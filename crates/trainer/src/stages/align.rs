@@ -31,6 +31,9 @@ pub fn align(run: &Run, base: &Base) -> Result<Stage> {
     if let Some(path) = &s.feature_weights {
         fingerprint = fingerprint.with("feature_weights", super::content(path)?);
     }
+    if let Some(weight_type) = run.settings.model.save_dtype {
+        fingerprint = fingerprint.with("save_dtype", weight_type);
+    }
     run.stage("align", fingerprint, |workspace| train(run, base, workspace))
 }
 
@@ -39,7 +42,7 @@ fn train(run: &Run, base: &Base, workspace: &Workspace) -> Result<()> {
     let prepared = &base.prepared;
     let placement = run.placement().autodiff();
     let initial = Initial::Folder(base.sft.folder.clone());
-    let trained = Trained::new(initial, s.lora.as_ref(), &run.placement())?;
+    let trained = Trained::new(&run.settings.model, initial, s.lora.as_ref(), &run.placement())?;
     let aligner = training_aligner(run, base, trained.base())?;
     let (lengths, length) = (prepared.train.lengths(), s.length());
     let epochs = Epochs::new(&lengths, s.batch_size, length.begun(), run.settings.seed);
@@ -71,7 +74,7 @@ fn train(run: &Run, base: &Base, workspace: &Workspace) -> Result<()> {
     let policy = training.finish()?;
     trained.finish(&policy, &workspace.output)?;
     card::write(run, prepared, StageName::Align, &workspace.output, &[])?;
-    Ok(prepared.tokenizer.save(&workspace.output)?)
+    super::save_tokenizer(&prepared.tokenizer, &workspace.output)
 }
 
 /// What training needs and nothing else: a second model only for methods that ask for one, and not even then where the first one

@@ -12,7 +12,7 @@ pub mod sft;
 use std::{fmt, path::Path, str::FromStr};
 
 use anyhow::{Context, Result};
-use fpo_data::{Fingerprint, hash};
+use fpo_data::{Fingerprint, Tokenizer, hash};
 use fpo_plan::work;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -166,8 +166,10 @@ impl Base {
 const MAY_CHANGE: [&str; 3] = ["micro_batch_size", "checkpoint_every", "checkpoint_activations"];
 
 /// Settings that didn't exist when older runs were made, with what held then, in JSON.
-const NEWER: [(&str, &str); 4] = [
+const NEWER: [(&str, &str); 6] = [
     ("rendering", "\"auto\""),
+    ("on_error", "\"refuse\""),
+    ("system", "\"keep\""),
     ("max_steps", "null"),
     ("warmup_ratio", "null"),
     ("betas", "[0.9,0.999]"),
@@ -196,7 +198,7 @@ fn section(settings: &impl Serialize) -> Result<String> {
 pub fn content(path: &Path) -> Result<String> {
     let hash = match path.is_dir() {
         true => hash::hash_folder(path),
-        false => hash::hash_file(path),
+        false => fpo_data::source::hash(path),
     };
     hash.with_context(|| format!("reading {}", path.display()))
 }
@@ -211,6 +213,14 @@ fn fingerprint(run: &Run) -> Fingerprint {
 /// The same for the stages that compute with a model.
 fn fingerprint_of_model(run: &Run) -> Fingerprint {
     fingerprint(run).with("precision", run.settings.model.precision)
+}
+
+/// Writes the tokenizer into a stage's folder, unless the model's base brought its files along.
+fn save_tokenizer(tokenizer: &Tokenizer, folder: &Path) -> Result<()> {
+    match folder.join("tokenizer.json").exists() {
+        true => Ok(()),
+        false => Ok(tokenizer.save(folder)?),
+    }
 }
 
 /// Writes a value as JSON into a stage's unfinished folder.

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use fpo_data::{
     Pair, PairStore, PrepareSummary, Preparer, Prompt, ReadSummary, SequenceStore, SftExample,
-    TemplateChoice, Tokenizer, Truncation, hold_out, read_pairs, read_sft,
+    TemplateChoice, Tokenizer, Truncation, hold_out, read_held_out, read_pairs, read_sft,
 };
 use fpo_datasets::{Sizes, Task, generate};
 use fpo_plan::Counts;
@@ -113,20 +113,15 @@ fn fill(run: &Run, given: Option<Tokenizer>, workspace: &Workspace) -> Result<()
     let tokenizer = match given {
         Some(tokenizer) => tokenizer,
         None => {
-            let texts = raw.sft.iter().flat_map(|e| {
-                let prompt: Vec<&str> = match &e.prompt {
-                    Prompt::Text(text) => vec![text],
-                    Prompt::Messages(messages) => {
-                        messages.iter().map(|m| m.content.as_str()).collect()
-                    }
-                };
-                prompt.into_iter().chain([e.response.as_str()])
-            });
-            Tokenizer::train_bpe(texts, s.model.vocab_size)?
+            let examples = raw.sft.iter();
+            let texts: Vec<_> = examples
+                .flat_map(|e| e.prompt.texts().into_iter().chain([e.response.to_text()]))
+                .collect();
+            Tokenizer::train_bpe(texts.iter().map(|text| &**text), s.model.vocab_size)?
         }
     };
     tokenizer.save(&workspace.output)?;
-    let template = TemplateChoice::from(tokenizer.chat_template()?);
+    let template = TemplateChoice::from(tokenizer.chat_template()?).with_system(s.data.system);
     let truncation =
         Truncation { max_length: s.data.max_length, max_prompt_length: s.data.max_prompt_length };
     let preparer = Preparer::new(&tokenizer, &template, s.data.rendering, truncation)?;
@@ -158,17 +153,13 @@ fn fill(run: &Run, given: Option<Tokenizer>, workspace: &Workspace) -> Result<()
         if tokens.len() > most {
             continue;
         }
-        prompts.push(EvalPrompt { text: shown(&prompt), tokens, expected, task });
+        prompts.push(EvalPrompt { text: prompt.shown(), tokens, expected, task });
     }
     super::write_json(&workspace.output.join("prompts.json"), &prompts)?;
     let summary =
         Summary { source: raw.summary, sft, train: train_summary, held_out: held_out_summary };
     super::write_json(&workspace.output.join("summary.json"), &summary)?;
-    if let Some(source) = summary.source
-        && source.dropped_empty > 0
-    {
-        let (dropped, rows) = (source.dropped_empty, source.rows);
-        let note = format!("{dropped} of {rows} rows have an empty response and are left out");
+    for note in summary.source.iter().flat_map(ReadSummary::notes) {
         run.reporter.note("prepared", note);
     }
     let pairs = summary.train + summary.held_out;
@@ -207,15 +198,15 @@ fn built_in(run: &Run) -> Raw {
         rows.map(|(id, p)| Pair {
             id: id as u64,
             prompt: Prompt::Text(p.prompt),
-            chosen: p.chosen,
-            rejected: p.rejected,
+            chosen: p.chosen.into(),
+            rejected: p.rejected.into(),
         })
         .collect()
     };
     let sft = data.sft.into_iter().enumerate().map(|(id, e)| SftExample {
         id: id as u64,
         prompt: Prompt::Text(e.prompt),
-        response: e.response,
+        response: e.response.into(),
     });
     let prompts = data.held_out_prompts.into_iter().take(run.settings.evaluate.prompts);
     Raw {
@@ -230,10 +221,14 @@ fn built_in(run: &Run) -> Raw {
 /// Reads the files that the settings name.
 fn external(run: &Run, path: &Path) -> Result<Raw> {
     let s = &run.settings.data;
-    let (mut pairs, summary) = read_pairs(path, s.on_empty)?;
+    let (mut pairs, summary) = read_pairs(path, s.rows())?;
     pairs.truncate(s.limit.unwrap_or(usize::MAX));
-    let (train, held_out) = match &s.eval {
-        Some(path) => (pairs, read_pairs(path, s.on_empty)?.0),
+    let held_out = match &s.eval {
+        Some(path) => Some(read_pairs(path, s.rows())?),
+        None => read_held_out(path, s.rows())?,
+    };
+    let (train, held_out) = match held_out {
+        Some((held_out, _)) => (pairs, held_out),
         None => {
             let split = hold_out(pairs, s.hold_out, run.settings.seed);
             (split.train, split.held_out)
@@ -248,7 +243,7 @@ fn external(run: &Run, path: &Path) -> Result<Raw> {
         );
     }
     let sft = match &s.sft {
-        Some(path) => read_sft(path, s.on_empty)?.0,
+        Some(path) => read_sft(path, s.rows())?.0,
         None => train
             .iter()
             .map(|p| SftExample { id: p.id, prompt: p.prompt.clone(), response: p.chosen.clone() })
@@ -257,21 +252,9 @@ fn external(run: &Run, path: &Path) -> Result<Raw> {
     let prompts = held_out
         .iter()
         .take(run.settings.evaluate.prompts)
-        .map(|p| (p.prompt.clone(), p.chosen.clone(), None))
+        .map(|p| (p.prompt.clone(), p.chosen.to_text().into_owned(), None))
         .collect();
     Ok(Raw { sft, train, held_out, prompts, summary: Some(summary) })
-}
-
-/// A prompt as the report shows it.
-fn shown(prompt: &Prompt) -> String {
-    match prompt {
-        Prompt::Text(text) => text.clone(),
-        Prompt::Messages(messages) => {
-            let turns: Vec<String> =
-                messages.iter().map(|m| format!("{}: {}", m.role, m.content)).collect();
-            turns.join("\n")
-        }
-    }
 }
 
 impl Prepared {

@@ -42,7 +42,12 @@ pub fn sft(run: &Run, prepared: &Prepared) -> Result<Stage> {
 fn train(run: &Run, prepared: &Prepared, workspace: &Workspace) -> Result<()> {
     let s = &run.settings.sft;
     let placement = run.placement().autodiff();
-    let trained = Trained::new(initial(run, prepared)?, s.lora.as_ref(), &run.placement())?;
+    let trained = Trained::new(
+        &run.settings.model,
+        initial(run, prepared)?,
+        s.lora.as_ref(),
+        &run.placement(),
+    )?;
     let (lengths, length) = (prepared.sft.lengths(), s.length());
     let epochs = Epochs::new(&lengths, s.batch_size, length.begun(), run.settings.seed);
     let keep = Keep::checkpointed(s.checkpoint_activations);
@@ -79,7 +84,7 @@ fn train(run: &Run, prepared: &Prepared, workspace: &Workspace) -> Result<()> {
     let model = training.finish()?;
     trained.finish(&model, &workspace.output)?;
     card::write(run, prepared, StageName::Sft, &workspace.output, &[])?;
-    Ok(prepared.tokenizer.save(&workspace.output)?)
+    super::save_tokenizer(&prepared.tokenizer, &workspace.output)
 }
 
 /// The checkpoint that the settings name, or random weights of their sizes.

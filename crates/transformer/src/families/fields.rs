@@ -324,12 +324,6 @@ fn rope(
     }
 }
 
-/// The tokens that end a generation by a `generation_config.json`.
-pub(crate) fn end_tokens(text: &str) -> Result<Vec<u32>, String> {
-    let value = serde_json::from_str(text).map_err(|e| format!("malformed JSON: {e}"))?;
-    Ok(Fields::of(value)?.end_tokens()?.unwrap_or_default())
-}
-
 fn token(value: Value) -> Result<u32, String> {
     let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
     id.ok_or_else(|| format!("`eos_token_id`: {value} is no token"))

@@ -11,8 +11,6 @@ mod llama;
 mod qwen2;
 mod qwen3;
 
-pub(crate) use fields::end_tokens;
-
 use std::{fmt, str::FromStr};
 
 use serde_json::Value;
@@ -138,9 +136,15 @@ impl Family {
                 ));
             }
         };
+        let decoder = expected.replace("ForCausalLM", "Model");
         match config.get("architectures") {
             None | Some(Value::Null) => Ok(family),
-            Some(Value::Array(names)) if names.iter().any(|name| name == expected) => Ok(family),
+            // Without its head it is the same decoder, whose head is the embedding.
+            Some(Value::Array(names))
+                if names.iter().any(|name| name == expected || name == &decoder) =>
+            {
+                Ok(family)
+            }
             Some(other) => {
                 Err(format!("architectures {other} is not supported, only `{expected}` is"))
             }
