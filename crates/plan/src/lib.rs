@@ -138,15 +138,23 @@ pub fn parameters(c: &ModelConfig) -> u64 {
     outside as u64 + c.num_hidden_layers as u64 * block_parameters(c)
 }
 
-/// Number of parameters of a model's LoRA adapters.
+/// Number of parameters of a model's LoRA adapters, and of what is trained whole beside them; norms are too small to count.
 fn adapters(c: &ModelConfig, lora: &LoraConfig) -> u64 {
-    let of_layer = |layer, projection| {
+    let of_layer = |layer: usize, projection: Projection| {
         let [d_in, d_out] = sizes(c, projection);
         let magnitudes = if lora.use_dora { d_out } else { 0 };
-        lora.rank(layer, projection).map_or(0, |rank| rank * (d_in + d_out) + magnitudes) as u64
+        let whole = lora.saves(&format!("model.layers.{layer}.{}.weight", projection.path()));
+        match lora.rank(layer, projection) {
+            Some(rank) => (rank * (d_in + d_out) + magnitudes) as u64,
+            None if whole => (d_in * d_out) as u64,
+            None => 0,
+        }
     };
+    let tables = ["model.embed_tokens.weight", "lm_head.weight"];
+    let tables = tables.into_iter().filter(|name| lora.saves(name)).count();
     let layers = 0..c.num_hidden_layers;
-    layers.flat_map(|layer| Projection::ALL.map(|projection| of_layer(layer, projection))).sum()
+    let layers = layers.flat_map(|layer| Projection::ALL.map(|p| of_layer(layer, p)));
+    layers.sum::<u64>() + (tables * c.vocab_size * c.hidden_size) as u64
 }
 
 /// Bytes that a block saves per token for the backward pass: inputs of the norms, and outputs of those before its parts; rotated

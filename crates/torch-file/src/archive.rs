@@ -35,12 +35,8 @@ pub(crate) fn parse(file: &[u8]) -> Result<Value, Problem> {
                 let what = "a TorchScript program (`constants.pkl`)";
                 return Err(Problem::Refused(what.into()));
             }
-            ("byteorder", _) => {
-                if whole(&entry, file)? != b"little" {
-                    return Err(damaged(
-                        "its byte order is big-endian; only little is read".into(),
-                    ));
-                }
+            ("byteorder", _) if whole(&entry, file)? != b"little" => {
+                return Err(damaged("its byte order is big-endian; only little is read".into()));
             }
             (_, Some(key)) => {
                 storages.insert(key.to_owned(), place(&entry, file)?);

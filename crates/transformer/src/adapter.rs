@@ -16,7 +16,7 @@ use crate::{
     multimodal::language_model,
     targets::{Targets, is_of_a_block, is_of_tokens},
     tensor_file::{self, Stored},
-    weights::{placeholder, write_json},
+    weights::{parameters, placeholder, write_json},
 };
 
 /// PEFT's names of the two files.
@@ -50,6 +50,7 @@ pub fn save(model: &LanguageModel, folder: &Path, base: Option<&Path>) -> Result
         false => json!(config.alpha),
     };
     let layers = Some(&config.layers_to_transform).filter(|layers| !layers.is_empty());
+    let modules = Some(&config.modules_to_save).filter(|modules| !modules.is_empty());
     let peft = json!({
         "alpha_pattern": config.alpha_pattern,
         "base_model_name_or_path": base,
@@ -61,7 +62,7 @@ pub fn save(model: &LanguageModel, folder: &Path, base: Option<&Path>) -> Result
         "init_lora_weights": true,
         "lora_alpha": alpha,
         "lora_dropout": 0.0,
-        "modules_to_save": null,
+        "modules_to_save": modules,
         "peft_type": "LORA",
         "r": config.rank,
         "rank_pattern": config.rank_pattern,
@@ -80,6 +81,10 @@ pub fn save(model: &LanguageModel, folder: &Path, base: Option<&Path>) -> Result
         if let Some(magnitude) = &lora.magnitude {
             tensors.push(Stored::new(format!("{PREFIX}{path}.{MAGNITUDE}"), magnitude.val()));
         }
+    }
+    for mut tensor in parameters(model).into_iter().filter(|tensor| config.saves(&tensor.name)) {
+        tensor.name = format!("{PREFIX}{}", tensor.name);
+        tensors.push(tensor);
     }
     tensor_file::write(&folder.join(WEIGHTS), tensors)
 }
@@ -107,11 +112,15 @@ pub fn load(model: &LanguageModel, folder: &Path, device: &Device) -> Result<Lan
         used.insert(name.to_owned());
         let values = match sources.get(name) {
             None => Err(format!("`{full}` {shape:?} is missing")),
-            Some(source) if source.shape() != shape => Err(format!(
-                "`{full}` is {:?}, but the model and r = {} require {shape:?}",
-                source.shape(),
-                if name.ends_with("lora_A.weight") { shape[0] } else { shape[shape.len() - 1] }
-            )),
+            Some(source) if source.shape() != shape => {
+                let rank = match () {
+                    () if name.ends_with("lora_A.weight") => format!(" and r = {}", shape[0]),
+                    () if name.ends_with("lora_B.weight") => format!(" and r = {}", shape[1]),
+                    () => String::new(),
+                };
+                let found = source.shape();
+                Err(format!("`{full}` is {found:?}, but the model{rank} require {shape:?}"))
+            }
             Some(source) => {
                 source.read(piece.places()).map_err(|message| format!("`{full}`: {message}"))
             }
@@ -225,6 +234,10 @@ fn parse_config(text: &str, modules: &BTreeSet<&str>) -> Result<LoraConfig, Stri
             "rank_pattern" => config.rank_pattern = field(name, value)?,
             "alpha_pattern" => config.alpha_pattern = field(name, value)?,
             "exclude_modules" => config.exclude_modules = Some(field(name, value)?),
+            "modules_to_save" => config.modules_to_save = field(name, value)?,
+            "ensure_weight_tying" if !fields.get("modules_to_save").is_none_or(is_off) => {
+                return Err(wrong("it is not supported with modules_to_save"));
+            }
             "layers_to_transform" => {
                 config.layers_to_transform = match value.as_u64() {
                     Some(layer) => vec![layer as usize],

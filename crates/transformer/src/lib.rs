@@ -60,6 +60,7 @@ mod origin;
 mod precision;
 mod rope;
 pub mod sampling;
+mod saved;
 mod sites;
 mod targets;
 pub mod tensor_file;

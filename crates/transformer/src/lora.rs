@@ -12,6 +12,7 @@ use crate::{
     Block, Error, LanguageModel, Linear, Provider,
     builder::Builder,
     linear::{Lora, row_norms},
+    saved,
     targets::{Patterns, Targets, is_of_tokens, module_name},
 };
 
@@ -45,6 +46,9 @@ pub struct LoraConfig {
     /// Trains the norm of each row of the merged weight apart from its direction (DoRA, Liu et al. 2024).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub use_dora: bool,
+    /// Modules that are trained whole, by the end of their names: `embed_tokens`, `lm_head`, `norm` and so on.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub modules_to_save: Vec<String>,
 }
 
 impl Default for LoraConfig {
@@ -59,6 +63,7 @@ impl Default for LoraConfig {
             alpha_pattern: Patterns::default(),
             use_rslora: false,
             use_dora: false,
+            modules_to_save: Vec::new(),
         }
     }
 }
@@ -83,6 +88,9 @@ impl LoraConfig {
                  regular expression"
                 .into());
         }
+        if self.modules_to_save.iter().any(String::is_empty) {
+            return Err("modules_to_save: a name is empty".into());
+        }
         self.target_modules.check(|_| false)?;
         self.exclude_modules.as_ref().map_or(Ok(()), |names| names.check(is_of_tokens))
     }
@@ -93,8 +101,10 @@ impl LoraConfig {
             self.layers_to_transform.is_empty() || self.layers_to_transform.contains(&layer);
         let excluded =
             self.exclude_modules.as_ref().is_some_and(|names| names.contains(layer, projection));
-        let has_one = in_block && !excluded && self.target_modules.contains(layer, projection);
         let module = module_name(layer, projection);
+        let whole = self.saves(&format!("{module}.weight"));
+        let has_one =
+            in_block && !excluded && !whole && self.target_modules.contains(layer, projection);
         has_one.then(|| self.rank_pattern.value(&module).unwrap_or(self.rank))
     }
 
@@ -213,7 +223,10 @@ impl LanguageModel {
             return Err(Error::Adapters(message));
         }
         model.lora = Some(config.clone());
-        Ok(model)
+        match config.modules_to_save.is_empty() {
+            true => Ok(model),
+            false => saved::replace(model, config, builder),
+        }
     }
 
     /// New adapters, initialised as in PEFT: A uniform in ±1/√in (Kaiming with a = √5) and B zero, DoRA's magnitudes the norms of
@@ -231,6 +244,9 @@ impl LanguageModel {
         self.with_lora(config, device, &mut |piece| {
             if let Some(module) = piece.name.strip_suffix(&format!(".{MAGNITUDE}")) {
                 return Ok(self.norms_of(module));
+            }
+            if !piece.name.contains(".lora_") {
+                return saved::initial(self, piece);
             }
             let bound = match piece.name.ends_with("lora_A.weight") {
                 true => (piece.shape[1] as f64).powf(-0.5),

@@ -213,7 +213,7 @@ pub struct LanguageModel {
     /// The unembedding, if it isn't the embedding.
     pub lm_head: Option<Embedding>,
     #[module(skip)]
-    config: ModelConfig,
+    pub(crate) config: ModelConfig,
     #[module(skip)]
     precision: Precision,
     /// The configuration of the blocks' adapters, if they have any.

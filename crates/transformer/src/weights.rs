@@ -147,12 +147,11 @@ struct Named {
     tensors: Vec<Stored<'static>>,
 }
 
-impl Named {
-    fn of(model: &LanguageModel) -> Vec<Stored<'static>> {
-        let mut named = Self::default();
-        model.visit(&mut named);
-        named.tensors
-    }
+/// Every parameter except adapters, in the model's order.
+pub(crate) fn parameters(model: &LanguageModel) -> Vec<Stored<'static>> {
+    let mut named = Named::default();
+    model.visit(&mut named);
+    named.tensors
 }
 
 impl ModuleVisitor for Named {
@@ -200,16 +199,21 @@ pub fn save_from(model: &LanguageModel, origin: &Origin, folder: &Path) -> Resul
         files.as_ref().map(|files| files.parameters(model.config().family)).transpose()?;
     let mut mismatch = Mismatch::default();
     let mut tensors = Vec::new();
-    for tensor in Named::of(model) {
+    for tensor in parameters(model) {
         let Some(sources) = &sources else {
             tensors.push(tensor);
             continue;
         };
-        let source = expected(sources, &tensor.name, &tensor.shape, &mut mismatch);
+        // The base of an adapter that unties the head has none.
+        let tied = tensor.name == HEAD && !sources.contains_key(HEAD);
+        let name = if tied { EMBEDDING } else { &tensor.name };
+        let source = expected(sources, name, &tensor.shape, &mut mismatch);
         let Some(source) = source else { continue };
         let tensor = match model.lora() {
-            Some(_) => from_file(tensor.name, tensor.shape, source, folder),
-            None => tensor,
+            Some(lora) if !lora.saves(&tensor.name) => {
+                from_file(tensor.name, tensor.shape, source, folder)
+            }
+            _ => tensor,
         };
         tensors.push(tensor.stored_as(source.weight_type()));
     }
@@ -262,6 +266,9 @@ fn config_json(config: &ModelConfig, origin: &Origin) -> Result<Value, Error> {
     }
     // The base may have been saved without its head; what is written has one.
     json["architectures"] = written["architectures"].clone();
+    if !config.tie_word_embeddings {
+        json["tie_word_embeddings"] = false.into();
+    }
     if let Some(weight_type) = origin.weight_type {
         let key = if json.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
         json[key] = weight_type.name().into();
@@ -339,7 +346,7 @@ mod tests {
         let config = ModelConfig::from_json(config).unwrap();
         let model = random(&config, 7, &Device::flex()).unwrap();
         let bits = |model: &LanguageModel| {
-            let tensors = Named::of(model).into_iter();
+            let tensors = parameters(model).into_iter();
             let of_tensor = |tensor: &Stored| -> Vec<u32> {
                 let numbers = tensor.numbers(0..tensor.shape[0]).unwrap();
                 numbers.into_iter().map(f32::to_bits).collect()
@@ -354,7 +361,7 @@ mod tests {
         {
             let folder = tempfile::tempdir().unwrap();
             write_json(&folder.path().join("config.json"), &config.to_json("float32")).unwrap();
-            save_sharded(&model, Named::of(&model), folder.path(), limit).unwrap();
+            save_sharded(&model, parameters(&model), folder.path(), limit).unwrap();
             let names = std::fs::read_dir(folder.path()).unwrap();
             let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
             let count = names.filter(|name| name.ends_with(".safetensors")).count();

@@ -8,11 +8,14 @@ use burn::{
     module::{Module, ModuleVisitor, Param},
     tensor::{Device, Gradients, Int, Tensor, activation::log_softmax},
 };
-use fpo_transformer::{Error, LanguageModel, LoraConfig, Projection, adapter, weights};
+use fpo_transformer::{
+    Error, LanguageModel, LoraConfig, Projection, adapter,
+    weights::{self, Origin},
+};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
-const CASES: [&str; 11] = [
+const CASES: [&str; 15] = [
     "regex",
     "full_names",
     "layers",
@@ -24,6 +27,10 @@ const CASES: [&str; 11] = [
     "gaussian",
     "old_file",
     "dora",
+    "saved_embedding",
+    "saved_head",
+    "saved_both",
+    "saved_norms",
 ];
 
 fn fixture(name: &str) -> PathBuf {
@@ -73,6 +80,13 @@ fn pefts_adapters_compute_the_same_wherever_they_are() {
         let merged = difference(logits(&model.merged()), &expected[&format!("merged.{name}")]);
         println!("{name}: logits differ by {adapted:.1e}, merged by {merged:.1e}");
         assert!(adapted < 2e-5 && merged < 2e-5, "{name}: {adapted}, {merged}");
+        // The same of the merged model's folder, whose base is read again.
+        let folder = tempfile::tempdir().unwrap();
+        let origin = Origin::base(&fixture("folders/torch"));
+        weights::save_from(&model, &origin, folder.path()).unwrap();
+        let saved = weights::load(folder.path(), &Device::flex()).unwrap();
+        let saved = difference(logits(&saved), &expected[&format!("merged.{name}")]);
+        assert!(saved < 2e-5, "{name}: {saved} from the folder");
     }
 }
 
@@ -154,7 +168,7 @@ fn saved_adapters_are_the_same_and_name_their_base() {
 /// The layers of new adapters, of which each is named with its rank.
 #[test]
 fn settings_choose_layers_and_ranks_as_peft_does() {
-    let cases: [(&str, Value); 8] = [
+    let cases: [(&str, Value); 10] = [
         (
             "regex",
             json!({"rank": 2, "target_modules": r".*layers\.[01]\.(self_attn|mlp).*(q_proj|down_proj)"}),
@@ -179,6 +193,11 @@ fn settings_choose_layers_and_ranks_as_peft_does() {
             "dora",
             json!({"rank": 2, "use_dora": true, "target_modules": ["q_proj", "o_proj", "gate_proj", "down_proj"]}),
         ),
+        (
+            "saved_both",
+            json!({"rank": 2, "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}),
+        ),
+        ("saved_norms", json!({"rank": 2, "modules_to_save": ["norm", "up_proj"]})),
         ("gaussian", json!({"rank": 2, "target_modules": ["gate_proj"]})),
         (
             "patterns",
@@ -210,7 +229,7 @@ fn settings_choose_layers_and_ranks_as_peft_does() {
 
 #[test]
 fn settings_that_fit_nothing_are_refused() {
-    let cases: [(Value, &str); 9] = [
+    let cases: [(Value, &str); 10] = [
         (json!({"target_modules": ["q"]}), "`q`"),
         (json!({"target_modules": ["lm_head"]}), "lm_head"),
         (json!({"target_modules": []}), "no target modules"),
@@ -223,6 +242,7 @@ fn settings_that_fit_nothing_are_refused() {
         (json!({"rank_pattern": {"q_proj": 0}}), "q_proj = 0"),
         (json!({"alpha_pattern": {"(": 1.0}}), "regular expression"),
         (json!({"exclude_modules": ["q"]}), "`q`"),
+        (json!({"modules_to_save": [""]}), "modules_to_save"),
     ];
     for (settings, expected) in cases {
         let config = serde_json::from_value::<LoraConfig>(settings.clone());
@@ -230,8 +250,12 @@ fn settings_that_fit_nothing_are_refused() {
         assert!(error.as_ref().is_err_and(|e| e.contains(expected)), "{settings}: {error:?}");
     }
     // A name of a block that this model lacks, and a pattern that nothing matches.
-    for targets in [json!(["model.layers.7.mlp.up_proj"]), json!(r".*\.nothing")] {
-        let config = serde_json::from_value(json!({"target_modules": targets})).unwrap();
+    for settings in [
+        json!({"target_modules": ["model.layers.7.mlp.up_proj"]}),
+        json!({"target_modules": r".*\.nothing"}),
+        json!({"modules_to_save": ["score"]}),
+    ] {
+        let config = serde_json::from_value(settings).unwrap();
         let error = base().with_new_lora(&config, 1, &Device::flex()).unwrap_err();
         assert!(matches!(error, Error::Adapters(_)), "{error}");
     }
@@ -250,6 +274,7 @@ fn what_is_not_read_is_refused_by_name() {
         ("layer_replication", json!([[0, 1]])),
         ("alora_invocation_tokens", json!([1])),
         ("bias", json!("all")),
+        ("modules_to_save", json!(3)),
     ];
     for (key, value) in cases {
         let folder = tempfile::tempdir().unwrap();

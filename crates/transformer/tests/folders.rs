@@ -259,7 +259,7 @@ fn a_merged_model_has_the_types_and_files_of_its_base() {
     assert!(merged.path().join("additional_chat_templates/rag.jinja").is_file());
     let config = json(&merged.path().join("config.json"));
     assert_eq!(config["dtype"], "bfloat16");
-    assert_eq!(config["unknown_key"], json!([1]));
+    assert_eq!(config["_name_or_path"], "org/base");
     assert_eq!(config["architectures"], json!(["Gemma2ForCausalLM"]));
 }
 

@@ -45,7 +45,12 @@ fn settings_of_peft_that_are_not_supported_are_named() {
         ("layers_to_transform", json!([0]), "layers.1.self_attn.q_proj.lora_A.weight"),
         ("layers_to_transform", json!("0"), "layers_to_transform"),
         ("exclude_modules", json!(["q_proj"]), "self_attn.q_proj.lora_A.weight"),
-        ("modules_to_save", json!(["lm_head"]), "modules_to_save"),
+        (
+            "modules_to_save",
+            json!(["lm_head"]),
+            "`base_model.model.lm_head.weight` [67, 16] is missing",
+        ),
+        ("modules_to_save", json!(["score"]), "score"),
         ("fan_in_fan_out", json!(true), "fan_in_fan_out"),
         ("init_lora_weights", json!("pissa"), "pissa"),
         ("something_new", json!({"a": 1}), "something_new"),

@@ -77,9 +77,6 @@ pub(super) fn read(config_json: Value) -> Result<ModelConfig, String> {
     activation(&mut fields)?;
     let sizes = fields.sizes(&Absent { kv_heads: None, head_dim: Some(256) })?;
     let base = fields.common(config(&sizes))?;
-    if !base.tie_word_embeddings {
-        return Err("tie_word_embeddings = false is not supported".into());
-    }
     let rope = fields.rope(base.rope.theta)?;
     let read = ModelConfig {
         query_pre_attn_scalar: fields.or("query_pre_attn_scalar", 256.0)?,
@@ -176,7 +173,6 @@ mod tests {
             ("50.0", "-1.0", "must be positive"),
             ("\"num_hidden_layers\":3", "\"num_hidden_layers\":99999999999", "more than 4096"),
             ("\"head_dim\":8", "\"head_dim\":8,\"pad_token_id\":64", "pad_token_id = 64"),
-            ("\"head_dim\":8", "\"head_dim\":8,\"tie_word_embeddings\":false", "tie_word"),
             ("\"head_dim\":8", "\"head_dim\":8,\"attn_sharpness\":2.0", "attn_sharpness = 2.0"),
             (
                 "\"head_dim\":8",

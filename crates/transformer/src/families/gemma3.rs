@@ -92,9 +92,6 @@ pub(super) fn read(config_json: Value) -> Result<ModelConfig, String> {
     }
     let sizes = fields.sizes(&Absent { kv_heads: None, head_dim: Some(256) })?;
     let base = fields.common(config(&sizes))?;
-    if !base.tie_word_embeddings {
-        return Err("tie_word_embeddings = false is not supported".into());
-    }
     let pattern = fields.or("sliding_window_pattern", PATTERN)?;
     let layer_types = every(pattern, base.layer_types.len());
     let [rope, sliding_rope] = fields.ropes(THETAS)?;

@@ -344,6 +344,7 @@ mod tests {
                         config.sliding_rope = config.rope;
                     }
                     Family::Gemma3 => {
+                        config.tie_word_embeddings = tied;
                         config.query_pre_attn_scalar = scalar;
                         config.final_logit_softcapping = logit_cap;
                         config.sliding_window = Some(window);
