@@ -135,6 +135,8 @@ fn constant_norm_factor(x: &Tensor<2>) -> Tensor<2> {
 
 /// An activation function. Each of them keeps some pre-activations z as they are and closes the others, that is, sets them to 0:
 /// each says which. Thresholds are constants, and gradients reach z only where it is open.
+// An encoder holds one: their sizes don't matter.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug)]
 pub enum Activation {
     /// `z·1[z > θ]` (JumpReLU, arXiv 2407.14435).

@@ -204,7 +204,7 @@ fn every_kind_learns() {
     for (activation, penalty, sparsity) in [
         (Kind::TopK, Penalty::TargetL0, 1.0),
         (Kind::BatchTopK, Penalty::TargetL0, 1.0),
-        (Kind::Relu, Penalty::L1, 0.08),
+        (Kind::Relu, Penalty::L1, 0.02),
     ] {
         let settings = SaeTraining {
             activation,
@@ -223,13 +223,11 @@ fn every_kind_learns() {
         meter.add(&sae, structured(20_000, 4096));
         let quality = meter.quality().unwrap();
         println!("{activation:?}: {quality:?}");
-        // L1 makes the features of a ReLU too small.
-        let least = if activation == Kind::Relu { 0.8 } else { 0.9 };
-        assert!(quality.explained_variance > least, "{activation:?}: {quality:?}");
+        assert!(quality.explained_variance > 0.9, "{activation:?}: {quality:?}");
         match activation {
             Kind::TopK => assert!(quality.l0 <= 4.0 && quality.l0 > 3.5, "{quality:?}"),
             Kind::BatchTopK => assert!((quality.l0 / 4.0 - 1.0).abs() < 0.15, "{quality:?}"),
-            Kind::Relu | Kind::JumpRelu => assert!(quality.l0 < 16.0, "{quality:?}"),
+            Kind::Relu | Kind::JumpRelu => assert!(quality.l0 < 24.0, "{quality:?}"),
         }
     }
 }
