@@ -35,12 +35,6 @@ pub struct LoraConfig {
     /// The blocks, from 0, whose layers get one; all if empty.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub layers_to_transform: Vec<usize>,
-    /// Other ranks for the layers whose names match; the first match counts.
-    #[serde(skip_serializing_if = "Patterns::is_empty")]
-    pub rank_pattern: Patterns<usize>,
-    /// Other values of alpha.
-    #[serde(skip_serializing_if = "Patterns::is_empty")]
-    pub alpha_pattern: Patterns<f64>,
     /// Multiplies by `alpha / √rank` instead (rank-stabilised LoRA, Kalajdzievski 2023).
     pub use_rslora: bool,
     /// Trains the norm of each row of the merged weight apart from its direction (DoRA, Liu et al. 2024).
@@ -49,6 +43,12 @@ pub struct LoraConfig {
     /// Modules that are trained whole, by the end of their names: `embed_tokens`, `lm_head`, `norm` and so on.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub modules_to_save: Vec<String>,
+    /// Other ranks for the layers whose names match; the first match counts.
+    #[serde(skip_serializing_if = "Patterns::is_empty")]
+    pub rank_pattern: Patterns<usize>,
+    /// Other values of alpha.
+    #[serde(skip_serializing_if = "Patterns::is_empty")]
+    pub alpha_pattern: Patterns<f64>,
 }
 
 impl Default for LoraConfig {
@@ -69,6 +69,16 @@ impl Default for LoraConfig {
 }
 
 impl LoraConfig {
+    /// Keys that are left out where they have no value.
+    pub const OPTIONAL: [&str; 6] = [
+        "exclude_modules",
+        "layers_to_transform",
+        "use_dora",
+        "modules_to_save",
+        "rank_pattern",
+        "alpha_pattern",
+    ];
+
     /// Checks the values; the error is a sentence.
     pub fn check(&self) -> Result<(), String> {
         let ranks = self.rank_pattern.values();

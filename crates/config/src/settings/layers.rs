@@ -1,6 +1,7 @@
 //! Settings as TOML layers: known keys, merging, and `KEY=VALUE` assignments.
 
 use anyhow::{Result, anyhow, bail};
+use fpo_transformer::LoraConfig;
 use toml::{Table, Value};
 
 use super::{Settings, suggest};
@@ -25,6 +26,15 @@ pub(super) fn known_keys(settings: &Settings) -> Result<Vec<String>> {
     }
     let mut keys = Vec::new();
     walk(&serde_json::to_value(&settings)?, "", &mut keys);
+    // What is left out where it has no value.
+    let tables = ["sft.lora", "align.lora"].into_iter();
+    let optional =
+        tables.flat_map(|table| LoraConfig::OPTIONAL.map(|name| format!("{table}.{name}")));
+    for key in optional.chain(["model.save_dtype".to_owned()]) {
+        if !keys.contains(&key) {
+            keys.push(key);
+        }
+    }
     Ok(keys)
 }
 
@@ -38,6 +48,10 @@ pub(super) fn merge(table: &mut Table, layer: Table, prefix: &str, known: &[Stri
         if !known.contains(&key) {
             let leaf = first_leaf(&key, &value);
             bail!("no setting `{leaf}`{}", suggest::suffix(&leaf, known));
+        }
+        if names_modules(&key) {
+            table.insert(name, value);
+            continue;
         }
         match (table.get_mut(&name), value) {
             (Some(Value::Table(below)), Value::Table(above)) => merge(below, above, &key, known)?,
@@ -56,6 +70,11 @@ pub(super) fn merge(table: &mut Table, layer: Table, prefix: &str, known: &[Stri
         }
     }
     Ok(())
+}
+
+/// Whether the keys of a table are names of a model's modules.
+fn names_modules(key: &str) -> bool {
+    ["lora.rank_pattern", "lora.alpha_pattern"].iter().any(|table| key.ends_with(table))
 }
 
 /// The full dotted name of the first leaf in `value`, which is at `key`.

@@ -1,5 +1,7 @@
 //! How settings resolve, and what is refused.
 
+use fpo_transformer::Projection;
+
 use super::*;
 
 fn resolve(assignments: &[&str]) -> Result<Settings> {
@@ -18,6 +20,28 @@ fn later_layers_win() {
     assert_eq!(settings.align.method, Method::DPO);
     assert_eq!(settings.align.alpha, 2.0);
     assert_eq!(settings.data.train.as_deref(), Some(Path::new("x y.jsonl")));
+    let again: Settings = toml::from_str(&settings.to_toml().unwrap()).unwrap();
+    assert_eq!(again, settings);
+}
+
+/// Keys that aren't written where they have no value are known all the same, and so are names of modules.
+#[test]
+fn adapters_take_the_keys_of_peft() {
+    let set = [
+        "model.save_dtype=bfloat16",
+        "align.lora.rank_pattern={q_proj=3}",
+        "align.lora.alpha_pattern={'.*layers\\.0\\..*'=8.0}",
+        "align.lora.exclude_modules=[\"v_proj\"]",
+        "align.lora.layers_to_transform=[1]",
+        "align.lora.use_dora=true",
+        "sft.lora.modules_to_save=[\"norm\"]",
+    ];
+    let settings = resolve(&set).unwrap();
+    assert_eq!(settings.model.save_dtype, Some(WeightType::Bfloat16));
+    let lora = settings.align.lora.clone().unwrap();
+    let ranks = [Projection::Q, Projection::V, Projection::Up].map(|p| lora.rank(1, p));
+    assert_eq!((ranks, lora.rank(0, Projection::Q)), ([Some(3), None, Some(16)], None));
+    assert!(lora.use_dora && settings.sft.lora.clone().unwrap().saves("model.norm.weight"));
     let again: Settings = toml::from_str(&settings.to_toml().unwrap()).unwrap();
     assert_eq!(again, settings);
 }
