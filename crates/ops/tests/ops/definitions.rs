@@ -1,7 +1,7 @@
 //! The gradients of the definitions against central differences in float64.
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use fpo_ops::{Activation, AttentionOptions, Encoder, Normalization, TextStarts, definition};
+use fpo_ops::{Activation, AttentionOptions, Encoder, Gain, Normalization, TextStarts, definition};
 use proptest::prelude::*;
 
 use crate::support::{Numbers, autodiff, same, vec};
