@@ -80,7 +80,7 @@ pub fn input(text: &str) -> Result<PathBuf, String> {
 }
 
 /// The value of an argument that names a file to write. `-` is standard output.
-#[expect(clippy::unnecessary_wraps, reason = "clap takes a function that may fail")]
+#[allow(clippy::unnecessary_wraps, reason = "clap takes a function that may fail")]
 pub fn output(text: &str) -> Result<PathBuf, String> {
     Ok(PathBuf::from(if text == "-" { STDOUT } else { text }))
 }
@@ -156,9 +156,9 @@ fn spool(name: &str, reader: &mut dyn Read) -> Result<PathBuf> {
     let ending = match (head, first) {
         ([b'P', b'A', b'R', b'1', ..], _) => "parquet",
         ([0x1f, 0x8b, ..], _) => "jsonl.gz",
+        (_, Some(_)) if is_safetensors(head) => "safetensors",
         (_, Some(b'{')) => "jsonl",
         (_, Some(b'[')) => "json",
-        (_, Some(_)) if is_safetensors(head) => "safetensors",
         (_, Some(_)) => "txt",
         (_, None) => "jsonl",
     };

@@ -97,11 +97,8 @@ impl Destination {
             if path == Path::new("/dev/stdout") || path.starts_with("/proc/self/fd") {
                 return open_stream(&path).map(Self::Stream);
             }
-            let found = match fs::symlink_metadata(&path) {
-                Ok(found) => found,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-                Err(error) => return Err(error),
-            };
+            // What can't be looked at is refused where it is written.
+            let Ok(found) = fs::symlink_metadata(&path) else { break };
             if found.is_symlink() {
                 let target = fs::read_link(&path)?;
                 path = path.parent().map_or_else(|| target.clone(), |parent| parent.join(&target));

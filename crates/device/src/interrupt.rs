@@ -16,7 +16,7 @@ pub struct Listener(());
 
 impl Listener {
     /// A task that will ask.
-    #[expect(clippy::new_without_default, reason = "it counts")]
+    #[allow(clippy::new_without_default, reason = "it counts")]
     pub fn new() -> Self {
         LISTENERS.fetch_add(1, Ordering::SeqCst);
         Self(())

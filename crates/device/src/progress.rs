@@ -87,7 +87,7 @@ impl Task {
 
     fn remember(&mut self) {
         self.recent.push_back((Instant::now(), self.done - self.earlier));
-        while self.recent.len() > REPORTS && self.recent[1].0.elapsed() > WINDOW {
+        while self.recent.len() > REPORTS && self.recent[0].0.elapsed() > WINDOW {
             self.recent.pop_front();
         }
     }

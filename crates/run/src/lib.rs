@@ -212,7 +212,7 @@ impl Run {
         if read_fingerprint(&folder.join(STAGE_FILE)).is_some_and(|found| found == fingerprint) {
             if self.mode.get() == Mode::Work {
                 self.reporter.note(name, "up to date");
-                self.save_settings()?;
+                self.save_first_settings()?;
             }
             return Ok(stage);
         }
@@ -246,7 +246,7 @@ impl Run {
         .with_context(|| format!("stage {name}"))?;
         fs::remove_dir_all(&checkpoints)
             .with_context(|| format!("removing {}", checkpoints.display()))?;
-        self.save_settings()?;
+        self.save_first_settings()?;
         let seconds = begun.elapsed().as_secs_f64();
         let tokens = (tokens > 0).then_some(tokens);
         let timing = StageTiming {
@@ -257,6 +257,14 @@ impl Run {
         };
         timing::add(&self.folder, name, timing)?;
         Ok(stage)
+    }
+
+    /// Writes `run.toml` where there is none. Others replace it only after [`Self::settle`].
+    fn save_first_settings(&self) -> Result<()> {
+        if self.saved.borrow().is_some() {
+            return Ok(());
+        }
+        self.save_settings()
     }
 
     /// Writes `run.toml`, unless it says the same already.

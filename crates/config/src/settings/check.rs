@@ -33,7 +33,7 @@ impl Settings {
                 ("eval", self.data.eval.is_some()),
                 ("sft", self.data.sft.is_some()),
             ];
-            for (key, _) in without_effect.iter().filter(|(_, given)| *given) {
+            if let Some((key, _)) = without_effect.iter().find(|(_, given)| *given) {
                 bail!(
                     "data.{key} has no effect on the built-in data; set data.train too, or the sizes in data.built_in"
                 );

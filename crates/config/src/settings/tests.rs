@@ -139,7 +139,7 @@ fn refused_settings_say_what_to_do() {
         ("align.beta=-1", "beta = -1"),
         ("align.beta=nan", "beta = NaN"),
         ("align.label_smoothing=0.1", "fpo has no label_smoothing"),
-        ("align.label_smoothing=much", "label_smoothing: invalid type"),
+        ("align.label_smoothing=much", "label_smoothing: got the text"),
         ("align.ld_alpha=0.5", "choose one of dpo, cdpo"),
         ("align.discopop_tau=0.05", "choose one of discopop"),
         ("align.feature_selection=none", "except"),
