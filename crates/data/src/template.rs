@@ -2,15 +2,15 @@
 
 mod generation;
 mod python;
+mod system;
+
+pub use system::System;
 
 use crate::hash::hash_bytes;
 use crate::source::{self, Conversation, Message, Prompt, Response};
 use minijinja::Environment;
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::fmt::{self, Display};
 use std::ops::Range;
-use std::str::FromStr;
 use std::sync::Arc;
 
 const NAME: &str = "chat_template";
@@ -52,6 +52,14 @@ pub enum TemplateError {
         /// The template's error.
         source: Box<minijinja::Error>,
     },
+    /// Two responses that differ in something that the template leaves out.
+    #[error(
+        "the chat template writes both responses alike, because it leaves out `{key}`; use a template that writes it, or remove the row"
+    )]
+    Alike {
+        /// The key of a message.
+        key: &'static str,
+    },
     /// What the model said beside its text, without a template that could write it.
     #[error("a message has `{key}`, which only a chat template can write; the tokenizer has none")]
     NeedsTemplate {
@@ -78,17 +86,6 @@ pub struct ChatTemplate {
     eos_token: String,
     marks_generation: bool,
     system: System,
-}
-
-/// What becomes of a system message at the start of a conversation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum System {
-    /// The template gets it as it is, and may refuse it.
-    #[default]
-    Keep,
-    /// It becomes the beginning of the first user message, with a blank line after it.
-    Fold,
 }
 
 /// A chat template, or none.
@@ -196,7 +193,7 @@ impl ChatTemplate {
     fn context(&self, conversation: &Conversation, add_generation_prompt: bool) -> Value {
         let mut messages = conversation.messages.clone();
         if self.system == System::Fold {
-            messages = folded(messages);
+            messages = system::folded(messages);
         }
         let messages = messages.iter().map(for_template).collect();
         // Hugging Face passes None for tools and documents, and templates check for it.
@@ -218,7 +215,7 @@ impl ChatTemplate {
         let source = Box::new(error);
         if conversation.messages.first().is_some_and(|first| first.role() == "system") {
             let mut without = conversation.clone();
-            without.messages = folded(without.messages);
+            without.messages = system::folded(without.messages);
             if render(&self.environment, &self.context(&without, true)).is_ok() {
                 return TemplateError::System { source };
             }
@@ -393,47 +390,6 @@ fn for_template(message: &Message) -> Value {
         named.insert("reasoning_content".to_owned(), reasoning.clone());
     }
     Value::Object(named)
-}
-
-/// The messages with a system message at their start moved into the first user message.
-fn folded(messages: Vec<Message>) -> Vec<Message> {
-    let is = |role: &'static str| move |message: &Message| message.role() == role;
-    let [system, rest @ ..] = &messages[..] else { return messages };
-    let Some(user) = rest.iter().position(is("user")).filter(|_| is("system")(system)) else {
-        return messages;
-    };
-    let mut rest = rest.to_vec();
-    let before = system.text().trim_end().to_owned() + "\n\n";
-    let content = match rest[user].keys().get("content") {
-        Some(Value::Array(parts)) => {
-            let text = serde_json::json!({"type": "text", "text": before});
-            Value::Array(std::iter::once(text).chain(parts.iter().cloned()).collect())
-        }
-        _ => Value::String(before + &rest[user].text()),
-    };
-    rest[user] = rest[user].clone().with_content(content);
-    rest
-}
-
-impl Display for System {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Keep => "keep",
-            Self::Fold => "fold",
-        })
-    }
-}
-
-impl FromStr for System {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "keep" => Ok(Self::Keep),
-            "fold" => Ok(Self::Fold),
-            _ => Err(format!("no treatment of system messages `{text}`; choose keep or fold")),
-        }
-    }
 }
 
 #[cfg(test)]

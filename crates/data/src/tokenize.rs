@@ -238,6 +238,13 @@ impl<'a> Preparer<'a> {
                 let joined = joined.map_err(|source| PrepareError::Template { id, source })?;
                 whole.push((encode(&joined.text)?.ids, joined));
             }
+            if let ([(_, a), (_, b)], [chosen, rejected]) = (&whole[..], &responses[..])
+                && a.text == b.text
+                && let Some(key) = chosen.beyond_text().or(rejected.beyond_text())
+                && chosen != rejected
+            {
+                return Err(PrepareError::Template { id, source: TemplateError::Alike { key } });
+            }
             let Some((_, first)) = whole.first() else { return Ok(None) };
             let alone = &first.text[..first.boundary];
             let encoding = encode(alone)?;

@@ -14,6 +14,7 @@ mod plan;
 mod real_model;
 mod reference;
 mod resume;
+mod rows;
 mod run_folder;
 mod score;
 mod settings;

@@ -179,6 +179,14 @@ impl Response {
         }
     }
 
+    /// The first key of its messages with something that the model said and that isn't their text.
+    pub(crate) fn beyond_text(&self) -> Option<&'static str> {
+        match self {
+            Self::Text(_) => None,
+            Self::Messages(messages) => messages.iter().find_map(Message::beyond_text),
+        }
+    }
+
     /// Whether it says nothing: no text but white space, no tool call, no reasoning.
     pub fn is_empty(&self) -> bool {
         match self {

@@ -44,7 +44,11 @@ pub enum SourceError {
         source: io::Error,
     },
     /// A folder without files of a known format.
-    #[error("{}: contains no .jsonl, .json, .ndjson (plain or .gz) or .parquet file", path.display())]
+    #[error(
+        "{}: contains no .jsonl, .json, .ndjson (plain or .gz) or .parquet file; \
+         a set saved with `save_to_disk` is read once `to_parquet` has written it",
+        path.display()
+    )]
     NoFiles {
         /// The folder.
         path: PathBuf,

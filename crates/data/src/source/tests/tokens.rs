@@ -33,6 +33,22 @@ fn tool_calls_and_parting_conversations_are_tokenised_as_in_trl() {
     }
 }
 
+/// A call against the same answer without one, under a template that writes no calls: a pair of equals.
+#[test]
+fn responses_that_a_template_writes_alike_are_refused() {
+    let tokenizer = Tokenizer::load(&fixture("model")).unwrap();
+    let room = Truncation { max_length: usize::MAX, max_prompt_length: None };
+    let template = TemplateChoice::Chat(crate::template::ChatTemplate::plain("<bos>").unwrap());
+    let preparer = Preparer::new(&tokenizer, &template, Rendering::Auto, room).unwrap();
+    let (pairs, _) = read_pairs(&fixture("pairs.jsonl"), OnEmpty::Refuse).unwrap();
+    let error = chain(&preparer.tokenize_pair(&pairs[1]).unwrap_err());
+    assert!(error.contains("row 1") && error.contains("leaves out `tool_calls`"), "{error}");
+    assert!(
+        preparer.tokenize_pair(&pairs[0]).is_ok(),
+        "a call in the history alone is the template's matter"
+    );
+}
+
 #[test]
 fn what_a_text_cant_say_needs_a_template() {
     let tokenizer = Tokenizer::load(&fixture("model")).unwrap();
