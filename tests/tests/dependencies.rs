@@ -20,7 +20,8 @@ const BACKENDS: [&str; 12] = [
 const TABLE: &[(&str, &[&str])] = &[
     ("fpo-products", &[]),
     ("fpo-ops", &["fpo-products"]),
-    ("fpo-data", &[]),
+    ("fpo-files", &[]),
+    ("fpo-data", &["fpo-files"]),
     ("fpo-datasets", &[]),
     ("fpo-report", &[]),
     ("fpo-losses", &[]),
@@ -47,9 +48,9 @@ const TABLE: &[(&str, &[&str])] = &[
         "fpo-run",
         &["fpo-config", "fpo-data", "fpo-device", "fpo-ops", "fpo-plan", "fpo-transformer"],
     ),
-    ("fpo-trainer", LIBRARIES.split_at(14).0),
-    ("fpo-bench", LIBRARIES.split_at(15).0),
-    ("fpo-cli", LIBRARIES.split_at(16).0),
+    ("fpo-trainer", LIBRARIES.split_at(16).0),
+    ("fpo-bench", LIBRARIES.split_at(17).0),
+    ("fpo-cli", LIBRARIES.split_at(18).0),
     ("fpo-tests", LIBRARIES),
     ("xtask", &[]),
 ];
@@ -58,6 +59,7 @@ const TABLE: &[(&str, &[&str])] = &[
 const LIBRARIES: &[&str] = &[
     "fpo-products",
     "fpo-ops",
+    "fpo-files",
     "fpo-data",
     "fpo-datasets",
     "fpo-report",
@@ -82,8 +84,8 @@ const TRAINER_LINES: usize = 3000;
 const LARGEST_SHARE: usize = 5;
 
 /// Crates that know no tensor.
-const WITHOUT_BURN: [&str; 5] =
-    ["fpo-data", "fpo-datasets", "fpo-report", "fpo-torch-file", "xtask"];
+const WITHOUT_BURN: [&str; 6] =
+    ["fpo-files", "fpo-data", "fpo-datasets", "fpo-report", "fpo-torch-file", "xtask"];
 /// Crates that may offer a feature which compiles a backend in: `products` and `ops` for their own paths, `device` to open devices, the binary for its
 /// users, the tests to run on it.
 const MAY_OFFER_BACKENDS: [&str; 5] =

@@ -84,7 +84,7 @@ fn the_residual_stream_before_a_block() {
         let output = model.forward(tokens.clone(), &sites);
         let count = tokens.dims().iter().product::<usize>();
         let rows = model.unembedding().select(tokens.clone().reshape([count]));
-        let scaled = rows * (model.config().hidden_size as f64).sqrt();
+        let scaled = rows * model.config().embedding_scale;
         let found: Vec<Vec<f32>> = output.sites.into_iter().map(values).collect();
         assert!(max_difference(&found[0], &values(scaled)) <= 1e-6);
         assert_eq!(found.get(1), found.get(2));

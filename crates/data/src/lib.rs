@@ -26,13 +26,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-pub mod atomic;
 pub mod batch;
 pub mod binding;
 mod caught;
-pub mod checkpoints;
-pub mod fingerprint;
-pub mod hash;
 mod parquet_file;
 pub mod reference;
 pub mod rendering;
@@ -47,7 +43,7 @@ pub mod tokenizer;
 pub mod tokens;
 
 pub use batch::{Batches, Epochs, PairBatch, Pooling, Positions, SequenceBatch, TokenBatch};
-pub use fingerprint::Fingerprint;
+pub use fpo_files::{Fingerprint, atomic, checkpoints, fingerprint, hash};
 pub use reference::{ReferenceCache, ReferenceRow, ReferenceWriter, SparseFeatures};
 pub use rendering::Rendering;
 pub use source::{

@@ -91,7 +91,7 @@ fn an_evaluation_records_means_of_pairs_and_answers() {
     let measured = measure(&[pair()], &answers());
     let expected = json!({
         "loss": 0.25, "accuracy": 1.0, "reward_accuracy": 1.0, "reward_margin": 1.25,
-        "chosen_kl": 0.5, "rejected_kl": 1.5, "chosen_distance": 0.125, "rejected_distance": 0.0,
+        "chosen_log_prob": f64::from(-4.1f32), "rejected_log_prob": -8.0, "chosen_kl": 0.5, "rejected_kl": 1.5, "chosen_distance": 0.125, "rejected_distance": 0.0,
         "entropy": 0.375, "answer_tokens": 2.0, "right": 0.5,
     });
     // As text: the order counts too.

@@ -17,16 +17,17 @@ pub(crate) fn check(s: &Settings) -> Result<()> {
         ("data.sft", &s.data.sft),
         ("model.path", &s.model.path),
         ("model.tokenizer", &s.model.tokenizer),
-        ("sae.path", &s.sae.path),
         ("reference.path", &s.reference.path),
         ("align.feature_weights", &s.align.feature_weights),
     ];
-    for (key, path) in named {
+    let of_features = [("sae.path", &s.sae.path)];
+    let of_features = of_features.into_iter().filter(|_| s.features());
+    for (key, path) in named.into_iter().chain(of_features) {
         if let Some(path) = path {
             there(key, path)?;
         }
     }
-    for more in &s.align.more_sites {
+    for more in s.align.more_sites.iter().filter(|_| s.features()) {
         there("align.more_sites", &more.sae)?;
     }
     if let Some(path) = &s.model.path {

@@ -66,6 +66,7 @@ fn every_tensor_that_does_not_fit_is_named_at_once() {
     match checkpoint.load() {
         Err(Error::Weights { problems, .. }) => {
             let expected = [
+                ("config.json", "num_hidden_layers = 1, the files have 2"),
                 ("model.norm.weight", "missing"),
                 ("mlp.down_proj.weight", "[8, 4]"),
                 ("mlp.gate_proj.weight", "I32"),

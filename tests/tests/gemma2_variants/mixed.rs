@@ -7,8 +7,7 @@ use burn::{
     tensor::{DType, Device, Tensor},
 };
 use fpo_transformer::{
-    BlockNorms, GenerationOptions, LanguageModel, Placement, Precision, Projection, generate,
-    weights,
+    Family, GenerationOptions, LanguageModel, Placement, Precision, Projection, generate, weights,
 };
 
 use crate::common::{
@@ -79,9 +78,10 @@ fn recomputed_activations_give_the_same_gradients() {
         let mut gradients = loss(&output).backward();
         Named::add(&model, &gradients, &mut found);
         tape.backward(&model, &mut gradients, |part| Named::add(&model, &part, &mut found));
-        let tolerance = match model.config().block_norms {
-            BlockNorms::BeforeAndAfter => 1e-5,
-            BlockNorms::Before => BF16_ROUNDING,
+        // Sums of gradients in another order differ in their last bit, which may decide how a factor is rounded to bfloat16.
+        let tolerance = match model.config().family {
+            Family::Gemma2 => 1e-5,
+            _ => BF16_ROUNDING,
         };
         assert_equal_gradients(case, &found, &expected, tolerance);
     }

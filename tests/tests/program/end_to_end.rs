@@ -69,7 +69,11 @@ fn train_makes_everything_and_makes_nothing_twice() {
     assert_eq!(again.matches("up to date").count(), 6, "{again}");
     let dpo = [&train[..], &["--set", "align.method=dpo"]].concat();
     let refused = fail(&dpo);
-    for says in ["align.method is \"dpo\", was \"fpo\"", "discard align, evaluate", "--overwrite"] {
+    for says in [
+        "align.method is \"dpo\", was \"fpo\"",
+        "discard reference, align, evaluate",
+        "--overwrite",
+    ] {
         assert!(refused.contains(says), "no {says:?} in:\n{refused}");
     }
     let measured = ["--set", "evaluate.features=true", "--overwrite"];

@@ -26,7 +26,7 @@ fn adapters_merged_into_their_base_are_the_aligned_model() {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path().join("run");
         let train = ["train", "--recipe", "smoke", "--run", arg(&run), "--until", "evaluate"];
-        let lora = ["--set", "align.lora.rank=4", "--set", "align.epochs=3"];
+        let lora = ["--set", "align.lora.rank=4", "--set", "align.epochs=5"];
         let precision = format!("model.precision={precision}");
         let quick = ["--set", "align.optimizer.learning_rate=1e-2", "--set", &precision];
         let train = [&train[..], &lora, &quick].concat();

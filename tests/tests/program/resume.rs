@@ -122,7 +122,14 @@ fn adapters_resume_exactly() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let adapters = ["--set", "align.lora.rank=4", "--set", "align.method=tdpo2"];
+    let adapters = [
+        "--set",
+        "align.lora.rank=4",
+        "--set",
+        "align.method=tdpo2",
+        "--set",
+        "evaluate.features=true",
+    ];
     let undisturbed = folder.path().join("undisturbed");
     succeed(&train(&undisturbed, &adapters));
     let run = folder.path().join("killed");

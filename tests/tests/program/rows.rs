@@ -9,13 +9,18 @@ use crate::{
     score::{fixture, json_lines},
 };
 
-/// The model of `score/chat` with another chat template, in a folder of its own.
+/// The model of `score/chat` with another chat template and more positions, in a folder of its own.
 fn with_template(folder: &Path, template: &str) {
     for entry in fs::read_dir(fixture("score/chat")).unwrap() {
         let entry = entry.unwrap();
         fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
     }
     fs::write(folder.join("chat_template.jinja"), template).unwrap();
+    let config = fs::read_to_string(folder.join("config.json")).unwrap();
+    let longer =
+        config.replace("\"max_position_embeddings\": 160", "\"max_position_embeddings\": 512");
+    assert_ne!(longer, config);
+    fs::write(folder.join("config.json"), longer).unwrap();
 }
 
 /// Oracle: transformers with TRL's boundary, recorded in `tests/fixtures/rows`.

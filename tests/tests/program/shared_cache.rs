@@ -59,7 +59,7 @@ fn a_cache_made_in_shards_feeds_a_run_and_an_evaluation() {
 
     // What differs is named, and nothing is trained.
     let other = path("other");
-    let elsewhere = ["--run", arg(&other), "--set", "data.max_prompt_length=7"];
+    let elsewhere = ["--run", arg(&other), "--set", "data.max_prompt_length=20"];
     let other = train.iter().filter(|word| !["--run", arg(&run)].contains(word)).copied();
     let printed = fail(&other.chain(elsewhere).collect::<Vec<_>>());
     assert!(

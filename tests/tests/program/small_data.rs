@@ -185,7 +185,7 @@ fn what_train_measured_is_what_score_and_evaluate_measure() {
         }
     }
     // Under its name in the other commands.
-    let run = world.path("none");
+    let run = world.path("by_flag");
     let again = [
         "train",
         "--recipe",

@@ -140,11 +140,12 @@ impl Tokenizer {
         tokenizer_json: &[u8],
         config: Map<String, Value>,
     ) -> Result<Self, TokenizerError> {
-        // The crate panics on some damaged decoders.
-        let inner = caught(|| tokenizers::Tokenizer::from_bytes(tokenizer_json))
-            .unwrap_or_else(|panic| Err(panic.into()))
-            .map_err(TokenizerError::Tokenizer)?;
-        Self::new(inner, config)
+        // The crate panics on some damaged decoders when it reads them, and on some post-processors when it first uses them.
+        caught(|| {
+            let inner = tokenizers::Tokenizer::from_bytes(tokenizer_json);
+            Self::new(inner.map_err(TokenizerError::Tokenizer)?, config)
+        })
+        .unwrap_or_else(|panic| Err(TokenizerError::Tokenizer(panic.into())))
     }
 
     fn new(

@@ -109,7 +109,7 @@ pub fn save_npz(sae: &Sae, output: impl Write + Seek, compression: Compression) 
             .last_modified_time(zip::DateTime::default())
             .large_file(large);
         archive.start_file(format!("{name}{SUFFIX}"), options).map_err(io::Error::other)?;
-        archive.write_all(&npy::header(&data.shape()))?;
+        archive.write_all(&npy::header(data.shape()))?;
         archive.write_all(data.as_bytes())?;
         // Two empty blocks end an array, so that archives have the bytes that they always had.
         archive.flush()?;

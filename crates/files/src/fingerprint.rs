@@ -111,7 +111,7 @@ impl Fingerprint {
     }
 
     /// As a JSON object, for file metadata.
-    pub(crate) fn to_json(&self) -> String {
+    pub fn to_json(&self) -> String {
         serde_json::Value::from_iter(self.0.clone()).to_string()
     }
 }

@@ -1,0 +1,14 @@
+//! Files and folders that appear whole or not at all, and how it is known what they were made from.
+//!
+//! # Invariants
+//! * A reader, or a program started after a crash, sees the old content or the new one, never a part of it ([`atomic`]).
+//! * The same content has the same [`hash`], wherever it lies, and the same [`Fingerprint`] the same origin.
+//! * A training's log never knows less than its last checkpoint ([`checkpoints`]).
+//! * Knows no other crate of the workspace.
+
+pub mod atomic;
+pub mod checkpoints;
+pub mod fingerprint;
+pub mod hash;
+
+pub use fingerprint::Fingerprint;
