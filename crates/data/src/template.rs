@@ -97,6 +97,9 @@ pub enum TemplateChoice {
     None,
 }
 
+/// A rendered text, and which of its bytes the assistant wrote, if the template marks them.
+pub type Marked = (String, Option<Vec<Range<usize>>>);
+
 impl ChatTemplate {
     /// The built-in template [`PLAIN`], for models without one.
     ///
@@ -176,10 +179,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// As [`Self::render`].
-    pub fn render_marked(
-        &self,
-        conversation: &Conversation,
-    ) -> Result<(String, Option<Vec<Range<usize>>>), TemplateError> {
+    pub fn render_marked(&self, conversation: &Conversation) -> Result<Marked, TemplateError> {
         let text = self.render(conversation, false)?;
         if !self.marks_generation {
             return Ok((text, None));
