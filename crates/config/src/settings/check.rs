@@ -23,7 +23,7 @@ impl Settings {
             bail!("reference.batch_size = {} must be at most {BLOCK}", self.reference.batch_size);
         }
         for (name, epochs) in [("sft", self.sft.epochs), ("align", self.align.epochs)] {
-            if !(epochs >= 0.0 && epochs < 1e6) {
+            if !(0.0..1e6).contains(&epochs) {
                 bail!("{name}.epochs = {epochs} must be at least 0 and below a million");
             }
         }

@@ -33,7 +33,8 @@ fn conversations_are_split_where_they_part() {
     };
     let (q, one, eins) = (("user", "q"), ("assistant", "one"), ("assistant", "eins"));
     let (next, two, zwei) = (("user", "next"), ("assistant", "two"), ("assistant", "zwei"));
-    let cases: [(&[(&str, &str)], &[(&str, &str)], usize); 6] = [
+    type Turns<'a> = &'a [(&'a str, &'a str)];
+    let cases: [(Turns, Turns, usize); 6] = [
         (&[q, one], &[q, eins], 1),
         (&[q, one, next, two], &[q, eins, next, zwei], 1),
         (&[q, one, next, two], &[q, one, next, zwei], 3),
