@@ -180,8 +180,8 @@ fn section(settings: &impl Serialize) -> Result<String> {
     fn prune(value: &mut Value) {
         let Some(fields) = value.as_object_mut() else { return };
         fields.retain(|key, value| {
-            let as_before =
-                NEWER.iter().any(|(newer, then)| key == newer && value.to_string() == *then);
+            let text = value.to_string();
+            let as_before = NEWER.iter().any(|(newer, then)| key == newer && text == *then);
             !as_before && !MAY_CHANGE.contains(&key.as_str())
         });
         fields.values_mut().for_each(prune);
