@@ -100,17 +100,17 @@ fn adapter(device: &Device) -> Result<Vec<String>> {
         // wgpu has no options to select these.
         _ => return Ok(Vec::new()),
     };
-    let hardware = hardware(&kind);
+    let of_kind = kind_of_hardware(&kind);
     let options = Device::wgpu_options().device_kind(kind).graphics_api(wgpu.backend);
     let setup = match options.init_with_setup() {
         Ok((_, setup)) => setup,
         // Already opened by this process; its adapter can't be queried again.
-        Err(WgpuInitError::Registration { .. }) => return Ok(vec![hardware.into()]),
+        Err(WgpuInitError::Registration { .. }) => return Ok(vec![of_kind.into()]),
         Err(error) => return Err(error.into()),
     };
     let info = setup.adapter.get_info();
     let driver = format!("{} {}", info.driver, info.driver_info);
-    Ok(vec![hardware.into(), format!("{:?} through {}", info.backend, driver.trim())])
+    Ok(vec![of_kind.into(), format!("{:?} through {}", info.backend, driver.trim())])
 }
 
 #[cfg(not(feature = "wgpu"))]
@@ -119,7 +119,7 @@ fn adapter(_device: &Device) -> Result<Vec<String>> {
 }
 
 #[cfg(feature = "wgpu")]
-fn hardware(kind: &burn::tensor::DeviceKind) -> &'static str {
+fn kind_of_hardware(kind: &burn::tensor::DeviceKind) -> &'static str {
     use burn::tensor::DeviceKind;
     match kind {
         DeviceKind::DiscreteGpu(_) => "discrete GPU",
