@@ -2,7 +2,7 @@
 //!
 //! Such a file is a zip archive with the elements of every tensor and one pickle, which says how objects are made of them; files
 //! from before PyTorch 1.6 hold the same one after the other. A pickle is a program: Python's own reader calls whatever function
-//! it names. The machine here ([`pickle`]) knows how to build tensors, dictionaries, lists, text and numbers, and that is all it
+//! it names. The machine here knows how to build tensors, dictionaries, lists, text and numbers, and that is all it
 //! can do.
 //!
 //! # Invariants
