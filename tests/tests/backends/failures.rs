@@ -128,7 +128,7 @@ fn a_run_that_fails_on_its_device_goes_on_elsewhere() {
     assert_eq!(steps.lines().count(), 3, "{steps}");
 }
 
-/// Short ones and three long ones: two full batches and the rest, in which the longest are.
+/// Short ones and three long ones, which are among the rest after two full batches in the order of the recipe's seed.
 fn pairs() -> String {
     let pair = |i: usize, words: usize| {
         let chosen: Vec<String> =
@@ -136,7 +136,7 @@ fn pairs() -> String {
         let chosen = chosen.join(" ");
         format!("{{\"prompt\":\"Say {i}.\",\"chosen\":\"{chosen}\",\"rejected\":\"No.\"}}\n")
     };
-    (0..44).map(|i| pair(i, if i % 16 == 8 { 2000 } else { 2 })).collect()
+    (0..44).map(|i| pair(i, if [0, 3, 14].contains(&i) { 2000 } else { 2 })).collect()
 }
 
 fn path(path: &Path) -> &str {
