@@ -41,7 +41,7 @@ use crate::{
 /// and a table of metrics is printed.
 ///
 /// Called again with the same folder, it continues: with the folder's own settings, on which --config and --set are
-/// put; finished stages are kept, and an interrupted one goes on from its last checkpoint. Ctrl-C writes a checkpoint
+/// put; finished stages are kept, and an interrupted one resumes from its last checkpoint. Ctrl-C writes a checkpoint
 /// first. Settings or data that would discard finished work are refused, with a list, unless --overwrite is given.
 ///
 /// Examples:

@@ -51,7 +51,7 @@ fn nearest<'a>(key: &str, known: &'a [String]) -> Vec<&'a str> {
     let shared = |k: &str| k.split('.').zip(key.split('.')).take_while(|(a, b)| a == b).count();
     let most_shared = found.iter().map(|k| shared(k)).max().unwrap_or(0);
     found.retain(|k| shared(k) == most_shared);
-    // A key of which no part is right, but most letters are, meant that key.
+    // No part of the key is right, but most of its letters are.
     found.sort_by(|a, b| whole(b).total_cmp(&whole(a)));
     found.truncate(if key.contains('.') && most_shared == 0 { 1 } else { MOST });
     found

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 /// The name of the filter; no template has it.
 const FILTER: &str = "__generation";
-/// Characters of which none is ever assigned a meaning: the marks.
+/// The marks: noncharacters, which Unicode never assigns.
 const MARKS: Range<char> = '\u{fdd0}'..'\u{fdef}';
 
 /// The template with the tags as filter blocks, and whether it has any.
