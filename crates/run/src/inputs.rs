@@ -20,15 +20,18 @@ pub(crate) fn check(s: &Settings) -> Result<()> {
         ("reference.path", &s.reference.path),
         ("align.feature_weights", &s.align.feature_weights),
     ];
-    let of_features = [("sae.path", &s.sae.path)];
-    let of_features = of_features.into_iter().filter(|_| s.features());
-    for (key, path) in named.into_iter().chain(of_features) {
+    for (key, path) in named {
         if let Some(path) = path {
             there(key, path)?;
         }
     }
-    for more in s.align.more_sites.iter().filter(|_| s.features()) {
-        there("align.more_sites", &more.sae)?;
+    if s.features() {
+        if let Some(path) = &s.sae.path {
+            there("sae.path", path)?;
+        }
+        for more in &s.align.more_sites {
+            there("align.more_sites", &more.sae)?;
+        }
     }
     if let Some(path) = &s.model.path {
         ModelConfig::load(path).context("model.path")?;

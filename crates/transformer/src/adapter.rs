@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     Error, LanguageModel, LoraConfig,
     checkpoint::{Opened, Source},
+    families::fields::is_off,
     lora::MAGNITUDE,
     multimodal::language_model,
     targets::{Targets, is_of_a_block, is_of_tokens},
@@ -267,14 +268,4 @@ fn targets(value: &Value, modules: &BTreeSet<&str>) -> Result<Targets, String> {
     // PEFT's lists may have names of other architectures.
     let names = names.into_iter().filter(|name| is_of_a_block(name) || is_of_tokens(name));
     Ok(Targets::names(names))
-}
-
-/// Whether a PEFT field has no effect.
-fn is_off(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Array(values) => values.is_empty(),
-        Value::Object(fields) => fields.is_empty(),
-        _ => false,
-    }
 }

@@ -329,8 +329,8 @@ fn token(value: Value) -> Result<u32, String> {
     id.ok_or_else(|| format!("`eos_token_id`: {value} is no token"))
 }
 
-/// Whether a field's value says that something is not there.
-fn is_off(value: &Value) -> bool {
+/// Whether a field's value says that something is not there, in a model's configuration or an adapter's.
+pub(crate) fn is_off(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
         Value::Array(values) => values.is_empty(),

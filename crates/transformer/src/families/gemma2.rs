@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 use super::{
     Family, Published, Sizes,
     fields::{Absent, Fields, whole, written},
+    plain,
 };
-use crate::{BlockNorms, Gain, LayerType, MlpActivation, ModelConfig, Rope, config::MOST_LAYERS};
+use crate::{BlockNorms, Gain, LayerType, MlpActivation, ModelConfig, config::MOST_LAYERS};
 
 /// The one activation of its MLP, as Hugging Face names it.
 pub(super) const ACTIVATION: &str = "gelu_pytorch_tanh";
@@ -34,34 +35,20 @@ pub(super) static PUBLISHED: [Published; 3] = [
 /// Gemma-2 of these sizes, unchecked. Attention is scaled by `head_dim^-½`.
 pub(super) fn config(sizes: &Sizes) -> ModelConfig {
     ModelConfig {
-        family: Family::Gemma2,
-        vocab_size: sizes.vocab_size,
-        hidden_size: sizes.hidden_size,
-        intermediate_size: sizes.intermediate_size,
-        num_hidden_layers: sizes.num_hidden_layers,
-        num_attention_heads: sizes.num_attention_heads,
-        num_key_value_heads: sizes.num_key_value_heads,
-        head_dim: sizes.head_dim,
         block_norms: BlockNorms::BeforeAndAfter,
         gain: Gain::OnePlusWeight,
-        qk_norm: false,
-        qkv_bias: false,
         activation: MlpActivation::GeluTanh,
         tie_word_embeddings: true,
         embedding_scale: (sizes.hidden_size as f64).sqrt(),
-        query_pre_attn_scalar: sizes.head_dim as f64,
         attn_logit_softcapping: Some(50.0),
         final_logit_softcapping: Some(30.0),
         sliding_window: Some(4096),
         layer_types: alternating(sizes.num_hidden_layers.min(MOST_LAYERS)),
-        rope: Rope::plain(10_000.0),
-        sliding_rope: Rope::plain(10_000.0),
-        rms_norm_eps: 1e-6,
-        initializer_range: 0.02,
         max_position_embeddings: 8192,
         pad_token_id: Some(0),
         bos_token_id: Some(2),
         eos_token_ids: vec![1],
+        ..plain(Family::Gemma2, sizes)
     }
 }
 

@@ -4,7 +4,7 @@
 //! The decoder itself knows no family: it is built from a [`ModelConfig`]. Tensor names need no table, because the decoder's
 //! fields bear those of the checkpoint.
 
-mod fields;
+pub(crate) mod fields;
 mod gemma2;
 mod gemma3;
 mod llama;
@@ -174,7 +174,7 @@ impl Family {
     }
 }
 
-/// A decoder with nothing but the usual parts, which Llama and Qwen build on: a norm before both parts of a block, SwiGLU, rotary
+/// A decoder with nothing but the usual parts, which every family builds on: a norm before both parts of a block, SwiGLU, rotary
 /// frequencies to the base 10,000, a head of its own.
 fn plain(family: Family, sizes: &Sizes) -> ModelConfig {
     let rope = Rope::plain(10_000.0);
