@@ -1,6 +1,6 @@
 """The step that `fpo bench step` measures, by PyTorch: one line of JSON with the same fields.
 
-    python bench_step.py --peer torch   FPO on transformers' Gemma-2, written by hand, nothing computed that isn't needed
+    python bench_step.py --peer torch   FPO on transformers' model, written by hand, nothing computed that isn't needed
     python bench_step.py --peer trl     TRL's DPOTrainer with `sigmoid_norm`, FPO without its constraint: TRL has no FPO
 """
 
@@ -25,7 +25,10 @@ import torch.nn.functional as F
 import transformers
 
 
-MODELS = {"gemma-2-2b": dict(vocab=256000, d_model=2304, layers=26, heads=8, kv_heads=4, head_dim=256, ffn=9216, d_sae=16384)}
+MODELS = {
+    "gemma-2-2b": dict(vocab=256000, d_model=2304, layers=26, heads=8, kv_heads=4, head_dim=256, ffn=9216, d_sae=16384),
+    "smollm2-135m": dict(vocab=49152, d_model=576, layers=30, heads=9, kv_heads=3, head_dim=64, ffn=1536, d_sae=16384),
+}
 
 
 def arguments():
@@ -48,13 +51,17 @@ def arguments():
     return a
 
 
-def gemma2(a):
-    config = transformers.Gemma2Config(
+def random_model(a):
+    """Of Gemma-2's architecture with the attention that its soft-cap needs, or of Llama's with transformers' fastest."""
+    sizes = dict(
         vocab_size=a.vocab, hidden_size=a.d_model, intermediate_size=a.ffn, num_hidden_layers=a.layers,
-        num_attention_heads=a.heads, num_key_value_heads=a.kv_heads, head_dim=a.head_dim,
-        query_pre_attn_scalar=a.head_dim, attn_implementation="eager", use_cache=False,
+        num_attention_heads=a.heads, num_key_value_heads=a.kv_heads, head_dim=a.head_dim, use_cache=False,
     )
     torch.manual_seed(0)
+    if a.model == "smollm2-135m":
+        config = transformers.LlamaConfig(**sizes, rope_theta=1e5, tie_word_embeddings=True, attn_implementation="sdpa")
+        return transformers.LlamaForCausalLM(config).float().to(a.device)
+    config = transformers.Gemma2Config(**sizes, query_pre_attn_scalar=a.head_dim, attn_implementation="eager")
     return transformers.Gemma2ForCausalLM(config).float().to(a.device)
 
 
@@ -91,7 +98,7 @@ def device_memory(a):
 
 def fpo_steps(a):
     """Yields after each step. Log-probabilities and features of the reference are there before, as in FPO."""
-    model = gemma2(a)
+    model = random_model(a)
     if a.checkpoint_activations:
         model.train()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -103,7 +110,7 @@ def fpo_steps(a):
     site = {}
     model.model.layers[-1].register_forward_hook(
         lambda module, inputs, output: site.update(x=output[0] if isinstance(output, tuple) else output))
-    cap = model.config.final_logit_softcapping
+    cap = getattr(model.config, "final_logit_softcapping", None)
 
     with torch.no_grad():
         model.model(tokens[:1])
@@ -114,7 +121,8 @@ def fpo_steps(a):
     def quantities():
         hidden = model.model(tokens).last_hidden_state[:, start:-1]
         logits = model.lm_head(hidden).float()
-        logits = cap * torch.tanh(logits / cap)
+        if cap:
+            logits = cap * torch.tanh(logits / cap)
         log_probs = torch.log_softmax(logits, -1).gather(2, targets[..., None])[..., 0].sum(1)
         z = (site["x"][:, start:-1] @ w_enc).float()
         return log_probs, torch.where(z > threshold, z, 0.0).mean(1)
@@ -187,7 +195,7 @@ def measure_trl(a):
             lr_scheduler_type="constant", max_grad_norm=1.0, dataloader_pin_memory=False,
         )
         clock = Clock()
-        trainer = Prepared(gemma2(a), args=config, processing_class=tokenizer, callbacks=[clock],
+        trainer = Prepared(random_model(a), args=config, processing_class=tokenizer, callbacks=[clock],
                            train_dataset=datasets.Dataset.from_list(random_pairs(a)))
         loss = trainer.train().training_loss
     return clock.times[1:], loss

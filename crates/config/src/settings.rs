@@ -117,20 +117,9 @@ pub struct ModelSettings {
     /// set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub save_dtype: Option<WeightType>,
-    /// Vocabulary size, also of a trained tokenizer.
-    pub vocab_size: usize,
-    /// d_model, the width of the residual stream.
-    pub hidden_size: usize,
-    /// Width of the MLP.
-    pub intermediate_size: usize,
-    /// Number of transformer blocks.
-    pub num_hidden_layers: usize,
-    /// Number of query heads.
-    pub num_attention_heads: usize,
-    /// Number of key and value heads.
-    pub num_key_value_heads: usize,
-    /// Width of one attention head.
-    pub head_dim: usize,
+    /// Sizes of a model of random weights; `vocab_size` is also that of a trained tokenizer.
+    #[serde(flatten)]
+    pub sizes: Sizes,
     /// Tokens in the sliding window of every other layer.
     pub sliding_window: usize,
     /// Standard deviation of random weights.
@@ -142,19 +131,6 @@ impl ModelSettings {
     pub fn origin(&self, base: Option<&Path>) -> Origin {
         let base = base.map(Path::to_owned);
         Origin { base, tokenizer: self.tokenizer.clone(), weight_type: self.save_dtype }
-    }
-
-    /// The sizes for random weights.
-    pub fn sizes(&self) -> Sizes {
-        Sizes {
-            vocab_size: self.vocab_size,
-            hidden_size: self.hidden_size,
-            intermediate_size: self.intermediate_size,
-            num_hidden_layers: self.num_hidden_layers,
-            num_attention_heads: self.num_attention_heads,
-            num_key_value_heads: self.num_key_value_heads,
-            head_dim: self.head_dim,
-        }
     }
 }
 

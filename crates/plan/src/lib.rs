@@ -202,7 +202,7 @@ fn width(path: &Path, model: &ModelSettings) -> usize {
 fn config(model: &ModelSettings) -> Result<ModelConfig> {
     let Some(path) = &model.path else {
         return Family::Gemma2
-            .config(&model.sizes())
+            .config(&model.sizes)
             .map_err(|message| anyhow!("the model's sizes: {message}"));
     };
     if path.join("config.json").exists() {

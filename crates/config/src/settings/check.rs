@@ -96,7 +96,7 @@ impl Settings {
         let site: Site = self.sae.site.parse()?;
         self.check_more_sites(site)?;
         if self.model.path.is_none() {
-            site.check(self.model.num_hidden_layers)?;
+            site.check(self.model.sizes.num_hidden_layers)?;
         }
         if self.sae.path.is_none() {
             self.sae.training.check()?;
@@ -110,7 +110,7 @@ impl Settings {
         for MoreSite { site, .. } in more {
             let parsed: Site = site.parse().with_context(|| format!("align.more_sites: {site}"))?;
             if self.model.path.is_none() {
-                parsed.check(self.model.num_hidden_layers)?;
+                parsed.check(self.model.sizes.num_hidden_layers)?;
             }
             if seen.contains(&parsed) {
                 bail!("align.more_sites: {site} repeats sae.site or an earlier entry");

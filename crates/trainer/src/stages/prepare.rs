@@ -81,7 +81,7 @@ pub fn prepare(run: &Run) -> Result<Prepared> {
     let mut fingerprint = super::fingerprint(run)
         .with("data", super::section(&s.data)?)
         .with("boundary", "shared by a pair")
-        .with("vocab_size", s.model.vocab_size)
+        .with("vocab_size", s.model.sizes.vocab_size)
         .with("prompts", s.evaluate.prompts);
     let sources = [("train", &s.data.train), ("eval", &s.data.eval), ("sft", &s.data.sft)];
     for (name, path) in sources {
@@ -117,7 +117,7 @@ fn fill(run: &Run, given: Option<Tokenizer>, workspace: &Workspace) -> Result<()
             let texts: Vec<_> = examples
                 .flat_map(|e| e.prompt.texts().into_iter().chain([e.response.to_text()]))
                 .collect();
-            Tokenizer::train_bpe(texts.iter().map(|text| &**text), s.model.vocab_size)?
+            Tokenizer::train_bpe(texts.iter().map(|text| &**text), s.model.sizes.vocab_size)?
         }
     };
     tokenizer.save(&workspace.output)?;

@@ -94,7 +94,7 @@ fn initial(run: &Run, prepared: &Prepared) -> Result<Initial> {
         return Ok(Initial::Folder(path.clone()));
     }
     let tokenizer = &prepared.tokenizer;
-    let sizes = Sizes { vocab_size: tokenizer.vocab_size(), ..s.sizes() };
+    let sizes = Sizes { vocab_size: tokenizer.vocab_size(), ..s.sizes };
     let config = Family::Gemma2.config(&sizes).map_err(|message| anyhow!("model: {message}"))?;
     let config = ModelConfig {
         sliding_window: Some(s.sliding_window),

@@ -13,6 +13,7 @@ mod qwen3;
 
 use std::{fmt, str::FromStr};
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
@@ -35,7 +36,7 @@ pub enum Family {
 }
 
 /// The sizes that tell the models of a family apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sizes {
     /// Tokens in the vocabulary.
     pub vocab_size: usize,
