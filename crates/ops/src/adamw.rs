@@ -55,7 +55,7 @@ pub fn adamw_step<const D: usize>(
     );
     #[cfg(feature = "flex")]
     if [&param, &grad, &m, &v].into_iter().all(crate::flex::is_plain) {
-        let take = crate::flex::take::<D>;
+        let take = crate::flex::take::<Tensor<D>>;
         return fast([take(param), take(m), take(v)], take(grad), step, options)
             .map(|tensor| Tensor::from_dispatch(crate::flex::plain(tensor)))
             .into();

@@ -2,7 +2,11 @@
 //! integration into the autodiff graph. They save their inputs and little else, where autodiff would save every intermediate
 //! result.
 
-use std::{fmt::Debug, marker::PhantomData};
+use std::{
+    fmt::{self, Debug},
+    marker::PhantomData,
+    sync::Arc,
+};
 
 use burn::{
     backend::{
@@ -51,6 +55,26 @@ impl From<Plain> for DispatchTensor {
     }
 }
 
+/// Computes for the backward pass what the forward pass didn't keep.
+#[derive(Clone)]
+pub(crate) struct Again(Arc<dyn Fn() -> Plain + Send + Sync>);
+
+impl Again {
+    pub(crate) fn new(compute: impl Fn() -> Plain + Send + Sync + 'static) -> Self {
+        Self(Arc::new(compute))
+    }
+
+    pub(crate) fn compute(&self) -> Plain {
+        (self.0)()
+    }
+}
+
+impl Debug for Again {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Again")
+    }
+}
+
 /// A differentiable operation with `N` inputs and one output.
 pub(crate) trait Operation<const N: usize>: Clone + Debug + Send + 'static {
     /// What the backward pass needs in addition to the inputs.
@@ -58,6 +82,11 @@ pub(crate) trait Operation<const N: usize>: Clone + Debug + Send + 'static {
 
     /// The output, and what to save for the backward pass.
     fn forward(&self, inputs: [Plain; N]) -> (Plain, Self::Saved);
+
+    /// The inputs as the backward pass gets them. An operation that computes one again may let go of it here.
+    fn kept(&self, inputs: [Plain; N]) -> [Plain; N] {
+        inputs
+    }
 
     /// The gradients of the `wanted` inputs, given that of the output.
     fn backward(
@@ -153,7 +182,10 @@ fn apply_on<B: Known, const N: usize>(
         .compute_bound()
         .stateful()
     {
-        OpsKind::Tracked(prepared) => prepared.finish((operation, inputs, saved), output),
+        OpsKind::Tracked(prepared) => {
+            let kept = operation.kept(inputs);
+            prepared.finish((operation, kept, saved), output)
+        }
         OpsKind::UnTracked(prepared) => prepared.finish(output),
     };
     let kind = B::wrap(BackendTensor::Autodiff(output));
@@ -180,7 +212,7 @@ struct Step<O> {
 }
 
 impl<O> Debug for Step<O> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(std::any::type_name::<O>())
     }
 }

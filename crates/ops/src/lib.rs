@@ -77,7 +77,7 @@ pub use gated::{geglu, swiglu};
 pub use jump_relu::{heaviside, jump_relu};
 pub use kl::linear_kl;
 pub use largest::largest_tensor;
-pub use linear::{linear, linear_bf16};
+pub use linear::{linear, linear_bf16, linear_of, linear_of_bf16};
 pub use log_probs::linear_log_probs;
 pub use pooled::pooled_features;
 pub use rms_norm::{Gain, at_least_f32, rms_norm};

@@ -4,7 +4,7 @@ use anyhow::Result;
 use fpo_config::Settings;
 use fpo_transformer::{LoraConfig, ModelConfig, Precision};
 
-use crate::{BLOCKS, BYTES, Memory, adapters, config, d_sae, kept_by_block, parameters};
+use crate::{BLOCKS, BYTES, Memory, adapters, computed_by_block, config, d_sae, parameters};
 
 /// The sizes that determine an evaluation's memory. It holds the reference and one other model, and records no graph.
 #[derive(Clone, Debug)]
@@ -73,8 +73,8 @@ impl Evaluation {
         let whole = parameters(c);
         let second = self.lora.as_ref().map_or(whole, |lora| adapters(c, lora));
         // Activations of one block, the final hidden states of both models, and the autoencoder's input.
-        let of_token = kept_by_block(c, self.precision) + BYTES * 3 * c.hidden_size as u64;
-        let of_prompt = kept_by_block(c, self.precision);
+        let of_token = computed_by_block(c, self.precision) + BYTES * 3 * c.hidden_size as u64;
+        let of_prompt = computed_by_block(c, self.precision);
         let pairs = self.tokens as u64 * of_token;
         let logits = 2 * BYTES * (self.answers * c.vocab_size) as u64;
         let prompts = (self.answers * self.prompt) as u64 * of_prompt;

@@ -157,9 +157,9 @@ fn adapters(c: &ModelConfig, lora: &LoraConfig) -> u64 {
     layers.sum::<u64>() + (tables * c.vocab_size * c.hidden_size) as u64
 }
 
-/// Bytes that a block saves per token for the backward pass: inputs of the norms, and outputs of those before its parts; rotated
-/// queries and keys, values and the attention output; queries and keys before their norms; gate, up and their product.
-fn kept_by_block(c: &ModelConfig, precision: Precision) -> u64 {
+/// Bytes per token of what a block computes: inputs of the norms, and outputs of those before its parts; rotated queries and keys,
+/// values and the attention output; queries and keys before their norms; gate, up and their product.
+fn computed_by_block(c: &ModelConfig, precision: Precision) -> u64 {
     let heads = (c.num_attention_heads + c.num_key_value_heads) * c.head_dim;
     let norms = match c.block_norms {
         BlockNorms::Before => 2 + 2,
@@ -168,6 +168,21 @@ fn kept_by_block(c: &ModelConfig, precision: Precision) -> u64 {
     let copies = if c.qk_norm { 3 } else { 2 };
     let factors = (copies * heads + 3 * c.intermediate_size) as u64;
     BYTES * norms * c.hidden_size as u64 + precision.factor_bytes() as u64 * factors
+}
+
+/// Bytes per token that a block keeps of that for the backward pass. Inputs of projections are computed again: outputs of the norms,
+/// and the product of gate and up. Projections with adapters keep them.
+fn kept_by_block(c: &ModelConfig, precision: Precision, lora: Option<&LoraConfig>) -> u64 {
+    let again = |projections: &[Projection], width: usize, bytes: u64| {
+        let layers = 0..c.num_hidden_layers;
+        let mut places = layers.flat_map(|layer| projections.iter().map(move |&p| (layer, p)));
+        let adapted = lora.is_some_and(|lora| places.any(|(l, p)| lora.rank(l, p).is_some()));
+        if adapted { 0 } else { bytes * width as u64 }
+    };
+    computed_by_block(c, precision)
+        - again(&[Projection::Q, Projection::K, Projection::V], c.hidden_size, BYTES)
+        - again(&[Projection::Gate, Projection::Up], c.hidden_size, BYTES)
+        - again(&[Projection::Down], c.intermediate_size, precision.factor_bytes() as u64)
 }
 
 /// Number of features: that of the autoencoder to train, or the one that the path of a given autoencoder names; 0 in a run that uses

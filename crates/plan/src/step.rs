@@ -82,7 +82,7 @@ impl Step {
         let (c, layers) = (&self.config, self.config.num_hidden_layers as u64);
         match self.checkpointed {
             true => BYTES * layers * c.hidden_size as u64,
-            false => layers * kept_by_block(c, self.precision),
+            false => layers * kept_by_block(c, self.precision, self.lora.as_ref()),
         }
     }
 
@@ -105,7 +105,8 @@ impl Step {
             (true, None) => (block_parameters(c), self.kept()),
             (true, Some(_)) => (self.trained() / c.num_hidden_layers.max(1) as u64, self.kept()),
         };
-        let of_token = inputs + kept_by_block(c, self.precision) + self.passing();
+        let of_token =
+            inputs + kept_by_block(c, self.precision, self.lora.as_ref()) + self.passing();
         Moment {
             gradients: self.of_earlier_passes() + self.of_pass() + block,
             activations: self.tokens as u64 * of_token,

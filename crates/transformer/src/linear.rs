@@ -1,6 +1,6 @@
 //! A linear layer with an optional bias and an optional low-rank adapter.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use burn::{
     module::{Module, Param},
@@ -10,6 +10,22 @@ use burn::{
 use fpo_ops::at_least_f32;
 
 use crate::Precision;
+
+/// The input of linear layers, cheap enough for their backward pass to compute it again instead of keeping it.
+pub(crate) struct Again<const D: usize> {
+    value: Tensor<D>,
+    compute: Arc<dyn Fn() -> Tensor<D> + Send + Sync>,
+}
+
+impl<const D: usize> Again<D> {
+    /// `value`, which `compute` computes from tensors outside any graph.
+    pub(crate) fn new(
+        value: Tensor<D>,
+        compute: impl Fn() -> Tensor<D> + Send + Sync + 'static,
+    ) -> Self {
+        Self { value, compute: Arc::new(compute) }
+    }
+}
 
 /// `x · Wᵀ`, plus the adapter's output and the bias if there are any.
 #[derive(Module, Debug)]
@@ -33,15 +49,28 @@ impl Linear {
         Self { weight, bias, lora: None, precision }
     }
 
+    /// The layer on what the backward pass computes again. An adapter keeps it.
+    pub(crate) fn forward_again<const D: usize>(&self, x: &Again<D>) -> Tensor<D> {
+        if self.lora.is_some() {
+            return self.forward(x.value.clone());
+        }
+        let compute = x.compute.clone();
+        let compute = move || compute();
+        self.with_bias(self.precision.linear_of(x.value.clone(), compute, self.weight.val()))
+    }
+
     pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let precision = self.precision;
-        let product = match &self.lora {
+        self.with_bias(match &self.lora {
             None => precision.linear(x, self.weight.val()),
             Some(lora) => {
                 let product = precision.linear(x.clone(), self.weight.val());
                 lora.add_to(product, x, self.weight.val(), precision)
             }
-        };
+        })
+    }
+
+    fn with_bias<const D: usize>(&self, product: Tensor<D>) -> Tensor<D> {
         match &self.bias {
             None => product,
             Some(bias) => {

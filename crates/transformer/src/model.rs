@@ -15,6 +15,7 @@ use crate::{
     cache::LayerCache,
     embedding::{EMBEDDING, HEAD},
     layout::{Layout, Rotaries},
+    linear::Again,
 };
 
 /// `x · rsqrt(mean(x²) + eps) · gain`
@@ -30,6 +31,14 @@ pub struct RmsNorm {
 impl RmsNorm {
     pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         fpo_ops::rms_norm(x, self.weight.val(), self.gain, self.eps)
+    }
+
+    /// The same for layers that compute it again in their backward pass.
+    fn again(&self, x: &Tensor<3>) -> Again<3> {
+        let (gain, eps) = (self.gain, self.eps);
+        let value = self.forward(x.clone());
+        let (x, weight) = (x.clone().without_autodiff(), self.weight.val().without_autodiff());
+        Again::new(value, move || fpo_ops::rms_norm(x.clone(), weight.clone(), gain, eps))
     }
 
     /// The gain, `[width]`.
@@ -63,7 +72,7 @@ pub struct Attention {
 
 impl Attention {
     /// Queries, keys and values before the rotary embedding. `[batch, tokens, heads, head_dim]` each
-    fn qkv(&self, x: Tensor<3>) -> [Tensor<4>; 3] {
+    fn qkv(&self, x: &Again<3>) -> [Tensor<4>; 3] {
         let heads = |x: Tensor<3>| {
             let [batch, tokens, width] = x.dims();
             x.reshape([batch, tokens, width / self.head_dim, self.head_dim])
@@ -73,15 +82,15 @@ impl Attention {
             Some(norm) => norm.forward(at_least_f32(x)),
             None => x,
         };
-        let q = normal(&self.q_norm, heads(self.q_proj.forward(x.clone())));
-        let k = normal(&self.k_norm, heads(self.k_proj.forward(x.clone())));
-        [q, k, heads(self.v_proj.forward(x))]
+        let q = normal(&self.q_norm, heads(self.q_proj.forward_again(x)));
+        let k = normal(&self.k_norm, heads(self.k_proj.forward_again(x)));
+        [q, k, heads(self.v_proj.forward_again(x))]
     }
 
     /// The concatenated heads before the output projection. `[batch, tokens, heads · head_dim]`
-    fn z(&self, x: Tensor<3>, layout: &Layout) -> Tensor<3> {
-        let [batch, tokens, _] = x.dims();
+    fn z(&self, x: &Again<3>, layout: &Layout) -> Tensor<3> {
         let [q, k, v] = self.qkv(x);
+        let [batch, tokens, ..] = q.dims();
         let options =
             AttentionOptions { scale: self.scale, softcap: self.softcap, window: self.window };
         let z = layout.attend(q, k, v, &options);
@@ -89,7 +98,7 @@ impl Attention {
     }
 
     /// The same for the newest tokens of a generation, with the previous ones in `cache`.
-    fn z_cached(&self, x: Tensor<3>, rotaries: &Rotaries, cache: &mut LayerCache) -> Tensor<3> {
+    fn z_cached(&self, x: &Again<3>, rotaries: &Rotaries, cache: &mut LayerCache) -> Tensor<3> {
         let [q, k, v] = self.qkv(x);
         let rotary = rotaries.of(self.window);
         let [q, k] = [q, k].map(|x| rotary.per_row(x).cast(v.dtype()));
@@ -111,13 +120,15 @@ pub struct Mlp {
 }
 
 impl Mlp {
-    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let gate = self.gate_proj.forward(x.clone());
-        let up = self.up_proj.forward(x);
-        self.down_proj.forward(match self.activation {
-            MlpActivation::GeluTanh => fpo_ops::geglu(gate, up),
-            MlpActivation::Silu => fpo_ops::swiglu(gate, up),
-        })
+    fn forward(&self, x: &Again<3>) -> Tensor<3> {
+        let gated = match self.activation {
+            MlpActivation::GeluTanh => fpo_ops::geglu,
+            MlpActivation::Silu => fpo_ops::swiglu,
+        };
+        let [gate, up] = [&self.gate_proj, &self.up_proj].map(|layer| layer.forward_again(x));
+        let value = gated(gate.clone(), up.clone());
+        let [gate, up] = [gate, up].map(Tensor::without_autodiff);
+        self.down_proj.forward_again(&Again::new(value, move || gated(gate.clone(), up.clone())))
     }
 }
 
@@ -177,17 +188,17 @@ impl Block {
     fn forward_with(
         &self,
         x: Tensor<3>,
-        attention: impl FnOnce(&Attention, Tensor<3>) -> Tensor<3>,
+        attention: impl FnOnce(&Attention, &Again<3>) -> Tensor<3>,
     ) -> BlockOutput {
         let resid_pre = x.clone();
         let after = |norm: Option<&RmsNorm>, output: Tensor<3>| match norm {
             Some(norm) => norm.forward(at_least_f32(output)),
             None => at_least_f32(output),
         };
-        let attn_z = attention(&self.self_attn, self.input_layernorm.forward(x.clone()));
+        let attn_z = attention(&self.self_attn, &self.input_layernorm.again(&x));
         let attn_out = self.self_attn.o_proj.forward(attn_z.clone());
         let x = x + after(self.after_attention(), attn_out);
-        let mlp_out = self.mlp.forward(self.before_mlp().forward(x.clone()));
+        let mlp_out = self.mlp.forward(&self.before_mlp().again(&x));
         let mlp_out = after(self.post_feedforward_layernorm.as_ref(), mlp_out);
         let attn_z = at_least_f32(attn_z);
         BlockOutput { resid_pre, attn_z, resid_post: x + mlp_out.clone(), mlp_out }

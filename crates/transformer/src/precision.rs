@@ -54,6 +54,19 @@ impl Precision {
         }
     }
 
+    /// [`linear`](Self::linear), where the backward pass calls `again` for x instead of keeping it.
+    pub(crate) fn linear_of<const D: usize>(
+        self,
+        x: Tensor<D>,
+        again: impl Fn() -> Tensor<D> + Send + Sync + 'static,
+        weight: Tensor<2>,
+    ) -> Tensor<D> {
+        match self {
+            Self::Float32 => fpo_ops::linear_of(x, again, weight),
+            Self::Bf16Mixed => fpo_ops::linear_of_bf16(x, again, weight),
+        }
+    }
+
     /// Rounded to the type of a matrix product's factors.
     pub(crate) fn factor<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
         match self {

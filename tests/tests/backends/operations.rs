@@ -44,6 +44,14 @@ fn pointwise_and_rowwise() {
             fpo_ops::jump_relu(z, theta.squeeze_dim::<1>(0).abs(), 0.5)
         });
         same("linear", [shape, [7, shape[1]]], |[x, w], _| fpo_ops::linear(x, w));
+        same("linear of what is computed again", [shape, [7, shape[1]]], |[x, w], _| {
+            let plain = x.clone().without_autodiff();
+            fpo_ops::linear_of(
+                fpo_ops::softcap(x, 2.0),
+                move || fpo_ops::softcap(plain.clone(), 2.0),
+                w,
+            )
+        });
     }
     same("rotary", [[2, 5, 3, 8]], |[x], device| {
         let [cos, sin] =

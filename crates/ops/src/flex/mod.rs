@@ -22,6 +22,8 @@ use burn::{
     tensor::{DType, Int, Shape, Tensor, TensorData},
 };
 
+use crate::graph::Plain;
+
 /// A differentiable operation on dense float32 tensors of Flex, with `N` inputs and one output.
 pub(crate) trait Operation<const N: usize>: Clone + Debug + Send + 'static {
     /// What the backward pass needs from the forward pass.
@@ -82,8 +84,8 @@ pub(crate) fn is_plain<const D: usize>(tensor: &Tensor<D>) -> bool {
 }
 
 /// Takes a tensor that [`is_plain`], in contiguous memory. A contiguous buffer isn't copied.
-pub(crate) fn take<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
-    match tensor.into_dispatch().kind {
+pub(crate) fn take<T: Into<Plain>>(tensor: T) -> FlexTensor {
+    match DispatchTensor::from(tensor.into()).kind {
         DispatchTensorKind::Flex(BackendTensor::Float(tensor)) => {
             let whole = tensor.bytes().len() / size_of::<f32>();
             match tensor.layout().contiguous_offsets() {

@@ -1,9 +1,16 @@
 //! What is recorded in the autodiff graph.
 
 use burn::tensor::{Device, GradientCheckpointingStrategy, Tensor};
-use fpo_ops::{AttentionOptions, Gain, geglu, linear, linear_kl, linear_log_probs, rms_norm};
+use fpo_ops::{
+    AttentionOptions, Gain, geglu, linear, linear_bf16, linear_kl, linear_log_probs, linear_of,
+    linear_of_bf16, rms_norm,
+};
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
-use crate::support::{Numbers, autodiff, close};
+use crate::support::{Numbers, autodiff, close, vec};
 
 #[test]
 fn plain_tensors_stay_plain() {
@@ -86,4 +93,47 @@ fn an_index_beyond_the_vocabulary_is_refused() {
 fn a_wrong_shape_is_refused() {
     let device = Device::flex();
     linear(Tensor::<2>::zeros([1, 6], &device), Tensor::zeros([9, 5], &device));
+}
+
+type Linear = fn(Tensor<2>, Tensor<2>) -> Tensor<2>;
+type LinearOf = fn(Tensor<2>, Box<dyn Fn() -> Tensor<2> + Send + Sync>, Tensor<2>) -> Tensor<2>;
+
+/// The same bits as with a kept input; it is computed once more, and only for the gradient of a weight.
+#[test]
+fn an_input_is_computed_again_instead_of_kept() {
+    let both: [(Linear, LinearOf); 2] = [(linear, linear_of), (linear_bf16, linear_of_bf16)];
+    for (kept, again) in both {
+        let run = |calls: Option<&Arc<AtomicUsize>>, weight_tracked: bool| {
+            let mut numbers = Numbers(35);
+            let [gate, up] =
+                [(); 2].map(|()| numbers.tensor::<2>([7, 6], 1.0, &autodiff()).require_grad());
+            let mut weight = numbers.tensor::<2>([5, 6], 1.0, &autodiff());
+            if weight_tracked {
+                weight = weight.require_grad();
+            }
+            let x = geglu(gate.clone(), up.clone());
+            let output = match calls {
+                None => kept(x, weight.clone()),
+                Some(calls) => {
+                    let (calls, [gate, up]) =
+                        (calls.clone(), [&gate, &up].map(|x| x.clone().without_autodiff()));
+                    let compute = move || {
+                        calls.fetch_add(1, Ordering::Relaxed);
+                        geglu(gate.clone(), up.clone())
+                    };
+                    again(x, Box::new(compute), weight.clone())
+                }
+            };
+            let gradients = output.clone().sum().backward();
+            let of = |leaf: Tensor<2>| leaf.grad(&gradients).map(|gradient| vec(&gradient));
+            (vec(&output), [gate, up, weight].map(of))
+        };
+        for weight_tracked in [true, false] {
+            let calls = Arc::new(AtomicUsize::new(0));
+            let expected = run(None, weight_tracked);
+            assert_eq!(expected.1.iter().flatten().count(), 2 + usize::from(weight_tracked));
+            assert!(run(Some(&calls), weight_tracked) == expected);
+            assert_eq!(calls.load(Ordering::Relaxed), usize::from(weight_tracked));
+        }
+    }
 }
