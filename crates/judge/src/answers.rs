@@ -182,7 +182,7 @@ impl Questions {
 }
 
 /// Answers by what they answer: the question's identity, or its text and how often that came before.
-fn keyed<'a>(answers: &'a Answers, by_id: bool) -> Result<Vec<(String, &'a Answer)>, Error> {
+fn keyed(answers: &Answers, by_id: bool) -> Result<Vec<(String, &Answer)>, Error> {
     let mut seen: HashMap<String, usize> = HashMap::new();
     let mut keys = HashSet::new();
     let keyed = answers.rows.iter().map(|answer| {

@@ -198,11 +198,10 @@ fn maximise(wins: &[Vec<f64>], group: &[usize]) -> Vec<f64> {
 fn solve(mut matrix: Vec<Vec<f64>>, mut right: Vec<f64>) -> Vec<f64> {
     let n = right.len();
     for k in 0..n {
+        let pivot = matrix[k].clone();
         for i in k + 1..n {
-            let factor = matrix[i][k] / matrix[k][k];
-            for j in k..n {
-                matrix[i][j] -= factor * matrix[k][j];
-            }
+            let factor = matrix[i][k] / pivot[k];
+            matrix[i].iter_mut().zip(&pivot).for_each(|(entry, pivot)| *entry -= factor * pivot);
             right[i] -= factor * right[k];
         }
     }

@@ -60,11 +60,10 @@ fn derivatives<const D: usize>(rows: &[Row<D>], c: f64, w: &[f64; D]) -> ([f64; 
     for row in rows {
         let p = predict(w, &row.x);
         let weight = c * row.weight;
-        for i in 0..D {
-            gradient[i] += weight * (p - row.y) * row.x[i];
-            for j in 0..D {
-                hessian[i][j] += weight * p * (1.0 - p) * row.x[i] * row.x[j];
-            }
+        for (i, x) in row.x.iter().enumerate() {
+            gradient[i] += weight * (p - row.y) * x;
+            let entries = hessian[i].iter_mut().zip(&row.x);
+            entries.for_each(|(entry, other)| *entry += weight * p * (1.0 - p) * x * other);
         }
     }
     (gradient, hessian)
