@@ -25,6 +25,6 @@ pub use endpoint::{Endpoint, EndpointError, Key, Patience, Usage};
 pub use error::Error;
 pub use journal::Journal;
 pub use session::{Control, Judge};
-pub use stats::length_controlled::Gamed;
+pub use stats::gamed::Gamed;
 pub use summary::Summary;
 pub use verdict::Verdict;

@@ -1,6 +1,7 @@
 //! What verdicts add up to. Preferences are probabilities that the model's answer is better than the baseline's.
 
 pub mod bradley_terry;
+pub mod gamed;
 pub mod length_controlled;
 pub mod logistic;
 pub mod win_rate;

@@ -8,7 +8,8 @@ use crate::annotations::Annotations;
 use crate::answers::Pair;
 use crate::stats::Resampling;
 use crate::stats::bradley_terry::{self, Battle, Outcome, Score};
-use crate::stats::length_controlled::{Gamed, Judged, LengthControlled, length_controlled};
+use crate::stats::gamed::Gamed;
+use crate::stats::length_controlled::{Judged, LengthControlled, length_controlled};
 use crate::stats::win_rate::{WinRate, mean, win_rate};
 use crate::verdict::{NoVerdict, Order, Verdict};
 

@@ -5,16 +5,14 @@
 //! without intercept predicts the preference from tanh of the standardised difference in length and a constant, and with
 //! [`Formula::V1`] from the difficulty of the instruction too; the difference in length is then set to zero.
 
-use std::path::Path;
-
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 use super::Resampling;
+use super::gamed::Gamed;
 use super::logistic::{self, Row};
 use super::win_rate::{deviation, mean, percentile, standard_error};
-use crate::Error;
 
 /// Which of the package's regressions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -85,85 +83,9 @@ pub enum Unavailable {
     },
 }
 
-/// Instruction difficulties and judgements of deliberately long and short answers: the package's `df_gamed.csv`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Gamed {
-    rows: Vec<Row<3>>,
-    difficulties: Vec<f64>,
-}
-
 const FOLDS: usize = 5;
 /// scikit-learn's ten values from 10⁻⁴ to 10⁴.
 const CS: usize = 10;
-/// Weight of the gamed answers in [`Formula::V1`], shared by two of them.
-const GAMED_WEIGHT: f64 = 0.2 / 2.0;
-
-impl Gamed {
-    /// Reads `df_gamed.csv`: columns `preference` (0 to 1), `index`, `std_delta_len`, `instruction_difficulty`,
-    /// `not_gamed_baseline`.
-    ///
-    /// # Errors
-    /// A file that can't be read, lacks a column, or has a value that isn't a number.
-    pub fn read(path: &Path) -> Result<Self, Error> {
-        let wrong = |problem: String| Error::File { path: path.to_owned(), problem };
-        let mut reader = csv::Reader::from_path(path).map_err(|error| wrong(error.to_string()))?;
-        let headers = reader.headers().map_err(|error| wrong(error.to_string()))?.clone();
-        let column = |name: &str| {
-            headers.iter().position(|header| header == name).ok_or_else(|| {
-                wrong(format!("has no column `{name}`; it isn't AlpacaEval's df_gamed.csv"))
-            })
-        };
-        let columns =
-            ["preference", "index", "std_delta_len", "instruction_difficulty"].map(column);
-        let [preference, index, delta, difficulty] = columns;
-        let columns = [preference?, index?, delta?, difficulty?];
-        let not_gamed = column("not_gamed_baseline")?;
-        let (mut rows, mut difficulties) = (Vec::new(), Vec::new());
-        for (number, record) in reader.records().enumerate() {
-            let record = record.map_err(|error| wrong(error.to_string()))?;
-            let number = |column: usize| {
-                let text = record.get(column).unwrap_or_default();
-                text.parse::<f64>().ok().filter(|value| value.is_finite()).ok_or_else(|| {
-                    wrong(format!(
-                        "row {}: `{}` is {text:?}, not a number",
-                        number + 1,
-                        &headers[column]
-                    ))
-                })
-            };
-            let [y, index, delta, difficulty] = columns.map(number);
-            let (y, index, delta, difficulty) = (y?, index?, delta?, difficulty?);
-            if !(0.0..=1.0).contains(&y) {
-                return Err(wrong(format!(
-                    "row {}: `preference` is {y}, not in 0 to 1",
-                    rows.len() + 1
-                )));
-            }
-            // The package takes the first row of each instruction, by its place in the file.
-            if index == difficulties.len() as f64 {
-                difficulties.push(difficulty);
-            } else if !(0.0..difficulties.len() as f64).contains(&index) {
-                return Err(wrong(format!(
-                    "row {}: instructions must be in order",
-                    rows.len() + 1
-                )));
-            }
-            let is_ours =
-                record.get(not_gamed).is_some_and(|text| text.eq_ignore_ascii_case("true"));
-            let weight = if is_ours { 1.0 } else { GAMED_WEIGHT };
-            rows.push(Row {
-                x: [delta.tanh(), difficulty, f64::from(u8::from(is_ours))],
-                y,
-                weight,
-            });
-        }
-        match rows.is_empty() {
-            true => Err(wrong("has no rows".to_owned())),
-            false => Ok(Self { rows, difficulties }),
-        }
-    }
-}
-
 /// The length-controlled win rate: [`Formula::V1`] where difficulties are known, else [`Formula::Minimal`].
 ///
 /// # Errors

@@ -147,8 +147,12 @@ fn what_isnt_defined_is_said() {
         (head.to_owned(), "no rows"),
         (format!("{head}1.5,0,0,0,False\n"), "not in 0 to 1"),
         (format!("{head}1,1,0,0,False\n"), "in order"),
-        (format!("{head}1,0,nan,0,False\n"), "not a number"),
-        (format!("{head}1,0\n"), "record 1"),
+        (format!("{head}1,0,nan,0,False\n"), "row 1: `std_delta_len` is \"nan\", not a number"),
+        (
+            format!("{head}1,0,0,0,False\n1,0,0,0,maybe\n"),
+            "row 2: `not_gamed_baseline` is \"maybe\"",
+        ),
+        (format!("{head}1,0\n"), "row 1: has 2 fields, and the header 5"),
     ] {
         let error = gamed(&text);
         assert!(error.contains(part), "{error}");
