@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     env,
     num::NonZeroUsize,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -79,7 +79,8 @@ pub struct Judge {
     #[arg(long, value_name = "URL")]
     url: Option<String>,
     /// The file of verdicts (JSON lines), begun or continued.
-    #[arg(long, value_name = "FILE", required_unless_present_any = ["annotations", "dry_run"])]
+    #[arg(long, value_name = "FILE", value_parser = streams::output,
+          required_unless_present_any = ["annotations", "dry_run"])]
     out: Option<PathBuf>,
     /// Requests at the same time.
     #[arg(long, default_value = "4", value_name = "N")]
@@ -155,6 +156,7 @@ impl Judge {
         let gamed = self.difficulties.as_deref().map(Gamed::read).transpose()?;
         let resampling = Resampling { rounds: self.rounds as usize, seed: self.seed };
         if !self.annotations.is_empty() {
+            self.keep_inputs()?;
             let found = annotations::read(&self.annotations)?;
             let summaries: Vec<Summary> = found
                 .iter()
@@ -186,6 +188,7 @@ impl Judge {
         let endpoint = self.endpoint()?;
         let settings = judge.settings(endpoint.url(), &baseline.generator, &model.generator);
         let (mut journal, kept) = Journal::open(verdicts, &settings)?;
+        self.keep_inputs()?;
         let outcome = self.ask(&endpoint, &judge, &pairs, &mut journal, kept)?;
 
         let rows = summary::judged(&pairs, &outcome.verdicts);
@@ -222,6 +225,16 @@ impl Judge {
         }
         let summary = Summary::new(&comparison, orders, gamed.as_ref(), resampling);
         self.show(&Report { comparisons: &[summary], scores: &scores, asked: Some(asked) })
+    }
+
+    /// Refuses results that would replace what was read, or the verdicts.
+    fn keep_inputs(&self) -> Result<()> {
+        let inputs =
+            [&self.baseline, &self.answers, &self.questions, &self.difficulties, &self.out];
+        let inputs = inputs.into_iter().flatten().chain(&self.annotations);
+        let inputs: Vec<&Path> = inputs.map(PathBuf::as_path).collect();
+        let mut results = [&self.json, &self.save_annotations].into_iter().flatten();
+        results.try_for_each(|result| streams::keep_apart(result, &inputs))
     }
 
     fn endpoint(&self) -> Result<Endpoint> {

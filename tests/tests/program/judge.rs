@@ -135,6 +135,14 @@ fn a_session_that_was_killed_goes_on() {
     let printed = succeed(&["judge", "--annotations", arg(&saved)]);
     assert!(printed.contains("win rate            75.00 %"), "{printed}");
 
+    for (option, file) in [("--json", "verdicts.jsonl"), ("--save-annotations", "mine.json")] {
+        let refused = files.judge(&server, &[option, arg(&files.path(file))]).output().unwrap();
+        let printed = text(&refused);
+        assert!(
+            !refused.status.success() && printed.contains("would replace the input"),
+            "{printed}"
+        );
+    }
     let refused = files.judge(&server, &["--temperature", "1"]).output().unwrap();
     let printed = text(&refused);
     assert!(
