@@ -41,7 +41,7 @@ pub fn listen() {
                 end();
             }
             asked = true;
-            say!("stops after this step, with a checkpoint; once more ends it at once");
+            say!("stops where nothing is lost; once more ends it at once");
         }
     });
 }

@@ -14,6 +14,8 @@ mod features;
 mod generate;
 mod interrupt;
 mod json_lines;
+#[cfg(feature = "judge")]
+mod judge;
 mod loaded;
 mod merge;
 mod plan;
@@ -102,6 +104,8 @@ enum Command {
     #[command(subcommand)]
     Features(features::Features),
     Generate(generate::Generate),
+    #[cfg(feature = "judge")]
+    Judge(judge::Judge),
     Merge(merge::Merge),
     /// Benchmarks a training step or single operations on random data.
     #[command(subcommand)]
@@ -215,6 +219,8 @@ impl Command {
             }
             Self::Features(features) => features.run(),
             Self::Generate(generate) => generate.run(),
+            #[cfg(feature = "judge")]
+            Self::Judge(judge) => judge.run(),
             Self::Merge(merge) => merge.run(),
             Self::Bench(bench) => bench.run(),
             Self::Score(score) => score.run(),

@@ -8,6 +8,7 @@ mod evaluate;
 mod features;
 mod folders;
 mod generate;
+mod judge;
 mod lora;
 mod metrics;
 mod plan;

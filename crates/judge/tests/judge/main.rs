@@ -1,0 +1,6 @@
+//! Tests of fpo-judge: formats, the endpoint's faults, and the statistics beside their peers.
+
+mod answers;
+mod faults;
+mod server;
+mod statistics;
