@@ -50,7 +50,8 @@ const TABLE: &[(&str, &[&str])] = &[
     ),
     ("fpo-trainer", LIBRARIES.split_at(16).0),
     ("fpo-bench", LIBRARIES.split_at(17).0),
-    ("fpo-cli", LIBRARIES.split_at(18).0),
+    ("fpo-benchmarks", &["fpo-files"]),
+    ("fpo-cli", LIBRARIES.split_at(19).0),
     ("fpo-tests", LIBRARIES),
     ("xtask", &[]),
 ];
@@ -75,6 +76,7 @@ const LIBRARIES: &[&str] = &[
     "fpo-run",
     "fpo-trainer",
     "fpo-bench",
+    "fpo-benchmarks",
     "fpo-cli",
 ];
 
@@ -84,8 +86,15 @@ const TRAINER_LINES: usize = 3000;
 const LARGEST_SHARE: usize = 5;
 
 /// Crates that know no tensor.
-const WITHOUT_BURN: [&str; 6] =
-    ["fpo-files", "fpo-data", "fpo-datasets", "fpo-report", "fpo-torch-file", "xtask"];
+const WITHOUT_BURN: [&str; 7] = [
+    "fpo-files",
+    "fpo-data",
+    "fpo-datasets",
+    "fpo-report",
+    "fpo-torch-file",
+    "fpo-benchmarks",
+    "xtask",
+];
 /// Crates that may offer a feature which compiles a backend in: `products` and `ops` for their own paths, `device` to open devices, the binary for its
 /// users, the tests to run on it.
 const MAY_OFFER_BACKENDS: [&str; 5] =

@@ -6,7 +6,9 @@
 //! * It is the only crate that prints, and the only one that enables a backend by default.
 
 mod activations;
+mod answers;
 mod bench;
+mod chat;
 mod data;
 mod dry_run;
 mod evaluate;
@@ -19,6 +21,7 @@ mod merge;
 mod plan;
 mod reference;
 mod sae;
+mod sampling;
 mod score;
 mod settings;
 mod streams;
@@ -102,6 +105,7 @@ enum Command {
     #[command(subcommand)]
     Features(features::Features),
     Generate(generate::Generate),
+    Chat(chat::Chat),
     Merge(merge::Merge),
     /// Benchmarks a training step or single operations on random data.
     #[command(subcommand)]
@@ -215,6 +219,7 @@ impl Command {
             }
             Self::Features(features) => features.run(),
             Self::Generate(generate) => generate.run(),
+            Self::Chat(chat) => chat.run(),
             Self::Merge(merge) => merge.run(),
             Self::Bench(bench) => bench.run(),
             Self::Score(score) => score.run(),
