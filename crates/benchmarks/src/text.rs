@@ -1,6 +1,10 @@
 //! Files of JSON objects: one a line, or an array of them.
 
-use std::{fs::File, io::Read, path::Path};
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
 
 use serde_json::{Map, Value};
 
@@ -36,8 +40,9 @@ pub fn read(path: &Path, limit: u64, kind: &'static str) -> Result<Rows, Error> 
             let whole = &bytes[..error.valid_up_to()];
             (std::str::from_utf8(whole).unwrap_or_default(), true)
         }
-        Err(error) => {
-            return Err(failed(std::io::Error::new(std::io::ErrorKind::InvalidData, error)));
+        Err(_) => {
+            let why = "it isn't UTF-8 text; is it compressed?";
+            return Err(failed(io::Error::new(io::ErrorKind::InvalidData, why)));
         }
     };
     let text = text.trim_start_matches('\u{FEFF}');

@@ -136,3 +136,23 @@ fn streams_follow_from_the_question_alone() {
     let questions = read_questions(&fixture("mt_bench.jsonl"), Benchmark::MtBench).unwrap();
     assert_eq!(questions[0].stream(0, 1), 1_241_353_016_420_919_619);
 }
+
+/// The benchmarks' own files, where they lie beside the checkout.
+#[test]
+fn published_files_are_read() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/benchmarks");
+    for (benchmark, file, rows, turns, greedy) in [
+        (Benchmark::ArenaHard, "arena_hard_v0.1_question.jsonl", 500, 1, 500),
+        (Benchmark::MtBench, "mt_bench_question.jsonl", 80, 2, 40),
+    ] {
+        if !folder.join(file).is_file() {
+            eprintln!("SKIPPED {file}: it doesn't lie beside the checkout");
+            continue;
+        }
+        let questions = read_questions(&folder.join(file), benchmark).unwrap();
+        assert_eq!(questions.len(), rows);
+        assert!(questions.iter().all(|question| question.turns.len() == turns));
+        let found = questions.iter().filter(|question| question.temperature == 0.0).count();
+        assert_eq!(found, greedy);
+    }
+}

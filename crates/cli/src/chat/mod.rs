@@ -51,27 +51,29 @@ pub struct Chat {
 /// The most tokens of an answer unless told otherwise.
 const MAX_NEW_TOKENS: usize = 512;
 
-const COMMANDS: &str = "\
-  /system TEXT  sets the system message; without a text there is none
+macro_rules! commands {
+    () => {
+        "  /system TEXT  sets the system message; without a text there is none
   /reset        forgets the conversation, but not the system message
   /save FILE    writes the conversation as JSON lines, one per model: {\"model\": …, \"messages\": […]}
   /help         lists these commands
   /quit         ends, as Ctrl-D does
-Ctrl-C stops an answer; what was said of it stays. A message that begins with / is written with //.";
+Ctrl-C stops an answer; what was said of it stays. A message that begins with / is written with //."
+    };
+}
 
-const AFTER_HELP: &str = "\
-Commands of a conversation:
-  /system TEXT  sets the system message; without a text there is none
-  /reset        forgets the conversation, but not the system message
-  /save FILE    writes the conversation as JSON lines, one per model: {\"model\": …, \"messages\": […]}
-  /help         lists these commands
-  /quit         ends, as Ctrl-D does
-Ctrl-C stops an answer; what was said of it stays. A message that begins with / is written with //.
+const COMMANDS: &str = commands!();
+
+const AFTER_HELP: &str = concat!(
+    "Commands of a conversation:\n",
+    commands!(),
+    "
 
 The whole conversation is the prompt of each answer, through the model's chat template; a model without one gets
 \\n\\nHuman: … \\n\\nAssistant: …. Where it no longer fits into the model's positions, the oldest turns are dropped, never the
 system message. The same messages, seed and options give the same answers.
-What isn't typed is read as one message a line; the first that can't be answered then ends the program.";
+What isn't typed is read as one message a line; the first that can't be answered then ends the program."
+);
 
 /// The conversation.
 struct Talk {
