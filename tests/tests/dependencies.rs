@@ -51,7 +51,8 @@ const TABLE: &[(&str, &[&str])] = &[
     ("fpo-trainer", LIBRARIES.split_at(16).0),
     ("fpo-bench", LIBRARIES.split_at(17).0),
     ("fpo-judge", &["fpo-files"]),
-    ("fpo-cli", LIBRARIES.split_at(19).0),
+    ("fpo-benchmarks", &["fpo-files"]),
+    ("fpo-cli", LIBRARIES.split_at(20).0),
     ("fpo-tests", LIBRARIES),
     ("xtask", &[]),
 ];
@@ -77,6 +78,7 @@ const LIBRARIES: &[&str] = &[
     "fpo-trainer",
     "fpo-bench",
     "fpo-judge",
+    "fpo-benchmarks",
     "fpo-cli",
 ];
 
@@ -86,8 +88,16 @@ const TRAINER_LINES: usize = 3000;
 const LARGEST_SHARE: usize = 5;
 
 /// Crates that know no tensor.
-const WITHOUT_BURN: [&str; 7] =
-    ["fpo-files", "fpo-data", "fpo-datasets", "fpo-report", "fpo-torch-file", "fpo-judge", "xtask"];
+const WITHOUT_BURN: [&str; 8] = [
+    "fpo-files",
+    "fpo-data",
+    "fpo-datasets",
+    "fpo-report",
+    "fpo-torch-file",
+    "fpo-benchmarks",
+    "fpo-judge",
+    "xtask",
+];
 /// Crates that may offer a feature which compiles a backend in: `products` and `ops` for their own paths, `device` to open devices, the binary for its
 /// users, the tests to run on it.
 const MAY_OFFER_BACKENDS: [&str; 5] =

@@ -1,9 +1,10 @@
-//! `fpo generate`: responses to a prompt or a file of prompts.
+//! `fpo generate`: responses to a prompt, a file of prompts or a benchmark's questions.
 
 use std::{num::NonZeroUsize, path::PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use fpo_benchmarks::Benchmark;
 use fpo_data::{Message, Prompt, Rendering, System, Tokenizer, read_prompts};
 use fpo_transformer::{
     Generated, GenerationOptions, LanguageModel, generate,
@@ -12,13 +13,15 @@ use fpo_transformer::{
 use serde::Serialize;
 
 use crate::{
+    answers::Job,
     json_lines,
     loaded::{ModelFolder, PlacementArgs},
+    sampling::Sampling,
     streams::{self, out},
     terminal::reporter,
 };
 
-/// Generates responses to a prompt or to a file of prompts
+/// Generates responses to a prompt, to a file of prompts, or to a benchmark's questions
 ///
 /// With --prompt the response is printed while it is generated. With --prompts responses are JSON lines, in the
 /// order of the file:
@@ -26,9 +29,12 @@ use crate::{
 /// `tokens` is the number of generated tokens; `stopped` is true if a stop token ended the response, false if
 /// --max-new-tokens did.
 ///
+/// With --for, --prompts is the benchmark's own file of questions and --out the file of answers that the benchmark judges.
+///
 /// Examples:
 ///   fpo generate --model runs/mine/align --prompt "Name three birds." --max-new-tokens 128
 ///   fpo generate --model runs/mine/align --prompts prompts.jsonl --temperature 0.7 --out responses.jsonl
+///   fpo generate --model runs/mine/align --for mt-bench --prompts question.jsonl --out mine.jsonl --model-id mine
 #[derive(Args)]
 #[command(verbatim_doc_comment, after_help = AFTER_HELP)]
 pub struct Generate {
@@ -37,6 +43,20 @@ pub struct Generate {
     model: PathBuf,
     #[command(flatten)]
     prompts: Prompts,
+    /// Answers the questions of a benchmark: alpaca-eval, arena-hard, mt-bench or ifeval; see below.
+    #[arg(
+        long = "for",
+        value_name = "BENCHMARK",
+        requires_all = ["prompts", "out"],
+        conflicts_with_all = ["rendering", "raw"]
+    )]
+    benchmark: Option<Benchmark>,
+    /// With --for: the name that the answers bear [default: the name of the model's folder].
+    #[arg(long, value_name = "NAME", requires = "benchmark")]
+    model_id: Option<String>,
+    /// With --for mt-bench: answers to each question, each sampled on its own [default: 1].
+    #[arg(long, value_name = "ANSWERS", requires = "benchmark")]
+    choices: Option<NonZeroUsize>,
     /// The JSON lines file to write [default: standard output].
     #[arg(long, value_name = "FILE", requires = "prompts", value_parser = streams::output)]
     out: Option<PathBuf>,
@@ -66,36 +86,13 @@ struct Prompts {
     /// The prompt; it becomes a user turn if the tokenizer has a chat template.
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
-    /// A file of prompts; see below.
-    #[arg(long, value_name = "FILE", value_parser = streams::input)]
+    /// A file of prompts, or with --for of questions; see below.
+    #[arg(long, visible_alias = "questions", value_name = "FILE", value_parser = streams::input)]
     prompts: Option<PathBuf>,
 }
 
-#[derive(Args)]
-struct Sampling {
-    /// Maximum number of tokens per response.
-    #[arg(long, default_value_t = 64, value_name = "TOKENS")]
-    max_new_tokens: usize,
-    /// Sampling temperature; 0 is greedy decoding, 1 samples from the model's own distribution.
-    #[arg(long, default_value_t = 0.0, value_name = "T")]
-    temperature: f64,
-    /// Samples from the K most likely tokens only.
-    #[arg(long, value_name = "K")]
-    top_k: Option<usize>,
-    /// Samples from the smallest set of most likely tokens whose probabilities add up to P; applied after --top-k.
-    #[arg(long, value_name = "P")]
-    top_p: Option<f64>,
-    /// Divides positive logits of tokens that occur in the prompt or in the response so far by FACTOR, and multiplies negative
-    /// ones; 1 turns it off.
-    #[arg(long, default_value_t = 1.0, value_name = "FACTOR")]
-    repetition_penalty: f64,
-    /// Seed of the sampling; the same seed, prompts and options give the same responses.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// An additional stop token, as written in the vocabulary; can be repeated.
-    #[arg(long, value_name = "TOKEN")]
-    stop: Vec<String>,
-}
+/// The most tokens of a response unless told otherwise.
+const MAX_NEW_TOKENS: usize = 64;
 
 const AFTER_HELP: &str = "\
 A file of prompts is a .txt file with one prompt per line, or JSON lines (plain or gzip) or Parquet with
@@ -103,7 +100,18 @@ A file of prompts is a .txt file with one prompt per line, or JSON lines (plain 
 
 A response ends at EOS, at the end-of-turn token, at any eos_token_id in config.json, or at a --stop token.
 Repetition penalty, temperature, top-k and top-p work as in Hugging Face transformers and are applied in this
-order. A prompt that leaves too few positions for --max-new-tokens is refused.";
+order. A prompt that leaves too few positions for --max-new-tokens is refused.
+
+With --for, each benchmark is read, answered and written as its own code does it:
+  alpaca-eval  alpaca_eval.json: instruction, dataset      temperature 0.7, 2048 tokens
+  arena-hard   question.jsonl: uid, prompt                 greedy, 4096 tokens
+  mt-bench     question.jsonl: question_id, turns          temperature by category, 1024 tokens a turn
+  ifeval       input_data.jsonl: key, prompt               greedy, 1280 tokens
+Questions are user turns of the chat template; MT-Bench's second turn follows the answer to the first. White space around an
+answer is removed, and an answer is shorter where the model's positions leave no more. token_len in Arena-Hard's file
+counts tokens of the model's own tokenizer. A question's answer depends on the seed and the question, not on the batch or
+on what was asked before. --out is written after each batch: the same call completes a file that was cut off, keeps what
+is in it, and refuses answers of another model or other settings, which are in OUT.settings.json.";
 
 /// A line of the output.
 #[derive(Serialize)]
@@ -127,9 +135,30 @@ impl Generate {
         if let (Some(out), Some(prompts)) = (&self.out, &self.prompts.prompts) {
             streams::keep_apart(out, &[prompts, &self.model])?;
         }
-        let placement = self.placement.open()?;
         let folder = ModelFolder::open(&self.model)?.with_system(self.system);
-        let options = self.sampling.options(&folder)?;
+        if let (Some(benchmark), Some(questions), Some(out)) =
+            (self.benchmark, &self.prompts.prompts, &self.out)
+        {
+            ensure!(
+                self.choices.is_none() || benchmark == Benchmark::MtBench,
+                "--choices: {}'s answers have no choices; it is for mt-bench",
+                benchmark.title()
+            );
+            let job = Job {
+                benchmark,
+                questions,
+                out,
+                model: &self.model,
+                model_id: self.model_id,
+                choices: self.choices.unwrap_or(NonZeroUsize::MIN),
+                batch_size: self.batch_size,
+                sampling: &self.sampling,
+                placement: &self.placement,
+            };
+            return job.run(&folder);
+        }
+        let placement = self.placement.open()?;
+        let options = self.sampling.options(&folder, MAX_NEW_TOKENS)?;
         let prompts = self.prompts.read()?;
         let tokens = self.tokenize(&folder, &prompts)?;
         check_prompts(&folder.config, &tokens, options.max_new_tokens)?;
@@ -192,31 +221,6 @@ impl Prompts {
             (None, Some(path)) => Ok(read_prompts(path)?),
             (None, None) => bail!("--prompt or --prompts is required"),
         }
-    }
-}
-
-impl Sampling {
-    fn options(&self, folder: &ModelFolder) -> Result<GenerationOptions> {
-        let mut stop_tokens = folder.tokenizer.stop_ids();
-        stop_tokens.extend(&folder.config.eos_token_ids);
-        for token in &self.stop {
-            let id = folder.tokenizer.token_id(token).with_context(|| {
-                format!("--stop {token}: not in the vocabulary; a stop must be a single token")
-            })?;
-            stop_tokens.push(id);
-        }
-        let options = GenerationOptions {
-            max_new_tokens: self.max_new_tokens,
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            repetition_penalty: self.repetition_penalty,
-            seed: self.seed,
-            first_prompt: 0,
-            stop_tokens,
-        };
-        options.check()?;
-        Ok(options)
     }
 }
 

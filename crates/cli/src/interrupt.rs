@@ -1,10 +1,22 @@
-//! Ctrl-C and the request to end (SIGTERM): a training writes a checkpoint first, all else ends at once, without leftovers.
+//! Ctrl-C and the request to end (SIGTERM): a training writes a checkpoint first, a chat stops its answer, all else ends at once,
+//! without leftovers.
 
-use std::{process, sync::OnceLock};
+use std::{
+    env,
+    path::Path,
+    process,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use fpo_data::atomic;
 
-use crate::streams::{self, say};
+use crate::{
+    streams::{self, say},
+    train::quoted,
+};
 
 /// What a shell expects of a program that was interrupted.
 pub const EXIT_CODE: u8 = 130;
@@ -15,6 +27,39 @@ static CONTINUE: OnceLock<String> = OnceLock::new();
 /// Says which command continues what is running now.
 pub fn continue_with(command: String) {
     let _ = CONTINUE.set(command);
+}
+
+/// Says that the same call again continues what is running now.
+pub fn continue_with_this_call() {
+    let words = env::args_os().skip(1).map(|word| quoted(Path::new(&word)));
+    let words: Vec<String> = std::iter::once("fpo".to_owned()).chain(words).collect();
+    continue_with(words.join(" "));
+}
+
+static ANSWERING: AtomicBool = AtomicBool::new(false);
+static STOPPED: AtomicBool = AtomicBool::new(false);
+
+/// While it exists, the first Ctrl-C stops an answer instead of ending the program.
+pub struct Answering(());
+
+impl Answering {
+    /// An answer begins.
+    pub fn begin() -> Self {
+        STOPPED.store(false, Ordering::SeqCst);
+        ANSWERING.store(true, Ordering::SeqCst);
+        Self(())
+    }
+
+    /// Whether it should stop.
+    pub fn is_stopped(&self) -> bool {
+        STOPPED.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        ANSWERING.store(false, Ordering::SeqCst);
+    }
 }
 
 /// What to do after an interruption.
@@ -36,7 +81,11 @@ pub fn listen() {
     let Ok(mut signals) = Signals::new([SIGINT, SIGTERM]) else { return };
     std::thread::spawn(move || {
         let mut asked = false;
-        for _ in signals.forever() {
+        for signal in signals.forever() {
+            let answering = signal == SIGINT && ANSWERING.load(Ordering::SeqCst);
+            if answering && !STOPPED.swap(true, Ordering::SeqCst) {
+                continue;
+            }
             if asked || !fpo_device::interrupt::request() {
                 end();
             }

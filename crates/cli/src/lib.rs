@@ -6,7 +6,9 @@
 //! * It is the only crate that prints, and the only one that enables a backend by default.
 
 mod activations;
+mod answers;
 mod bench;
+mod chat;
 mod data;
 mod dry_run;
 mod evaluate;
@@ -21,6 +23,7 @@ mod merge;
 mod plan;
 mod reference;
 mod sae;
+mod sampling;
 mod score;
 mod settings;
 mod streams;
@@ -106,6 +109,7 @@ enum Command {
     Generate(generate::Generate),
     #[cfg(feature = "judge")]
     Judge(judge::Judge),
+    Chat(chat::Chat),
     Merge(merge::Merge),
     /// Benchmarks a training step or single operations on random data.
     #[command(subcommand)]
@@ -221,6 +225,7 @@ impl Command {
             Self::Generate(generate) => generate.run(),
             #[cfg(feature = "judge")]
             Self::Judge(judge) => judge.run(),
+            Self::Chat(chat) => chat.run(),
             Self::Merge(merge) => merge.run(),
             Self::Bench(bench) => bench.run(),
             Self::Score(score) => score.run(),

@@ -81,6 +81,11 @@ impl ModelFolder {
         Ok(weights::load(&self.path, placement)?)
     }
 
+    /// The folder with its weights.
+    pub fn loaded(self, placement: impl Into<Placement>) -> Result<Loaded> {
+        Ok(Loaded { model: self.load(placement)?, folder: self })
+    }
+
     /// Loads an autoencoder, which must have the width of the site. If its file names another model or site, it warns.
     pub fn open_sae(&self, path: &Path, site: Site, device: &Device) -> Result<Sae> {
         autoencoder::open(path, site, &self.config, Some(&self.path), device, &reporter())
@@ -125,9 +130,7 @@ impl Deref for Loaded {
 
 impl Loaded {
     pub fn open(path: &Path, placement: impl Into<Placement>) -> Result<Self> {
-        let folder = ModelFolder::open(path)?;
-        let model = folder.load(placement)?;
-        Ok(Self { model, folder })
+        ModelFolder::open(path)?.loaded(placement)
     }
 
     /// [`ModelFolder::open_sae`] on the model's device.

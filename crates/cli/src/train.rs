@@ -172,7 +172,7 @@ fn timing(folder: &Path) -> String {
 }
 
 /// As a shell takes it.
-fn quoted(path: &Path) -> String {
+pub fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:,@".contains(c);
     match text.chars().all(plain) {

@@ -60,6 +60,17 @@ pub struct Generated {
     pub stopped: bool,
 }
 
+/// A prompt to continue, with what is its own among the prompts of a batch.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The prompt.
+    pub prompt: Vec<u32>,
+    /// Beside the seed, what its tokens are sampled from; usually its index in a list.
+    pub stream: u64,
+    /// The most tokens to generate, stop token included.
+    pub max_new_tokens: usize,
+}
+
 /// Continues every prompt. Prompts of unequal length are padded on the left.
 ///
 /// # Errors
@@ -82,72 +93,139 @@ pub fn generate_with(
     options: &GenerationOptions,
     mut on_token: impl FnMut(usize, u32),
 ) -> Result<Vec<Generated>, Error> {
-    options.check()?;
-    check_prompts(model.config(), prompts, options.max_new_tokens)?;
-    if prompts.is_empty() || options.max_new_tokens == 0 {
-        return Ok(vec![Generated::default(); prompts.len()]);
-    }
-    let config = model.config();
-    let (device, head) = (model.device(), model.head());
-    let stop_tokens = match options.stop_tokens.as_slice() {
-        [] => config.eos_token_ids.as_slice(),
-        some => some,
+    let request = |(prompt, stream): (&Vec<u32>, u64)| Request {
+        prompt: prompt.clone(),
+        stream,
+        max_new_tokens: options.max_new_tokens,
     };
-    let mut samplers: Vec<_> = (0..prompts.len())
-        .map(|row| {
-            // One stream per row, so that a response doesn't depend on its neighbours.
-            let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
-            rng.set_stream(options.first_prompt.wrapping_add(row as u64));
-            rng
-        })
-        .collect();
-
-    let width = prompts.iter().map(Vec::len).max().unwrap_or(0);
-    let padding: Vec<usize> = prompts.iter().map(|p| width - p.len()).collect();
-    let mut caches: Vec<LayerCache> =
-        (0..config.num_hidden_layers).map(|_| LayerCache::new(&padding)).collect();
-    let mut results = vec![Generated::default(); prompts.len()];
-
-    // Nothing attends to padding, so any token will do.
-    let pad_token = config.pad_token_id.unwrap_or(0);
-    let mut tokens: Vec<u32> = Vec::with_capacity(prompts.len() * width);
-    for (prompt, &pad) in prompts.iter().zip(&padding) {
-        tokens.extend(std::iter::repeat_n(pad_token, pad).chain(prompt.iter().copied()));
+    let streams = (0..).map(|row| options.first_prompt.wrapping_add(row));
+    let requests = prompts.iter().zip(streams).map(request).collect();
+    let mut generation = Generation::new(model, requests, options)?;
+    while let Some(tokens) = generation.step() {
+        tokens.into_iter().for_each(|(row, token)| on_token(row, token));
     }
-    let mut positions: Vec<usize> =
-        padding.iter().flat_map(|&pad| (0..width).map(move |t| t.saturating_sub(pad))).collect();
-    for step in 0..options.max_new_tokens {
-        let input = int_tensor(&tokens, [prompts.len(), tokens.len() / prompts.len()], &device);
-        let hidden = model.forward_cached(input, &positions, &mut caches);
+    Ok(generation.finish())
+}
+
+/// Prompts being continued, token by token: [`Self::step`] until it returns `None`, or for as long as it is wanted.
+pub struct Generation<'a> {
+    model: &'a LanguageModel,
+    options: &'a GenerationOptions,
+    stop_tokens: &'a [u32],
+    rows: Vec<Row>,
+    caches: Vec<LayerCache>,
+    /// Tokens of each row that no key has been computed of yet, and their positions.
+    tokens: Vec<u32>,
+    positions: Vec<usize>,
+    /// Length of the longest prompt, and steps since.
+    width: usize,
+    steps: usize,
+}
+
+struct Row {
+    request: Request,
+    padding: usize,
+    /// One stream per row, so that a response doesn't depend on its neighbours.
+    rng: ChaCha8Rng,
+    result: Generated,
+}
+
+impl Row {
+    fn is_done(&self) -> bool {
+        self.result.stopped || self.result.tokens.len() >= self.request.max_new_tokens
+    }
+}
+
+impl<'a> Generation<'a> {
+    /// Starts to continue every prompt. Of the options, `max_new_tokens` and `first_prompt` are the requests' own.
+    ///
+    /// # Errors
+    /// As [`generate`].
+    pub fn new(
+        model: &'a LanguageModel,
+        requests: Vec<Request>,
+        options: &'a GenerationOptions,
+    ) -> Result<Self, Error> {
+        options.check()?;
+        let config = model.config();
+        for (index, request) in requests.iter().enumerate() {
+            check_prompt(config, index, &request.prompt, request.max_new_tokens)?;
+        }
+        let width = requests.iter().map(|request| request.prompt.len()).max().unwrap_or(0);
+        let row = |request: Request| {
+            let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
+            rng.set_stream(request.stream);
+            let padding = width - request.prompt.len();
+            Row { request, padding, rng, result: Generated::default() }
+        };
+        let rows: Vec<Row> = requests.into_iter().map(row).collect();
+        let padding: Vec<usize> = rows.iter().map(|row| row.padding).collect();
+        // Nothing attends to padding, so any token will do.
+        let pad_token = config.pad_token_id.unwrap_or(0);
+        let mut tokens: Vec<u32> = Vec::with_capacity(rows.len() * width);
+        for row in &rows {
+            tokens.extend(
+                std::iter::repeat_n(pad_token, row.padding)
+                    .chain(row.request.prompt.iter().copied()),
+            );
+        }
+        let positions = padding
+            .iter()
+            .flat_map(|&pad| (0..width).map(move |t| t.saturating_sub(pad)))
+            .collect();
+        let caches = (0..config.num_hidden_layers).map(|_| LayerCache::new(&padding)).collect();
+        let stop_tokens = match options.stop_tokens.as_slice() {
+            [] => config.eos_token_ids.as_slice(),
+            some => some,
+        };
+        Ok(Self { model, options, stop_tokens, rows, caches, tokens, positions, width, steps: 0 })
+    }
+
+    /// Samples one token for every prompt that hasn't ended, and returns those that aren't stop tokens, with their prompts' indexes;
+    /// `None` once all have ended.
+    pub fn step(&mut self) -> Option<Vec<(usize, u32)>> {
+        if self.rows.iter().all(Row::is_done) {
+            return None;
+        }
+        let config = self.model.config();
+        let pad_token = config.pad_token_id.unwrap_or(0);
+        let shape = [self.rows.len(), self.tokens.len() / self.rows.len()];
+        let input = int_tensor(&self.tokens, shape, &self.model.device());
+        let hidden = self.model.forward_cached(input, &self.positions, &mut self.caches);
         let [rows, new, d_model] = hidden.dims();
         let last = hidden.slice([0..rows, new - 1..new, 0..d_model]).reshape([rows, d_model]);
-        let mut logits = to_f32(head.logits(last));
+        let mut logits = to_f32(self.model.head().logits(last));
 
-        tokens.clear();
-        positions.clear();
-        for (row, logits) in logits.chunks_exact_mut(config.vocab_size).enumerate() {
-            let result = &mut results[row];
+        self.tokens.clear();
+        self.positions.clear();
+        let mut sampled = Vec::with_capacity(rows);
+        let per_row = logits.chunks_exact_mut(config.vocab_size).zip(&mut self.rows);
+        for (index, (logits, row)) in per_row.enumerate() {
             let mut next = pad_token;
-            if !result.stopped {
+            if !row.is_done() {
+                let result = &mut row.result;
                 result.entropies.push(entropy(&softmax(logits, 1.0)));
-                let seen = prompts[row].iter().chain(&result.tokens).copied();
-                penalise(logits, seen, options.repetition_penalty);
-                next = sample(&candidates(logits, options), &mut samplers[row]);
-                if stop_tokens.contains(&next) {
+                let seen = row.request.prompt.iter().chain(&result.tokens).copied();
+                penalise(logits, seen, self.options.repetition_penalty);
+                next = sample(&candidates(logits, self.options), &mut row.rng);
+                if self.stop_tokens.contains(&next) {
                     result.stopped = true;
                 } else {
                     result.tokens.push(next);
-                    on_token(row, next);
+                    sampled.push((index, next));
                 }
             }
-            tokens.push(next);
-            positions.push(width + step - padding[row]);
+            self.tokens.push(next);
+            self.positions.push(self.width + self.steps - row.padding);
         }
-        if step + 1 == options.max_new_tokens || results.iter().all(|r| r.stopped) {
-            break;
-        }
+        self.steps += 1;
+        Some(sampled)
     }
-    Ok(results)
+
+    /// The continuations so far.
+    pub fn finish(self) -> Vec<Generated> {
+        self.rows.into_iter().map(|row| row.result).collect()
+    }
 }
 
 /// Checks that a model can continue all of these prompts by `max_new_tokens`.

@@ -75,7 +75,7 @@ pub use embedding::Embedding;
 pub use error::Error;
 pub use families::{Family, PublishedModel, Sizes};
 pub use fpo_ops::{Gain, TextStarts};
-pub use generate::{Generated, GenerationOptions, generate, generate_with};
+pub use generate::{Generated, Generation, GenerationOptions, Request, generate, generate_with};
 pub use head::Head;
 pub use linear::{Linear, Lora};
 pub use lora::{LoraConfig, Projection};

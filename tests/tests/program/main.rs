@@ -1,7 +1,9 @@
 //! The whole program, run as a user runs it.
 
+mod answers;
 mod autoencoder;
 mod bad_input;
+mod chat;
 mod common;
 mod end_to_end;
 mod evaluate;
