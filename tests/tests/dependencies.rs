@@ -24,14 +24,19 @@ const TABLE: &[(&str, &[&str])] = &[
     ("fpo-data", &["fpo-files"]),
     ("fpo-datasets", &[]),
     ("fpo-report", &[]),
+    ("fpo-track", &["fpo-files"]),
     ("fpo-losses", &[]),
     ("fpo-torch-file", &[]),
     ("fpo-transformer", &["fpo-ops", "fpo-torch-file"]),
     ("fpo-sae", &["fpo-ops", "fpo-torch-file"]),
     ("fpo-device", &["fpo-ops"]),
-    ("fpo-config", &["fpo-data", "fpo-losses", "fpo-sae", "fpo-transformer"]),
+    ("fpo-metrics", &["fpo-losses", "fpo-report", "fpo-track"]),
+    (
+        "fpo-config",
+        &["fpo-data", "fpo-losses", "fpo-metrics", "fpo-sae", "fpo-track", "fpo-transformer"],
+    ),
     ("fpo-plan", &["fpo-config", "fpo-device", "fpo-losses", "fpo-transformer"]),
-    ("fpo-metrics", &["fpo-losses", "fpo-report"]),
+    ("fpo-optim", &["fpo-config", "fpo-ops", "fpo-transformer"]),
     (
         "fpo-interp",
         &[
@@ -41,6 +46,7 @@ const TABLE: &[(&str, &[&str])] = &[
             "fpo-ops",
             "fpo-report",
             "fpo-sae",
+            "fpo-track",
             "fpo-transformer",
         ],
     ),
@@ -48,9 +54,9 @@ const TABLE: &[(&str, &[&str])] = &[
         "fpo-run",
         &["fpo-config", "fpo-data", "fpo-device", "fpo-ops", "fpo-plan", "fpo-transformer"],
     ),
-    ("fpo-trainer", LIBRARIES.split_at(16).0),
-    ("fpo-bench", LIBRARIES.split_at(17).0),
-    ("fpo-cli", LIBRARIES.split_at(18).0),
+    ("fpo-trainer", LIBRARIES.split_at(18).0),
+    ("fpo-bench", LIBRARIES.split_at(19).0),
+    ("fpo-cli", LIBRARIES.split_at(20).0),
     ("fpo-tests", LIBRARIES),
     ("xtask", &[]),
 ];
@@ -63,14 +69,16 @@ const LIBRARIES: &[&str] = &[
     "fpo-data",
     "fpo-datasets",
     "fpo-report",
+    "fpo-track",
     "fpo-losses",
     "fpo-torch-file",
     "fpo-transformer",
     "fpo-sae",
     "fpo-device",
+    "fpo-metrics",
     "fpo-config",
     "fpo-plan",
-    "fpo-metrics",
+    "fpo-optim",
     "fpo-interp",
     "fpo-run",
     "fpo-trainer",
@@ -84,8 +92,8 @@ const TRAINER_LINES: usize = 3000;
 const LARGEST_SHARE: usize = 5;
 
 /// Crates that know no tensor.
-const WITHOUT_BURN: [&str; 6] =
-    ["fpo-files", "fpo-data", "fpo-datasets", "fpo-report", "fpo-torch-file", "xtask"];
+const WITHOUT_BURN: [&str; 7] =
+    ["fpo-files", "fpo-data", "fpo-datasets", "fpo-report", "fpo-torch-file", "fpo-track", "xtask"];
 /// Crates that may offer a feature which compiles a backend in: `products` and `ops` for their own paths, `device` to open devices, the binary for its
 /// users, the tests to run on it.
 const MAY_OFFER_BACKENDS: [&str; 5] =

@@ -22,3 +22,4 @@ mod shared_cache;
 mod small_data;
 mod streams;
 mod trl;
+mod while_training;
