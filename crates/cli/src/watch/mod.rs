@@ -1,5 +1,6 @@
 //! `fpo watch`: a run's curves in the terminal, while another process writes them or afterwards.
 
+mod screen;
 mod summary;
 mod view;
 
@@ -11,13 +12,11 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::Args;
+use console::Key;
 use fpo_track::follow::Follower;
-use ratatui::{
-    DefaultTerminal,
-    crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers},
-};
 
 use crate::streams::write;
+use screen::Screen;
 use view::{Choice, draw};
 
 /// Time between looks at the logs.
@@ -48,30 +47,29 @@ impl Watch {
         if !stdout().is_terminal() {
             return write(summary::of(&follower).as_bytes());
         }
-        let mut terminal = ratatui::try_init().context("the terminal can't be drawn on")?;
-        let shown = self.show(&mut terminal, &mut follower);
-        let restored = ratatui::try_restore().context("restoring the terminal");
-        shown.and(restored)
+        let mut screen = Screen::open(ends).context("the terminal can't be drawn on")?;
+        self.show(&mut screen, &mut follower)
     }
 
-    fn show(&self, terminal: &mut DefaultTerminal, follower: &mut Follower) -> Result<()> {
+    /// Until a key ends it. A log that can't be read any more is told, and ends it with that key.
+    fn show(&self, screen: &mut Screen, follower: &mut Follower) -> Result<()> {
         let mut choice = Choice::default();
+        let mut state = Ok(());
         loop {
-            terminal.draw(|frame| draw(frame, &self.run, follower.logs(), &choice))?;
-            if event::poll(EVERY)? {
-                match event::read()? {
-                    Event::Key(key) if ends(key) => return Ok(()),
-                    Event::Key(key) => choice.press(key, follower.logs()),
-                    _ => {}
-                }
+            let trouble = state.as_ref().err().map(ToString::to_string);
+            screen.draw(|frame| draw(frame, &self.run, follower.logs(), &choice, trouble))?;
+            match screen.key(EVERY)? {
+                Some(key) if ends(&key) => return Ok(state?),
+                Some(key) => choice.press(&key, follower.logs()),
+                None => {}
             }
-            follower.refresh()?;
+            if state.is_ok() {
+                state = follower.refresh().map(drop);
+            }
         }
     }
 }
 
-fn ends(key: KeyEvent) -> bool {
-    let control_c = key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL);
-    let quits = matches!(key.code, KeyCode::Char('q') | KeyCode::Esc);
-    key.kind == KeyEventKind::Press && (quits || control_c)
+fn ends(key: &Key) -> bool {
+    matches!(key, Key::Char('q') | Key::Escape | Key::CtrlC)
 }

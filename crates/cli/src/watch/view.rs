@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use console::Key;
 use fpo_report::text::visible_inline;
 use fpo_track::{
     EVAL,
@@ -9,7 +10,6 @@ use fpo_track::{
 };
 use ratatui::{
     Frame,
-    crossterm::event::{KeyCode, KeyEvent, KeyEventKind},
     layout::{Constraint, Layout, Rect},
     style::{Color, Style, Stylize},
     symbols::Marker,
@@ -36,19 +36,16 @@ pub struct Choice {
 
 impl Choice {
     /// Follows a key.
-    pub fn press(&mut self, key: KeyEvent, logs: &[StageLog]) {
+    pub fn press(&mut self, key: &Key, logs: &[StageLog]) {
         let Some(at) = self.position(logs) else { return };
-        if key.kind == KeyEventKind::Release {
-            return;
-        }
         let of = |at: usize| metrics(&logs[at]).len().max(1);
-        match key.code {
-            KeyCode::Tab | KeyCode::Right => self.metric = (self.metric + 1) % of(at),
-            KeyCode::BackTab | KeyCode::Left => {
+        match key {
+            Key::Tab | Key::ArrowRight => self.metric = (self.metric + 1) % of(at),
+            Key::BackTab | Key::ArrowLeft => {
                 self.metric = (self.metric.min(of(at) - 1) + of(at) - 1) % of(at);
             }
-            KeyCode::Up => self.go_to(at.saturating_sub(1), logs),
-            KeyCode::Down => self.go_to((at + 1).min(logs.len() - 1), logs),
+            Key::ArrowUp => self.go_to(at.saturating_sub(1), logs),
+            Key::ArrowDown => self.go_to((at + 1).min(logs.len() - 1), logs),
             _ => {}
         }
     }
@@ -102,8 +99,14 @@ pub fn short(value: f64) -> String {
     }
 }
 
-/// Draws the run as it is now.
-pub fn draw(frame: &mut Frame, run: &Path, logs: &[StageLog], choice: &Choice) {
+/// Draws the run as it is now, or says what hinders that.
+pub fn draw(
+    frame: &mut Frame,
+    run: &Path,
+    logs: &[StageLog],
+    choice: &Choice,
+    trouble: Option<String>,
+) {
     let area = frame.area();
     let [head, body, keys] =
         Layout::vertical([Constraint::Length(1), Constraint::Min(3), Constraint::Length(1)])
@@ -113,6 +116,11 @@ pub fn draw(frame: &mut Frame, run: &Path, logs: &[StageLog], choice: &Choice) {
         Line::from(" tab → ← metric   ↑ ↓ stage   q ends").style(Style::new().dark_gray()),
         keys,
     );
+    if let Some(trouble) = trouble {
+        frame.render_widget(Line::from(run).bold(), head);
+        frame.render_widget(Paragraph::new(trouble).wrap(Wrap { trim: false }), body);
+        return;
+    }
     let (Some(at), Some(metric)) = (choice.position(logs), choice.metric(logs)) else {
         frame.render_widget(Line::from(run).bold(), head);
         frame.render_widget(Paragraph::new("no training of this run has begun yet"), body);
@@ -200,7 +208,7 @@ mod tests {
     use std::fs;
 
     use fpo_track::follow::Follower;
-    use ratatui::{Terminal, backend::TestBackend, crossterm::event::KeyModifiers};
+    use ratatui::{Terminal, backend::TestBackend};
 
     use super::*;
 
@@ -227,7 +235,7 @@ mod tests {
 
     fn screen(logs: &[StageLog], choice: &Choice, size: (u16, u16)) -> String {
         let mut terminal = Terminal::new(TestBackend::new(size.0, size.1)).unwrap();
-        terminal.draw(|frame| draw(frame, Path::new("runs/x"), logs, choice)).unwrap();
+        terminal.draw(|frame| draw(frame, Path::new("runs/x"), logs, choice, None)).unwrap();
         terminal.backend().to_string()
     }
 
@@ -236,9 +244,6 @@ mod tests {
         let (_folder, follower) = run();
         let logs = follower.logs();
         let mut choice = Choice::default();
-        let press = |choice: &mut Choice, code| {
-            choice.press(KeyEvent::new(code, KeyModifiers::NONE), logs);
-        };
         let cases = [
             (
                 None,
@@ -249,16 +254,16 @@ mod tests {
                     "held-out 0.5000",
                 ],
             ),
-            (Some(KeyCode::Tab), vec![" u ", "training 1.500"]),
-            (Some(KeyCode::Right), vec![" right ", "held-out 0.2500"]),
-            (Some(KeyCode::Tab), vec![" loss "]),
-            (Some(KeyCode::Left), vec![" right "]),
-            (Some(KeyCode::Up), vec!["sft, 7 steps, finished", " loss ", "training 2.000"]),
-            (Some(KeyCode::Up), vec!["sft, 7 steps"]),
-            (Some(KeyCode::Down), vec!["align, 40 steps", " loss "]),
+            (Some(Key::Tab), vec![" u ", "training 1.500"]),
+            (Some(Key::ArrowRight), vec![" right ", "held-out 0.2500"]),
+            (Some(Key::Tab), vec![" loss "]),
+            (Some(Key::ArrowLeft), vec![" right "]),
+            (Some(Key::ArrowUp), vec!["sft, 7 steps, finished", " loss ", "training 2.000"]),
+            (Some(Key::ArrowUp), vec!["sft, 7 steps"]),
+            (Some(Key::ArrowDown), vec!["align, 40 steps", " loss "]),
         ];
         for (key, expected) in cases {
-            key.into_iter().for_each(|key| press(&mut choice, key));
+            key.iter().for_each(|key| choice.press(key, logs));
             let screen = screen(logs, &choice, (80, 24));
             for text in expected {
                 assert!(screen.contains(text), "{key:?}: no `{text}` in\n{screen}");
