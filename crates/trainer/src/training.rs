@@ -66,9 +66,12 @@ pub struct Evaluation<'a> {
     pub every: NonZeroUsize,
     /// What of the measurements decides.
     pub rules: Rules,
-    /// The line of an evaluation, for a model without autodiff.
-    pub measure: Box<dyn Fn(&LanguageModel) -> Result<Map<String, Value>> + 'a>,
+    /// Measures a model without autodiff.
+    pub measure: Measure<'a>,
 }
+
+/// The line of an evaluation, without its step.
+pub type Measure<'a> = Box<dyn Fn(&LanguageModel) -> Result<Map<String, Value>> + 'a>;
 
 /// The evaluation whose model a training results in, as the stage's folder notes it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
