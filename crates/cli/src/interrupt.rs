@@ -4,7 +4,10 @@ use std::{process, sync::OnceLock};
 
 use fpo_data::atomic;
 
-use crate::streams::{self, say};
+use crate::{
+    streams::{self, say},
+    watch,
+};
 
 /// What a shell expects of a program that was interrupted.
 pub const EXIT_CODE: u8 = 130;
@@ -50,6 +53,7 @@ pub fn listen() {
 pub fn listen() {}
 
 fn end() -> ! {
+    watch::leave();
     atomic::remove_temporaries();
     streams::clean();
     say!("{}", advice());

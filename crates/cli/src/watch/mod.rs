@@ -17,6 +17,7 @@ use fpo_track::follow::Follower;
 
 use crate::streams::write;
 use screen::Screen;
+pub use screen::leave;
 use view::{Choice, draw};
 
 /// Time between looks at the logs.

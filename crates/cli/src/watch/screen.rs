@@ -4,7 +4,10 @@
 
 use std::{
     io::{self, Write},
-    sync::mpsc::{Receiver, RecvTimeoutError, channel},
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, channel},
+    },
     thread,
     time::Duration,
 };
@@ -22,6 +25,17 @@ use ratatui::{
 const ENTER: &str = "\u{1b}[?1049h\u{1b}[?25l\u{1b}[2J";
 const LEAVE: &str = "\u{1b}[0m\u{1b}[?25h\u{1b}[?1049l";
 
+/// Whether the terminal is taken over.
+static OPEN: AtomicBool = AtomicBool::new(false);
+
+/// Gives the terminal back, if it was taken over.
+pub fn leave() {
+    if OPEN.swap(false, Ordering::SeqCst) {
+        // There is nobody left to tell if it fails.
+        let _ = Term::stdout().write_str(LEAVE);
+    }
+}
+
 /// The whole terminal, given back as it was when this is dropped.
 pub struct Screen {
     terminal: Terminal<Console>,
@@ -36,6 +50,7 @@ impl Screen {
     /// A terminal that can't be written to.
     pub fn open(ends: fn(&Key) -> bool) -> io::Result<Self> {
         let console = Console(Term::buffered_stdout());
+        OPEN.store(true, Ordering::SeqCst);
         console.0.write_str(ENTER)?;
         let (sender, keys) = channel();
         thread::spawn(move || {
@@ -76,8 +91,8 @@ struct Console(Term);
 
 impl Drop for Console {
     fn drop(&mut self) {
-        // There is nobody left to tell if it fails.
-        let _ = self.0.write_str(LEAVE).and_then(|()| self.0.flush());
+        let _ = self.0.flush();
+        leave();
     }
 }
 
