@@ -24,14 +24,19 @@ const TABLE: &[(&str, &[&str])] = &[
     ("fpo-data", &["fpo-files"]),
     ("fpo-datasets", &[]),
     ("fpo-report", &[]),
+    ("fpo-track", &["fpo-files"]),
     ("fpo-losses", &[]),
     ("fpo-torch-file", &[]),
     ("fpo-transformer", &["fpo-ops", "fpo-torch-file"]),
     ("fpo-sae", &["fpo-ops", "fpo-torch-file"]),
     ("fpo-device", &["fpo-ops"]),
-    ("fpo-config", &["fpo-data", "fpo-losses", "fpo-sae", "fpo-transformer"]),
+    ("fpo-metrics", &["fpo-losses", "fpo-report", "fpo-track"]),
+    (
+        "fpo-config",
+        &["fpo-data", "fpo-losses", "fpo-metrics", "fpo-sae", "fpo-track", "fpo-transformer"],
+    ),
     ("fpo-plan", &["fpo-config", "fpo-device", "fpo-losses", "fpo-transformer"]),
-    ("fpo-metrics", &["fpo-losses", "fpo-report"]),
+    ("fpo-optim", &["fpo-config", "fpo-ops", "fpo-transformer"]),
     (
         "fpo-interp",
         &[
@@ -41,6 +46,7 @@ const TABLE: &[(&str, &[&str])] = &[
             "fpo-ops",
             "fpo-report",
             "fpo-sae",
+            "fpo-track",
             "fpo-transformer",
         ],
     ),
@@ -48,11 +54,11 @@ const TABLE: &[(&str, &[&str])] = &[
         "fpo-run",
         &["fpo-config", "fpo-data", "fpo-device", "fpo-ops", "fpo-plan", "fpo-transformer"],
     ),
-    ("fpo-trainer", LIBRARIES.split_at(16).0),
-    ("fpo-bench", LIBRARIES.split_at(17).0),
+    ("fpo-trainer", LIBRARIES.split_at(18).0),
+    ("fpo-bench", LIBRARIES.split_at(19).0),
     ("fpo-judge", &["fpo-files"]),
     ("fpo-benchmarks", &["fpo-files"]),
-    ("fpo-cli", LIBRARIES.split_at(20).0),
+    ("fpo-cli", LIBRARIES.split_at(22).0),
     ("fpo-tests", LIBRARIES),
     ("xtask", &[]),
 ];
@@ -65,14 +71,16 @@ const LIBRARIES: &[&str] = &[
     "fpo-data",
     "fpo-datasets",
     "fpo-report",
+    "fpo-track",
     "fpo-losses",
     "fpo-torch-file",
     "fpo-transformer",
     "fpo-sae",
     "fpo-device",
+    "fpo-metrics",
     "fpo-config",
     "fpo-plan",
-    "fpo-metrics",
+    "fpo-optim",
     "fpo-interp",
     "fpo-run",
     "fpo-trainer",
@@ -88,7 +96,7 @@ const TRAINER_LINES: usize = 3000;
 const LARGEST_SHARE: usize = 5;
 
 /// Crates that know no tensor.
-const WITHOUT_BURN: [&str; 8] = [
+const WITHOUT_BURN: [&str; 9] = [
     "fpo-files",
     "fpo-data",
     "fpo-datasets",
@@ -96,6 +104,7 @@ const WITHOUT_BURN: [&str; 8] = [
     "fpo-torch-file",
     "fpo-benchmarks",
     "fpo-judge",
+    "fpo-track",
     "xtask",
 ];
 /// Crates that may offer a feature which compiles a backend in: `products` and `ops` for their own paths, `device` to open devices, the binary for its

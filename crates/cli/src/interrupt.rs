@@ -16,6 +16,7 @@ use fpo_data::atomic;
 use crate::{
     streams::{self, say},
     train::quoted,
+    watch,
 };
 
 /// What a shell expects of a program that was interrupted.
@@ -99,6 +100,7 @@ pub fn listen() {
 pub fn listen() {}
 
 fn end() -> ! {
+    watch::leave();
     atomic::remove_temporaries();
     streams::clean();
     say!("{}", advice());

@@ -31,6 +31,7 @@ mod terminal;
 mod tokens;
 mod train;
 mod version;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -122,6 +123,7 @@ enum Command {
     /// Inspects, converts, evaluates and trains sparse autoencoders.
     #[command(subcommand)]
     Sae(sae::Sae),
+    Watch(watch::Watch),
 }
 
 /// Runs the command in the arguments. On error it prints the message with its causes, without a backtrace, and for a failing
@@ -234,6 +236,7 @@ impl Command {
             Self::Reference(reference) => reference.run(),
             Self::Evaluate(evaluate) => evaluate.run(),
             Self::Sae(sae) => sae.run(),
+            Self::Watch(watch) => watch.run(),
         }
     }
 }

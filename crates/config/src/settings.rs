@@ -17,7 +17,9 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use fpo_data::{OnEmpty, OnError, Pooling, Rendering, RowPolicy, System};
 use fpo_losses::{FeatureSelection, Method, Objective, Options};
+use fpo_metrics::Criterion;
 use fpo_sae::SaeTraining;
+use fpo_track::{Patience, Rules, Tracker};
 use fpo_transformer::{LoraConfig, Precision, Sizes, WeightType, weights::Origin};
 use serde::{Deserialize, Serialize};
 use toml::Table;
@@ -33,6 +35,9 @@ use wording::readable;
 pub struct Settings {
     /// Seeds the built-in data, initial weights, batch order and sampling.
     pub seed: u64,
+    /// Formats in which trainings write their measurements beside the log, in the run's folder `track`.
+    #[serde(default)]
+    pub track: Vec<Tracker>,
     /// Preference data and tokenisation.
     pub data: DataSettings,
     /// The language model: a checkpoint, or sizes for random weights.
@@ -349,12 +354,34 @@ pub struct AlignSettings {
     pub micro_batch_size: NonZeroUsize,
     /// Steps between checkpoints.
     pub checkpoint_every: NonZeroUsize,
+    /// The model of the evaluation that is best by this metric is the result; that of the last step if not set.
+    #[serde(default)]
+    pub keep_best: Option<Criterion>,
+    /// Keeps so many of the newest checkpoints, in the end as models beside the result; none if not set.
+    #[serde(default)]
+    pub keep_last: Option<NonZeroUsize>,
+    /// Stops where evaluations don't become better; at the last step if not set.
+    #[serde(default)]
+    pub early_stopping: Option<EarlyStopping>,
     /// Recomputes each block in the backward pass instead of storing its activations.
     pub checkpoint_activations: bool,
     /// LoRA adapters to train instead of the full model; the full model if not set.
     pub lora: Option<LoraConfig>,
     /// Optimiser and learning-rate schedule.
     pub optimizer: OptimizerSettings,
+}
+
+/// When alignment stops before its last step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EarlyStopping {
+    /// What has to become better.
+    pub metric: Criterion,
+    /// Stops after so many evaluations in a row without a better value.
+    pub patience: usize,
+    /// A value is better only by more than this.
+    #[serde(default)]
+    pub threshold: f64,
 }
 
 impl SftSettings {
@@ -384,6 +411,18 @@ impl AlignSettings {
         }
     }
 
+    /// What the evaluations of the training decide.
+    pub fn rules(&self) -> Rules {
+        Rules {
+            keep_best: self.keep_best.map(Criterion::rule),
+            early_stopping: self.early_stopping.map(|stop| Patience {
+                rule: stop.metric.rule(),
+                evaluations: stop.patience,
+                threshold: stop.threshold,
+            }),
+        }
+    }
+
     /// The same settings for another method; options it doesn't have are dropped.
     pub fn for_method(&self, method: Method) -> Self {
         Self {
@@ -410,6 +449,23 @@ pub struct EvaluateSettings {
     /// Measures how far features moved, which takes an autoencoder, whatever the method; fpo always does.
     #[serde(default)]
     pub features: bool,
+    /// Steps between evaluations while aligning; 0 measures before and after it alone.
+    #[serde(default)]
+    pub every: usize,
+    /// Held-out pairs measured while aligning, drawn with the run's seed.
+    #[serde(default = "subset")]
+    pub subset: NonZeroUsize,
+    /// Held-out prompts answered while aligning, the first ones.
+    #[serde(default = "samples")]
+    pub samples: usize,
+}
+
+const fn subset() -> NonZeroUsize {
+    NonZeroUsize::new(256).unwrap()
+}
+
+const fn samples() -> usize {
+    4
 }
 
 /// What settings start from.

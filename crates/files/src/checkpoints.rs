@@ -15,7 +15,7 @@ use crate::atomic::{self, AtomicError};
 pub const METRICS_FILE: &str = "metrics.jsonl";
 
 /// The part of a checkpoint that is not a tensor.
-const STATE_FILE: &str = "state.json";
+pub const STATE_FILE: &str = "state.json";
 
 /// Why checkpoints can't be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +49,15 @@ pub enum CheckpointError {
     /// The checkpoint can't be put in place.
     #[error(transparent)]
     Atomic(#[from] AtomicError),
+}
+
+/// Which checkpoints stay beside a new one. By default none does.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Older {
+    /// So many of the newest ones.
+    pub newest: usize,
+    /// The one of this step.
+    pub step: Option<usize>,
 }
 
 /// The folder that holds the checkpoints of a training, and its log.
@@ -97,6 +106,11 @@ impl Checkpoints {
         Ok(Some((folder, state)))
     }
 
+    /// The checkpoint of a step, whether or not it is there.
+    pub fn at(&self, step: usize) -> PathBuf {
+        self.folder.join(format!("step-{step:08}"))
+    }
+
     /// Writes a checkpoint: what `fill` puts into its folder, and the state. Then removes the older ones.
     ///
     /// # Errors
@@ -107,8 +121,23 @@ impl Checkpoints {
         state: &impl Serialize,
         fill: impl FnOnce(&Path) -> Result<(), E>,
     ) -> Result<PathBuf, E> {
-        let older = self.all()?;
-        let folder = self.folder.join(format!("step-{step:08}"));
+        self.write_beside(step, state, Older::default(), fill)
+    }
+
+    /// The same, but some of the older ones stay.
+    ///
+    /// # Errors
+    /// Those of [`Self::write`].
+    pub fn write_beside<E: From<CheckpointError> + From<AtomicError>>(
+        &self,
+        step: usize,
+        state: &impl Serialize,
+        stay: Older,
+        fill: impl FnOnce(&Path) -> Result<(), E>,
+    ) -> Result<PathBuf, E> {
+        let folder = self.at(step);
+        let mut older = self.all()?;
+        older.retain(|old| *old != folder);
         atomic::replace_dir(&folder, |output| -> Result<(), E> {
             fill(output)?;
             let path = output.join(STATE_FILE);
@@ -116,7 +145,9 @@ impl Checkpoints {
                 .map_err(|source| CheckpointError::Damaged { path: path.clone(), source })?;
             Ok(fs::write(&path, text).map_err(in_path(&path))?)
         })?;
-        for old in older.iter().filter(|old| **old != folder) {
+        older.truncate(older.len().saturating_sub(stay.newest));
+        let chosen = stay.step.map(|step| self.at(step));
+        for old in older.iter().filter(|old| Some(*old) != chosen.as_ref()) {
             fs::remove_dir_all(old).map_err(in_path(old))?;
         }
         Ok(folder)
@@ -237,6 +268,30 @@ mod tests {
         fs::write(before.join(STATE_FILE), "{").unwrap();
         let message = checkpoints.latest::<usize>().unwrap_err().to_string();
         assert!(message.contains("is damaged"), "{message}");
+    }
+
+    #[test]
+    fn older_ones_stay_where_they_are_asked_for() {
+        let cases = [
+            (Older::default(), vec![5]),
+            (Older { newest: 2, step: None }, vec![3, 4, 5]),
+            (Older { newest: 1, step: Some(2) }, vec![2, 4, 5]),
+            (Older { newest: 9, step: Some(9) }, vec![1, 2, 3, 4, 5]),
+        ];
+        for (stay, expected) in cases {
+            let folder = tempfile::tempdir().unwrap();
+            let checkpoints = Checkpoints::new(folder.path());
+            let everything = Older { newest: 9, step: None };
+            let nothing = |_: &Path| Ok::<(), CheckpointError>(());
+            for step in 1..5 {
+                checkpoints.write_beside(step, &step, everything, nothing).unwrap();
+            }
+            // One that is written again.
+            checkpoints.write_beside(4, &4, everything, nothing).unwrap();
+            checkpoints.write_beside(5, &5, stay, nothing).unwrap();
+            let expected: Vec<_> = expected.into_iter().map(|step| checkpoints.at(step)).collect();
+            assert_eq!(checkpoints.all().unwrap(), expected, "{stay:?}");
+        }
     }
 
     #[test]

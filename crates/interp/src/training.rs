@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use burn::tensor::{Device, Tensor};
-use fpo_data::checkpoints::Checkpoints;
+use fpo_data::checkpoints::{Checkpoints, read_log};
 use fpo_device::{
     guard,
     interrupt::{Interrupted, Listener, requested},
 };
 use fpo_sae::{Provenance, Quality, QualityMeter, Sae, SaeTrainer, SaeTraining};
+use fpo_track::{Tracker, Trackers};
 use fpo_transformer::Site;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -36,6 +37,8 @@ pub struct SaeTrainingRun<'a> {
     pub checkpoints: &'a Checkpoints,
     /// Steps between checkpoints.
     pub checkpoint_every: usize,
+    /// Formats in which the log is written too, and the folder for them.
+    pub track: (&'a [Tracker], PathBuf),
 }
 
 /// The part of a checkpoint beside the tensors.
@@ -60,6 +63,9 @@ impl SaeTrainingRun<'_> {
             None => (self.begin(store, device)?, 0),
         };
         let mut log = self.checkpoints.open_log(bytes)?;
+        let (kinds, folder) = &self.track;
+        let lines = read_log(&self.checkpoints.metrics())?;
+        let mut trackers = Trackers::open(kinds, folder, &lines)?;
         let first = trainers.first().map_or(0, SaeTrainer::steps_done);
         let reporter = store.source().reporter.clone();
         let mut progress = reporter.begin(self.stage, "steps", self.settings.steps, first);
@@ -70,7 +76,8 @@ impl SaeTrainingRun<'_> {
                 self.step(step, &mut trainers, batch)
             })
             .with_context(|| format!("step {}", step + 1))?;
-            log.write(&line)?;
+            trackers.write(&line)?;
+            log.write(&Value::Object(line))?;
             progress.advance(1, &shown);
             let done = step + 1;
             let interrupted = requested();
@@ -113,7 +120,7 @@ impl SaeTrainingRun<'_> {
         step: usize,
         trainers: &mut [SaeTrainer],
         batch: Vec<Tensor<2>>,
-    ) -> Result<(Value, String)> {
+    ) -> Result<(Map<String, Value>, String)> {
         let mut line = Map::from_iter([("step".to_owned(), json!(step + 1))]);
         let mut shown = String::new();
         let one = trainers.len() == 1;
@@ -135,7 +142,7 @@ impl SaeTrainingRun<'_> {
             }
             shown += &format!("loss {:.4}, L0 {:.1}  ", report.loss, report.l0);
         }
-        Ok((Value::Object(line), shown))
+        Ok((line, shown))
     }
 
     fn restore(

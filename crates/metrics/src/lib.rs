@@ -32,6 +32,7 @@
 //! ```
 
 mod answers;
+mod held_out;
 mod measured;
 mod metric;
 pub mod metrics;
@@ -40,9 +41,10 @@ mod per_pair;
 mod step;
 
 pub use answers::AnswerValues;
+pub use held_out::{Criterion, NoCriterion, held_out_log};
 pub use measured::{Measured, cells, columns, measure, table};
 pub use metric::{Curve, Evaluation, Metric, Of, Places, Plot, Slot, Sum};
 pub use metrics::METRICS;
 pub use pairs::{PairValues, Pairs, Sides, TokenStatistics};
 pub use per_pair::{NotFinite, means};
-pub use step::{chart, charts, log};
+pub use step::{chart, charts, courses, log};

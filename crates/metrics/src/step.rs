@@ -1,6 +1,7 @@
 //! The log of a training step, and the charts of it.
 
-use fpo_report::{Chart, Series};
+use fpo_report::{AnswerCourse, Chart, Series, Stroke};
+use fpo_track::{EVAL, follow::samples};
 use serde_json::{Map, Value};
 
 use crate::{METRICS, PairValues, Plot, metrics::loss::LOSS};
@@ -40,7 +41,7 @@ pub fn charts(lines: &[Map<String, Value>]) -> Vec<Chart> {
 }
 
 /// A chart of log lines over their `step`, with series as (name, key). A line that lacks the key has no point, and a chart
-/// without any is `None`.
+/// without any is `None`. What evaluations on held-out pairs have of the same keys is beside them, as rings.
 pub fn chart(
     title: &str,
     y_label: &str,
@@ -53,15 +54,43 @@ pub fn chart(
         };
         lines.iter().filter_map(point).collect()
     };
-    let series: Vec<Series> = series
-        .iter()
-        .map(|(name, key)| Series { name: (*name).into(), points: points(key) })
-        .filter(|series| !series.points.is_empty())
-        .collect();
+    let line = |(name, key): &(&str, &str)| Series {
+        name: (*name).into(),
+        stroke: Stroke::Line,
+        points: points(key),
+    };
+    let mut lines: Vec<Series> = series.iter().map(line).collect();
+    let rings = series.iter().zip(&lines).enumerate().map(|(colour, ((_, key), line))| Series {
+        name: format!("{}, held-out", line.name),
+        stroke: Stroke::Rings(colour),
+        points: points(&format!("{EVAL}{key}")),
+    });
+    let rings: Vec<Series> = rings.filter(|series| !series.points.is_empty()).collect();
+    // Where only evaluations measure a metric, its line stays as a place of its colour.
+    if rings.is_empty() {
+        lines.retain(|series| !series.points.is_empty());
+    }
+    let series = [lines, rings].concat();
     (!series.is_empty()).then(|| Chart {
         title: title.into(),
         x_label: "step".into(),
         y_label: y_label.into(),
         series,
     })
+}
+
+/// The answers that evaluations on the way sampled, prompt by prompt in the order in which they first appear.
+pub fn courses(lines: &[Map<String, Value>]) -> Vec<AnswerCourse> {
+    let mut courses: Vec<AnswerCourse> = Vec::new();
+    for found in lines.iter().filter_map(samples) {
+        for (prompt, answer) in found.answers {
+            let at = courses.iter().position(|course| course.prompt == prompt);
+            let at = at.unwrap_or_else(|| {
+                courses.push(AnswerCourse { prompt, answers: Vec::new() });
+                courses.len() - 1
+            });
+            courses[at].answers.push((found.step, answer));
+        }
+    }
+    courses
 }

@@ -1,10 +1,10 @@
 //! What is shown where, in which order and how it is written. Oracle: the text itself.
 
 use fpo_metrics::{
-    AnswerValues, Evaluation, METRICS, Measured, PairValues, Sides, cells, charts, columns, log,
-    means, measure, table,
+    AnswerValues, Criterion, Evaluation, METRICS, Measured, PairValues, Sides, cells, charts,
+    columns, courses, held_out_log, log, means, measure, table,
 };
-use fpo_report::{Better, Cell, Unit};
+use fpo_report::{Better, Cell, Stroke, Unit};
 use serde_json::{Map, Value, json};
 
 fn pair() -> PairValues {
@@ -237,4 +237,82 @@ fn every_metric_can_be_shown_where_it_says() {
         let needs_pairs = places.log.is_some() || places.line.is_some() || places.mean.is_some();
         assert!(of_pairs || !needs_pairs, "{name}: sampled answers have no pairs");
     }
+}
+
+/// TRL's trainers put `eval_` before the names of a training step.
+#[test]
+fn an_evaluation_is_logged_by_trls_names() {
+    let line = held_out_log(&[pair(), bare_pair()], &answers());
+    let (loss, step) = log(&[pair(), bare_pair()]);
+    assert_eq!(line["eval_loss"], loss);
+    for (key, value) in &step {
+        assert_eq!(line[&format!("eval_{key}")], *value, "{key}");
+    }
+    let more: Vec<&str> = keys(&line)
+        .into_iter()
+        .filter(|key| !step.contains_key(&key["eval_".len()..]) && *key != "eval_loss")
+        .collect();
+    assert_eq!(more, ["eval_answer_tokens", "eval_right"]);
+    assert!(!held_out_log(&[pair()], &[]).contains_key("eval_right"));
+}
+
+#[test]
+fn every_criterion_is_told_by_its_name() {
+    for criterion in Criterion::all() {
+        let name = criterion.to_string();
+        assert_eq!(name.parse(), Ok(criterion));
+        assert_eq!(serde_json::to_value(criterion).unwrap(), json!(name));
+        assert_ne!(criterion.metric().better, Better::Neither);
+    }
+    let all: Vec<String> = Criterion::all().map(|criterion| criterion.to_string()).collect();
+    let expected = [
+        "eval_loss",
+        "eval_accuracy",
+        "eval_rewards/accuracies",
+        "eval_rewards/chosen",
+        "eval_rewards/rejected",
+        "eval_rewards/margins",
+        "eval_u",
+        "eval_mean_token_accuracy",
+        "eval_right",
+    ];
+    assert_eq!(all, expected);
+    let refused = |name: &str| name.parse::<Criterion>().unwrap_err().to_string();
+    assert_eq!(refused("loss"), format!("no metric `loss`: there are {}", all.join(", ")));
+    assert!(refused("eval_kl/chosen").contains("neither high nor low"));
+}
+
+#[test]
+fn evaluations_are_rings_beside_their_lines() {
+    let lines = [
+        json!({ "step": 1, "loss": 0.7, "rewards/chosen": 0.0, "rewards/rejected": 0.0 }),
+        json!({ "step": 2, "loss": 0.6, "rewards/chosen": 0.1, "rewards/rejected": -0.1 }),
+        json!({ "step": 2, "eval_loss": 0.65, "eval_rewards/rejected": -0.2, "eval_kl/chosen": 0.5,
+            "eval_samples": [{ "prompt": "p", "response": "one" }] }),
+        json!({ "step": 4, "eval_loss": 0.5, "eval_samples": [{ "prompt": "p", "response": "two" }] }),
+    ];
+    let lines: Vec<Map<String, Value>> =
+        lines.into_iter().map(|line| serde_json::from_value(line).unwrap()).collect();
+    let found: Vec<(String, Vec<(String, Stroke, usize)>)> = charts(&lines)
+        .into_iter()
+        .map(|chart| {
+            let series = chart.series.into_iter();
+            (chart.title, series.map(|s| (s.name, s.stroke, s.points.len())).collect())
+        })
+        .collect();
+    let series = |name: &str, stroke, points| (name.to_owned(), stroke, points);
+    assert_eq!(
+        found[0],
+        (
+            "Loss".to_owned(),
+            vec![series("Loss", Stroke::Line, 2), series("Loss, held-out", Stroke::Rings(0), 2)]
+        )
+    );
+    let rewards = found.iter().find(|(title, _)| title.contains("ewards")).unwrap();
+    assert_eq!(rewards.1[2..], [series("rejected, held-out", Stroke::Rings(1), 1)]);
+    let kl = found.iter().find(|(title, _)| title.starts_with("KL")).unwrap();
+    assert!(kl.1.contains(&series("chosen, held-out", Stroke::Rings(0), 1)));
+    let courses = courses(&lines);
+    assert_eq!(courses.len(), 1);
+    assert_eq!(courses[0].answers, [(2, "one".to_owned()), (4, "two".to_owned())]);
 }

@@ -1,5 +1,7 @@
 //! Room that a run needs on the disk.
 
+use std::num::NonZeroUsize;
+
 use anyhow::Result;
 use fpo_config::{OptimizerKind, Settings};
 
@@ -40,7 +42,10 @@ impl Disk {
             true => (0, 0),
             false => of(lora(&s.sft.lora), s.sft.optimizer.kind),
         };
-        let (align, align_checkpoints) = of(lora(&s.align.lora), s.align.optimizer.kind);
+        let (align, two) = of(lora(&s.align.lora), s.align.optimizer.kind);
+        // Two exist while one is written; with those that stay there are more.
+        let last = s.align.keep_last.map_or(1, NonZeroUsize::get) as u64;
+        let align_checkpoints = two / 2 * (1 + last + u64::from(s.align.keep_best.is_some()));
         Ok(Self { sft, sft_checkpoints, align, align_checkpoints })
     }
 
@@ -73,6 +78,11 @@ mod tests {
         assert!(near(whole.peak([false, false]), 10.46 + 10.46 + 62.7), "{whole:?}");
         assert!(near(whole.peak([true, false]), 10.46 + 62.7), "{whole:?}");
         assert_eq!(whole.peak([true, true]), 0);
+        let more = disk(
+            "gemma-2-2b-fpo",
+            &["align.keep_last=3", "align.keep_best=eval_loss", "evaluate.every=10"],
+        );
+        assert_eq!(more.align_checkpoints, whole.align_checkpoints / 2 * 5);
         let adapters = disk("gemma-2-2b-fpo", &["sft.epochs=0", "align.lora.rank=16"]);
         assert_eq!(adapters.sft, 0);
         assert!(adapters.align_checkpoints < whole.align_checkpoints / 50, "{adapters:?}");

@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         title: "loss".into(),
         x_label: "step".into(),
         y_label: "nats".into(),
-        series: vec![Series { name: "train".into(), points: loss.collect() }],
+        series: vec![Series { name: "train".into(), points: loss.collect(), ..Series::default() }],
     };
     let report = Report {
         title: "An example run".into(),

@@ -12,7 +12,7 @@ use plotters::{
 };
 
 use crate::{
-    Chart, StageCurves,
+    Chart, Series, StageCurves, Stroke, course,
     curve::{Axis, Curve},
     format::number,
     text::visible_inline,
@@ -26,8 +26,28 @@ const FINE: u32 = 4;
 const TEXT: f64 = 11.5;
 /// Number of series colours in the style sheet; further series reuse them.
 const SERIES_COLOURS: usize = 8;
-/// Curves with at most this many points have dots.
+/// Curves with at most this many points have dots, and those of rings about so many rings.
 const DOTTED: usize = 30;
+
+/// A curve with its colour and what the legend says.
+struct Drawn<'a> {
+    colour: usize,
+    name: &'a str,
+    stroke: Stroke,
+    curve: Curve,
+}
+
+impl<'a> Drawn<'a> {
+    /// The series at a position; none where it has no point.
+    fn new(position: usize, series: &'a Series) -> Option<Self> {
+        let (colour, curve) = match series.stroke {
+            Stroke::Line => (position, Curve::new(&series.points)?),
+            Stroke::Rings(colour) => (colour, Curve::exact(&series.points)?),
+        };
+        let (colour, stroke) = (colour % SERIES_COLOURS, series.stroke);
+        Some(Self { colour, name: &series.name, stroke, curve })
+    }
+}
 
 /// The charts of one stage.
 pub(super) fn stage(stage: &StageCurves) -> Markup {
@@ -35,28 +55,27 @@ pub(super) fn stage(stage: &StageCurves) -> Markup {
         h3 { (stage.stage) }
         @if !stage.caption.is_empty() { p.caption { (stage.caption) } }
         div.charts { @for chart in &stage.charts { (figure(chart)) } }
+        (course::section(&stage.answers))
     }
 }
 
 fn figure(chart: &Chart) -> Markup {
-    let curves: Vec<(usize, &str, Curve)> = chart
-        .series
-        .iter()
-        .enumerate()
-        .filter_map(|(index, series)| {
-            Some((index % SERIES_COLOURS, series.name.as_str(), Curve::new(&series.points)?))
-        })
-        .collect();
+    let series = chart.series.iter().enumerate();
+    let curves: Vec<Drawn> = series.filter_map(|(at, series)| Drawn::new(at, series)).collect();
     html! {
         figure.chart {
             figcaption {
                 strong { (chart.title) }
                 @if !chart.y_label.is_empty() { " " span.unit { (chart.y_label) } }
                 ul.legend {
-                    @for (colour, name, curve) in &curves {
+                    @for Drawn { colour, name, stroke, curve } in &curves {
                         li {
                             @if curves.len() > 1 || *name != chart.title {
-                                span.swatch style={ "background:" (variable(Ink::Series(*colour))) } {} (name) " "
+                                @match stroke {
+                                    Stroke::Line => span.swatch style={ "background:" (variable(Ink::Series(*colour))) } {},
+                                    Stroke::Rings(_) => span.swatch.ring style={ "border-color:" (variable(Ink::Series(*colour))) } {},
+                                }
+                                (name) " "
                             }
                             span.end title="last value" { (number(curve.last())) }
                         }
@@ -76,18 +95,18 @@ fn figure(chart: &Chart) -> Markup {
 }
 
 /// A description for screen readers.
-fn description(chart: &Chart, curves: &[(usize, &str, Curve)]) -> String {
+fn description(chart: &Chart, curves: &[Drawn]) -> String {
     let names: Vec<String> = curves
         .iter()
-        .map(|(_, name, curve)| {
+        .map(|Drawn { name, curve, .. }| {
             format!("{name} from {} to {}", number(curve.first()), number(curve.last()))
         })
         .collect();
     format!("Line chart of {} by {}: {}.", chart.title, chart.x_label, names.join("; "))
 }
 
-fn draw(chart: &Chart, curves: &[(usize, &str, Curve)]) -> Result<String, Box<dyn Error>> {
-    let points = || curves.iter().flat_map(|(_, _, curve)| curve.raw.iter());
+fn draw(chart: &Chart, curves: &[Drawn]) -> Result<String, Box<dyn Error>> {
+    let points = || curves.iter().flat_map(|drawn| drawn.curve.raw.iter());
     let x = Axis::around(points().map(|p| p.0).chain(origin(points().map(|p| p.0))), 0.0, 5);
     let y = Axis::around(points().map(|p| p.1), 0.06, 6);
     let y_text = y.ticks.iter().map(|&t| y.label(t).chars().count()).max().unwrap_or(1);
@@ -117,9 +136,17 @@ fn draw(chart: &Chart, curves: &[(usize, &str, Curve)]) -> Result<String, Box<dy
             .axis_desc_style(text)
             .x_desc(visible_inline(&chart.x_label))
             .draw()?;
-        for (colour, _, curve) in curves {
+        for Drawn { colour, stroke, curve, .. } in curves {
             let ink = Ink::Series(*colour).colour();
             let raw = || curve.raw.iter().copied();
+            if let Stroke::Rings(_) = stroke {
+                context.draw_series(LineSeries::new(raw(), ink.stroke_width(FINE)))?;
+                let every = curve.raw.len().div_ceil(DOTTED);
+                // From the last one backwards, which is the one that the legend has.
+                let ring = |point| Circle::new(point, fine(3.25), ink.stroke_width(fine(1.5)));
+                context.draw_series(raw().rev().step_by(every).map(ring))?;
+                continue;
+            }
             match &curve.smooth {
                 Some(smooth) => {
                     context.draw_series(LineSeries::new(raw(), ink.mix(0.3).stroke_width(FINE)))?;
@@ -224,11 +251,13 @@ fn with_variables(svg: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Series;
+
+    fn line(name: &str, points: Vec<(f64, f64)>) -> Series {
+        Series { name: name.into(), points, ..Series::default() }
+    }
 
     fn chart(series: Vec<(&str, Vec<(f64, f64)>)>) -> String {
-        let series =
-            series.into_iter().map(|(name, points)| Series { name: name.into(), points }).collect();
+        let series = series.into_iter().map(|(name, points)| line(name, points)).collect();
         figure(&Chart {
             title: "loss".into(),
             x_label: "step".into(),
@@ -271,6 +300,26 @@ mod tests {
         assert_eq!(noisy.matches("<polyline").count(), 2);
         let calm = chart(vec![("train", (0..20).map(|i| (i as f64, 1.0)).collect())]);
         assert_eq!((calm.matches("<polyline").count(), calm.matches("<circle").count()), (1, 20));
+    }
+
+    #[test]
+    fn rings_have_the_colour_of_their_line() {
+        let train = line("train", (0..50).map(|i| (i as f64, 1.0)).collect());
+        let of = |steps: usize| Series {
+            name: "held-out".into(),
+            stroke: Stroke::Rings(0),
+            points: (0..steps).map(|i| (i as f64, 0.5 + (i % 2) as f64)).collect(),
+        };
+        for (evaluations, rings) in [(1, 1), (30, 30), (31, 16), (500, 30)] {
+            let series = vec![train.clone(), of(evaluations)];
+            let chart = Chart { title: "loss".into(), series, ..Chart::default() };
+            let html = figure(&chart).into_string();
+            assert_eq!(html.matches("<circle").count(), rings, "{evaluations}");
+            // Not smoothed, however many there are.
+            assert_eq!(html.matches("<polyline").count(), 2, "{evaluations}");
+            assert!(!html.contains("--series-1"));
+            assert!(html.contains("swatch ring\" style=\"border-color:var(--series-0)"));
+        }
     }
 
     #[test]

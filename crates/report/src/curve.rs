@@ -23,13 +23,19 @@ pub(super) struct Curve {
 impl Curve {
     /// Drops points that aren't finite, sorts by x, thins and smooths. `None` if no point is left.
     pub(super) fn new(points: &[Point]) -> Option<Self> {
+        let curve = Self::exact(points)?;
+        let smooth = is_noisy(&curve.raw).then(|| smooth(&curve.raw));
+        Some(Self { raw: thin(curve.raw), smooth })
+    }
+
+    /// The same, neither thinned nor smoothed.
+    pub(super) fn exact(points: &[Point]) -> Option<Self> {
         // With larger numbers, squares and widths of axes would overflow.
         let drawable = |v: f64| v.abs() < 1e150;
         let mut points: Vec<Point> =
             points.iter().copied().filter(|&(x, y)| drawable(x) && drawable(y)).collect();
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let smooth = is_noisy(&points).then(|| smooth(&points));
-        (!points.is_empty()).then(|| Self { raw: thin(points), smooth })
+        (!points.is_empty()).then_some(Self { raw: points, smooth: None })
     }
 
     /// The first y of the curve, smoothed if it is noisy.

@@ -10,6 +10,7 @@
 
 mod card;
 mod charts;
+mod course;
 mod curve;
 mod features;
 mod format;
@@ -63,6 +64,18 @@ pub struct StageCurves {
     pub caption: String,
     /// Charts, displayed side by side.
     pub charts: Vec<Chart>,
+    /// Answers that were sampled on the way, below the charts.
+    #[serde(default)]
+    pub answers: Vec<AnswerCourse>,
+}
+
+/// A prompt with the answers that the model gave to it while it was trained.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct AnswerCourse {
+    /// Text of the prompt.
+    pub prompt: String,
+    /// Steps and answers, in the order of the steps.
+    pub answers: Vec<(u64, String)>,
 }
 
 /// One small chart.
@@ -74,7 +87,7 @@ pub struct Chart {
     pub x_label: String,
     /// Unit of the vertical axis; empty for a dimensionless metric.
     pub y_label: String,
-    /// Curves, coloured by position.
+    /// Curves; lines are coloured by position.
     pub series: Vec<Series>,
 }
 
@@ -83,9 +96,22 @@ pub struct Chart {
 pub struct Series {
     /// Name in the legend.
     pub name: String,
+    /// How it is drawn.
+    #[serde(default)]
+    pub stroke: Stroke,
     /// (x, y), in any order.
     #[serde(deserialize_with = "points_with_null")]
     pub points: Vec<(f64, f64)>,
+}
+
+/// How a curve is drawn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stroke {
+    /// A line, smoothed if it is noisy.
+    #[default]
+    Line,
+    /// Rings on a thin line, in the colour of the line at this position: a few other values of what that line shows.
+    Rings(usize),
 }
 
 /// Samples that were chosen in one way.

@@ -20,7 +20,11 @@ fn generated_text_is_escaped() {
         title: text(),
         x_label: text(),
         y_label: text(),
-        series: vec![Series { name: text(), points: vec![(0.0, 0.0), (1.0, 1.0)] }],
+        series: vec![Series {
+            name: text(),
+            points: vec![(0.0, 0.0), (1.0, 1.0)],
+            ..Series::default()
+        }],
     };
     let column = Column { name: text(), ..Column::default() };
     let page = render(&Report {
@@ -32,7 +36,12 @@ fn generated_text_is_escaped() {
             columns: vec![column],
             rows: vec![(text(), vec![Cell::Text(text())])],
         }),
-        stages: vec![StageCurves { stage: text(), caption: text(), charts: vec![chart] }],
+        stages: vec![StageCurves {
+            stage: text(),
+            caption: text(),
+            charts: vec![chart],
+            answers: vec![AnswerCourse { prompt: text(), answers: vec![(1, text())] }],
+        }],
         samples: vec![SampleGroup { title: text(), choice: text(), samples: vec![sample] }],
         features: vec![FeatureMove { examples: vec![context], ..FeatureMove::default() }],
         settings_toml: text(),
@@ -41,7 +50,7 @@ fn generated_text_is_escaped() {
     assert!(!page.contains("<script") && !page.contains("<img"));
     // Once per field; the title is both in the head and in the heading, and the chart's texts are also in its description.
     assert!(
-        page.matches("&lt;script&gt;").count() >= 26,
+        page.matches("&lt;script&gt;").count() >= 28,
         "{}",
         page.matches("&lt;script&gt;").count()
     );
@@ -141,7 +150,8 @@ fn a_complete_report_round_trips_through_json() {
 
 /// A report with every part.
 fn full() -> Report {
-    let series = Series { name: "train".into(), points: vec![(0.0, 2.0), (1.0, 1.0)] };
+    let series =
+        Series { name: "train".into(), points: vec![(0.0, 2.0), (1.0, 1.0)], ..Series::default() };
     let chart = Chart {
         title: "loss".into(),
         x_label: "step".into(),
@@ -168,8 +178,8 @@ fn full() -> Report {
         }),
         stages: vec![StageCurves {
             stage: "align".into(),
-            caption: String::new(),
             charts: vec![chart],
+            ..StageCurves::default()
         }],
         samples: vec![SampleGroup {
             title: "At random".into(),

@@ -15,11 +15,12 @@ pub mod alignment_step;
 pub mod cached;
 pub mod compare;
 pub mod forward;
-pub mod optim;
 pub mod reference;
 pub mod stages;
 pub mod trained;
 pub mod training;
 
+/// The optimiser.
+pub use fpo_optim as optim;
 /// The folder of a run.
 pub use fpo_run as run;

@@ -9,15 +9,21 @@
 //! let model = training.finish()?;
 //! ```
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, bail};
+use burn::module::Module;
 use fpo_config::OptimizerSettings;
-use fpo_data::checkpoints::{Checkpoints, MetricsLog};
+use fpo_data::checkpoints::{Checkpoints, MetricsLog, Older, STATE_FILE, read_log};
 use fpo_device::{
     interrupt::{Interrupted, Listener, requested},
     progress::Progress,
 };
+use fpo_track::{Rules, Standing, Tracker, Trackers};
 use fpo_transformer::{LanguageModel, Placement};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -46,7 +52,42 @@ pub struct Frame<'a> {
     pub placement: &'a Placement,
     /// Seeds new adapters.
     pub seed: u64,
+    /// Formats in which the log is written too, and the folder for them.
+    pub track: (&'a [Tracker], PathBuf),
+    /// What is measured on the way, where anything is.
+    pub evaluation: Option<Evaluation<'a>>,
+    /// Checkpoints that stay, if any do: they are part of the result.
+    pub keep_last: Option<NonZeroUsize>,
 }
+
+/// Measuring the model while it is trained, which changes nothing of the training but when it ends.
+pub struct Evaluation<'a> {
+    /// Steps between evaluations; the last step is followed by one too.
+    pub every: NonZeroUsize,
+    /// What of the measurements decides.
+    pub rules: Rules,
+    /// Measures a model without autodiff.
+    pub measure: Measure<'a>,
+}
+
+/// The line of an evaluation, without its step.
+pub type Measure<'a> = Box<dyn Fn(&LanguageModel) -> Result<Map<String, Value>> + 'a>;
+
+/// The evaluation whose model a training results in, as the stage's folder notes it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Kept {
+    /// The metric that decided.
+    pub metric: String,
+    /// Its value.
+    pub value: f64,
+    /// The step after which it was measured.
+    pub step: usize,
+}
+
+/// Holds [`Kept`].
+pub(crate) const KEPT_FILE: &str = "kept.json";
+/// Checkpoints beside a result, as models.
+const CHECKPOINTS_FOLDER: &str = "checkpoints";
 
 /// What one step found, before the weights move.
 pub struct StepResult {
@@ -71,6 +112,9 @@ struct State {
     metrics_bytes: u64,
     /// Tokens that have gone through the model.
     tokens: usize,
+    /// What the evaluations have come to.
+    #[serde(default)]
+    standing: Standing,
 }
 
 /// A training in progress. A step may depend on its number, the model and the settings alone, so that a resumed training repeats
@@ -83,7 +127,10 @@ pub struct Training<'a> {
     checkpoints: Checkpoints,
     last_checkpoint: Option<PathBuf>,
     log: MetricsLog,
+    trackers: Trackers,
     state: State,
+    /// An evaluation has ended the training.
+    stopped: bool,
     last_loss: f64,
     progress: Progress,
     _listener: Listener,
@@ -109,6 +156,8 @@ impl<'a> Training<'a> {
             }
         };
         let log = checkpoints.open_log(state.metrics_bytes)?;
+        let (kinds, folder) = &frame.track;
+        let trackers = Trackers::open(kinds, folder, &read_log(&checkpoints.metrics())?)?;
         let progress =
             workspace.reporter.begin(frame.stage, "steps", frame.total_steps, state.step);
         let (model, last_loss) = (Some(model), f64::NAN);
@@ -119,7 +168,9 @@ impl<'a> Training<'a> {
             checkpoints,
             last_checkpoint,
             log,
+            trackers,
             state,
+            stopped: false,
             last_loss,
             progress,
             _listener: Listener::new(),
@@ -129,7 +180,7 @@ impl<'a> Training<'a> {
     /// The number of the next step, counted from 0; none at the end.
     pub fn next_step(&self) -> Option<usize> {
         let next = self.state.step;
-        (next < self.frame.total_steps).then(|| {
+        (next < self.frame.total_steps && !self.stopped).then(|| {
             self.frame.workspace.at(format!("step {}", next + 1));
             next
         })
@@ -140,10 +191,10 @@ impl<'a> Training<'a> {
         self.model.as_ref().expect("apply puts the moved model back")
     }
 
-    /// Moves the weights by a step's gradients, logs it, and writes a checkpoint where one is due.
+    /// Moves the weights by a step's gradients, logs it, evaluates the model and writes a checkpoint where that is due.
     ///
     /// # Errors
-    /// A loss or a gradient that isn't finite, a device that failed, an interruption, or the disk's.
+    /// A loss or a gradient that isn't finite, a device that failed, an interruption, or those of evaluation and disk.
     pub fn apply(&mut self, result: StepResult) -> Result<()> {
         let StepResult { loss, gradients, tokens, ids, metrics } = result;
         let model = self.model.take().context("a training whose last step failed")?;
@@ -171,11 +222,12 @@ impl<'a> Training<'a> {
             ("num_tokens".to_owned(), json!(self.state.tokens)),
         ]);
         line.extend(metrics);
-        self.log.write(&Value::Object(line))?;
+        self.write_line(line)?;
         self.progress.advance(1, &format!("loss {loss:.4}"));
+        let is_best = self.evaluate()?;
         let interrupted = requested();
-        let due = interrupted || step.is_multiple_of(self.frame.checkpoint_every);
-        if due && step < self.frame.total_steps {
+        let due = interrupted || is_best || step.is_multiple_of(self.frame.checkpoint_every);
+        if due && step < self.frame.total_steps && !self.stopped {
             self.state.metrics_bytes = self.log.saved_bytes()?;
             self.write_checkpoint()?;
             if interrupted {
@@ -185,30 +237,116 @@ impl<'a> Training<'a> {
         Ok(())
     }
 
+    fn write_line(&mut self, line: Map<String, Value>) -> Result<()> {
+        self.trackers.write(&line)?;
+        Ok(self.log.write(&Value::Object(line))?)
+    }
+
+    /// Evaluates the model where that is due. Whether it is the best so far.
+    fn evaluate(&mut self) -> Result<bool> {
+        let State { step, .. } = self.state;
+        let Some(evaluation) = &self.frame.evaluation else { return Ok(false) };
+        if !step.is_multiple_of(evaluation.every.get()) && step < self.frame.total_steps {
+            return Ok(false);
+        }
+        let model = self.model().valid();
+        let mut line = Map::from_iter([("step".to_owned(), json!(step))]);
+        line.extend((evaluation.measure)(&model).context("evaluating")?);
+        fpo_device::check()?;
+        let verdict = self.state.standing.judge(&evaluation.rules, step, &line)?;
+        let shown = |key: &str| line.get(key).and_then(Value::as_f64).unwrap_or(f64::NAN);
+        let mut note = format!("step {step}: eval_loss {:.4}", shown("eval_loss"));
+        if let (Some(rule), Some(best)) = (&evaluation.rules.keep_best, self.state.standing.best) {
+            note += &match verdict.best {
+                true => format!(", the best by {} ({:.4})", rule.key, best.value),
+                false => format!(", the best by {} is that of step {}", rule.key, best.step),
+            };
+        }
+        if verdict.stop && step < self.frame.total_steps {
+            let waited = self.state.standing.waited;
+            note += &format!("; stops, since {waited} evaluations in a row weren't better");
+            self.stopped = true;
+        }
+        self.frame.workspace.reporter.note(self.frame.stage, note);
+        self.write_line(line)?;
+        Ok(verdict.best)
+    }
+
     /// A folder in Hugging Face's layout or PEFT's, with the optimiser's moments.
     fn write_checkpoint(&mut self) -> Result<()> {
-        let State { step, .. } = self.state;
-        let folder = self.checkpoints.write(step, &self.state, |output| -> Result<()> {
-            self.frame.trained.save(self.model(), output)?;
-            self.optimizer.save(&optimizer_file(output))?;
-            // A step whose failure surfaces only here leaves no checkpoint.
-            fpo_device::check()
-        })?;
-        self.last_checkpoint = Some(folder);
+        let State { step, standing, .. } = self.state;
+        let newest = self.frame.keep_last.map_or(0, |last| last.get() - 1);
+        let stay = Older { newest, step: standing.best.map(|best| best.step) };
+        let written =
+            self.checkpoints.write_beside(step, &self.state, stay, |output| -> Result<()> {
+                self.frame.trained.save(self.model(), output)?;
+                self.optimizer.save(&optimizer_file(output))?;
+                // A step whose failure surfaces only here leaves no checkpoint.
+                fpo_device::check()
+            });
+        self.last_checkpoint = Some(written?);
         Ok(())
     }
 
-    /// The trained model; its metrics go to the stage's folder.
+    /// The trained model, which is that of the best evaluation where one is kept. Metrics and kept checkpoints go to the stage's
+    /// folder.
     ///
     /// # Errors
-    /// The disk's.
+    /// A checkpoint that can't be read, or the disk's.
     pub fn finish(self) -> Result<LanguageModel> {
         self.progress.finish(&format!("loss {:.4}", self.last_loss));
-        self.checkpoints.copy_log(&self.frame.workspace.output)?;
+        let Frame { workspace, trained, placement, .. } = self.frame;
+        self.checkpoints.copy_log(&workspace.output)?;
+        if let Some(last) = self.frame.keep_last {
+            let all = self.checkpoints.all()?;
+            for checkpoint in &all[all.len().saturating_sub(last.get())..] {
+                keep(checkpoint, &workspace.output.join(CHECKPOINTS_FOLDER))?;
+            }
+        }
+        let rule = self.frame.evaluation.and_then(|evaluation| evaluation.rules.keep_best);
+        if let (Some(rule), Some(best)) = (rule, self.state.standing.best) {
+            let kept = Kept { metric: rule.key, value: best.value, step: best.step };
+            let note =
+                format!("keeps the model of step {}: {} {:.4}", kept.step, kept.metric, kept.value);
+            workspace.reporter.note(self.frame.stage, note);
+            let path = workspace.output.join(KEPT_FILE);
+            fs::write(&path, serde_json::to_string_pretty(&kept)? + "\n")
+                .with_context(|| format!("writing {}", path.display()))?;
+            if kept.step < self.state.step {
+                return trained.load(&self.checkpoints.at(kept.step), placement);
+            }
+        }
         self.model.context("a training whose last step failed")
     }
 }
 
+/// The checkpoints that a training kept in its result.
+pub(crate) fn kept_checkpoints(output: &Path) -> Result<Vec<PathBuf>> {
+    let folder = output.join(CHECKPOINTS_FOLDER);
+    match folder.is_dir() {
+        true => Ok(Checkpoints::new(folder).all()?),
+        false => Ok(Vec::new()),
+    }
+}
+
+/// Copies a checkpoint's model into a folder, without what only resuming needs.
+fn keep(checkpoint: &Path, folder: &Path) -> Result<()> {
+    let name = checkpoint.file_name().context("a checkpoint has a name")?;
+    let target = folder.join(name);
+    fs::create_dir_all(&target).with_context(|| format!("creating {}", target.display()))?;
+    for entry in fs::read_dir(checkpoint)? {
+        let path = entry?.path();
+        let name = path.file_name().context("a file has a name")?;
+        if path.is_file() && name != OPTIMIZER_FILE && name != STATE_FILE {
+            fs::copy(&path, target.join(name))
+                .with_context(|| format!("copying {} to {}", path.display(), target.display()))?;
+        }
+    }
+    Ok(())
+}
+
+const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+
 fn optimizer_file(checkpoint: &Path) -> PathBuf {
-    checkpoint.join("optimizer.safetensors")
+    checkpoint.join(OPTIMIZER_FILE)
 }

@@ -153,6 +153,9 @@ impl Run {
             trained: &all,
             placement: &placement,
             seed: 0,
+            track: (&[], PathBuf::new()),
+            evaluation: None,
+            keep_last: None,
         })
         .unwrap();
         let aligner = self.world.aligner(Objective::paper(Method::FPO), DType::F32);

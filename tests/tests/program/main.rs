@@ -25,3 +25,4 @@ mod shared_cache;
 mod small_data;
 mod streams;
 mod trl;
+mod while_training;

@@ -149,6 +149,39 @@ fn adapters_resume_exactly() {
     }
 }
 
+/// Killed between two evaluations, and after the one that is the best so far.
+#[test]
+fn what_evaluations_decided_outlasts_a_kill() {
+    if skip_when_quick("what_evaluations_decided_outlasts_a_kill") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let set = [
+        "evaluate.every=7",
+        "track=[\"csv\", \"tensorboard\"]",
+        "align.keep_best=eval_rewards/margins",
+        "align.keep_last=2",
+        "align.early_stopping={metric='eval_loss',patience=4,threshold=0.01}",
+    ];
+    let set: Vec<&str> = set.iter().flat_map(|set| ["--set", set]).collect();
+    let undisturbed = folder.path().join("undisturbed");
+    succeed(&train(&undisturbed, &set));
+    let run = folder.path().join("killed");
+    kill(&run, &set, "align", 26);
+    let printed = succeed(&train(&run, &set));
+    assert!(printed.contains("resumes from step"), "{printed}");
+    let more = ["align/kept.json", "track/align/metrics.csv", "track/sae/metrics.csv"];
+    let files = results(&run).into_iter().map(|(file, _)| file);
+    for file in files.chain(more.map(PathBuf::from)) {
+        let [expected, found] = [&undisturbed, &run].map(|run| fs::read(run.join(&file)).unwrap());
+        assert!(expected == found, "{} differs", file.display());
+    }
+    // The second file of events takes back what the first has of the steps that were repeated.
+    let events = fs::read_dir(run.join("track/align")).unwrap();
+    let names = events.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert_eq!(names.filter(|name| name.contains("tfevents")).count(), 2);
+}
+
 /// Settings that only say how to compute may change on the way. With others a checkpoint is not thrown away unasked.
 #[test]
 fn a_resumed_run_may_compute_in_smaller_pieces() {

@@ -150,6 +150,7 @@ impl Train {
             model_name: self.model_name(),
             checkpoints: &checkpoints,
             checkpoint_every: checkpoint_every.get(),
+            track: (&[], PathBuf::new()),
         };
         let device = loaded.model.device();
         let trained = training.run(&mut store, &device)?;

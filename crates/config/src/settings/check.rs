@@ -3,9 +3,10 @@
 use anyhow::{Context, Result, anyhow, bail};
 use fpo_data::reference::BLOCK;
 use fpo_losses::Method;
+use fpo_metrics::metrics::token_accuracy::TOKEN_ACCURACY;
 use fpo_transformer::Site;
 
-use super::{MoreSite, Settings};
+use super::{DataSettings, MoreSite, Settings};
 
 impl Settings {
     pub(super) fn check(&self) -> Result<()> {
@@ -19,6 +20,7 @@ impl Settings {
         if self.features() {
             self.check_features()?;
         }
+        self.check_while_training()?;
         if self.reference.batch_size > BLOCK {
             bail!("reference.batch_size = {} must be at most {BLOCK}", self.reference.batch_size);
         }
@@ -72,6 +74,54 @@ impl Settings {
             if !(o.weight_decay >= 0.0 && o.weight_decay.is_finite()) {
                 bail!("{name}.optimizer.weight_decay = {} must not be negative", o.weight_decay);
             }
+        }
+        Ok(())
+    }
+
+    /// What must hold where alignment is evaluated, and what can't be decided where it isn't.
+    fn check_while_training(&self) -> Result<()> {
+        let (a, e) = (&self.align, &self.evaluate);
+        let deciding = [
+            ("keep_best", a.keep_best),
+            ("early_stopping.metric", a.early_stopping.map(|stop| stop.metric)),
+        ];
+        for (key, criterion) in deciding {
+            let Some(criterion) = criterion else { continue };
+            let name = criterion.metric().name;
+            let missing = if e.every == 0 {
+                "evaluate.every: nothing is measured while aligning"
+            } else if criterion.is_of_answers() && e.samples == 0 {
+                "evaluate.samples: no prompt is answered while aligning"
+            } else if name == TOKEN_ACCURACY.name && !a.token_statistics {
+                "align.token_statistics = true"
+            } else {
+                continue;
+            };
+            bail!("align.{key} = \"{criterion}\" needs {missing}");
+        }
+        if let Some(stop) = &a.early_stopping {
+            if stop.patience == 0 {
+                bail!("align.early_stopping.patience must be at least 1");
+            }
+            if !(stop.threshold >= 0.0 && stop.threshold.is_finite()) {
+                bail!("align.early_stopping.threshold = {} must not be negative", stop.threshold);
+            }
+        }
+        let DataSettings { train, eval, hold_out, built_in, .. } = &self.data;
+        let none = match train {
+            None => built_in.held_out_pairs == 0,
+            Some(_) => eval.is_none() && *hold_out == 0.0,
+        };
+        if e.every > 0 && none {
+            bail!(
+                "evaluate.every = {} needs held-out pairs, and there are none: set {}",
+                e.every,
+                if train.is_none() {
+                    "data.built_in.held_out_pairs"
+                } else {
+                    "data.eval or data.hold_out"
+                }
+            );
         }
         Ok(())
     }

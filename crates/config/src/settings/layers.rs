@@ -12,6 +12,7 @@ pub(super) fn known_keys(settings: &Settings) -> Result<Vec<String>> {
     let mut settings = settings.clone();
     settings.sft.lora.get_or_insert_default();
     settings.align.lora.get_or_insert_default();
+    settings.align.early_stopping.get_or_insert_default();
     // JSON rather than TOML, which omits options that are None.
     fn walk(value: &serde_json::Value, prefix: &str, keys: &mut Vec<String>) {
         let Some(object) = value.as_object() else { return };

@@ -1,5 +1,6 @@
 //! How settings resolve, and what is refused.
 
+use fpo_track::Direction;
 use fpo_transformer::Projection;
 
 use super::*;
@@ -92,6 +93,64 @@ fn options_are_keys_of_the_alignment() {
     assert_eq!(keys[5..13], options);
     assert_eq!(keys[13..15], ["token_statistics", "k"]);
     assert!(options.iter().all(|key| align[key].is_null()));
+}
+
+/// What decides while training is a metric with a direction that an evaluation has.
+#[test]
+fn what_can_t_be_decided_is_refused() {
+    let every = "evaluate.every=10";
+    let cases: [(&[&str], &str); 12] = [
+        (&["align.keep_best=eval_loss"], "needs evaluate.every: nothing is measured"),
+        (&[every, "align.keep_best=loss"], "no metric `loss`: there are eval_loss, eval_accuracy,"),
+        (&[every, "align.keep_best=eval_kl/chosen"], "neither high nor low"),
+        (
+            &[every, "align.keep_best=eval_right", "evaluate.samples=0"],
+            "\"eval_right\" needs evaluate.samples",
+        ),
+        (
+            &[every, "align.keep_best=eval_mean_token_accuracy"],
+            "needs align.token_statistics = true",
+        ),
+        (&["align.early_stopping={metric='eval_loss',patience=2}"], "early_stopping.metric = "),
+        (&[every, "align.early_stopping={metric='eval_loss',patience=0}"], "at least 1"),
+        (&[every, "align.early_stopping={metric='eval_loss'}"], "patience"),
+        (
+            &[every, "align.early_stopping={metric='eval_loss',patience=1,threshold=-1}"],
+            "must not be negative",
+        ),
+        (
+            &[every, "align.early_stopping.patence=3"],
+            "did you mean `align.early_stopping.patience`",
+        ),
+        (&[every, "data.train=x.jsonl", "data.hold_out=0"], "set data.eval or data.hold_out"),
+        (&["track=[\"wandb\"]"], "tensorboard"),
+    ];
+    for (set, says) in cases {
+        let error = format!("{:#}", resolve(set).unwrap_err());
+        assert!(error.contains(says) && !error.contains('\n'), "{set:?}: {error}");
+    }
+}
+
+#[test]
+fn what_decides_is_read_and_written() {
+    let set = [
+        "evaluate.every=10",
+        "track=[\"tensorboard\", \"csv\"]",
+        "align.keep_best=eval_rewards/margins",
+        "align.keep_last=2",
+        "align.early_stopping.metric=eval_rewards/rejected",
+        "align.early_stopping.patience=3",
+    ];
+    let settings = resolve(&set).unwrap();
+    let rules = settings.align.rules();
+    let best = rules.keep_best.unwrap();
+    assert_eq!((&*best.key, best.better), ("eval_rewards/margins", Direction::Higher));
+    let stop = rules.early_stopping.unwrap();
+    assert_eq!((&*stop.rule.key, stop.rule.better), ("eval_rewards/rejected", Direction::Lower));
+    assert_eq!((stop.evaluations, stop.threshold), (3, 0.0));
+    assert_eq!(settings.track, [Tracker::TensorBoard, Tracker::Csv]);
+    let again: Settings = toml::from_str(&settings.to_toml().unwrap()).unwrap();
+    assert_eq!(again, settings);
 }
 
 /// A saved `run.toml` is read directly, not as layers.

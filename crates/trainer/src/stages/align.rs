@@ -7,14 +7,14 @@ use fpo_losses::Needs;
 use fpo_transformer::{LanguageModel, weights};
 use serde_json::json;
 
-use super::{Base, StageName, card, reference::Split};
+use super::{Base, StageName, card, during, reference::Split};
 use crate::{
     aligner::{Aligner, FeatureConstraint},
     alignment_step::step_gradients,
     forward::Keep,
     run::{Run, Stage, Workspace},
     trained::{Initial, Trained},
-    training::{Frame, StepResult, Training},
+    training::{Frame, StepResult, Training, kept_checkpoints},
 };
 
 /// Aligns the fine-tuned model.
@@ -34,6 +34,9 @@ pub fn align(run: &Run, base: &Base) -> Result<Stage> {
     if let Some(weight_type) = run.settings.model.save_dtype {
         fingerprint = fingerprint.with("save_dtype", weight_type);
     }
+    if let Some(evaluation) = during::fingerprint(run) {
+        fingerprint = fingerprint.with("evaluation", evaluation);
+    }
     run.stage("align", fingerprint, |workspace| train(run, base, workspace))
 }
 
@@ -44,6 +47,7 @@ fn train(run: &Run, base: &Base, workspace: &Workspace) -> Result<()> {
     let initial = Initial::Folder(base.sft.folder.clone());
     let trained = Trained::new(&run.settings.model, initial, s.lora.as_ref(), &run.placement())?;
     let aligner = training_aligner(run, base, trained.base())?;
+    let frozen = aligner.reference_model.as_ref().or(trained.base());
     let (lengths, length) = (prepared.train.lengths(), s.length());
     let epochs = Epochs::new(&lengths, s.batch_size, length.begun(), run.settings.seed);
     let mut training = Training::start(Frame {
@@ -55,6 +59,9 @@ fn train(run: &Run, base: &Base, workspace: &Workspace) -> Result<()> {
         trained: &trained,
         placement: &placement,
         seed: run.settings.seed,
+        track: super::track(run, "align"),
+        evaluation: during::evaluation(run, base, frozen)?,
+        keep_last: s.keep_last,
     })?;
     while let Some(step) = training.next_step() {
         let pairs = prepared.train.views(epochs.batch(step)?)?;
@@ -74,6 +81,9 @@ fn train(run: &Run, base: &Base, workspace: &Workspace) -> Result<()> {
     let policy = training.finish()?;
     trained.finish(&policy, &workspace.output)?;
     card::write(run, prepared, StageName::Align, &workspace.output, &[])?;
+    for folder in kept_checkpoints(&workspace.output)? {
+        super::save_tokenizer(&prepared.tokenizer, &folder)?;
+    }
     super::save_tokenizer(&prepared.tokenizer, &workspace.output)
 }
 
@@ -97,6 +107,18 @@ pub fn measuring_aligner(run: &Run, base: &Base, split: Split) -> Result<Aligner
     let needs = run.settings.align.objective().needs();
     let features = base.caches.reader.is_some();
     aligner(run, base, split, Needs { token_kl: true, features, ..needs }, None)
+}
+
+/// For measuring while training: KL where a reference model is at hand, so that no second one is loaded.
+///
+/// # Errors
+/// A cache that doesn't match.
+pub fn watching_aligner(run: &Run, base: &Base, frozen: Option<&LanguageModel>) -> Result<Aligner> {
+    let needs = run.settings.align.objective().needs();
+    let (token_kl, features) = (frozen.is_some(), base.caches.reader.is_some());
+    let needs = Needs { token_kl, features, ..needs };
+    let aligner = aligner(run, base, Split::HeldOut, needs, frozen)?;
+    Ok(Aligner { token_statistics: run.settings.align.token_statistics, ..aligner })
 }
 
 fn aligner(

@@ -1,11 +1,13 @@
 //! Before and after: held-out pairs, answers to held-out prompts, and the features that moved.
 
+use std::num::NonZeroUsize;
+
 use anyhow::{Context, Result};
-use fpo_data::{Batches, PairBatch};
+use fpo_data::PairBatch;
 use fpo_datasets::check;
 use fpo_device::progress::Progress;
 use fpo_interp::movement::Texts;
-use fpo_metrics::{AnswerValues, METRICS, Measured, Pairs, measure};
+use fpo_metrics::{AnswerValues, METRICS, Measured, PairValues, Pairs, measure};
 use fpo_report::FeatureMove;
 use fpo_transformer::{GenerationOptions, LanguageModel, Site, generate};
 use serde::{Deserialize, Serialize};
@@ -58,9 +60,13 @@ pub struct Evaluation {
 }
 
 /// What was found of one model.
-struct Found {
-    measured: Measured,
-    answers: Vec<Answer>,
+pub(super) struct Found {
+    /// Every pair, in the order in which they were given.
+    pub pairs: Vec<PairValues>,
+    /// What the answers measure.
+    pub answers: Vec<AnswerValues>,
+    /// The answers themselves.
+    pub texts: Vec<Answer>,
     /// Mean pooled activation of every feature of the first site over all held-out responses; empty without features.
     pooled: Vec<f64>,
 }
@@ -89,44 +95,52 @@ fn fill(run: &Run, base: &Base, align: &Stage, workspace: &Workspace) -> Result<
     let mut progress = run.reporter.begin("evaluate", "items", total, 0);
     // The model before is the reference, which is loaded once.
     let model = aligner.reference_model.as_ref().context("measuring takes a reference")?;
-    let before = find(run, base, &aligner, model, prompts, &mut progress)?;
+    let all: Vec<usize> = (0..base.prepared.held_out.len()).collect();
+    let scope = Scope { pairs: &all, batch_size: run.settings.evaluate.batch_size, prompts };
+    let before = find(run, base, &aligner, model, &scope, &mut progress)?;
     let model = load_result(&align.folder, model, &run.placement())?;
-    let after = find(run, base, &aligner, &model, prompts, &mut progress)?;
+    let after = find(run, base, &aligner, &model, &scope, &mut progress)?;
     progress.finish("");
 
     let features = match &base.sae {
         Some(sae) => moved_features(run, base, sae, &model, &before.pooled, &after.pooled)?,
         None => Vec::new(),
     };
-    let answers = before.answers.into_iter().zip(after.answers);
+    let measured = [&before, &after].map(|found| measure(&found.pairs, &found.answers));
+    let answers = before.texts.into_iter().zip(after.texts);
     let answers = prompts.iter().zip(answers).map(|(prompt, (before, after))| AnsweredPrompt {
         prompt: prompt.text.clone(),
         expected: prompt.expected.clone(),
         before,
         after,
     });
-    let evaluation = Evaluation {
-        before: before.measured,
-        after: after.measured,
-        answers: answers.collect(),
-        features,
-    };
+    let [before, after] = measured;
+    let evaluation = Evaluation { before, after, answers: answers.collect(), features };
     super::write_json(&workspace.output.join("evaluation.json"), &evaluation)
 }
 
-fn find(
+/// On what a model is measured.
+pub(super) struct Scope<'a> {
+    /// Places of held-out pairs.
+    pub pairs: &'a [usize],
+    /// Pairs per forward pass.
+    pub batch_size: NonZeroUsize,
+    /// Held-out prompts.
+    pub prompts: &'a [EvalPrompt],
+}
+
+pub(super) fn find(
     run: &Run,
     base: &Base,
     aligner: &Aligner,
     model: &LanguageModel,
-    prompts: &[EvalPrompt],
+    scope: &Scope,
     progress: &mut Progress,
 ) -> Result<Found> {
-    let s = &run.settings.evaluate;
     let prepared = &base.prepared;
     let mut measured = Pairs::default();
     let mut pooled: Vec<f64> = Vec::new();
-    for indices in Batches::sequential(prepared.held_out.len(), s.batch_size).iter() {
+    for indices in scope.pairs.chunks(scope.batch_size.get()) {
         let pairs = prepared.held_out.views(indices)?;
         let batch = PairBatch::new(&pairs, prepared.tokenizer.pad_id())?;
         let comparison = aligner.compare(model, &batch)?;
@@ -138,15 +152,15 @@ fn find(
         comparison.add_to(&mut measured);
         progress.advance(indices.len(), "pairs");
     }
-    let responses = (2 * prepared.held_out.len()) as f64;
+    let responses = (2 * scope.pairs.len()) as f64;
     pooled.iter_mut().for_each(|total| *total /= responses);
     let quantities = measured.quantities();
     quantities.check().context("the held-out pairs")?;
     // All pairs at once: some losses depend on all of a step's pairs, and this is one step.
     measured.add_losses(&aligner.objective.losses(quantities));
 
-    let (answers, texts) = answer(run, base, model, prompts, progress)?;
-    Ok(Found { measured: measure(&measured.read(), &answers), answers: texts, pooled })
+    let (answers, texts) = answer(run, base, model, scope.prompts, progress)?;
+    Ok(Found { pairs: measured.read(), answers, texts, pooled })
 }
 
 /// Samples an answer to every prompt.

@@ -2,6 +2,7 @@
 
 pub mod align;
 pub mod card;
+mod during;
 pub mod evaluate;
 pub mod prepare;
 pub mod reference;
@@ -9,11 +10,16 @@ pub mod report;
 pub mod sae;
 pub mod sft;
 
-use std::{fmt, path::Path, str::FromStr};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use anyhow::{Context, Result};
 use fpo_data::{Fingerprint, Tokenizer, hash};
 use fpo_plan::work;
+use fpo_track::Tracker;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -163,16 +169,22 @@ impl Base {
 }
 
 /// Settings that change how a stage computes but not what, apart from rounding: an interrupted stage may resume with others.
-const MAY_CHANGE: [&str; 3] = ["micro_batch_size", "checkpoint_every", "checkpoint_activations"];
+const MAY_CHANGE: [&str; 4] =
+    ["micro_batch_size", "checkpoint_every", "checkpoint_activations", "keep_last"];
+
+/// Settings of `evaluate` that concern alignment alone, which notes them itself.
+const DURING: [&str; 3] = ["every", "subset", "samples"];
 
 /// Settings that didn't exist when older runs were made, with what held then, in JSON.
-const NEWER: [(&str, &str); 6] = [
+const NEWER: [(&str, &str); 8] = [
     ("rendering", "\"auto\""),
     ("on_error", "\"refuse\""),
     ("system", "\"keep\""),
     ("max_steps", "null"),
     ("warmup_ratio", "null"),
     ("betas", "[0.9,0.999]"),
+    ("keep_best", "null"),
+    ("early_stopping", "null"),
 ];
 
 /// A settings section as an item of a fingerprint.
@@ -182,13 +194,18 @@ fn section(settings: &impl Serialize) -> Result<String> {
         fields.retain(|key, value| {
             let text = value.to_string();
             let as_before = NEWER.iter().any(|(newer, then)| key == newer && text == *then);
-            !as_before && !MAY_CHANGE.contains(&key.as_str())
+            !as_before && !MAY_CHANGE.contains(&key.as_str()) && !DURING.contains(&key.as_str())
         });
         fields.values_mut().for_each(prune);
     }
     let mut section = serde_json::to_value(settings)?;
     prune(&mut section);
     Ok(section.to_string())
+}
+
+/// The formats in which a stage's log is written too, and the folder for them.
+fn track<'a>(run: &'a Run, stage: &str) -> (&'a [Tracker], PathBuf) {
+    (&run.settings.track, run.folder.join("track").join(stage))
 }
 
 /// The content of a file or folder as an item of a fingerprint.

@@ -11,7 +11,7 @@ use fpo_data::{
     checkpoints::{METRICS_FILE, read_log},
     hash::hash_bytes,
 };
-use fpo_metrics::{chart, charts, table};
+use fpo_metrics::{chart, charts, courses, table};
 use fpo_report::{Chart, Report, Sample, SampleGroup, StageCurves, TableRow, render};
 use serde_json::{Map, Value};
 
@@ -19,7 +19,10 @@ use super::{
     Base, StageName, card,
     evaluate::{Answer, AnsweredPrompt, Evaluation},
 };
-use crate::run::{Run, Stage};
+use crate::{
+    run::{Run, Stage},
+    training::{KEPT_FILE, Kept},
+};
 
 /// Answers that the page shows of each kind, at most.
 const SAMPLES_SHOWN: usize = 12;
@@ -81,6 +84,11 @@ fn page(
         ("Pairs dropped", percent(data.dropped_share())),
         ("Held-out pairs", base.prepared.held_out.len().to_string()),
     ];
+    let kept = align.folder.join(KEPT_FILE);
+    if kept.is_file() {
+        let Kept { metric, value, step } = super::read_json(&kept)?;
+        summary.push(("Kept step", format!("{step} ({metric} {value:.4})")));
+    }
     let mut notes = vec![
         "Hardware, wall clock and tokens per second are in timing.json beside this page, so that equal runs have equal pages.".into(),
     ];
@@ -143,7 +151,12 @@ fn curves(run: &Run, sft: &Path, sae: Option<&Stage>, align: &Path) -> Result<Ve
         ("SAE", "The sparse autoencoder on that model's activations.", sae, &of_sae),
         (
             "Align",
-            "Preference alignment; each point is a batch of training pairs.",
+            match run.settings.evaluate.every {
+                0 => "Preference alignment; each point is a batch of training pairs.",
+                _ => {
+                    "Preference alignment; each point of a line is a batch of training pairs, each ring an evaluation on held-out pairs."
+                }
+            },
             Some(align),
             &of_align,
         ),
@@ -153,9 +166,11 @@ fn curves(run: &Run, sft: &Path, sae: Option<&Stage>, align: &Path) -> Result<Ve
         let path = folder.map(|folder| folder.join(METRICS_FILE));
         let path = path.filter(|path| path.exists() && path.starts_with(&run.folder));
         let Some(path) = path else { continue };
-        let charts = of(&read_log(&path)?);
+        let lines = read_log(&path)?;
+        let charts = of(&lines);
         if !charts.is_empty() {
-            found.push(StageCurves { stage: stage.into(), caption: caption.into(), charts });
+            let (stage, caption) = (stage.into(), caption.into());
+            found.push(StageCurves { stage, caption, charts, answers: courses(&lines) });
         }
     }
     Ok(found)

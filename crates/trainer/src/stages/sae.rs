@@ -107,6 +107,7 @@ fn train(
         model_name: "sft".into(),
         checkpoints: &checkpoints,
         checkpoint_every: run.settings.sae.checkpoint_every.get(),
+        track: super::track(run, "sae"),
     };
     let sae = training.run(store, &run.device)?.into_iter().next();
     checkpoints.copy_log(&workspace.output)?;

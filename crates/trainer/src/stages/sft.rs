@@ -60,6 +60,9 @@ fn train(run: &Run, prepared: &Prepared, workspace: &Workspace) -> Result<()> {
         trained: &trained,
         placement: &placement,
         seed: run.settings.seed,
+        track: super::track(run, "sft"),
+        evaluation: None,
+        keep_last: None,
     })?;
     while let Some(step) = training.next_step() {
         let examples = prepared.sft.views(epochs.batch(step)?)?;

@@ -1,4 +1,8 @@
 //! The optimiser: gradients by name, clipping by their global norm, AdamW and RMSprop.
+//!
+//! # Invariants
+//! * Knows a model's parameters by their paths alone, and no data, loss or stage.
+//! * Its state is the number of steps done and the moments; saved and restored, it goes on bit for bit.
 
 use std::{collections::BTreeMap, path::Path};
 
