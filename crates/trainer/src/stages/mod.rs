@@ -166,10 +166,11 @@ impl Base {
 const MAY_CHANGE: [&str; 3] = ["micro_batch_size", "checkpoint_every", "checkpoint_activations"];
 
 /// Settings that didn't exist when older runs were made, with what held then, in JSON.
-const NEWER: [(&str, &str); 6] = [
+const NEWER: [(&str, &str); 7] = [
     ("rendering", "\"auto\""),
     ("on_error", "\"refuse\""),
     ("system", "\"keep\""),
+    ("turns", "null"),
     ("max_steps", "null"),
     ("warmup_ratio", "null"),
     ("betas", "[0.9,0.999]"),
