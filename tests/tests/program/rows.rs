@@ -90,7 +90,10 @@ fn fine_tuning_teaches_all_turns_that_a_template_marks() {
         let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
         fs::write(file(name), lines).unwrap();
     };
-    let pair = |prompt: &[Value], answer: &Value| json!({"prompt": prompt, "chosen": [answer], "rejected": "no"});
+    let pair = |prompt: &[Value], answer: &Value| {
+        let rejected = [message("assistant", "no".to_owned())];
+        json!({"prompt": prompt, "chosen": [answer], "rejected": rejected})
+    };
     write("examples.jsonl", (0..3).map(|row| json!({"messages": turns(row)})).collect());
     let of_row =
         |row| (pair(&turns(row)[..1], &turns(row)[1]), pair(&turns(row)[..3], &turns(row)[3]));

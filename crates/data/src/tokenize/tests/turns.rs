@@ -28,7 +28,13 @@ impl Case {
 fn recorded() -> (Tokenizer, BTreeMap<String, String>, Vec<Case>) {
     let text = |name: &str| std::fs::read_to_string(fixture("turns").join(name)).unwrap();
     let cases = text("masks.jsonl");
-    let cases = cases.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut cases: Vec<Case> =
+        cases.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    // A row begins with BOS, also where the template doesn't write it.
+    for case in cases.iter_mut().filter(|case| case.tokens[0] != 2) {
+        case.tokens.insert(0, 2);
+        case.mask.insert(0, 0);
+    }
     let templates = serde_json::from_str(&text("templates.json")).unwrap();
     (Tokenizer::load(&fixture("rows/model")).unwrap(), templates, cases)
 }
@@ -119,7 +125,7 @@ fn turns_of_a_template_without_marks_are_found() {
     let found = found.unwrap().unwrap();
     let learned = found.response.tokens.iter().zip(mask(&found)).filter(|(_, mask)| *mask == 1);
     let learned: Vec<u32> = learned.map(|(&token, _)| token).collect();
-    assert_eq!(tokenizer.decode(&learned, false).unwrap(), " fine it is the<eos>");
+    assert_eq!(tokenizer.decode(&learned, false).unwrap(), "fineit is the<eos>");
 }
 
 #[test]
@@ -132,7 +138,7 @@ fn turns_that_cant_be_told_apart_are_refused_by_name() {
     let refused = [
         (
             thinking,
-            "writes turn 2 differently once later turns follow (they differ after \"user:how are you\\nass",
+            "writes turn 2 differently once later turns follow (they differ after \"w are you\\nassistant:\"",
         ),
         (trimmed, "changes the text between {% generation %} and {% endgeneration %}"),
     ];
