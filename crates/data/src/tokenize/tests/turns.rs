@@ -67,7 +67,7 @@ fn marked_turns_are_those_of_transformers() {
             assert!(found.view().is_sound(), "{place}");
 
             // Cut anywhere, the mask is what is left of it.
-            for max_length in 2..case.tokens.len() {
+            for max_length in (2..case.tokens.len()).step_by(9) {
                 let cut = Truncation { max_length, max_prompt_length: None };
                 let preparer = Preparer::new(&tokenizer, &template, rendering, cut).unwrap();
                 let found = preparer.teaching(None).tokenize_example(&case.example()).unwrap();
