@@ -75,6 +75,7 @@ fn data(folder: &Path, rows: usize) -> SequenceStore {
         TokenizedExample {
             id: id as u64,
             response: TokenizedResponse { tokens: (0..20).map(token).collect(), prompt_len: 1 },
+            context: Vec::new(),
         }
     };
     SequenceStore::write(&path, &Fingerprint::default(), (0..rows).map(row).collect::<Vec<_>>())

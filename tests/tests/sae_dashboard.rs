@@ -45,6 +45,7 @@ fn collected(site: Site, options: &Options) -> (Vec<Feature>, usize) {
     let examples = rows().into_iter().enumerate().map(|(id, tokens)| TokenizedExample {
         id: id as u64,
         response: TokenizedResponse { tokens, prompt_len: 1 },
+        context: Vec::new(),
     });
     SequenceStore::write(&path, &Fingerprint::default(), examples.collect::<Vec<_>>()).unwrap();
     let (model, data) = (model(), SequenceStore::open(&path).unwrap());

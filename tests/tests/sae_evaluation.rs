@@ -43,6 +43,7 @@ fn measure(model: &LanguageModel, site: Site, rows: &[Vec<u32>], batch: usize) -
     let examples = rows.iter().enumerate().map(|(id, tokens)| TokenizedExample {
         id: id as u64,
         response: TokenizedResponse { tokens: tokens.clone(), prompt_len: 1 },
+        context: Vec::new(),
     });
     SequenceStore::write(&path, &Fingerprint::default(), examples.collect::<Vec<_>>()).unwrap();
     let data = SequenceStore::open(&path).unwrap();

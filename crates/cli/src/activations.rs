@@ -42,9 +42,9 @@ pub struct Activations {
     /// Texts, examples or pairs; see below.
     #[arg(long, value_name = "FILE", value_parser = streams::input)]
     data: PathBuf,
-    /// KIND:LAYER, with layers counted from 0. The kinds are resid_post (the block's output, before the final norm), mlp_out
-    /// (the MLP's contribution to the residual stream, after its norm) and attn_z (the concatenated heads, before the output
-    /// projection).
+    /// KIND:LAYER, with layers counted from 0. The kinds are resid_post (the block's output, before the final norm), resid_pre (its
+    /// input), mlp_out (the MLP's contribution to the residual stream, after its norm) and attn_z (the concatenated heads, before
+    /// the output projection). Names of TransformerLens (blocks.25.hook_resid_post) and Hugging Face (model.layers.25) are read too.
     #[arg(long, value_name = "SITE")]
     site: Site,
     /// The safetensors file to write.

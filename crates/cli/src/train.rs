@@ -11,7 +11,7 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use fpo_config::Settings;
-use fpo_data::Rendering;
+use fpo_data::{Rendering, System};
 use fpo_report::terminal_table;
 use fpo_trainer::{
     run::{Existing, Run, timing},
@@ -110,6 +110,9 @@ pub struct RunArgs {
     /// Which texts go through the chat template: the setting data.rendering, under its name in other commands.
     #[arg(long, value_name = "auto|template|none")]
     rendering: Option<Rendering>,
+    /// What becomes of a system message: the setting data.system, under its name in other commands.
+    #[arg(long, value_name = "keep|fold")]
+    system: Option<System>,
     /// Makes stages again that were made from other settings or data, which discards what is there. Without it such a call is
     /// refused.
     #[arg(long)]
@@ -124,7 +127,11 @@ pub struct RunArgs {
 impl RunArgs {
     /// The settings of the call: those of the folder, if it has any and no recipe is named, with what the call changes.
     fn resolve(&self) -> Result<Settings> {
-        self.settings.resolve_with_saved(&self.folder().join("run.toml"))
+        let mut settings = self.settings.resolve_with_saved(&self.folder().join("run.toml"))?;
+        let data = &mut settings.data;
+        data.rendering = self.rendering.unwrap_or(data.rendering);
+        data.system = self.system.unwrap_or(data.system);
+        Ok(settings)
     }
 
     fn folder(&self) -> PathBuf {

@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use fpo_data::{OnEmpty, OnError, Pooling, Rendering, RowPolicy, System};
+use fpo_data::{OnEmpty, OnError, Pooling, Rendering, RowPolicy, System, Turns};
 use fpo_losses::{FeatureSelection, Method, Objective, Options};
 use fpo_metrics::Criterion;
 use fpo_sae::SaeTraining;
@@ -238,6 +238,10 @@ fn whole_if_it_is<S: serde::Serializer>(value: &f64, serializer: S) -> Result<S:
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SftSettings {
+    /// Which of the assistant's turns in a conversation are learned; all where the chat template marks them, else the last, if not
+    /// set.
+    #[serde(default)]
+    pub turns: Option<Turns>,
     /// Epochs over the examples; 0 skips fine-tuning and takes the model as it is.
     #[serde(serialize_with = "whole_if_it_is")]
     pub epochs: f64,

@@ -6,6 +6,7 @@
 
 use crate::Fingerprint;
 use crate::hash::hash_bytes;
+use crate::rendering::Turns;
 use crate::source::{Message, Pair, Prompt, Response, SftExample};
 use crate::store::PairStore;
 use crate::tokenize::{Preparer, Truncation};
@@ -23,6 +24,8 @@ pub const TOKENIZER: &str = "tokenizer";
 pub const TEMPLATE: &str = "chat template";
 /// Explains [`PAIRS`] and [`EXAMPLES`]: the [`crate::Rendering`].
 pub const RENDERING: &str = "rendering";
+/// Explains [`EXAMPLES`]: the [`Turns`] that are learned, if all are.
+pub const TURNS: &str = "turns";
 /// Explains [`PAIRS`] and [`EXAMPLES`]: [`Truncation::max_length`].
 pub const MAX_LENGTH: &str = "max_length";
 /// Explains [`PAIRS`] and [`EXAMPLES`]: [`Truncation::max_prompt_length`].
@@ -52,10 +55,13 @@ impl Preparer<'_> {
     ) -> Fingerprint {
         let texts =
             examples.iter().map(|example| (example.id, &example.prompt, [&example.response]));
-        let rows = tokenized.iter().map(|example| (example.id, [example.response.view()]));
+        let mut made_from = self.settings().with(DATA, hash_texts(texts));
+        if self.turns() == Turns::All {
+            made_from = made_from.with(TURNS, "all");
+        }
         Fingerprint::default()
-            .with(EXAMPLES, hash_tokens(rows))
-            .explained_by(EXAMPLES, &self.settings().with(DATA, hash_texts(texts)))
+            .with(EXAMPLES, hash_examples(tokenized))
+            .explained_by(EXAMPLES, &made_from)
     }
 
     fn settings(&self) -> Fingerprint {
@@ -86,6 +92,17 @@ impl PairStore {
 /// Hash (hex) of tokenised pairs in their order: ids, tokens, prompt lengths.
 pub fn hash_pairs<'a>(pairs: impl IntoIterator<Item = PairView<'a>>) -> String {
     hash_tokens(pairs.into_iter().map(|pair| (pair.id, [pair.chosen, pair.rejected])))
+}
+
+/// Hash (hex) of tokenised examples; as of their responses alone where they have no context.
+fn hash_examples(examples: &[TokenizedExample]) -> String {
+    let responses = hash_tokens(examples.iter().map(|e| (e.id, [e.response.view()])));
+    if examples.iter().all(|example| example.context.is_empty()) {
+        return responses;
+    }
+    let context = |example: &TokenizedExample| format!("{:?}", example.context);
+    let contexts: Vec<String> = examples.iter().map(context).collect();
+    hash_bytes(format!("{responses}{}", contexts.join(" ")).as_bytes())
 }
 
 fn hash_tokens<'a, const N: usize>(

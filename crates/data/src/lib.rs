@@ -45,7 +45,7 @@ pub mod tokens;
 pub use batch::{Batches, Epochs, PairBatch, Pooling, Positions, SequenceBatch, TokenBatch};
 pub use fpo_files::{Fingerprint, atomic, checkpoints, fingerprint, hash};
 pub use reference::{ReferenceCache, ReferenceRow, ReferenceWriter, SparseFeatures};
-pub use rendering::Rendering;
+pub use rendering::{Rendering, Turns};
 pub use source::{
     Conversation, Item, Message, OnEmpty, OnError, Pair, Prompt, ReadSummary, Response, RowPolicy,
     SftExample, read_held_out, read_items, read_pairs, read_prompts, read_sft,

@@ -1,14 +1,18 @@
 //! Rendering: how a prompt and a response become one text.
 
 mod frame;
+mod turns;
 
 pub(crate) use frame::Cuts;
+pub(crate) use turns::Split;
+pub use turns::Turns;
 
 use crate::source::{Prompt, Response};
 use crate::template::{ChatTemplate, TemplateChoice, TemplateError, without_template};
 use crate::tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 use std::fmt::{self, Display};
+use std::ops::Range;
 use std::str::FromStr;
 
 /// What is rendered with the chat template, and how a response ends.
@@ -92,6 +96,8 @@ pub(crate) struct Joined {
     pub text: String,
     /// Length of the prompt, in bytes.
     pub boundary: usize,
+    /// What is learned of the rest, in bytes; all of it if empty.
+    pub learned: Vec<Range<usize>>,
     pub end: End,
     pub way: Way,
 }
@@ -148,14 +154,14 @@ impl<'a> Renderer<'a> {
             Err(way) => {
                 let (text, boundary) = without_template(prompt, response)?;
                 let end = if way == Way::AlreadyTemplated { End::Turn } else { End::Eos };
-                return Ok(Joined { text, boundary, end, way });
+                return Ok(Joined { text, boundary, learned: Vec::new(), end, way });
             }
         };
         let ((text, boundary), end) = match self.rendering {
             Rendering::None => (chat.rendered(prompt, response)?, End::AsWritten),
             _ => (chat.turn(prompt, response)?, End::Turn),
         };
-        Ok(Joined { text, boundary, end, way: Way::Templated })
+        Ok(Joined { text, boundary, learned: Vec::new(), end, way: Way::Templated })
     }
 
     /// The template to render a prompt with, or what is done instead.

@@ -66,6 +66,23 @@ pub enum TemplateError {
         /// The key of the message.
         key: &'static str,
     },
+    /// A turn that is written differently once others follow, so where it is in the whole conversation is unknown.
+    #[error(
+        "the chat template writes turn {turn} differently once later turns follow (they differ after {shared:?}), so the assistant's \
+         turns can't be told apart; use a template that marks them with {{% generation %}}, or set sft.turns = \"last\""
+    )]
+    TurnDiffers {
+        /// The turn, counted from 1.
+        turn: usize,
+        /// The last characters that both share.
+        shared: String,
+    },
+    /// A template that changes what it has marked.
+    #[error(
+        "the chat template changes the text between {{% generation %}} and {{% endgeneration %}} after it has marked it, so the \
+         assistant's turns can't be told apart; correct the template, or set sft.turns = \"last\""
+    )]
+    Marks,
     /// The text with the response doesn't start with the text of the prompt, so the start of the response is unknown.
     #[error(
         "the chat template writes a prompt differently once a response follows (they differ after {shared:?}); \
@@ -270,16 +287,13 @@ impl ChatTemplate {
         if text.starts_with(&prompt_text) {
             return Ok((text, prompt_text.len()));
         }
-        let same = text.chars().zip(prompt_text.chars()).take_while(|(a, b)| a == b);
-        let shared: String = same.map(|(char, _)| char).collect();
+        let shared = shared(&text, &prompt_text);
         if response.begins_with_assistant() {
-            let skipped = shared.chars().count().saturating_sub(20);
-            return Err(TemplateError::NotAPrefix {
-                shared: shared.chars().skip(skipped).collect(),
-            });
+            return Err(TemplateError::NotAPrefix { shared: last_characters(shared) });
         }
         // The prompt's last turn is followed by another one than the assistant's; as in TRL, the prompt is what both texts share.
-        Ok((text, shared.len()))
+        let boundary = shared.len();
+        Ok((text, boundary))
     }
 
     /// The Jinja source.
@@ -340,6 +354,18 @@ impl TemplateChoice {
             Self::None => Ok(without_template(prompt, response)?.0),
         }
     }
+}
+
+/// What two texts begin with.
+pub(crate) fn shared<'a>(text: &'a str, other: &str) -> &'a str {
+    let same = text.chars().zip(other.chars()).take_while(|(a, b)| a == b);
+    &text[..same.map(|(char, _)| char.len_utf8()).sum()]
+}
+
+/// The end of a text, for messages.
+pub(crate) fn last_characters(text: &str) -> String {
+    let skipped = text.chars().count().saturating_sub(20);
+    text.chars().skip(skipped).collect()
 }
 
 /// A special token's text: in a configuration it is a string or `{"content": …}`.

@@ -8,8 +8,8 @@ mod summary;
 
 pub use summary::PrepareSummary;
 
-use crate::rendering::{Cuts, End, Joined, Renderer, Rendering, Way};
-use crate::source::{Pair, Prompt, Response, SftExample};
+use crate::rendering::{Cuts, End, Joined, Renderer, Rendering, Split, Turns, Way};
+use crate::source::{Pair, Prompt, SftExample};
 use crate::template::{TemplateChoice, TemplateError};
 use crate::tokenizer::{Encoding, Tokenizer, TokenizerError};
 use crate::tokens::{TokenizedExample, TokenizedPair, TokenizedResponse};
@@ -79,6 +79,7 @@ pub struct Preparer<'a> {
     pub(crate) renderer: Renderer<'a>,
     pub(crate) truncation: Truncation,
     eos: Option<u32>,
+    turns: Turns,
 }
 
 /// The prompt that the responses of an item share.
@@ -103,6 +104,8 @@ enum Fit {
 /// A row and what was done to it.
 struct Row {
     response: TokenizedResponse,
+    /// Positions after the prompt that aren't learned.
+    context: Vec<u32>,
     clipped_prompt: bool,
     clipped_response: bool,
     way: Way,
@@ -134,7 +137,19 @@ impl<'a> Preparer<'a> {
             return Err(PrepareError::NoEnd);
         }
         let renderer = Renderer::new(tokenizer, template, rendering);
-        Ok(Self { tokenizer, renderer, truncation, eos })
+        Ok(Self { tokenizer, renderer, truncation, eos, turns: Turns::Last })
+    }
+
+    /// Examples that teach these turns; by default all where the chat template marks them, else the last.
+    #[must_use]
+    pub fn teaching(self, turns: Option<Turns>) -> Self {
+        let turns = Turns::of(turns, self.renderer.template());
+        Self { turns, ..self }
+    }
+
+    /// The turns that examples teach.
+    pub fn turns(&self) -> Turns {
+        self.turns
     }
 
     /// Tokenises a pair; `None` if truncation leaves no tokens of a response.
@@ -142,7 +157,7 @@ impl<'a> Preparer<'a> {
     /// # Errors
     /// An item that the template rejects or the tokenizer fails on.
     pub fn tokenize_pair(&self, pair: &Pair) -> Result<Option<TokenizedPair>, PrepareError> {
-        let rows = self.rows(pair.id, &pair.prompt, [&pair.chosen, &pair.rejected])?;
+        let rows = self.rows_of_pair(pair)?;
         Ok(rows.map(|[chosen, rejected]| pair_of(pair.id, chosen, rejected)))
     }
 
@@ -154,8 +169,7 @@ impl<'a> Preparer<'a> {
         &self,
         example: &SftExample,
     ) -> Result<Option<TokenizedExample>, PrepareError> {
-        let rows = self.rows(example.id, &example.prompt, [&example.response])?;
-        Ok(rows.map(|[row]| TokenizedExample { id: example.id, response: row.response }))
+        Ok(self.row_of_example(example)?.map(|[row]| example_of(example.id, row)))
     }
 
     /// The tokens of a prompt alone, from which generation starts. (The same prompt in a pair may be shorter, where a merge crosses
@@ -194,8 +208,7 @@ impl<'a> Preparer<'a> {
         &self,
         pairs: &[Pair],
     ) -> Result<(Vec<TokenizedPair>, PrepareSummary), PrepareError> {
-        let rows = |pair: &Pair| self.rows(pair.id, &pair.prompt, [&pair.chosen, &pair.rejected]);
-        let (kept, summary) = prepare(pairs, rows)?;
+        let (kept, summary) = prepare(pairs, |pair| self.rows_of_pair(pair))?;
         let pair =
             |(pair, [chosen, rejected]): (&Pair, [Row; 2])| pair_of(pair.id, chosen, rejected);
         Ok((kept.into_iter().map(pair).collect(), summary))
@@ -209,14 +222,39 @@ impl<'a> Preparer<'a> {
         &self,
         examples: &[SftExample],
     ) -> Result<(Vec<TokenizedExample>, PrepareSummary), PrepareError> {
-        let rows =
-            |example: &SftExample| self.rows(example.id, &example.prompt, [&example.response]);
-        let (kept, summary) = prepare(examples, rows)?;
-        let example = |(example, [row]): (&SftExample, [Row; 1])| TokenizedExample {
-            id: example.id,
-            response: row.response,
-        };
+        let (kept, summary) = prepare(examples, |example| self.row_of_example(example))?;
+        let example = |(example, [row]): (&SftExample, [Row; 1])| example_of(example.id, row);
         Ok((kept.into_iter().map(example).collect(), summary))
+    }
+
+    fn rows_of_pair(&self, pair: &Pair) -> Result<Option<[Row; 2]>, PrepareError> {
+        let Pair { chosen, rejected, .. } = pair;
+        self.rows(pair.id, &pair.prompt, |prompt| {
+            let [a, b] = [chosen, rejected].map(|response| self.renderer.join(prompt, response));
+            let (a, b) = (a?, b?);
+            if a.text == b.text
+                && let Some(key) = chosen.beyond_text().or(rejected.beyond_text())
+                && chosen != rejected
+            {
+                return Err(TemplateError::Alike { key });
+            }
+            Ok([a, b])
+        })
+    }
+
+    fn row_of_example(&self, example: &SftExample) -> Result<Option<[Row; 1]>, PrepareError> {
+        let split = match self.turns {
+            Turns::All => Split::of(example),
+            Turns::Last => None,
+        };
+        match split {
+            Some(Split { prompt, rest }) => self.rows(example.id, &prompt, |prompt| {
+                Ok([self.renderer.join_turns(prompt, &rest)?])
+            }),
+            None => self.rows(example.id, &example.prompt, |prompt| {
+                Ok([self.renderer.join(prompt, &example.response)?])
+            }),
+        }
     }
 
     /// The rows of one item, whose responses share one prompt: the longest beginning that the prompt alone and every joint
@@ -225,30 +263,23 @@ impl<'a> Preparer<'a> {
         &self,
         id: u64,
         prompt: &Prompt,
-        responses: [&Response; N],
+        join: impl Fn(&Prompt) -> Result<[Joined; N], TemplateError>,
     ) -> Result<Option<[Row; N]>, PrepareError> {
         let encode = |text: &str| {
             self.tokenizer.encode(text).map_err(|source| PrepareError::Tokenizer { id, source })
         };
         let mut prompt = Cow::Borrowed(prompt);
         loop {
-            let joined = responses.map(|response| self.renderer.join(&prompt, response));
+            let joined = join(&prompt).map_err(|source| PrepareError::Template { id, source })?;
             let mut whole = Vec::with_capacity(N);
             for joined in joined {
-                let joined = joined.map_err(|source| PrepareError::Template { id, source })?;
-                whole.push((encode(&joined.text)?.ids, joined));
-            }
-            if let ([(_, a), (_, b)], [chosen, rejected]) = (&whole[..], &responses[..])
-                && a.text == b.text
-                && let Some(key) = chosen.beyond_text().or(rejected.beyond_text())
-                && chosen != rejected
-            {
-                return Err(PrepareError::Template { id, source: TemplateError::Alike { key } });
+                whole.push((encode(&joined.text)?, joined));
             }
             let Some((_, first)) = whole.first() else { return Ok(None) };
             let alone = &first.text[..first.boundary];
             let encoding = encode(alone)?;
-            let read = whole.iter().map(|(ids, _)| common(&encoding.ids, ids)).min().unwrap_or(0);
+            let read = whole.iter().map(|(whole, _)| common(&encoding.ids, &whole.ids));
+            let read = read.min().unwrap_or(0);
             let shared = match self.fit(&prompt, alone, &encoding, read) {
                 Fit::Shorter(shorter) => {
                     prompt = Cow::Owned(shorter);
@@ -259,25 +290,33 @@ impl<'a> Preparer<'a> {
             };
             let clipped = shared.clipped || matches!(prompt, Cow::Owned(_));
             let shared = SharedPrompt { clipped, ..shared };
-            let rows = whole.into_iter().map(|(ids, joined)| self.row(&shared, &ids, &joined));
+            let rows = whole.into_iter().map(|(whole, joined)| self.row(&shared, &whole, &joined));
             let rows: Option<Vec<Row>> = rows.collect();
             return Ok(rows.and_then(|rows| rows.try_into().ok()));
         }
     }
 
-    /// The row of a response, whose text has `ids`; `None` if no response is left.
-    fn row(&self, prompt: &SharedPrompt, ids: &[u32], joined: &Joined) -> Option<Row> {
+    /// The row of a response, given the tokens of its text; `None` if no response is left.
+    fn row(&self, prompt: &SharedPrompt, whole: &Encoding, joined: &Joined) -> Option<Row> {
         let mut tokens = prompt.tokens.clone();
-        tokens.extend(&ids[prompt.read..]);
-        // Nothing predicts the first token of a text.
-        let prompt_len = prompt.tokens.len().max(1);
+        tokens.extend(&whole.ids[prompt.read..]);
         self.end_once(&mut tokens, prompt.tokens.len(), joined.end);
         let clipped_response = tokens.len() > self.truncation.max_length;
         tokens.truncate(self.truncation.max_length);
+        // Nothing predicts the first token of a text.
+        let first = prompt.tokens.len().max(1);
+        let is_learned = |position: &usize| {
+            let index = position - prompt.tokens.len() + prompt.read;
+            joined.learned.is_empty() || overlaps(&joined.learned, whole, index)
+        };
+        let prompt_len = (first..tokens.len()).find(is_learned)?;
+        let context = (prompt_len..tokens.len()).filter(|position| !is_learned(position));
+        let context = context.map(|position| position as u32).collect();
         let response = TokenizedResponse { tokens, prompt_len };
         let (clipped_prompt, way) = (prompt.clipped, joined.way);
         response.view().is_sound().then_some(Row {
             response,
+            context,
             clipped_prompt,
             clipped_response,
             way,
@@ -345,6 +384,17 @@ impl<'a> Preparer<'a> {
     }
 }
 
+/// Whether a token has a byte of one of these ranges, in ascending order. A token after the text's own, which ends it, goes with
+/// the text's end.
+fn overlaps(ranges: &[Range<usize>], whole: &Encoding, index: usize) -> bool {
+    let Some(&(start, end)) = whole.offsets.get(index) else {
+        let text = whole.offsets.last().map_or(0, |&(_, end)| end);
+        return ranges.last().is_some_and(|range| range.end >= text);
+    };
+    let next = ranges.partition_point(|range| range.end <= start);
+    ranges.get(next).is_some_and(|range| end > range.start)
+}
+
 /// Number of leading tokens that two sequences have in common.
 fn common(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
@@ -377,13 +427,17 @@ fn prepare<T: Sync, const N: usize>(
                 Way::AsGiven => summary.as_given += 1,
             }
             summary.tokens += len;
-            summary.response_tokens += len - row.response.prompt_len;
+            summary.response_tokens += len - row.response.prompt_len - row.context.len();
             summary.longest = summary.longest.max(len);
         }
         kept.push((item, rows));
     }
     summary.kept = kept.len();
     Ok((kept, summary))
+}
+
+fn example_of(id: u64, row: Row) -> TokenizedExample {
+    TokenizedExample { id, response: row.response, context: row.context }
 }
 
 fn pair_of(id: u64, chosen: Row, rejected: Row) -> TokenizedPair {

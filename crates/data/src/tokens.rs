@@ -27,6 +27,9 @@ pub struct TokenizedExample {
     pub id: u64,
     /// Prompt and response.
     pub response: TokenizedResponse,
+    /// Tokens after the prompt that aren't learned, such as later turns of the user: their positions, ascending, all above
+    /// `prompt_len`.
+    pub context: Vec<u32>,
 }
 
 /// A borrowed [`TokenizedResponse`], for instance from a memory-mapped store.
@@ -56,6 +59,8 @@ pub struct ExampleView<'a> {
     pub id: u64,
     /// Prompt and response.
     pub response: ResponseView<'a>,
+    /// Positions after the prompt that aren't learned, ascending, all above `prompt_len`.
+    pub context: &'a [u32],
 }
 
 impl TokenizedResponse {
@@ -75,7 +80,7 @@ impl TokenizedPair {
 impl TokenizedExample {
     /// A borrowed view.
     pub fn view(&self) -> ExampleView<'_> {
-        ExampleView { id: self.id, response: self.response.view() }
+        ExampleView { id: self.id, response: self.response.view(), context: &self.context }
     }
 }
 
@@ -108,8 +113,23 @@ impl PairView<'_> {
 }
 
 impl ExampleView<'_> {
+    /// Number of tokens that are learned; at least 1.
+    pub fn learned(&self) -> usize {
+        self.response.tokens.len() - self.response.prompt_len - self.context.len()
+    }
+
+    /// Whether `1 ≤ prompt_len < tokens.len()` holds, and the first token after the prompt is learned.
+    pub fn is_sound(&self) -> bool {
+        let first = self.response.prompt_len;
+        let ascending = self.context.is_sorted_by(|a, b| a < b);
+        let above = self.context.first().is_none_or(|&position| position as usize > first);
+        let below = self.context.last().is_none_or(|&t| (t as usize) < self.response.tokens.len());
+        self.response.is_sound() && ascending && above && below
+    }
+
     /// An owned copy.
     pub fn to_owned(&self) -> TokenizedExample {
-        TokenizedExample { id: self.id, response: self.response.to_owned() }
+        let context = self.context.to_vec();
+        TokenizedExample { id: self.id, response: self.response.to_owned(), context }
     }
 }

@@ -34,7 +34,11 @@ fn main() -> Result<()> {
     let rows = (0..64).map(|row: u32| {
         let token = |t: u32| if t == 0 { BOS } else { 3 + (row * row + 7 * t * t + row * t) % 61 };
         let tokens = (0..20).map(token).collect();
-        TokenizedExample { id: row.into(), response: TokenizedResponse { tokens, prompt_len: 1 } }
+        TokenizedExample {
+            id: row.into(),
+            response: TokenizedResponse { tokens, prompt_len: 1 },
+            context: Vec::new(),
+        }
     });
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("rows.arrow");

@@ -45,6 +45,7 @@ mod attention;
 mod blocked;
 #[cfg(feature = "cube")]
 mod cube;
+mod dropout;
 mod encoder;
 #[cfg(feature = "flex")]
 mod flex;
@@ -72,6 +73,7 @@ mod top_k;
 
 pub use adamw::{AdamW, adamw_step};
 pub use attention::{AttentionOptions, TextStarts, causal_attention, packed_attention};
+pub use dropout::{Dropout, dropout};
 pub use encoder::{Activation, Encoder, Normalization};
 pub use gated::{geglu, swiglu};
 pub use jump_relu::{heaviside, jump_relu};
@@ -103,6 +105,7 @@ pub mod definition {
     pub use crate::attention::{
         definition as causal_attention, packed_definition as packed_attention,
     };
+    pub use crate::dropout::definition as dropout;
     pub use crate::gated::{definition as geglu, swiglu_definition as swiglu};
     pub use crate::jump_relu::{
         heaviside_definition as heaviside, jump_relu_definition as jump_relu,

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use fpo_config::{OptimizerKind, Settings};
-use fpo_transformer::{LoraConfig, ModelConfig, Precision};
+use fpo_transformer::{LoraConfig, ModelConfig, Precision, Projection};
 
 use crate::{
     BLOCKS, BYTES, Memory, adapters, block_parameters, config, d_sae, kept_by_block, parameters,
@@ -82,8 +82,24 @@ impl Step {
         let (c, layers) = (&self.config, self.config.num_hidden_layers as u64);
         match self.checkpointed {
             true => BYTES * layers * c.hidden_size as u64,
-            false => layers * kept_by_block(c, self.precision, self.lora.as_ref()),
+            false => layers * self.kept_by_block(),
         }
+    }
+
+    /// The same for one block: with dropout also the inputs of its adapters, and which of them were dropped.
+    fn kept_by_block(&self) -> u64 {
+        let c = &self.config;
+        let width = |projection| match projection {
+            Projection::O => c.num_attention_heads * c.head_dim,
+            Projection::Down => c.intermediate_size,
+            _ => c.hidden_size,
+        };
+        let lora = self.lora.iter().filter(|lora| lora.dropout > 0.0);
+        let adapters = lora.flat_map(|lora| {
+            Projection::ALL.into_iter().filter(|&projection| lora.rank(0, projection).is_some())
+        });
+        let dropped: usize = adapters.map(width).sum();
+        kept_by_block(c, self.precision, self.lora.as_ref()) + self.factor() * 2 * dropped as u64
     }
 
     /// Start of the backward pass: all activations are saved, and logits are computed in blocks.
@@ -105,8 +121,7 @@ impl Step {
             (true, None) => (block_parameters(c), self.kept()),
             (true, Some(_)) => (self.trained() / c.num_hidden_layers.max(1) as u64, self.kept()),
         };
-        let of_token =
-            inputs + kept_by_block(c, self.precision, self.lora.as_ref()) + self.passing();
+        let of_token = inputs + self.kept_by_block() + self.passing();
         Moment {
             gradients: self.of_earlier_passes() + self.of_pass() + block,
             activations: self.tokens as u64 * of_token,

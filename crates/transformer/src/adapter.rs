@@ -62,7 +62,7 @@ pub fn save(model: &LanguageModel, folder: &Path, base: Option<&Path>) -> Result
         "layers_to_transform": layers,
         "init_lora_weights": true,
         "lora_alpha": alpha,
-        "lora_dropout": 0.0,
+        "lora_dropout": config.dropout,
         "modules_to_save": modules,
         "peft_type": "LORA",
         "r": config.rank,
@@ -171,7 +171,7 @@ fn tensors(files: &Opened) -> Result<BTreeMap<String, Source<'_>>, Error> {
 }
 
 /// Fields that don't change what an adapter computes, given its tensors.
-const WITHOUT_EFFECT: [&str; 12] = [
+const WITHOUT_EFFECT: [&str; 11] = [
     "auto_mapping",
     "base_model_name_or_path",
     "ensure_weight_tying",
@@ -179,7 +179,6 @@ const WITHOUT_EFFECT: [&str; 12] = [
     "inference_mode",
     // The blocks are `layers` in every model here.
     "layers_pattern",
-    "lora_dropout",
     "megatron_core",
     "peft_version",
     "qalora_group_size",
@@ -222,6 +221,10 @@ fn parse_config(text: &str, modules: &BTreeSet<&str>) -> Result<LoraConfig, Stri
             }
             "lora_alpha" => {
                 config.alpha = value.as_f64().ok_or_else(|| wrong("expected a number"))?;
+            }
+            // Of no effect on what it computes, but on how training goes on.
+            "lora_dropout" => {
+                config.dropout = value.as_f64().ok_or_else(|| wrong("expected a number"))?;
             }
             "use_rslora" => {
                 config.use_rslora =

@@ -43,6 +43,7 @@ mod checkpoint;
 mod checkpointed;
 mod config;
 mod content;
+mod dropping;
 mod embedding;
 mod error;
 mod families;

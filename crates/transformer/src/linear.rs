@@ -7,9 +7,9 @@ use burn::{
     tensor::Tensor,
 };
 
-use fpo_ops::at_least_f32;
+use fpo_ops::{at_least_f32, dropout};
 
-use crate::Precision;
+use crate::{Precision, dropping::Mask};
 
 /// The input of linear layers, cheap enough for their backward pass to compute it again instead of keeping it.
 pub(crate) struct Again<const D: usize> {
@@ -106,6 +106,9 @@ pub struct Lora {
     pub magnitude: Option<Param<Tensor<1>>>,
     /// s
     pub(crate) scale: f64,
+    /// In training, which of its inputs are zeroed.
+    #[module(skip)]
+    pub(crate) mask: Option<Mask>,
 }
 
 impl Lora {
@@ -117,16 +120,29 @@ impl Lora {
         weight: Tensor<2>,
         precision: Precision,
     ) -> Tensor<D> {
+        let x = match &self.mask {
+            Some(mask) => dropout(x, mask.dropout()),
+            None => x,
+        };
         // Scaled here because this tensor is the narrow one.
-        let narrow = precision.linear(x, self.a.val()) * self.scale;
-        let sum = product + precision.linear(narrow, self.b.val());
-        let Some(magnitude) = &self.magnitude else { return sum };
+        let narrow = precision.linear(x.clone(), self.a.val()) * self.scale;
+        let added = precision.linear(narrow, self.b.val());
+        let Some(magnitude) = &self.magnitude else { return product + added };
         let rows = 0..weight.dims()[0];
         // As in PEFT, no gradient flows through the norm.
-        let gain = magnitude.val() / row_norms(self.sum(weight.without_autodiff(), rows));
+        let gain = magnitude.val() / row_norms(self.sum(weight.clone().without_autodiff(), rows));
         // In float32, because the magnitude's gradient is a sum over all tokens.
-        let dtype = sum.dtype();
-        (at_least_f32(sum) * gain.unsqueeze()).cast(dtype)
+        let dtype = product.dtype();
+        let gain = gain.unsqueeze();
+        let sum = match &self.mask {
+            None => at_least_f32(product + added) * gain,
+            // As in PEFT: what the gain changes of the layer's own product has its inputs dropped too.
+            Some(_) => {
+                let dropped = precision.linear(x, weight);
+                at_least_f32(product - dropped.clone()) + at_least_f32(dropped + added) * gain
+            }
+        };
+        sum.cast(dtype)
     }
 
     /// Some rows of the merged weight, given those of the weight, `[rows, in]`, outside any graph.

@@ -35,6 +35,9 @@ pub struct LoraConfig {
     /// The blocks, from 0, whose layers get one; all if empty.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub layers_to_transform: Vec<usize>,
+    /// Share of an adapter's inputs that are zeroed in training, the others scaled up.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub dropout: f64,
     /// Multiplies by `alpha / √rank` instead (rank-stabilised LoRA, Kalajdzievski 2023).
     pub use_rslora: bool,
     /// Trains the norm of each row of the merged weight apart from its direction (DoRA, Liu et al. 2024).
@@ -61,6 +64,7 @@ impl Default for LoraConfig {
             layers_to_transform: Vec::new(),
             rank_pattern: Patterns::default(),
             alpha_pattern: Patterns::default(),
+            dropout: 0.0,
             use_rslora: false,
             use_dora: false,
             modules_to_save: Vec::new(),
@@ -70,9 +74,10 @@ impl Default for LoraConfig {
 
 impl LoraConfig {
     /// Keys that are left out where they have no value.
-    pub const OPTIONAL: [&str; 6] = [
+    pub const OPTIONAL: [&str; 7] = [
         "exclude_modules",
         "layers_to_transform",
+        "dropout",
         "use_dora",
         "modules_to_save",
         "rank_pattern",
@@ -92,6 +97,9 @@ impl LoraConfig {
             if !(alpha > 0.0 && alpha.is_finite()) {
                 return Err(format!("{name} = {alpha} must be positive"));
             }
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(format!("dropout = {} must be in [0, 1)", self.dropout));
         }
         if self.target_modules.is_pattern() && !self.layers_to_transform.is_empty() {
             return Err("layers_to_transform works with a list of target_modules alone: put the blocks into the \
@@ -124,6 +132,10 @@ impl LoraConfig {
         let rank = rank as f64;
         alpha.unwrap_or(self.alpha) / if self.use_rslora { rank.sqrt() } else { rank }
     }
+}
+
+fn is_zero(rate: &f64) -> bool {
+    *rate == 0.0
 }
 
 /// A linear layer of a block.
@@ -181,7 +193,7 @@ impl Projection {
         }
     }
 
-    fn of_mut(self, block: &mut Block) -> &mut Linear {
+    pub(crate) fn of_mut(self, block: &mut Block) -> &mut Linear {
         let (attention, mlp) = (&mut block.self_attn, &mut block.mlp);
         match self {
             Self::Q => &mut attention.q_proj,
@@ -224,7 +236,7 @@ impl LanguageModel {
                     true => Some(builder.param(format!("{module}.{MAGNITUDE}"), [d_out])?),
                     false => None,
                 };
-                linear.lora = Some(Lora { a, b, magnitude, scale });
+                linear.lora = Some(Lora { a, b, magnitude, scale, mask: None });
                 count += 1;
             }
         }

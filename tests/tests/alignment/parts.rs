@@ -1,13 +1,14 @@
 //! However the pairs of a step are cut into parts, ordered or padded, they come to the same.
 
-use burn::tensor::DType;
+use burn::tensor::{DType, Device};
 use fpo_data::PairBatch;
 use fpo_losses::{Method, Objective};
 use fpo_trainer::{aligner::Aligner, alignment_step::step_gradients, forward::Keep};
+use fpo_transformer::{LanguageModel, LoraConfig};
 
 use crate::{
     gradients::differ,
-    world::{World, cast, evaluate, logged_losses, numbers, objectives, trained},
+    world::{World, cast, evaluate, logged_losses, numbers, objectives, shifted, trained},
 };
 
 #[test]
@@ -32,6 +33,32 @@ fn micro_batches_add_up_to_the_batch() {
                 }
             }
         }
+    }
+}
+
+/// With dropout too: the mask of a row is its own, also in the two passes of losses of the whole step.
+#[test]
+fn micro_batches_have_the_masks_of_the_batch() {
+    let world = World::new();
+    let config = LoraConfig { rank: 3, dropout: 0.3, ..LoraConfig::default() };
+    let policy = world.policy.with_new_lora(&config, 4, &Device::flex()).unwrap();
+    // B moves away from zero, so that what is dropped matters.
+    let policy = trained(&shifted(&cast(&policy, DType::F64), 5, 0.3)).dropping(1, 7);
+    for objective in objectives() {
+        let aligner = world.aligner(objective, DType::F64);
+        let step = |parts: &[&[usize]], policy: &LanguageModel| {
+            let parts: Vec<PairBatch> = parts.iter().map(|p| world.batch(p)).collect();
+            step_gradients(&aligner, policy, &parts).unwrap()
+        };
+        let (whole, log) = step(&[&[0, 1, 2, 3, 4, 5]], &policy);
+        let (parts, log_of_parts) = step(&[&[0], &[1, 2, 3], &[4, 5]], &policy);
+        let difference = differ(&parts, &whole);
+        assert!(difference < 1e-10, "{objective:?}: {difference}");
+        for (a, b) in logged_losses(&log_of_parts).iter().zip(&logged_losses(&log)) {
+            assert!((a - b).abs() < 1e-10 * (1.0 + b.abs()), "{objective:?}: {a}, {b}");
+        }
+        let (other, _) = step(&[&[0, 1, 2, 3, 4, 5]], &policy.dropping(1, 8));
+        assert!(differ(&other, &whole) > 1e-4, "{objective:?}: another step, the same mask");
     }
 }
 

@@ -1,7 +1,9 @@
 //! Each operation, forward and backward.
 
 use burn::tensor::{Device, Tensor};
-use fpo_ops::{Activation, AdamW, AttentionOptions, Encoder, Gain, Normalization, TextStarts};
+use fpo_ops::{
+    Activation, AdamW, AttentionOptions, Dropout, Encoder, Gain, Normalization, TextStarts,
+};
 
 use crate::support::{TOLERANCE, close, devices, indices, random, tolerance, values};
 
@@ -52,6 +54,10 @@ fn pointwise_and_rowwise() {
                 w,
             )
         });
+    }
+    for rate in [0.05, 0.5] {
+        let by = Dropout { rate, seed: 7, rows: &[4, 9, u64::MAX] };
+        same("dropout", [[3, 37, 130]], |[x], _| fpo_ops::dropout(x, by));
     }
     same("rotary", [[2, 5, 3, 8]], |[x], device| {
         let [cos, sin] =

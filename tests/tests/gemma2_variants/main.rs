@@ -4,6 +4,7 @@
 mod adapter_files;
 mod checkpointed;
 mod common;
+mod dropout;
 mod lora;
 mod mixed;
 mod packed;

@@ -126,6 +126,8 @@ fn adapters_resume_exactly() {
         "--set",
         "align.lora.rank=4",
         "--set",
+        "align.lora.dropout=0.1",
+        "--set",
         "align.method=tdpo2",
         "--set",
         "evaluate.features=true",

@@ -71,6 +71,67 @@ fn a_refused_system_message_names_the_option_that_folds_it() {
     assert_eq!(folded, json_lines(&out));
 }
 
+/// Oracle: `fpo score` of each turn as a response of its own; the first loss of fine-tuning is their mean.
+#[test]
+fn fine_tuning_teaches_all_turns_that_a_template_marks() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, file) = (folder.path().join("model"), |name: &str| folder.path().join(name));
+    fs::create_dir(&model).unwrap();
+    let marked = "{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' ~ m.role ~ '\n' }}{% if m.role == 'assistant' %}\
+         {% generation %}{{ m.content ~ '<end_of_turn>' }}{% endgeneration %}{% else %}{{ m.content ~ '<end_of_turn>' }}{% endif %}\
+         {{ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>assistant\n' }}{% endif %}";
+    with_template(&model, marked);
+    let message = |role: &str, content: String| json!({"role": role, "content": content});
+    let turns = |row: usize| -> [Value; 4] {
+        [("user", "Say it"), ("assistant", "one two"), ("user", "Again"), ("assistant", "six")]
+            .map(|(role, text)| message(role, text.repeat(1 + row)))
+    };
+    let write = |name: &str, rows: Vec<Value>| {
+        let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
+        fs::write(file(name), lines).unwrap();
+    };
+    let pair = |prompt: &[Value], answer: &Value| {
+        let rejected = [message("assistant", "no".to_owned())];
+        json!({"prompt": prompt, "chosen": [answer], "rejected": rejected})
+    };
+    write("examples.jsonl", (0..3).map(|row| json!({"messages": turns(row)})).collect());
+    let of_row =
+        |row| (pair(&turns(row)[..1], &turns(row)[1]), pair(&turns(row)[..3], &turns(row)[3]));
+    let (first, last): (Vec<Value>, Vec<Value>) = (0..3).map(of_row).unzip();
+    write("pairs.jsonl", [first, last].concat());
+    let (pairs, scores) = (file("pairs.jsonl"), file("scores.jsonl"));
+    succeed(&["score", "--model", arg(&model), "--data", arg(&pairs), "--out", arg(&scores)]);
+    let scores = json_lines(&scores);
+    let mean = |rows: &[Value]| {
+        let sum = |key: &str| rows.iter().map(|row| row[key].as_f64().unwrap()).sum::<f64>();
+        -sum("chosen_log_prob") / sum("chosen_tokens")
+    };
+
+    let settings =
+        [("model.path", &model), ("data.train", &pairs), ("data.sft", &file("examples.jsonl"))]
+            .map(|(key, path)| format!("{key}={}", path.display()));
+    for (turns, expected) in
+        [(None, mean(&scores)), (Some("all"), mean(&scores)), (Some("last"), mean(&scores[3..]))]
+    {
+        let run = file(turns.unwrap_or("default"));
+        let set = turns.map(|turns| format!("sft.turns={turns}"));
+        let set = settings.iter().chain(&set).map(String::as_str);
+        let fixed = [
+            "align.method=dpo",
+            "data.max_length=256",
+            "data.max_prompt_length=200",
+            "data.hold_out=0.4",
+        ];
+        let set = set.chain(fixed).flat_map(|setting| ["--set", setting]);
+        let train = ["train", "--recipe", "smoke", "--run", arg(&run)];
+        succeed(&train.into_iter().chain(set).collect::<Vec<_>>());
+        let step = &json_lines(&run.join("sft/metrics.jsonl"))[0];
+        let loss = step["loss"].as_f64().unwrap();
+        assert!((loss / expected - 1.0).abs() < 1e-5, "{turns:?}: {loss}, not {expected}");
+        assert!(run.join("report.html").is_file());
+    }
+}
+
 #[test]
 fn a_folder_is_trained_on_its_training_split_alone() {
     let folder = tempfile::tempdir().unwrap();

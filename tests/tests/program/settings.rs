@@ -40,6 +40,12 @@ fn a_configuration_is_printed_as_it_resolves() {
     // What is printed is a configuration again.
     assert_eq!(succeed(&["train", "--print-config", "--config", arg(&config)]), printed);
     assert!(printed.contains("alpha = 0.25"), "{printed}");
+    // Options under their names in other commands.
+    let options = ["--rendering", "none", "--system", "fold"];
+    let printed = succeed(&[&["train", "--print-config"][..], &options].concat());
+    for line in ["rendering = \"none\"", "system = \"fold\""] {
+        assert!(printed.contains(line), "{printed}");
+    }
     assert!(!Path::new("runs").exists());
 }
 

@@ -72,6 +72,54 @@ impl World {
     }
 }
 
+/// Rows too few for a later stage are found before the first one is made.
+#[test]
+fn rows_too_few_for_an_autoencoder_are_refused_before_anything_is_written() {
+    let world = World::new(file("reference"));
+    write_pairs(&world.path("one.jsonl"), 1, 0);
+    let run = world.path("run");
+    let [one, eval, model] = [
+        ("data.train", world.path("one.jsonl")),
+        ("data.eval", world.path("held_out.jsonl")),
+        ("model.path", world.model.clone()),
+    ]
+    .map(|(key, path)| format!("{key}={}", path.display()));
+    let base = ["train", "--recipe", "smoke", "--run", arg(&run), "--set", &eval, "--set", &model];
+    let with = |more: &[&'static str], train: &str| -> Vec<String> {
+        let set =
+            more.iter().copied().chain(["sae.training.d_sae=32", "align.k=5"]).map(str::to_owned);
+        let set = set.chain([train.to_owned()]).flat_map(|setting| ["--set".to_owned(), setting]);
+        base.iter().map(|&argument| argument.to_owned()).chain(set).collect()
+    };
+    let says = [
+        "stage sae are too few",
+        "data.sft",
+        "sae.path",
+        "align.method=dpo",
+        "too few rows to train an autoencoder: 1 with ",
+    ];
+    let refused = |arguments: &[String]| {
+        let message = fail(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        for part in says {
+            assert!(message.contains(part), "{message}");
+        }
+    };
+    refused(&with(&[], &one));
+    refused(&[&with(&[], &one)[..], &["--dry-run".to_owned()]].concat());
+    refused(&with(&["align.method=dpo", "evaluate.features=true"], &one));
+    assert!(!run.exists(), "it left something");
+
+    // Where only the autoencoder's settings change, too.
+    let whole = format!("data.train={}", world.path("train.jsonl").display());
+    let prepare = [&with(&[], &whole)[..], &["--until".to_owned(), "prepare".to_owned()]].concat();
+    succeed(&prepare.iter().map(String::as_str).collect::<Vec<_>>());
+    let before = fs::read(run.join("run.toml")).unwrap();
+    let fewer = with(&["sae.tokens=1"], &whole);
+    let message = fail(&fewer.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(message.contains("raise sae.tokens = 1"), "{message}");
+    assert_eq!(fs::read(run.join("run.toml")).unwrap(), before);
+}
+
 fn json(path: &Path) -> Value {
     let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     serde_json::from_str(&text).unwrap()

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use fpo_data::{Rendering, atomic};
+use fpo_data::atomic;
 use fpo_interp::{
     autoencoder,
     dashboard::{Export, Feature, Options, Page, batches, collect, render},
@@ -17,7 +17,7 @@ use fpo_interp::{
 use fpo_trainer::stages::report::write_page;
 use fpo_transformer::Site;
 
-use super::rows::Rows;
+use super::rows::{RowArgs, Rows};
 use crate::{
     loaded::{Loaded, PlacementArgs},
     streams::{self, out},
@@ -71,13 +71,8 @@ pub struct Dashboard {
     /// Rows per forward pass.
     #[arg(long, default_value = "32", value_name = "ROWS")]
     batch_size: NonZeroUsize,
-    /// Maximum tokens per row; longer rows are cut [default: the model's positions].
-    #[arg(long, value_name = "TOKENS")]
-    max_length: Option<usize>,
-    /// Which texts go through the model's chat template, as in `fpo score`. It has no effect on sft.arrow, which is tokenised
-    /// already.
-    #[arg(long, default_value_t, value_name = "auto|template|none")]
-    rendering: Rendering,
+    #[command(flatten)]
+    rows: RowArgs,
     #[command(flatten)]
     placement: PlacementArgs,
 }
@@ -99,7 +94,7 @@ impl Dashboard {
         };
         let loaded = Loaded::open(&self.model, &self.placement.open()?)?;
         let sae = loaded.open_sae(&self.sae, site)?;
-        let rows = Rows::open(&self.data, &loaded, self.rendering, self.max_length)?;
+        let rows = Rows::open(&self.data, &loaded, &self.rows)?;
         let source = rows.source(&loaded, vec![site]);
         let (features, tokens) = collect(&sae, &source, &options)?;
         let text = |token: u32| loaded.tokenizer.show(token);

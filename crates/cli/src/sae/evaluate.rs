@@ -4,14 +4,13 @@ use std::{num::NonZeroUsize, path::PathBuf};
 
 use anyhow::Result;
 use clap::Args;
-use fpo_data::Rendering;
 use fpo_interp::{
     autoencoder,
     evaluation::{SaeEvaluation, evaluate},
 };
 use fpo_transformer::Site;
 
-use super::rows::Rows;
+use super::rows::{RowArgs, Rows};
 use crate::{
     loaded::{Loaded, PlacementArgs},
     streams::{self, out},
@@ -46,13 +45,8 @@ pub struct Evaluate {
     /// Rows per forward pass.
     #[arg(long, default_value = "32", value_name = "ROWS")]
     batch_size: NonZeroUsize,
-    /// Maximum tokens per row; longer rows are cut [default: the model's positions].
-    #[arg(long, value_name = "TOKENS")]
-    max_length: Option<usize>,
-    /// Which texts go through the model's chat template, as in `fpo score`. It has no effect on sft.arrow, which is tokenised
-    /// already.
-    #[arg(long, default_value_t, value_name = "auto|template|none")]
-    rendering: Rendering,
+    #[command(flatten)]
+    rows: RowArgs,
     /// Prints JSON instead of text.
     #[arg(long)]
     json: bool,
@@ -65,7 +59,7 @@ impl Evaluate {
         let site = autoencoder::site(self.site, &self.sae)?;
         let loaded = Loaded::open(&self.model, &self.placement.open()?)?;
         let sae = loaded.open_sae(&self.sae, site)?;
-        let rows = Rows::open(&self.data, &loaded, self.rendering, self.max_length)?;
+        let rows = Rows::open(&self.data, &loaded, &self.rows)?;
         let source = rows.source(&loaded, vec![site]);
         let found = evaluate(&sae, &source, self.tokens, self.batch_size)?;
         match self.json {

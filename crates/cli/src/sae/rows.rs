@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use clap::Args;
 use fpo_data::{
-    Fingerprint, OnEmpty, Preparer, Rendering, SequenceStore, Store, TokenizedExample,
+    Fingerprint, OnEmpty, Preparer, Rendering, SequenceStore, Store, System, TokenizedExample,
     TokenizedResponse, Truncation, read_sft,
 };
 use fpo_interp::activations::Source;
@@ -12,6 +13,35 @@ use fpo_transformer::Site;
 use tempfile::TempDir;
 
 use crate::{loaded::Loaded, terminal::reporter, tokens::is_prepared};
+
+/// How texts become rows.
+#[derive(Args)]
+pub struct RowArgs {
+    /// Maximum tokens per row; longer rows are cut [default: the model's positions].
+    #[arg(long, value_name = "TOKENS")]
+    pub max_length: Option<usize>,
+    /// Which texts go through the model's chat template, as in `fpo score`. It has no effect on prepared data, which are tokenised
+    /// already.
+    #[arg(long, default_value_t, value_name = "auto|template|none")]
+    rendering: Rendering,
+    /// What becomes of a system message, as in `fpo score`: keep or fold.
+    #[arg(long, default_value_t, value_name = "keep|fold")]
+    system: System,
+}
+
+impl RowArgs {
+    /// Adds what isn't as by default, so that fingerprints from before an option stay valid.
+    pub fn add_to(&self, fingerprint: Fingerprint) -> Fingerprint {
+        let fingerprint = match self.rendering {
+            Rendering::Auto => fingerprint,
+            other => fingerprint.with("rendering", other),
+        };
+        match self.system {
+            System::Keep => fingerprint,
+            System::Fold => fingerprint.with("system", System::Fold),
+        }
+    }
+}
 
 /// Tokenised rows, in a memory-mapped file.
 pub struct Rows {
@@ -23,12 +53,7 @@ pub struct Rows {
 impl Rows {
     /// Opens prepared data (`sft.arrow` or `train.arrow` of a run), or tokenises a file of examples or pairs to at most `max_length`
     /// tokens per row. Of pairs, the chosen responses are read.
-    pub fn open(
-        data: &Path,
-        loaded: &Loaded,
-        rendering: Rendering,
-        max_length: Option<usize>,
-    ) -> Result<Self> {
+    pub fn open(data: &Path, loaded: &Loaded, args: &RowArgs) -> Result<Self> {
         if is_prepared(data) {
             let rows = match Store::open(data)? {
                 Store::Examples(store) => Self { store, _folder: None },
@@ -39,6 +64,7 @@ impl Rows {
                         TokenizedExample {
                             id: pair.id,
                             response: TokenizedResponse { tokens, prompt_len },
+                            context: Vec::new(),
                         }
                     });
                     Self::write(chosen)?
@@ -57,10 +83,11 @@ impl Rows {
         let (examples, _) = read_sft(data, OnEmpty::Auto)?;
         let positions = loaded.model.config().max_position_embeddings;
         let truncation = Truncation {
-            max_length: max_length.unwrap_or(positions).min(positions),
+            max_length: args.max_length.unwrap_or(positions).min(positions),
             max_prompt_length: None,
         };
-        let preparer = Preparer::new(&loaded.tokenizer, &loaded.template, rendering, truncation)?;
+        let template = loaded.template.clone().with_system(args.system);
+        let preparer = Preparer::new(&loaded.tokenizer, &template, args.rendering, truncation)?;
         let (rows, _) = preparer.prepare_examples(&examples)?;
         Self::write(rows)
     }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use fpo_config::SaeSettings;
 use fpo_data::{
-    Fingerprint, Rendering, atomic,
+    Fingerprint, atomic,
     checkpoints::{Checkpoints, METRICS_FILE},
 };
 use fpo_interp::{
@@ -18,7 +18,7 @@ use fpo_trainer::stages::content;
 use fpo_transformer::Site;
 use serde_json::json;
 
-use super::rows::Rows;
+use super::rows::{RowArgs, Rows};
 use crate::{
     loaded::{Loaded, PlacementArgs},
     settings::SettingsArgs,
@@ -59,13 +59,8 @@ pub struct Train {
     out: PathBuf,
     #[command(flatten)]
     settings: SettingsArgs,
-    /// Maximum tokens per row; longer rows are cut [default: the model's positions].
-    #[arg(long, value_name = "TOKENS")]
-    max_length: Option<usize>,
-    /// Which texts go through the model's chat template, as in `fpo score`. It has no effect on sft.arrow, which is tokenised
-    /// already.
-    #[arg(long, default_value_t, value_name = "auto|template|none")]
-    rendering: Rendering,
+    #[command(flatten)]
+    rows: RowArgs,
     /// Stores the activations in this folder, so that later trainings on the same ones don't run the model.
     #[arg(long, value_name = "FOLDER")]
     shards: Option<PathBuf>,
@@ -98,17 +93,13 @@ impl Train {
         if distinct.len() < sites.len() {
             bail!("the same --site is named twice");
         }
-        let rows = Rows::open(&self.data, &loaded, self.rendering, self.max_length)?;
+        let rows = Rows::open(&self.data, &loaded, &self.rows)?;
         let made_from = Fingerprint::default()
             .with("model", content(&self.model)?)
             .with("precision", self.placement.precision())
             .with("data", content(&self.data)?)
-            .with("max_length", format!("{:?}", self.max_length));
-        // Left out for the default, so that fingerprints from before this option stay valid.
-        let made_from = match self.rendering {
-            Rendering::Auto => made_from,
-            other => made_from.with("rendering", other),
-        };
+            .with("max_length", format!("{:?}", self.rows.max_length));
+        let made_from = self.rows.add_to(made_from);
         let mut store = ActivationStore::new(
             rows.source(&loaded, sites.clone()),
             StoreSettings {

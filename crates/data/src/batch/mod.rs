@@ -8,7 +8,7 @@ pub use epochs::{Epochs, NoStep};
 pub use plan::Batches;
 pub use positions::{Pooling, Positions};
 
-use crate::tokens::{ExampleView, PairView, ResponseView};
+use crate::tokens::{ExampleView, PairView};
 
 /// Why a batch can't be made.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +65,8 @@ pub struct TokenBatch {
     pub prompt_lens: Vec<usize>,
     /// Tokens of each row without padding, `[rows]`.
     pub lens: Vec<usize>,
+    /// Positions after the prompt that aren't learned, of each row, ascending: no log-probability is asked for there. `[rows]`
+    pub context: Vec<Vec<u32>>,
 }
 
 /// Preference pairs as `2 · pairs` rows: first all chosen responses, then all rejected ones in the same order.
@@ -91,10 +93,17 @@ impl PairBatch {
     /// # Errors
     /// No pairs, an unsound row, or a token id or batch too large for `i32`.
     pub fn new(pairs: &[PairView<'_>], pad: u32) -> Result<Self, BatchError> {
-        let chosen = pairs.iter().map(|pair| (pair.id, pair.chosen));
-        let rejected = pairs.iter().map(|pair| (pair.id, pair.rejected));
+        let row = |id, response| ExampleView { id, response, context: &[] };
+        let chosen = pairs.iter().map(|pair| row(pair.id, pair.chosen));
+        let rejected = pairs.iter().map(|pair| row(pair.id, pair.rejected));
         let batch = TokenBatch::new(&chosen.chain(rejected).collect::<Vec<_>>(), pad)?;
         Ok(Self { ids: pairs.iter().map(|pair| pair.id).collect(), batch })
+    }
+
+    /// A number for each row that no other row of the data has. `[2 · pairs]`
+    pub fn row_keys(&self) -> impl Iterator<Item = u64> {
+        let of = |side: u64| self.ids.iter().map(move |id| id.wrapping_mul(2) + side);
+        of(0).chain(of(1))
     }
 
     /// Number of pairs: half the rows.
@@ -109,24 +118,25 @@ impl SequenceBatch {
     /// # Errors
     /// As [`PairBatch::new`].
     pub fn new(examples: &[ExampleView<'_>], pad: u32) -> Result<Self, BatchError> {
-        let rows: Vec<_> = examples.iter().map(|example| (example.id, example.response)).collect();
-        let batch = TokenBatch::new(&rows, pad)?;
+        let batch = TokenBatch::new(examples, pad)?;
         Ok(Self { ids: examples.iter().map(|example| example.id).collect(), batch })
     }
 }
 
 impl TokenBatch {
-    fn new(items: &[(u64, ResponseView<'_>)], pad: u32) -> Result<Self, BatchError> {
+    fn new(items: &[ExampleView<'_>], pad: u32) -> Result<Self, BatchError> {
         let rows = items.len();
-        let width = items.iter().map(|(_, row)| row.tokens.len()).max().ok_or(BatchError::Empty)?;
+        let lens: Vec<usize> = items.iter().map(|item| item.response.tokens.len()).collect();
+        let width = lens.iter().copied().max().ok_or(BatchError::Empty)?;
         let cells = rows
             .checked_mul(width)
             .filter(|&cells| i32::try_from(cells).is_ok())
             .ok_or(BatchError::TooLarge { rows, width })?;
-        let pad = to_i32(pad, items[0].0)?;
+        let pad = to_i32(pad, items[0].id)?;
         let mut tokens = Vec::with_capacity(cells);
-        for &(id, row) in items {
-            if !row.is_sound() {
+        for item in items {
+            let (id, row) = (item.id, item.response);
+            if !item.is_sound() {
                 return Err(BatchError::Unsound {
                     id,
                     prompt_len: row.prompt_len,
@@ -142,8 +152,9 @@ impl TokenBatch {
             tokens,
             rows,
             width,
-            prompt_lens: items.iter().map(|(_, row)| row.prompt_len).collect(),
-            lens: items.iter().map(|(_, row)| row.tokens.len()).collect(),
+            prompt_lens: items.iter().map(|item| item.response.prompt_len).collect(),
+            lens,
+            context: items.iter().map(|item| item.context.to_vec()).collect(),
         })
     }
 
@@ -152,9 +163,17 @@ impl TokenBatch {
         &self.tokens[row * self.width..][..self.lens[row]]
     }
 
-    /// Response tokens of each row, `[rows]`: the divisor of a mean log-probability. Never 0.
+    /// Response tokens of each row, without context, `[rows]`: the divisor of a mean log-probability. Never 0.
     pub fn response_counts(&self) -> Vec<usize> {
-        self.lens.iter().zip(&self.prompt_lens).map(|(len, prompt)| len - prompt).collect()
+        let rows = 0..self.rows;
+        rows.map(|row| self.lens[row] - self.prompt_lens[row] - self.context[row].len()).collect()
+    }
+
+    /// The positions of a row's response tokens, without context.
+    fn learned(&self, row: usize) -> impl Iterator<Item = usize> {
+        let context = &self.context[row];
+        let is_context = move |t: usize| context.binary_search(&(t as u32)).is_ok();
+        (self.prompt_lens[row]..self.lens[row]).filter(move |&t| !is_context(t))
     }
 
     /// Total response tokens.

@@ -53,14 +53,15 @@ pub struct Positions {
 }
 
 impl TokenBatch {
-    /// Flat positions `p−1 … n−2` of every row: those whose logits predict the response's tokens. `[response tokens]`
+    /// Flat positions `p−1 … n−2` of every row: those whose logits predict the response's tokens, without those of context.
+    /// `[response tokens]`
     pub fn predicting_positions(&self) -> Vec<i32> {
         self.positions(Pooling::Predicting, &[]).flat
     }
 
     /// The response's tokens `p … n−1` of every row, aligned with [`Self::predicting_positions`]. `[response tokens]`
     pub fn targets(&self) -> Vec<i32> {
-        (0..self.rows).flat_map(|row| &self.row(row)[self.prompt_lens[row]..]).copied().collect()
+        (0..self.rows).flat_map(|row| self.learned(row).map(move |t| self.row(row)[t])).collect()
     }
 
     /// The row of every predicting position, aligned with [`Self::predicting_positions`]. `[response tokens]`
@@ -75,17 +76,17 @@ impl TokenBatch {
             Positions { flat: Vec::new(), row: Vec::new(), counts: Vec::with_capacity(self.rows) };
         for row in 0..self.rows {
             let (tokens, prompt, len) = (self.row(row), self.prompt_lens[row], self.lens[row]);
-            let predicting = prompt - 1..len - 1;
+            let predicting = || self.learned(row).map(|t| t - 1).collect::<Vec<_>>();
             let range = match pooling {
-                Pooling::Predicting => predicting.clone(),
-                Pooling::Response => prompt..len,
-                Pooling::Sequence => 1..len - 1,
+                Pooling::Predicting => predicting(),
+                Pooling::Response => (prompt..len).collect(),
+                Pooling::Sequence => (1..len - 1).collect(),
             };
             let is_excluded =
                 |t: &usize| excluded.iter().any(|&token| i64::from(token) == i64::from(tokens[*t]));
-            let mut kept: Vec<usize> = range.filter(|t| !is_excluded(t)).collect();
+            let mut kept: Vec<usize> = range.into_iter().filter(|t| !is_excluded(t)).collect();
             if kept.is_empty() {
-                kept = predicting.collect();
+                kept = predicting();
             }
             positions.counts.push(kept.len());
             // Both fit: TokenBatch::new rejects more than i32::MAX elements.

@@ -75,7 +75,8 @@ fn pooled_positions() {
 
 #[test]
 fn sequence_pooling_includes_the_prompt() {
-    let example = TokenizedExample { id: 0, response: response(&[2, 5, 6, 7, 8, 1], 4) };
+    let example =
+        TokenizedExample { id: 0, response: response(&[2, 5, 6, 7, 8, 1], 4), context: Vec::new() };
     let batch = SequenceBatch::new(&[example.view()], 0).unwrap().batch;
     assert_eq!(batch.positions(Pooling::Sequence, &[]).flat, [1, 2, 3, 4]);
     assert_eq!(batch.positions(Pooling::Predicting, &[]).flat, [3, 4]);

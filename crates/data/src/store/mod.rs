@@ -9,7 +9,7 @@ mod records;
 use crate::Fingerprint;
 use crate::atomic::AtomicError;
 use crate::tokens::{ExampleView, PairView, TokenizedExample, TokenizedPair};
-use records::{Record, Records};
+use records::{Columns, Record, RecordView, Records};
 use std::path::{Path, PathBuf};
 
 /// Why a store can't be written or read.
@@ -66,6 +66,19 @@ pub enum StoreError {
         /// Number of tokens, prompt included.
         len: usize,
     },
+    /// Context that isn't where it may be: ascending positions after the first learned token.
+    #[error(
+        "{}: record {index} (id {id}) has context at its start, beyond its end or out of order; prepare the data again",
+        path.display()
+    )]
+    Context {
+        /// The store.
+        path: PathBuf,
+        /// Index of the record.
+        index: usize,
+        /// Its id.
+        id: u64,
+    },
     /// An index beyond the end.
     #[error("{}: there is no record {index}; the store has {len}", path.display())]
     OutOfRange {
@@ -86,7 +99,8 @@ pub struct PairStore(Records<2>);
 
 /// Tokenised examples for supervised fine-tuning in one Arrow IPC file.
 ///
-/// Columns: `id` u64, `tokens` list of u32, `prompt_len` u32.
+/// Columns: `id` u64, `tokens` list of u32, `prompt_len` u32; and `context` list of u32 where an example has tokens after its prompt
+/// that aren't learned.
 #[derive(Debug)]
 pub struct SequenceStore(Records<1>);
 
@@ -112,8 +126,9 @@ impl Store {
     }
 }
 
-const PAIR_SIDES: [&str; 2] = ["chosen_", "rejected_"];
-const SEQUENCE_SIDES: [&str; 1] = [""];
+const PAIRS: Columns<2> = Columns { sides: ["chosen_", "rejected_"], context: false };
+const EXAMPLES: Columns<1> = Columns { sides: [""], context: false };
+const EXAMPLES_WITH_CONTEXT: Columns<1> = Columns { context: true, ..EXAMPLES };
 
 impl PairStore {
     /// Writes pairs in order, atomically; returns their number. See [`crate::Preparer::fingerprint`] for the fingerprint.
@@ -125,10 +140,12 @@ impl PairStore {
         fingerprint: &Fingerprint,
         pairs: impl IntoIterator<Item = TokenizedPair>,
     ) -> Result<usize, StoreError> {
-        let records = pairs
-            .into_iter()
-            .map(|pair| Record { id: pair.id, sides: [pair.chosen, pair.rejected] });
-        records::write(path, PAIR_SIDES, fingerprint, records)
+        let records = pairs.into_iter().map(|pair| Record {
+            id: pair.id,
+            sides: [pair.chosen, pair.rejected],
+            context: Vec::new(),
+        });
+        records::write(path, PAIRS, fingerprint, records)
     }
 
     /// Maps a store into memory and checks every record. The file must not be changed while it is open.
@@ -136,7 +153,7 @@ impl PairStore {
     /// # Errors
     /// A missing, truncated or damaged file, or one of another kind.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        Records::open(path, PAIR_SIDES).map(Self)
+        Records::open(path, PAIRS).map(Self)
     }
 
     /// What the store was made from, as given to [`Self::write`].
@@ -159,13 +176,12 @@ impl PairStore {
     /// # Errors
     /// An index not below [`Self::len`].
     pub fn get(&self, index: usize) -> Result<PairView<'_>, StoreError> {
-        let (id, [chosen, rejected]) = self.0.get(index)?;
-        Ok(PairView { id, chosen, rejected })
+        Ok(pair_view(self.0.get(index)?))
     }
 
     /// All pairs in order.
     pub fn iter(&self) -> impl Iterator<Item = PairView<'_>> {
-        self.0.iter().map(|(id, [chosen, rejected])| PairView { id, chosen, rejected })
+        self.0.iter().map(pair_view)
     }
 
     /// The pairs of one batch, for [`crate::PairBatch::new`].
@@ -193,16 +209,29 @@ impl SequenceStore {
     /// fingerprint.
     ///
     /// # Errors
-    /// An example that violates `1 ≤ prompt_len < tokens.len()`, or a file that can't be written.
+    /// An example that violates `1 ≤ prompt_len < tokens.len()` or has context, or a file that can't be written.
     pub fn write(
         path: &Path,
         fingerprint: &Fingerprint,
         examples: impl IntoIterator<Item = TokenizedExample>,
     ) -> Result<usize, StoreError> {
-        let records = examples
-            .into_iter()
-            .map(|example| Record { id: example.id, sides: [example.response] });
-        records::write(path, SEQUENCE_SIDES, fingerprint, records)
+        records::write(path, EXAMPLES, fingerprint, examples.into_iter().map(record))
+    }
+
+    /// The same for examples that may have context. Without any, the file is that of [`Self::write`].
+    ///
+    /// # Errors
+    /// An example that isn't [sound](ExampleView::is_sound), or a file that can't be written.
+    pub fn write_with_context(
+        path: &Path,
+        fingerprint: &Fingerprint,
+        examples: Vec<TokenizedExample>,
+    ) -> Result<usize, StoreError> {
+        let columns = match examples.iter().any(|example| !example.context.is_empty()) {
+            true => EXAMPLES_WITH_CONTEXT,
+            false => EXAMPLES,
+        };
+        records::write(path, columns, fingerprint, examples.into_iter().map(record))
     }
 
     /// Maps a store into memory and checks every record. The file must not be changed while it is open.
@@ -210,7 +239,16 @@ impl SequenceStore {
     /// # Errors
     /// A missing, truncated or damaged file, or one of another kind.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        Records::open(path, SEQUENCE_SIDES).map(Self)
+        match Records::open(path, EXAMPLES) {
+            Err(error @ StoreError::Columns { .. }) => {
+                match Records::open(path, EXAMPLES_WITH_CONTEXT) {
+                    Err(StoreError::Columns { .. }) => Err(error),
+                    records => records,
+                }
+            }
+            records => records,
+        }
+        .map(Self)
     }
 
     /// What the store was made from, as given to [`Self::write`].
@@ -233,13 +271,12 @@ impl SequenceStore {
     /// # Errors
     /// An index not below [`Self::len`].
     pub fn get(&self, index: usize) -> Result<ExampleView<'_>, StoreError> {
-        let (id, [response]) = self.0.get(index)?;
-        Ok(ExampleView { id, response })
+        Ok(example_view(self.0.get(index)?))
     }
 
     /// All examples in order.
     pub fn iter(&self) -> impl Iterator<Item = ExampleView<'_>> {
-        self.0.iter().map(|(id, [response])| ExampleView { id, response })
+        self.0.iter().map(example_view)
     }
 
     /// The examples of one batch, for [`crate::SequenceBatch::new`].
@@ -259,6 +296,20 @@ impl SequenceStore {
     pub fn lengths(&self) -> Vec<usize> {
         self.iter().map(|example| example.response.tokens.len()).collect()
     }
+}
+
+fn record(example: TokenizedExample) -> Record<1> {
+    Record { id: example.id, sides: [example.response], context: example.context }
+}
+
+fn pair_view(record: RecordView<'_, 2>) -> PairView<'_> {
+    let [chosen, rejected] = record.sides;
+    PairView { id: record.id, chosen, rejected }
+}
+
+fn example_view(record: RecordView<'_, 1>) -> ExampleView<'_> {
+    let RecordView { id, sides: [response], context } = record;
+    ExampleView { id, response, context }
 }
 
 #[cfg(test)]

@@ -57,8 +57,9 @@ fn pairs_round_trip() {
 fn examples_round_trip() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("deep/er/examples.arrow");
-    let examples: Vec<_> =
-        (0..5000).map(|id| TokenizedExample { id, response: response(id, 0) }).collect();
+    let examples: Vec<_> = (0..5000)
+        .map(|id| TokenizedExample { id, response: response(id, 0), context: Vec::new() })
+        .collect();
     assert_eq!(SequenceStore::write(&path, &fingerprint(), examples.clone()).unwrap(), 5000);
     let store = SequenceStore::open(&path).unwrap();
     assert!(store.iter().map(|example| example.to_owned()).eq(examples.iter().cloned()));
@@ -164,4 +165,42 @@ proptest! {
             }
         }
     }
+}
+
+/// Context is stored where there is any, and a store without is as before.
+#[test]
+fn context_round_trips() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, context: &[&[u32]]| {
+        let path = folder.path().join(name);
+        let examples: Vec<_> = context
+            .iter()
+            .enumerate()
+            .map(|(id, context)| {
+                let response = TokenizedResponse { tokens: vec![7; 9], prompt_len: 2 };
+                TokenizedExample { id: id as u64, response, context: context.to_vec() }
+            })
+            .collect();
+        SequenceStore::write_with_context(&path, &fingerprint(), examples.clone())
+            .map(|_| (path, examples))
+    };
+    let (path, examples) = write("some", &[&[], &[3, 4, 8], &[7]]).unwrap();
+    let store = SequenceStore::open(&path).unwrap();
+    assert!(store.iter().map(|example| example.to_owned()).eq(examples.iter().cloned()));
+    assert_eq!(store.get(1).unwrap().learned(), 4);
+    assert!(matches!(Store::open(&path).unwrap(), Store::Examples(_)));
+
+    let (with, examples) = write("none", &[&[], &[]]).unwrap();
+    let without = folder.path().join("without");
+    SequenceStore::write(&without, &fingerprint(), examples).unwrap();
+    assert_eq!(std::fs::read(with).unwrap(), std::fs::read(without).unwrap());
+
+    for bad in [&[2][..], &[1], &[9], &[5, 4], &[5, 5], &[3, 4, 5, 6, 7, 8, 9]] {
+        let error = write("bad", &[&[], bad]).unwrap_err().to_string();
+        assert!(error.contains("record 1 (id 1) has context"), "{bad:?}: {error}");
+    }
+    // The writer for examples without context takes none, rather than to lose it.
+    let (_, examples) = write("one", &[&[3]]).unwrap();
+    let lost = SequenceStore::write(&folder.path().join("lost"), &fingerprint(), examples);
+    assert!(lost.unwrap_err().to_string().contains("has context"));
 }

@@ -1,3 +1,5 @@
+mod turns;
+
 use super::*;
 use crate::source::{Message, OnEmpty, read_pairs};
 use crate::template::ChatTemplate;
@@ -200,7 +202,7 @@ fn examples_are_prepared_like_pairs() {
     let example = SftExample { id: 9, prompt: Prompt::Text("Hi".into()), response: "Yes".into() };
     let pair = preparer.tokenize_pair(&pair("Hi", "Yes", "No")).unwrap().unwrap();
     let (examples, summary) = preparer.prepare_examples(std::slice::from_ref(&example)).unwrap();
-    assert_eq!(examples[0], TokenizedExample { id: 9, response: pair.chosen });
+    assert_eq!(examples[0], TokenizedExample { id: 9, response: pair.chosen, context: Vec::new() });
     assert_eq!(summary.tokens, examples[0].response.tokens.len());
     assert_eq!(preparer.tokenize_example(&example).unwrap().as_ref(), examples.first());
 }

@@ -61,13 +61,13 @@ pub struct Source<'a> {
     pub reporter: Reporter,
 }
 
-impl Source<'_> {
-    /// Number of positions of each row that aren't excluded.
-    fn kept_lengths(&self) -> Vec<usize> {
-        let kept = |tokens: &[u32]| tokens.iter().filter(|t| !self.excluded.contains(t)).count();
-        self.data.iter().map(|example| kept(example.response.tokens)).collect()
-    }
+/// Number of positions of each row that aren't excluded.
+fn kept_lengths(data: &SequenceStore, excluded: &[u32]) -> Vec<usize> {
+    let kept = |tokens: &[u32]| tokens.iter().filter(|t| !excluded.contains(t)).count();
+    data.iter().map(|example| kept(example.response.tokens)).collect()
+}
 
+impl Source<'_> {
     /// The given rows as a padded batch.
     ///
     /// # Errors

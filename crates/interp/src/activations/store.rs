@@ -4,13 +4,13 @@ use std::{num::NonZeroUsize, ops::Range, path::Path};
 
 use anyhow::{Result, bail};
 use burn::tensor::{Device, Tensor};
-use fpo_data::{Batches, Fingerprint};
+use fpo_data::{Batches, Fingerprint, SequenceStore};
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Block, Source, median_norm,
+    Block, Source, kept_lengths, median_norm,
     shards::{Shards, Stored},
 };
 
@@ -18,6 +18,8 @@ use super::{
 const ORDER: &str = "windows of a quarter";
 /// Batches that data is read in, at least.
 const BATCHES: usize = 8;
+/// Tokens to train on, at least.
+const LEAST: usize = 2;
 
 /// Settings of an [`ActivationStore`].
 #[derive(Clone, Debug)]
@@ -34,6 +36,51 @@ pub struct StoreSettings {
     pub batch_size: NonZeroUsize,
     /// Seed for the order of rows and of activations.
     pub seed: u64,
+}
+
+/// How rows are divided: those that are measured on, and those that are trained on.
+struct Division {
+    rows: Batches,
+    sizes: Vec<usize>,
+    held_out: Range<usize>,
+    training: Range<usize>,
+}
+
+impl StoreSettings {
+    fn divide(&self, data: &SequenceStore, excluded: &[u32]) -> Division {
+        let lengths = data.lengths();
+        let most = NonZeroUsize::new(lengths.len() / BATCHES).unwrap_or(NonZeroUsize::MIN);
+        let rows = Batches::shuffled(&lengths, self.batch_size.min(most), self.seed, 0);
+        let kept = kept_lengths(data, excluded);
+        let sizes: Vec<usize> =
+            rows.iter().map(|batch| batch.iter().map(|&row| kept[row]).sum()).collect();
+        let available = sizes.iter().sum::<usize>().min(self.tokens);
+        let held_out = self.held_out.min(available / 10).max(1);
+        let held_out = 0..first_reaching(&sizes, held_out);
+        let end = first_reaching(&sizes, available);
+        let training = held_out.end..end.max(held_out.end);
+        Division { rows, sizes, held_out, training }
+    }
+
+    /// Refuses data that leaves nothing to train an autoencoder on, before anything is computed.
+    ///
+    /// # Errors
+    /// Says how many rows and tokens there are and how many are used for what.
+    pub fn check_rows(&self, data: &SequenceStore, excluded: &[u32]) -> Result<()> {
+        let Division { sizes, held_out, training, .. } = self.divide(data, excluded);
+        let training: usize = sizes[training].iter().sum();
+        if training >= LEAST {
+            return Ok(());
+        }
+        let measured: usize = sizes[held_out].iter().sum();
+        bail!(
+            "too few rows to train an autoencoder: {} with {} tokens, of which at most {} are used; {measured} tokens are measured on, \
+             which leaves {training} to train on, and {LEAST} are the least",
+            data.len(),
+            sizes.iter().sum::<usize>(),
+            self.tokens
+        )
+    }
 }
 
 /// Position of the next batch, saved in checkpoints.
@@ -87,18 +134,8 @@ impl<'a> ActivationStore<'a> {
                 "buffer_tokens must be positive, and max_norm (a multiple of the median) above 1"
             );
         }
-        let lengths = source.data.lengths();
-        let most = NonZeroUsize::new(lengths.len() / BATCHES).unwrap_or(NonZeroUsize::MIN);
-        let batch_size = settings.batch_size.min(most);
-        let rows = Batches::shuffled(&lengths, batch_size, settings.seed, 0);
-        let kept = source.kept_lengths();
-        let sizes: Vec<usize> =
-            rows.iter().map(|batch| batch.iter().map(|&row| kept[row]).sum()).collect();
-        let available = sizes.iter().sum::<usize>().min(settings.tokens);
-        let held_out = settings.held_out.min(available / 10).max(1);
-        let held_out = 0..first_reaching(&sizes, held_out);
-        let end = first_reaching(&sizes, available);
-        let training = held_out.end..end.max(held_out.end);
+        let Division { rows, sizes, held_out, training } =
+            settings.divide(source.data, &source.excluded);
         let training_tokens: usize = sizes[training.clone()].iter().sum();
         let buffers = split(&sizes, training, training_tokens, settings.buffer_tokens);
         let mut store = Self {
@@ -182,11 +219,8 @@ impl<'a> ActivationStore<'a> {
     /// Too little data to train on beside the held-out rows, data or a shard that can't be read, or a buffer that `max_norm` leaves
     /// empty.
     pub fn next_batch(&mut self, tokens: usize, device: &Device) -> Result<Vec<Tensor<2>>> {
-        if self.training_tokens < 2 {
-            bail!(
-                "{} rows are too few: none are left to train an autoencoder on beside the held-out ones",
-                self.source.data.len()
-            );
+        if self.training_tokens < LEAST {
+            self.settings.check_rows(self.source.data, &self.source.excluded)?;
         }
         loop {
             let cursor = self.cursor;

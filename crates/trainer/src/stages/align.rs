@@ -69,7 +69,9 @@ fn train(run: &Run, base: &Base, workspace: &Workspace) -> Result<()> {
             .chunks(s.micro_batch_size.get())
             .map(|pairs| PairBatch::new(pairs, prepared.tokenizer.pad_id()))
             .collect::<Result<Vec<_>, _>>()?;
-        let (gradients, measured) = step_gradients(&aligner, training.model(), &micro_batches)?;
+        let seed = run.settings.seed;
+        let (gradients, measured) =
+            step_gradients(&aligner, &training.model().dropping(seed, step), &micro_batches)?;
         let (loss, mut metrics) = fpo_metrics::log(&measured.read());
         metrics.insert("beta".into(), json!(aligner.objective.beta));
         metrics.insert("pairs/clipped".into(), json!(prepared.train_summary.clipped_share()));

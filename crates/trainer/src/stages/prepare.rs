@@ -5,12 +5,13 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use fpo_data::{
     Pair, PairStore, PrepareSummary, Preparer, Prompt, ReadSummary, SequenceStore, SftExample,
-    TemplateChoice, Tokenizer, Truncation, hold_out, read_held_out, read_pairs, read_sft,
+    TemplateChoice, Tokenizer, Truncation, Turns, hold_out, read_held_out, read_pairs, read_sft,
 };
 use fpo_datasets::{Sizes, Task, generate};
 use fpo_plan::Counts;
 use serde::{Deserialize, Serialize};
 
+use super::sae;
 use crate::run::{Run, Stage, Workspace};
 
 /// A held-out prompt for the models to answer.
@@ -92,9 +93,15 @@ pub fn prepare(run: &Run) -> Result<Prepared> {
     let given = given_tokenizer(run)?;
     if let Some(tokenizer) = &given {
         fingerprint = fingerprint.with("tokenizer", tokenizer.hash());
+        if Turns::of(s.sft.turns, &tokenizer.chat_template()?.into()) == Turns::All {
+            fingerprint = fingerprint.with("turns", "all");
+        }
     }
     let stage = run.stage("prepared", fingerprint, |workspace| fill(run, given, workspace))?;
-    Prepared::open(stage)
+    let prepared = Prepared::open(stage)?;
+    // Here too, because settings of the autoencoder may have changed since.
+    sae::check_rows(run, &prepared.sft, &prepared.tokenizer)?;
+    Ok(prepared)
 }
 
 fn given_tokenizer(run: &Run) -> Result<Option<Tokenizer>> {
@@ -125,6 +132,7 @@ fn fill(run: &Run, given: Option<Tokenizer>, workspace: &Workspace) -> Result<()
     let truncation =
         Truncation { max_length: s.data.max_length, max_prompt_length: s.data.max_prompt_length };
     let preparer = Preparer::new(&tokenizer, &template, s.data.rendering, truncation)?;
+    let preparer = preparer.teaching(s.sft.turns);
 
     let (examples, sft) = preparer.prepare_examples(&raw.sft)?;
     let (train, train_summary) = preparer.prepare_pairs(&raw.train)?;
@@ -138,7 +146,8 @@ fn fill(run: &Run, given: Option<Tokenizer>, workspace: &Workspace) -> Result<()
     }
     let file = |name: &str| workspace.output.join(name);
     let fingerprint = preparer.fingerprint_of_examples(&raw.sft, &examples);
-    SequenceStore::write(&file("sft.arrow"), &fingerprint, examples)?;
+    SequenceStore::write_with_context(&file("sft.arrow"), &fingerprint, examples)?;
+    sae::check_rows(run, &SequenceStore::open(&file("sft.arrow"))?, &tokenizer)?;
     for (name, raw, pairs) in
         [("train.arrow", &raw.train, train), ("held_out.arrow", &raw.held_out, held_out)]
     {

@@ -1,7 +1,7 @@
 //! The sparse autoencoder: trained on activations of the reference model, or a file.
 
 use anyhow::{Context, Result};
-use fpo_data::checkpoints::Checkpoints;
+use fpo_data::{SequenceStore, Tokenizer, checkpoints::Checkpoints};
 use fpo_interp::{
     activations::{ActivationStore, Source, StoreSettings},
     autoencoder::open,
@@ -62,13 +62,42 @@ fn fill(run: &Run, prepared: &Prepared, sft: &Stage, workspace: &Workspace) -> R
     Ok(save_sae_lens(&sae, &workspace.output)?)
 }
 
+/// Refuses a run whose examples leave nothing to train an autoencoder on.
+///
+/// # Errors
+/// Says how many there are, and what to set.
+pub(super) fn check_rows(run: &Run, data: &SequenceStore, tokenizer: &Tokenizer) -> Result<()> {
+    let s = &run.settings;
+    if !s.features() || s.sae.path.is_some() {
+        return Ok(());
+    }
+    store_settings(run).check_rows(data, &tokenizer.special_ids()).with_context(|| {
+        format!(
+            "the examples for the stage sae are too few; give more (data.sft, or data.train), raise sae.tokens = {}, name a trained \
+             autoencoder (sae.path), or leave features out (align.method=dpo, evaluate.features=false)",
+            s.sae.tokens
+        )
+    })
+}
+
+fn store_settings(run: &Run) -> StoreSettings {
+    let s = &run.settings;
+    StoreSettings {
+        tokens: s.sae.tokens,
+        held_out: HELD_OUT,
+        buffer_tokens: s.sae.buffer_tokens.get(),
+        max_norm: s.sae.max_norm,
+        batch_size: s.reference.batch_size,
+        seed: s.seed,
+    }
+}
+
 fn store<'a>(
     run: &Run,
     prepared: &'a Prepared,
     model: &'a LanguageModel,
     site: Site,
 ) -> Result<ActivationStore<'a>> {
-    let s = &run.settings;
     let source = Source {
         model,
         data: &prepared.sft,
@@ -77,17 +106,7 @@ fn store<'a>(
         sites: vec![site],
         reporter: run.reporter.clone(),
     };
-    ActivationStore::new(
-        source,
-        StoreSettings {
-            tokens: s.sae.tokens,
-            held_out: HELD_OUT,
-            buffer_tokens: s.sae.buffer_tokens.get(),
-            max_norm: s.sae.max_norm,
-            batch_size: s.reference.batch_size,
-            seed: s.seed,
-        },
-    )
+    ActivationStore::new(source, store_settings(run))
 }
 
 /// Trains on everything but the tokens kept for measuring.

@@ -66,14 +66,14 @@ fn train(run: &Run, prepared: &Prepared, workspace: &Workspace) -> Result<()> {
     })?;
     while let Some(step) = training.next_step() {
         let examples = prepared.sft.views(epochs.batch(step)?)?;
-        let response_tokens: usize =
-            examples.iter().map(|e| e.response.tokens.len() - e.response.prompt_len).sum();
+        let response_tokens: usize = examples.iter().map(|example| example.learned()).sum();
         let mut gradients = GradientMap::default();
         let (mut loss, mut tokens) = (0.0, 0);
         for micro_batch in examples.chunks(s.micro_batch_size.get()) {
             let batch = SequenceBatch::new(micro_batch, prepared.tokenizer.pad_id())?.batch;
             let on_device = DeviceBatch::new(&batch, &placement.device);
-            let model = training.model();
+            let rows = micro_batch.iter().map(|example| example.id);
+            let model = &training.model().dropping(run.settings.seed, step).for_rows(rows);
             let mut forward = Forward::for_training(model, &batch, &on_device, None, keep);
             // The mean over all response tokens of the step, whichever micro-batch they are in.
             let share = -forward.token_log_probs().sum() / response_tokens as f64;
