@@ -54,7 +54,7 @@ impl Row {
     }
 }
 
-const ROWS: [Row; 2] = [
+const ROWS: [Row; 3] = [
     Row {
         what: "8 pairs × 128 tokens, vocabulary 4,096",
         precision: "float32",
@@ -64,6 +64,11 @@ const ROWS: [Row; 2] = [
         what: "8 pairs × 128 tokens, vocabulary 32,768",
         precision: "float32",
         sizes: &["--vocab", "32768"],
+    },
+    Row {
+        what: "8 pairs × 128 tokens, SmolLM2-135M's shape, 3 steps",
+        precision: "float32",
+        sizes: &["--model", "smollm2-135m", "--steps", "3"],
     },
 ];
 /// For GPUs: a model of a size that is trained there, with the settings of its recipe.
