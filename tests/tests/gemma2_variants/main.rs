@@ -4,6 +4,7 @@
 mod adapter_files;
 mod checkpointed;
 mod common;
+mod family_adapters;
 mod lora;
 mod mixed;
 mod packed;
