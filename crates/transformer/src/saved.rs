@@ -94,7 +94,7 @@ impl ModuleMapper for Replacing<'_, '_> {
         let rows = start..start + param.dims()[0];
         self.done.insert(name.to_owned(), rows.end);
         // In float32, because they are trained.
-        match self.builder.piece(&Piece { name, shape, rows }, DType::F32) {
+        match self.builder.piece(&Piece { name, shape, rows, dtype: DType::F32 }) {
             Ok(replaced) => replaced,
             Err(error) => {
                 self.error = Some(error);
