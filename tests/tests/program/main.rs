@@ -5,6 +5,7 @@ mod bad_input;
 mod common;
 mod end_to_end;
 mod evaluate;
+mod families;
 mod features;
 mod folders;
 mod generate;
