@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use fpo_config::Settings;
-use fpo_transformer::ModelConfig;
+use fpo_transformer::{ModelConfig, Site};
 
 /// Refuses settings that name something that isn't there, before a run writes anything.
 ///
@@ -33,8 +33,13 @@ pub(crate) fn check(s: &Settings) -> Result<()> {
             there("align.more_sites", &more.sae)?;
         }
     }
-    if let Some(path) = &s.model.path {
-        ModelConfig::load(path).context("model.path")?;
+    let Some(path) = &s.model.path else { return Ok(()) };
+    let layers = ModelConfig::load(path).context("model.path")?.num_hidden_layers;
+    if s.features() {
+        let more = s.align.more_sites.iter().map(|more| ("align.more_sites", &more.site));
+        for (key, site) in std::iter::once(("sae.site", &s.sae.site)).chain(more) {
+            site.parse::<Site>().and_then(|site| site.check(layers)).context(key)?;
+        }
     }
     Ok(())
 }

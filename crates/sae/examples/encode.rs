@@ -4,8 +4,8 @@
 
 use burn::tensor::{Device, Distribution, Tensor};
 use fpo_sae::{
-    Compute, Kind, Penalty, Provenance, QualityMeter, SaeTrainer, SaeTraining, hash_encoder, load,
-    save_sae_lens,
+    Compute, InitialThreshold, Kind, Penalty, Provenance, QualityMeter, SaeTrainer, SaeTraining,
+    hash_encoder, load, save_sae_lens,
 };
 
 const D_IN: usize = 16;
@@ -36,7 +36,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         bias_rate: 1.0,
         warmup: 20,
         bandwidth: 0.1,
-        initial_threshold: 0.05,
+        initial_threshold: InitialThreshold::At(0.05),
         revive: 0.01,
         dead_after: 20,
         compute: Compute::Float32,

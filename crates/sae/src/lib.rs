@@ -16,13 +16,13 @@
 //! # Example
 //! ```
 //! use burn::tensor::{Device, Distribution, Tensor};
-//! use fpo_sae::{Compute, Kind, Penalty, Provenance, QualityMeter, SaeTrainer, SaeTraining};
+//! use fpo_sae::{Compute, InitialThreshold, Kind, Penalty, Provenance, QualityMeter, SaeTrainer, SaeTraining};
 //!
 //! let device = Device::flex();
 //! let x = Tensor::<2>::random([256, 8], Distribution::Default, &device);
 //! let settings = SaeTraining {
 //!     d_sae: 32, activation: Kind::JumpRelu, penalty: Penalty::TargetL0, target_l0: 4.0, tanh_scale: 4.0, sparsity: 1.0,
-//!     sparsity_warmup: 10, learning_rate: 3e-3, bias_rate: 1.0, warmup: 5, bandwidth: 0.05, initial_threshold: 0.01,
+//!     sparsity_warmup: 10, learning_rate: 3e-3, bias_rate: 1.0, warmup: 5, bandwidth: 0.05, initial_threshold: InitialThreshold::Auto,
 //!     revive: 0.0, dead_after: 10, compute: Compute::Float32, batch_tokens: 256, steps: 20,
 //! };
 //! let mut trainer = SaeTrainer::new(&settings, x.clone(), 0, &device)?;
@@ -53,4 +53,4 @@ pub use format::{Compression, Format, load, save_npz, save_sae_lens};
 pub use measure::{Quality, QualityMeter};
 pub use model::{Provenance, Sae, check_width};
 pub use objective::{Compute, Kind, Losses, Objective, Parameters, Penalty};
-pub use train::{SaeStep, SaeTrainer, SaeTraining};
+pub use train::{InitialThreshold, SaeStep, SaeTrainer, SaeTraining};

@@ -10,6 +10,12 @@ use crate::{Compute, Error, Kind, Objective, Parameters, Penalty, Provenance, Sa
 
 /// The weight of a step's smallest activation in the estimate of BatchTopK's threshold.
 const THRESHOLD_RATE: f64 = 0.01;
+/// L0 at the start of training, in multiples of its target, by the automatic threshold. From several times the target, the features
+/// that the others make superfluous close while all of them learn: with far more, they learn late to do with few, and with fewer,
+/// some never open again.
+const DENSER: f64 = 3.0;
+/// Pre-activations that the initial threshold is chosen by, at most (but those of one token).
+const PRE_ACTIVATIONS: usize = 1 << 22;
 
 /// Training settings. Lengths are in units of inputs scaled to E‖x‖² = 1.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -42,8 +48,9 @@ pub struct SaeTraining {
     pub warmup: usize,
     /// ε, the width of the straight-through estimator's kernel.
     pub bandwidth: f64,
-    /// θ at the start.
-    pub initial_threshold: f64,
+    /// θ at the start; defaults to auto.
+    #[serde(default)]
+    pub initial_threshold: InitialThreshold,
     /// Weight of what brings dead features back; defaults to 0, which leaves them dead. For topk and batch-topk it is the auxiliary
     /// loss of arXiv 2406.04093, there 1/32.
     #[serde(default)]
@@ -58,6 +65,50 @@ pub struct SaeTraining {
     pub batch_tokens: usize,
     /// Number of steps.
     pub steps: usize,
+}
+
+/// θ at the start of a JumpReLU's training: a number, or "auto".
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(from = "Written", into = "Written")]
+pub enum InitialThreshold {
+    /// That above which 3 L0* features of a token are at the start, by a sample of the inputs. It depends on the inputs' width: the
+    /// wider they are, the less they have in common with a random direction.
+    #[default]
+    Auto,
+    /// This one.
+    At(f64),
+}
+
+/// As it stands in settings.
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(untagged, expecting = "expected a number or \"auto\"")]
+enum Written {
+    Number(f64),
+    Word(Word),
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Word {
+    Auto,
+}
+
+impl From<Written> for InitialThreshold {
+    fn from(written: Written) -> Self {
+        match written {
+            Written::Number(threshold) => Self::At(threshold),
+            Written::Word(Word::Auto) => Self::Auto,
+        }
+    }
+}
+
+impl From<InitialThreshold> for Written {
+    fn from(threshold: InitialThreshold) -> Self {
+        match threshold {
+            InitialThreshold::Auto => Self::Word(Word::Auto),
+            InitialThreshold::At(threshold) => Self::Number(threshold),
+        }
+    }
 }
 
 fn one() -> f64 {
@@ -106,7 +157,13 @@ impl SaeTraining {
             ("bias_rate", s.bias_rate),
             ("tanh_scale", s.tanh_scale),
             ("bandwidth", s.bandwidth),
-            ("initial_threshold", s.initial_threshold),
+            (
+                "initial_threshold",
+                match s.initial_threshold {
+                    InitialThreshold::Auto => 1.0,
+                    InitialThreshold::At(threshold) => threshold,
+                },
+            ),
             ("batch_tokens", s.batch_tokens as f64),
             ("steps", s.steps as f64),
         ];
@@ -204,10 +261,6 @@ impl SaeTrainer {
         settings.check()?;
         let plain = device.clone().without_autodiff();
         let sample = sample.to_device(&plain);
-        let threshold = match settings.activation {
-            Kind::JumpRelu => settings.initial_threshold,
-            Kind::TopK | Kind::BatchTopK | Kind::Relu => 0.0,
-        };
         let [tokens, d_in] = sample.dims();
         if tokens == 0 {
             return Err(Error::Training("the sample of activations is empty".into()));
@@ -223,11 +276,20 @@ impl SaeTrainer {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let directions: Vec<f32> = (0..d_sae).flat_map(|_| unit_vector(&mut rng, d_in)).collect();
         let w_dec = Tensor::<2>::from_data(TensorData::new(directions, [d_sae, d_in]), &plain);
+        let mean = sample.clone().mean_dim(0);
+        let threshold = match (settings.activation, settings.initial_threshold) {
+            (Kind::TopK | Kind::BatchTopK | Kind::Relu, _) => 0.0,
+            (Kind::JumpRelu, InitialThreshold::At(threshold)) => threshold,
+            (Kind::JumpRelu, InitialThreshold::Auto) => {
+                let x = (sample - mean.clone()) * scale;
+                threshold_for(DENSER * settings.target_l0, x, w_dec.clone().transpose())
+            }
+        };
         let parameters = Parameters {
             w_enc: w_dec.clone().transpose(),
             b_enc: Tensor::zeros([d_sae], &plain),
             w_dec,
-            b_dec: sample.mean_dim(0).squeeze_dim::<1>(0) * scale,
+            b_dec: mean.squeeze_dim::<1>(0) * scale,
             threshold: Tensor::full([d_sae], threshold, &plain),
         };
         let moments = parameters.clone().map(|x| x.zeros_like(), |x| x.zeros_like());
@@ -347,6 +409,16 @@ impl SaeTrainer {
             provenance,
         }
     }
+}
+
+/// The threshold above which `l0` of the pre-activations `x · W_enc` of a token are, on average over the first tokens.
+fn threshold_for(l0: f64, x: Tensor<2>, w_enc: Tensor<2>) -> f64 {
+    let rows = (PRE_ACTIVATIONS / w_enc.dims()[1]).clamp(1, x.dims()[0]);
+    let z = x.narrow(0, 0, rows).matmul(w_enc);
+    let mut z: Vec<f32> = z.into_data().iter::<f32>().collect();
+    let place = ((l0 * rows as f64) as usize).min(z.len() - 1);
+    let (_, threshold, _) = z.select_nth_unstable_by(place, |a, b| b.total_cmp(a));
+    f64::from(*threshold).max(0.0)
 }
 
 /// Rises linearly from 1 / steps to 1.

@@ -14,7 +14,8 @@ use crate::{
     checkpoint::{Opened, Source},
     families::fields::is_off,
     lora::MAGNITUDE,
-    multimodal::language_model,
+    multimodal::{inside, is_multimodal, language_model},
+    places,
     targets::{Targets, is_of_a_block, is_of_tokens},
     tensor_file::{self, Stored},
     weights::{parameters, placeholder, write_json},
@@ -29,7 +30,8 @@ const OLD_WEIGHTS: &str = "adapter_model.bin";
 const PREFIX: &str = "base_model.model.";
 
 /// Writes the adapters of `model` into a folder, which must exist. `base` is the folder of the model they belong to, which
-/// `AutoPeftModelForCausalLM.from_pretrained` looks for under its whole path.
+/// `AutoPeftModelForCausalLM.from_pretrained` looks for under its whole path. If it is a multimodal model, they are named as the
+/// adapters of its language model.
 ///
 /// # Errors
 /// A model without adapters, or a file that can't be written.
@@ -39,55 +41,58 @@ pub fn save(model: &LanguageModel, folder: &Path, base: Option<&Path>) -> Result
         let message = "the model has no adapters to save".into();
         return Err(Error::Config { path, message });
     };
-    let base = match base {
+    let (folder_of_base, multimodal) = match base {
         Some(base) => {
             let whole = base.canonicalize().map_err(Error::io(base))?;
-            Some(whole.display().to_string())
+            (Some(whole.display().to_string()), is_multimodal(base)?)
         }
-        None => None,
+        None => (None, false),
     };
-    let alpha = match config.alpha.fract() == 0.0 && config.alpha < 1e15 {
-        true => json!(config.alpha as u64),
-        false => json!(config.alpha),
-    };
-    let layers = Some(&config.layers_to_transform).filter(|layers| !layers.is_empty());
-    let modules = Some(&config.modules_to_save).filter(|modules| !modules.is_empty());
-    let peft = json!({
-        "alpha_pattern": config.alpha_pattern,
-        "base_model_name_or_path": base,
+    let mut peft = json!({
+        "base_model_name_or_path": folder_of_base,
         "bias": "none",
-        "exclude_modules": config.exclude_modules,
         "fan_in_fan_out": false,
         "inference_mode": true,
-        "layers_to_transform": layers,
         "init_lora_weights": true,
-        "lora_alpha": alpha,
+        "lora_alpha": number(config.alpha),
         "lora_dropout": config.dropout,
-        "modules_to_save": modules,
         "peft_type": "LORA",
         "r": config.rank,
-        "rank_pattern": config.rank_pattern,
-        "target_modules": config.target_modules,
         "task_type": "CAUSAL_LM",
         "use_dora": config.use_dora,
         "use_rslora": config.use_rslora,
     });
+    for (field, value) in places::fields(model, config, multimodal) {
+        peft[field] = value;
+    }
     write_json(&path, &peft)?;
 
+    let name = |path: &str| match multimodal {
+        true => format!("{PREFIX}{}", inside(path)),
+        false => format!("{PREFIX}{path}"),
+    };
     let mut tensors = Vec::new();
     for (path, lora) in model.adapters() {
         for (part, tensor) in [("lora_A", lora.a.val()), ("lora_B", lora.b.val())] {
-            tensors.push(Stored::new(format!("{PREFIX}{path}.{part}.weight"), tensor));
+            tensors.push(Stored::new(name(&format!("{path}.{part}.weight")), tensor));
         }
         if let Some(magnitude) = &lora.magnitude {
-            tensors.push(Stored::new(format!("{PREFIX}{path}.{MAGNITUDE}"), magnitude.val()));
+            tensors.push(Stored::new(name(&format!("{path}.{MAGNITUDE}")), magnitude.val()));
         }
     }
     for mut tensor in parameters(model).into_iter().filter(|tensor| config.saves(&tensor.name)) {
-        tensor.name = format!("{PREFIX}{}", tensor.name);
+        tensor.name = name(&tensor.name);
         tensors.push(tensor);
     }
     tensor_file::write(&folder.join(WEIGHTS), tensors)
+}
+
+/// As a whole number if it is one.
+pub(crate) fn number(value: f64) -> Value {
+    match value.fract() == 0.0 && value < 1e15 {
+        true => json!(value as u64),
+        false => json!(value),
+    }
 }
 
 /// `model` with the adapters of a folder, held on `device` and trainable if it has autodiff. The weights of `model` are
@@ -192,6 +197,7 @@ const INITIALISATIONS: [&str; 3] = ["eva", "gaussian", "orthogonal"];
 fn parse_config(text: &str, modules: &BTreeSet<&str>) -> Result<LoraConfig, String> {
     let fields: Map<String, Value> = serde_json::from_str(text).map_err(|e| e.to_string())?;
     let mut config = LoraConfig::default();
+    let mut by_tensors = false;
     for required in ["peft_type", "r", "lora_alpha", "target_modules"] {
         if !fields.contains_key(required) {
             return Err(format!("`{required}` is missing"));
@@ -237,7 +243,10 @@ fn parse_config(text: &str, modules: &BTreeSet<&str>) -> Result<LoraConfig, Stri
             _ if is_off(value) => {}
             "rank_pattern" => config.rank_pattern = field(name, value)?,
             "alpha_pattern" => config.alpha_pattern = field(name, value)?,
-            "exclude_modules" => config.exclude_modules = Some(field(name, value)?),
+            "exclude_modules" => match excluded(value)? {
+                Some(names) => config.exclude_modules = names,
+                None => by_tensors = true,
+            },
             "modules_to_save" => config.modules_to_save = field(name, value)?,
             "ensure_weight_tying" if !fields.get("modules_to_save").is_none_or(is_off) => {
                 return Err(wrong("it is not supported with modules_to_save"));
@@ -252,6 +261,9 @@ fn parse_config(text: &str, modules: &BTreeSet<&str>) -> Result<LoraConfig, Stri
             _ => return Err(wrong("this PEFT option is not supported")),
         }
     }
+    if by_tensors {
+        config.target_modules = of_tensors(modules);
+    }
     config.check()?;
     Ok(config)
 }
@@ -264,11 +276,28 @@ fn field<T: DeserializeOwned>(name: &str, value: &Value) -> Result<T, String> {
 /// have tensors.
 fn targets(value: &Value, modules: &BTreeSet<&str>) -> Result<Targets, String> {
     if value.is_string() {
-        let of_tensors = || Targets::names(modules.iter().map(|module| (*module).to_owned()));
-        return Ok(field("target_modules", value).unwrap_or_else(|_| of_tensors()));
+        return Ok(field("target_modules", value).unwrap_or_else(|_| of_tensors(modules)));
     }
     let names: Vec<String> = field("target_modules", value)?;
     // PEFT's lists may have names of other architectures.
     let names = names.into_iter().filter(|name| is_of_a_block(name) || is_of_tokens(name));
     Ok(Targets::names(names))
+}
+
+/// The layers that a list or a regular expression excludes: those that this model may have, `Some(None)` if there are none. `None`
+/// for an expression that only Python knows, or one that is a mere word, which no layer's whole name is: then the layers are those
+/// that have tensors.
+fn excluded(value: &Value) -> Result<Option<Option<Targets>>, String> {
+    if value.is_string() {
+        return Ok(field("exclude_modules", value).ok().map(Some));
+    }
+    let names: Vec<String> = field("exclude_modules", value)?;
+    let names: Vec<String> =
+        names.into_iter().filter(|name| is_of_a_block(name) || is_of_tokens(name)).collect();
+    Ok(Some((!names.is_empty()).then(|| Targets::names(names))))
+}
+
+/// The linear layers with tensors.
+fn of_tensors(modules: &BTreeSet<&str>) -> Targets {
+    Targets::names(modules.iter().map(|module| (*module).to_owned()))
 }

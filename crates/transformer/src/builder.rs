@@ -18,6 +18,8 @@ pub struct Piece<'a> {
     pub shape: &'a [usize],
     /// Which of its rows (first dimension). Pieces of a parameter are asked for in order.
     pub rows: Range<usize>,
+    /// The type in which they are stored on the device. Values of another type are converted, for which both are in memory.
+    pub dtype: DType,
 }
 
 impl Piece<'_> {
@@ -112,19 +114,18 @@ impl Builder<'_> {
             Some(largest) if bytes > largest => {
                 Err(Error::TooLarge { name: name.to_owned(), bytes, largest, parts: 1 })
             }
-            _ => self.piece(&Piece { name, shape: &shape, rows: 0..shape[0] }, dtype),
+            _ => self.piece(&Piece { name, shape: &shape, rows: 0..shape[0], dtype }),
         }
     }
 
     pub(crate) fn piece<const D: usize>(
         &mut self,
         piece: &Piece,
-        dtype: DType,
     ) -> Result<Param<Tensor<D>>, Error> {
         let data = (self.provider)(piece)?;
         let device = &self.placement.device;
         // On a device with autodiff this makes the tensor a leaf of the graph.
-        let tensor = Tensor::from_data(data, (device, dtype));
+        let tensor = Tensor::from_data(data, (device, piece.dtype));
         let tensor = if device.is_autodiff() { tensor.require_grad() } else { tensor };
         Ok(Param::initialized(ParamId::new(), tensor))
     }

@@ -7,11 +7,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use burn::tensor::{DType, Element, TensorData};
 use fpo_torch_file::{Dtype as TorchType, TorchFile};
+use half::bf16;
 use safetensors::tensor::TensorView;
 use serde_json::Value;
 
-use crate::{Error, Family, WeightType, multimodal::language_model, tensor_file::Files};
+use crate::{Error, Family, Piece, WeightType, multimodal::language_model, tensor_file::Files};
 
 /// The file with all weights, as it is written.
 pub(crate) const SINGLE: &str = "model.safetensors";
@@ -23,6 +25,8 @@ const FORMS: [[&str; 2]; 2] =
     [[SINGLE, INDEX], ["pytorch_model.bin", "pytorch_model.bin.index.json"]];
 /// Buffers that older versions of transformers stored with the weights. They follow from `config.json`.
 const BUFFERS: [&str; 1] = ["rotary_emb.inv_freq"];
+/// Elements converted at a time.
+const BLOCK: usize = 1 << 20;
 
 /// The files in a folder that hold a model's weights.
 #[derive(Debug)]
@@ -172,6 +176,29 @@ impl Source<'_> {
             Self::Safe(files, view) => files.read(view, places),
             Self::Torch(file, tensor) => file.read(tensor, places).map_err(|e| e.to_string()),
         }
+    }
+
+    /// The values of a piece of a parameter in the type in which they are stored, block by block: of a large table, there is never
+    /// a second copy in memory.
+    pub fn values(&self, piece: &Piece) -> Result<TensorData, String> {
+        match piece.dtype {
+            DType::BF16 => self.convert(piece, bf16::from_f32),
+            _ => self.convert(piece, |value| value),
+        }
+    }
+
+    fn convert<E: Element>(
+        &self,
+        piece: &Piece,
+        convert: impl Fn(f32) -> E,
+    ) -> Result<TensorData, String> {
+        let places = piece.places();
+        let mut values = Vec::with_capacity(places.len());
+        for start in places.clone().step_by(BLOCK) {
+            let block = self.read(start..(start + BLOCK).min(places.end))?;
+            values.extend(block.into_iter().map(&convert));
+        }
+        Ok(TensorData::new(values, piece.dims()))
     }
 
     /// Whether it has the same shape and elements.

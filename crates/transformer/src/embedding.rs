@@ -45,10 +45,10 @@ impl Embedding {
                 parts: Rows::MOST_PARTS,
             });
         };
-        let pieces = parts.into_iter().map(|rows| Piece { name, shape: &shape, rows });
+        let pieces = parts.into_iter().map(|rows| Piece { name, shape: &shape, rows, dtype });
         let mut parts = Vec::with_capacity(pieces.len());
         for piece in pieces {
-            parts.push(builder.piece(&piece, dtype)?);
+            parts.push(builder.piece(&piece)?);
         }
         let weight_rest = parts.split_off(1);
         Ok(Self { weight: parts.remove(0), weight_rest })

@@ -58,6 +58,7 @@ mod model;
 mod multimodal;
 mod normal;
 mod origin;
+mod places;
 mod precision;
 mod rope;
 pub mod sampling;

@@ -12,6 +12,7 @@ use crate::{
     Block, Error, LanguageModel, Linear, Provider,
     builder::Builder,
     linear::{Lora, row_norms},
+    multimodal::spellings,
     saved,
     targets::{Patterns, Targets, is_of_tokens, module_name},
 };
@@ -115,22 +116,26 @@ impl LoraConfig {
 
     /// The rank of a layer's adapter, if it has one.
     pub fn rank(&self, layer: usize, projection: Projection) -> Option<usize> {
-        let in_block =
-            self.layers_to_transform.is_empty() || self.layers_to_transform.contains(&layer);
-        let excluded =
-            self.exclude_modules.as_ref().is_some_and(|names| names.contains(layer, projection));
-        let module = module_name(layer, projection);
-        let whole = self.saves(&format!("{module}.weight"));
-        let has_one =
-            in_block && !excluded && !whole && self.target_modules.contains(layer, projection);
-        has_one.then(|| self.rank_pattern.value(&module).unwrap_or(self.rank))
+        self.sizes(layer, &spellings(&module_name(layer, projection))).map(|(rank, _)| rank)
     }
 
-    /// What a layer's adapter of this rank is multiplied by.
-    fn scale(&self, layer: usize, projection: Projection, rank: usize) -> f64 {
-        let alpha = self.alpha_pattern.value(&module_name(layer, projection));
+    /// Rank and alpha of the adapter of a linear layer in a block, which has these names; `None` if it has no adapter.
+    pub(crate) fn sizes(&self, layer: usize, names: &[String]) -> Option<(usize, f64)> {
+        let in_block =
+            self.layers_to_transform.is_empty() || self.layers_to_transform.contains(&layer);
+        let excluded = self.exclude_modules.as_ref().is_some_and(|some| some.contains(names));
+        let whole = names.iter().any(|name| self.saves_module(name));
+        let has_one = in_block && !excluded && !whole && self.target_modules.contains(names);
+        has_one.then(|| {
+            let rank = self.rank_pattern.value(names).unwrap_or(self.rank);
+            (rank, self.alpha_pattern.value(names).unwrap_or(self.alpha))
+        })
+    }
+
+    /// What an adapter of these sizes is multiplied by.
+    fn scale(&self, (rank, alpha): (usize, f64)) -> f64 {
         let rank = rank as f64;
-        alpha.unwrap_or(self.alpha) / if self.use_rslora { rank.sqrt() } else { rank }
+        alpha / if self.use_rslora { rank.sqrt() } else { rank }
     }
 }
 
@@ -226,10 +231,10 @@ impl LanguageModel {
             for projection in Projection::ALL {
                 let linear = projection.of_mut(block);
                 linear.lora = None;
-                let Some(rank) = config.rank(layer, projection) else { continue };
-                let [d_out, d_in] = linear.weight.dims();
                 let module = module_name(layer, projection);
-                let scale = config.scale(layer, projection, rank);
+                let Some(sizes) = config.sizes(layer, &spellings(&module)) else { continue };
+                let [d_out, d_in] = linear.weight.dims();
+                let (rank, scale) = (sizes.0, config.scale(sizes));
                 let a = builder.param(format!("{module}.lora_A.weight"), [rank, d_in])?;
                 let b = builder.param(format!("{module}.lora_B.weight"), [d_out, rank])?;
                 let magnitude = match config.use_dora {

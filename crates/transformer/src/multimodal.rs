@@ -1,8 +1,8 @@
 //! The language model inside a multimodal checkpoint.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
-use crate::Family;
+use crate::{Error, Family, families};
 
 /// What precedes the language model's own names, as published and as transformers 5 holds them in memory, and what it replaces.
 const LANGUAGE_MODEL: [(&str, &str); 3] = [
@@ -33,6 +33,34 @@ pub(crate) fn language_model<T>(
     }
 }
 
+/// The names that a module or parameter of the language model may have: its own first, then those in a multimodal model.
+pub(crate) fn spellings(name: &str) -> Vec<String> {
+    // A module's name has no dot at its end.
+    let dotted = format!("{name}.");
+    let inside = LANGUAGE_MODEL.iter().filter_map(|(prefix, own)| {
+        let rest = dotted.strip_prefix(own)?;
+        Some(format!("{prefix}{rest}").trim_end_matches('.').to_owned())
+    });
+    std::iter::once(name.to_owned()).chain(inside).collect()
+}
+
+/// The name that a module or parameter of the language model has in transformers' multimodal model.
+pub(crate) fn inside(name: &str) -> String {
+    match name.strip_prefix("model.") {
+        Some(rest) => format!("model.language_model.{rest}"),
+        None => name.to_owned(),
+    }
+}
+
+/// Whether a checkpoint's folder holds a multimodal model.
+pub(crate) fn is_multimodal(folder: &Path) -> Result<bool, Error> {
+    let path = folder.join("config.json");
+    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+    let config: serde_json::Value = serde_json::from_str(&text)
+        .map_err(|e| Error::Config { path: path.clone(), message: e.to_string() })?;
+    Ok(config["model_type"] == families::MULTIMODAL.0)
+}
+
 /// Whether a tensor belongs to a part that reads images.
 pub(crate) fn is_vision(name: &str) -> bool {
     VISION.iter().any(|prefix| name.starts_with(prefix))
@@ -47,6 +75,25 @@ fn stripped(name: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_has_several_spellings() {
+        for (name, expected) in [
+            ("lm_head", vec!["lm_head", "language_model.lm_head"]),
+            ("lm_head.weight", vec!["lm_head.weight", "language_model.lm_head.weight"]),
+            (
+                "model.layers.1.mlp",
+                vec![
+                    "model.layers.1.mlp",
+                    "language_model.model.layers.1.mlp",
+                    "model.language_model.layers.1.mlp",
+                ],
+            ),
+        ] {
+            assert_eq!(spellings(name), expected);
+            assert!(expected.contains(&inside(name).as_str()));
+        }
+    }
 
     #[test]
     fn every_spelling_is_the_language_models() {

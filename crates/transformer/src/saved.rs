@@ -11,15 +11,26 @@ use crate::{
     Error, LanguageModel, LoraConfig, Piece,
     builder::Builder,
     embedding::{EMBEDDING, HEAD, stored_name},
+    multimodal::spellings,
     weights::parameters,
 };
 
 impl LoraConfig {
     /// Whether a parameter belongs to a module that is trained whole. As in PEFT, a name is the end of a module's.
     pub fn saves(&self, parameter: &str) -> bool {
-        let module = parameter.rsplit_once('.').map_or(parameter, |(module, _)| module);
+        self.modules_to_save.iter().any(|name| is_saved(name, parameter))
+    }
+
+    /// Whether a module with this name is trained whole.
+    pub(crate) fn saves_module(&self, module: &str) -> bool {
         self.modules_to_save.iter().any(|name| module.ends_with(name.as_str()))
     }
+}
+
+/// Whether a parameter belongs to a module that `name` is the end of.
+fn is_saved(name: &str, parameter: &str) -> bool {
+    let module = parameter.rsplit_once('.').map_or(parameter, |(module, _)| module);
+    spellings(module).iter().any(|module| module.ends_with(name))
 }
 
 /// Replaces the parameters of the modules that are trained whole by those of `builder`. If the embedding or the unembedding is one
@@ -46,12 +57,8 @@ pub(crate) fn replace(
     if let Some(error) = replacing.error {
         return Err(error);
     }
-    let is_missing = |name: &&String| {
-        let ends = |parameter: &String| {
-            parameter.rsplit_once('.').is_some_and(|(module, _)| module.ends_with(name.as_str()))
-        };
-        !replacing.done.keys().any(ends)
-    };
+    let is_missing =
+        |name: &&String| !replacing.done.keys().any(|parameter| is_saved(name, parameter));
     match config.modules_to_save.iter().find(is_missing) {
         Some(name) => Err(Error::Adapters(format!("modules_to_save: no module is named `{name}`"))),
         None => Ok(model),
@@ -87,7 +94,7 @@ impl ModuleMapper for Replacing<'_, '_> {
         let rows = start..start + param.dims()[0];
         self.done.insert(name.to_owned(), rows.end);
         // In float32, because they are trained.
-        match self.builder.piece(&Piece { name, shape, rows }, DType::F32) {
+        match self.builder.piece(&Piece { name, shape, rows, dtype: DType::F32 }) {
             Ok(replaced) => replaced,
             Err(error) => {
                 self.error = Some(error);

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt};
 use regex::Regex;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::Projection;
+use crate::{Projection, multimodal::spellings};
 
 /// PEFT's word for all linear layers of the blocks.
 const ALL_LINEAR: &str = "all-linear";
@@ -52,14 +52,14 @@ impl Targets {
         }
     }
 
-    /// Whether a layer is one of them.
-    pub fn contains(&self, layer: usize, projection: Projection) -> bool {
-        let module = module_name(layer, projection);
-        match &self.0 {
+    /// Whether a layer is one of them, by any of the names that it may have.
+    pub(crate) fn contains(&self, names: &[String]) -> bool {
+        let is_one = |module: &String| match &self.0 {
             Kind::All => true,
-            Kind::Names(names) => names.iter().any(|name| is_name_of(name, &module)),
-            Kind::Pattern(pattern) => pattern.regex.is_match(&module),
-        }
+            Kind::Names(names) => names.iter().any(|name| is_name_of(name, module)),
+            Kind::Pattern(pattern) => pattern.regex.is_match(module),
+        };
+        names.iter().any(is_one)
     }
 
     /// Whether it is a regular expression.
@@ -101,12 +101,14 @@ fn is_name_of(name: &str, module: &str) -> bool {
 pub(crate) fn is_of_a_block(name: &str) -> bool {
     let mut parts = name.split('.');
     let layer = parts.find_map(|part| part.parse().ok()).unwrap_or(0);
-    Projection::ALL.into_iter().any(|projection| is_name_of(name, &module_name(layer, projection)))
+    let modules = Projection::ALL.into_iter().map(|projection| module_name(layer, projection));
+    modules.flat_map(|module| spellings(&module)).any(|module| is_name_of(name, &module))
 }
 
 /// Whether a name is that of the embedding or the unembedding.
 pub(crate) fn is_of_tokens(name: &str) -> bool {
-    ["lm_head", "model.embed_tokens"].into_iter().any(|module| is_name_of(name, module))
+    let modules = ["lm_head", "model.embed_tokens"].into_iter().flat_map(spellings);
+    modules.into_iter().any(|module| is_name_of(name, &module))
 }
 
 impl TryFrom<Written> for Targets {
@@ -189,10 +191,10 @@ impl<T> Default for Patterns<T> {
 }
 
 impl<T: Copy> Patterns<T> {
-    /// The value for a module.
-    pub(crate) fn value(&self, module: &str) -> Option<T> {
-        let found = self.0.iter().find(|(pattern, _)| pattern.regex.is_match(module));
-        found.map(|(_, value)| *value)
+    /// The value for a module that has these names.
+    pub(crate) fn value(&self, names: &[String]) -> Option<T> {
+        let is_one = |pattern: &Pattern| names.iter().any(|name| pattern.regex.is_match(name));
+        self.0.iter().find(|(pattern, _)| is_one(pattern)).map(|(_, value)| *value)
     }
 
     /// Whether there are none.

@@ -61,7 +61,7 @@ pub fn random(
 
 /// Reads a checkpoint's folder: `config.json` and the weights, in one file or sharded, in float32, bfloat16 or float16. The files
 /// are those that transformers takes: `model.safetensors`, else its index and shards, else `pytorch_model.bin`, else its index
-/// and shards. They are memory-mapped and converted tensor by tensor.
+/// and shards. They are memory-mapped and converted block by block.
 ///
 /// # Errors
 /// A damaged file, a tensor that the device can't hold, or weights that don't match `config.json`: the tensors that are missing,
@@ -75,16 +75,15 @@ pub fn load(folder: &Path, placement: impl Into<Placement>) -> Result<LanguageMo
     let model = LanguageModel::build(&config, placement, &mut |piece| {
         used.insert(piece.name.to_owned());
         let values = expected(&sources, piece.name, piece.shape, &mut mismatch)
-            .map(|source| source.read(piece.places()));
-        let values = match values {
+            .map(|source| source.values(piece));
+        Ok(match values {
             Some(Ok(values)) => values,
             Some(Err(message)) => {
                 mismatch.wrong.push(format!("`{}`: {message}", piece.name));
-                return Ok(placeholder(piece.shape));
+                placeholder(piece.shape)
             }
-            None => return Ok(placeholder(piece.shape)),
-        };
-        Ok(TensorData::new(values, piece.dims()))
+            None => placeholder(piece.shape),
+        })
     })?;
     for (name, source) in &sources {
         // Some exports store the tied head as well, which is harmless if it equals the embedding.

@@ -5,6 +5,7 @@ mod adapter_files;
 mod checkpointed;
 mod common;
 mod dropout;
+mod family_adapters;
 mod lora;
 mod mixed;
 mod packed;

@@ -7,6 +7,7 @@ mod chat;
 mod common;
 mod end_to_end;
 mod evaluate;
+mod families;
 mod features;
 mod folders;
 mod generate;

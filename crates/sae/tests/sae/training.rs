@@ -3,7 +3,9 @@
 use std::fs;
 
 use burn::tensor::{Device, Tensor};
-use fpo_sae::{Compute, Kind, Penalty, Provenance, QualityMeter, SaeTrainer, SaeTraining};
+use fpo_sae::{
+    Compute, InitialThreshold, Kind, Penalty, Provenance, QualityMeter, SaeTrainer, SaeTraining,
+};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -111,13 +113,51 @@ fn small_training(penalty: Penalty) -> SaeTraining {
         bias_rate: 1.0,
         warmup: 10,
         bandwidth: 0.1,
-        initial_threshold: 0.05,
+        initial_threshold: InitialThreshold::At(0.05),
         revive: 0.01,
         dead_after: 5,
         compute: Compute::Float32,
         batch_tokens: 128,
         steps: 60,
     }
+}
+
+/// Oracle: the activations counted in the first step, on other tokens than those that the threshold was chosen by.
+#[test]
+fn an_automatic_threshold_starts_at_three_times_the_target() {
+    for target_l0 in [0.5, 4.0, 7.0] {
+        let settings = SaeTraining {
+            target_l0,
+            initial_threshold: InitialThreshold::Auto,
+            ..small_training(Penalty::TargetL0)
+        };
+        let device = Device::flex();
+        let mut trainer = SaeTrainer::new(&settings, structured(1, 4096), 0, &device).unwrap();
+        let first = trainer.step(structured(2, 4096));
+        println!("{first:?}");
+        assert!((first.l0 / (3.0 * target_l0) - 1.0).abs() < 0.05, "{target_l0}: {first:?}");
+    }
+}
+
+#[test]
+fn the_initial_threshold_is_a_number_or_auto() {
+    let read = |text: &str| serde_json::from_str::<InitialThreshold>(text);
+    for (text, expected) in [
+        ("0.05", InitialThreshold::At(0.05)),
+        ("1", InitialThreshold::At(1.0)),
+        ("\"auto\"", InitialThreshold::Auto),
+    ] {
+        assert_eq!(read(text).unwrap(), expected);
+        let again = serde_json::to_string(&expected).unwrap();
+        assert_eq!(read(&again).unwrap(), expected);
+    }
+    let error = read("\"aut\"").unwrap_err().to_string();
+    assert!(error.contains("a number or \"auto\""), "{error}");
+    let settings = SaeTraining {
+        initial_threshold: InitialThreshold::At(0.0),
+        ..small_training(Penalty::TargetL0)
+    };
+    assert!(settings.check().unwrap_err().to_string().contains("initial_threshold = 0"));
 }
 
 #[test]
@@ -173,7 +213,7 @@ fn the_pull_on_dead_features_helps() {
     let device = Device::flex();
     let train = |revive: f64| {
         let settings = SaeTraining {
-            initial_threshold: 0.9,
+            initial_threshold: InitialThreshold::At(0.9),
             revive,
             steps: 600,
             sparsity: 0.3,

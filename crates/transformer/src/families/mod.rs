@@ -75,7 +75,7 @@ impl Sizes {
 }
 
 /// `model_type` and architecture of the multimodal Gemma-3, whose language model is read and whose vision tower is left out.
-const MULTIMODAL: (&str, &str) = ("gemma3", "Gemma3ForConditionalGeneration");
+pub(crate) const MULTIMODAL: (&str, &str) = ("gemma3", "Gemma3ForConditionalGeneration");
 
 impl Family {
     /// Every family, in the order in which messages list them.
