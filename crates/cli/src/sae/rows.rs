@@ -88,7 +88,8 @@ impl Rows {
         };
         let template = loaded.template.clone().with_system(args.system);
         let preparer = Preparer::new(&loaded.tokenizer, &template, args.rendering, truncation)?;
-        let (rows, _) = preparer.prepare_examples(&examples)?;
+        let rows = preparer.prepare_examples(&examples);
+        let (rows, _) = rows.with_context(|| data.display().to_string())?;
         Self::write(rows)
     }
 
