@@ -1,6 +1,6 @@
 //! With the policy's and the reference's embedding tables in parts: the steps, and the whole training, of those with whole tables.
 
-use std::fs;
+use std::{fs, path::PathBuf};
 
 use burn::{
     module::{Param, ParamId},
