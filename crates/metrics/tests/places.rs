@@ -284,6 +284,8 @@ fn every_criterion_is_told_by_its_name() {
 
 #[test]
 fn evaluations_are_rings_beside_their_lines() {
+    /// Name, stroke and number of points.
+    type Drawn = (String, Stroke, usize);
     let lines = [
         json!({ "step": 1, "loss": 0.7, "rewards/chosen": 0.0, "rewards/rejected": 0.0 }),
         json!({ "step": 2, "loss": 0.6, "rewards/chosen": 0.1, "rewards/rejected": -0.1 }),
@@ -293,7 +295,7 @@ fn evaluations_are_rings_beside_their_lines() {
     ];
     let lines: Vec<Map<String, Value>> =
         lines.into_iter().map(|line| serde_json::from_value(line).unwrap()).collect();
-    let found: Vec<(String, Vec<(String, Stroke, usize)>)> = charts(&lines)
+    let found: Vec<(String, Vec<Drawn>)> = charts(&lines)
         .into_iter()
         .map(|chart| {
             let series = chart.series.into_iter();

@@ -24,7 +24,8 @@ fn table(log: &StageLog) -> String {
     table.load_style(presets::NOTHING);
     table.set_header(["metric", "first", "last", "held-out, first", "last"]);
     for metric in metrics(log) {
-        let value = |series: Option<&Series>, at: fn(&[(f64, f64)]) -> Option<&(f64, f64)>| {
+        type Place = fn(&[(f64, f64)]) -> Option<&(f64, f64)>;
+        let value = |series: Option<&Series>, at: Place| {
             series.and_then(|series| at(&series.points)).map(|(_, value)| short(*value))
         };
         let held_out = held_out(log, metric);

@@ -11,7 +11,7 @@ const RESUMED: &[u8] = include_bytes!("../../../../tests/fixtures/tensorboard/re
 
 fn lines() -> Vec<Map<String, Value>> {
     [
-        json!({ "step": 1, "loss": 0.6931471805599453, "rewards/chosen": 0.0 }),
+        json!({ "step": 1, "loss": std::f64::consts::LN_2, "rewards/chosen": 0.0 }),
         json!({ "step": 2, "loss": 0.5, "rewards/chosen": -1.25e-3 }),
         json!({ "step": 2, "eval_loss": 0.625, "eval_samples": ["x"], "eval_rewards/accuracies": 0.75 }),
         json!({ "step": 300, "loss": 7, "grad_norm": null }),
@@ -27,16 +27,16 @@ fn third() -> Map<String, Value> {
 #[test]
 fn bytes_are_those_of_tensorboard() {
     let at = Duration::from_secs_f64;
-    let times = [1700000001.5, 1700000002.5, 1700000002.75, 1700000003.5].map(at);
-    let mut first = record(&version(at(1700000000.25)));
+    let times = [1_700_000_001.5, 1_700_000_002.5, 1_700_000_002.75, 1_700_000_003.5].map(at);
+    let mut first = record(&version(at(1_700_000_000.25)));
     for (time, line) in times.into_iter().zip(lines()) {
         first.extend(record(&scalars(time, &line)));
     }
     assert!(first == FIRST);
     let resumed = [
-        record(&version(at(1700000100.25))),
-        record(&session_start(at(1700000100.25), 3)),
-        record(&scalars(at(1700000101.5), &third())),
+        record(&version(at(1_700_000_100.25))),
+        record(&session_start(at(1_700_000_100.25), 3)),
+        record(&scalars(at(1_700_000_101.5), &third())),
     ];
     assert!(resumed.concat() == RESUMED);
 }
