@@ -136,9 +136,17 @@ impl Generate {
             streams::keep_apart(out, &[prompts, &self.model])?;
         }
         let folder = ModelFolder::open(&self.model)?.with_system(self.system);
-        if let (Some(benchmark), Some(questions), Some(out)) =
-            (self.benchmark, &self.prompts.prompts, &self.out)
-        {
+        // clap leaves out what --out and --for require where --prompt stands in its place.
+        ensure!(
+            self.out.is_none() || self.prompts.prompts.is_some(),
+            "--out is for the responses to --prompts; that to --prompt is printed"
+        );
+        if let Some(benchmark) = self.benchmark {
+            let (Some(questions), Some(out)) = (&self.prompts.prompts, &self.out) else {
+                bail!(
+                    "--for needs the benchmark's questions (--prompts) and a file for the answers (--out)"
+                );
+            };
             ensure!(
                 self.choices.is_none() || benchmark == Benchmark::MtBench,
                 "--choices: {}'s answers have no choices; it is for mt-bench",

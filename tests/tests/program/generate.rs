@@ -94,7 +94,7 @@ fn prompts_and_options_that_cannot_be_are_refused() {
     let long = folder.path().join("long.txt");
     fs::write(&long, format!("short\n{}\n", "word ".repeat(80))).unwrap();
     let base = ["generate", "--model", arg(&model)];
-    let cases: [(&[&str], &[&str]); 8] = [
+    let cases: [(&[&str], &[&str]); 9] = [
         (&["--prompts", arg(&long)], &["prompt 1", "160 positions"]),
         (&["--prompt", "a", "--max-new-tokens", "159"], &["prompt 0", "160 positions"]),
         (&["--prompts", "nowhere.jsonl"], &["nowhere.jsonl"]),
@@ -103,6 +103,7 @@ fn prompts_and_options_that_cannot_be_are_refused() {
         (&["--prompt", "a", "--repetition-penalty", "0"], &["repetition"]),
         (&["--prompt", "a", "--stop", "no such token"], &["no such token", "vocabulary"]),
         (&["--prompt", "a", "--prompts", arg(&long)], &["--prompts"]),
+        (&["--prompt", "a", "--out", "nowhere.jsonl"], &["--out is for"]),
     ];
     for (more, says) in cases {
         let printed = fail(&[&base[..], more].concat());
