@@ -44,7 +44,8 @@ pub struct AnswerFile {
 }
 
 impl AnswerFile {
-    /// Begins a file of answers, or continues one: answers in it are kept as they are, and one that is cut off at its end is dropped.
+    /// Begins a file of answers, or continues one: answers in it are kept as they are, and one that is cut off at its end is
+    /// dropped.
     ///
     /// # Errors
     /// Answers that are of another model, made under other settings ([`Error::Changed`]) or to other questions: they are left

@@ -52,8 +52,8 @@ impl Benchmark {
         }
     }
 
-    /// How long an answer may be unless told otherwise, in tokens: what most of AlpacaEval's configurations and Arena-Hard's have, the
-    /// MT-Bench paper's, and lm-evaluation-harness' for IFEval.
+    /// How long an answer may be unless told otherwise, in tokens: what most of AlpacaEval's configurations and Arena-Hard's have,
+    /// the MT-Bench paper's, and lm-evaluation-harness' for IFEval.
     pub const fn max_new_tokens(self) -> usize {
         match self {
             Self::AlpacaEval => 2048,
@@ -63,8 +63,8 @@ impl Benchmark {
         }
     }
 
-    /// The temperature of a question of this category, where there are categories: most of AlpacaEval's configurations sample at 0.7;
-    /// Arena-Hard and IFEval are answered greedily; MT-Bench has a table, and 0.7 for what isn't in it.
+    /// The temperature of a question of this category, where there are categories: most of AlpacaEval's configurations sample at
+    /// 0.7; Arena-Hard and IFEval are answered greedily; MT-Bench has a table, and 0.7 for what isn't in it.
     pub fn temperature(self, category: Option<&str>) -> f64 {
         match self {
             Self::AlpacaEval => 0.7,

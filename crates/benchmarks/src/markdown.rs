@@ -16,8 +16,9 @@ static UNORDERED: LazyLock<Regex> = LazyLock::new(|| regex(&format!(r"(?m)^{SPAC
 static STARS: LazyLock<Regex> = LazyLock::new(|| regex(r"\*\*[^*\n]+\*\*"));
 static UNDERSCORES: LazyLock<Regex> = LazyLock::new(|| regex(r"__[^_\n]+__"));
 
-/// The `metadata` of an answer in Arena-Hard's file: its length in tokens, and its headers, items of lists and bold texts outside of
-/// code. As in Arena-Hard's code (`utils/add_markdown_info.py`), whatever stands between two fences is taken out wherever it occurs.
+/// The `metadata` of an answer in Arena-Hard's file: its length in tokens, and its headers, items of lists and bold texts outside
+/// of code. As in Arena-Hard's code (`utils/add_markdown_info.py`), whatever stands between two fences is taken out wherever it
+/// occurs.
 pub fn counts(answer: &str, tokens: usize) -> Value {
     let mut text = answer.to_owned();
     for block in CODE.captures_iter(answer) {

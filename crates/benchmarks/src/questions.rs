@@ -74,8 +74,8 @@ impl Question {
 
 /// Reads a benchmark's own question file: JSON lines or a JSON array.
 ///
-/// * AlpacaEval: `instruction`, `dataset`; without one, the file's name stands for it. Arena-Hard: `uid`, `prompt`, or as in its first
-///   release `question_id`, `turns: [{content}]`. MT-Bench: `question_id`, `category`, `turns`. IFEval: `key`, `prompt`,
+/// * AlpacaEval: `instruction`, `dataset`; without one, the file's name stands for it. Arena-Hard: `uid`, `prompt`, or as in its
+///   first release `question_id`, `turns: [{content}]`. MT-Bench: `question_id`, `category`, `turns`. IFEval: `key`, `prompt`,
 ///   `instruction_id_list`.
 ///
 /// # Errors

@@ -14,8 +14,8 @@ pub struct Answer {
     pub tokens: usize,
 }
 
-/// A question's row with its answer, keys in the order in which the benchmark's own code writes them. `maker` is the hash of the settings
-/// that it was made under, from which its identifier follows.
+/// A question's row with its answer, keys in the order in which the benchmark's own code writes them. `maker` is the hash of the
+/// settings that it was made under, from which its identifier follows.
 pub fn row(
     question: &Question,
     answer: &Answer,

@@ -181,8 +181,8 @@ impl<'a> Generation<'a> {
         Ok(Self { model, options, stop_tokens, rows, caches, tokens, positions, width, steps: 0 })
     }
 
-    /// Samples one token for every prompt that hasn't ended, and returns those that aren't stop tokens, with their prompts' indexes;
-    /// `None` once all have ended.
+    /// Samples one token for every prompt that hasn't ended, and returns those that aren't stop tokens, with their prompts'
+    /// indexes; `None` once all have ended.
     pub fn step(&mut self) -> Option<Vec<(usize, u32)>> {
         if self.rows.iter().all(Row::is_done) {
             return None;

@@ -71,7 +71,8 @@ impl Side {
         };
         if dropped > 0 {
             let text = format!(
-                "{}: the conversation no longer fits into the model's {positions} positions; turns forgotten from its start: {dropped}",
+                "{}: the conversation no longer fits into the model's {positions} positions; \
+                 turns forgotten from its start: {dropped}",
                 self.name
             );
             reporter().note("chat", text);
