@@ -10,15 +10,16 @@ use serde_json::{Map, Value};
 use crate::{AnswerValues, Evaluation, METRICS, Metric, Of, PairValues};
 
 /// The key of a metric in the line of an evaluation: TRL's `eval_` before the key of a training step, or before the name of what
-/// is measured of answers.
+/// is measured of answers, with `answer_` between them where a training step logs another metric under that name.
 pub(crate) fn held_out_key(metric: &Metric) -> Option<String> {
-    let name = match metric.of {
-        Of::Pairs(_) | Of::PairTokens(_) => metric.places.log?,
+    match metric.of {
+        Of::Pairs(_) | Of::PairTokens(_) => Some(format!("{EVAL}{}", metric.places.log?)),
         Of::Answers(_) | Of::AnswerTokens(_) => {
-            (metric.places.evaluation != Evaluation::Absent).then_some(metric.name)?
+            let name = (metric.places.evaluation != Evaluation::Absent).then_some(metric.name)?;
+            let taken = METRICS.iter().any(|other| other.places.log == Some(name));
+            Some(format!("{EVAL}{}{name}", if taken { "answer_" } else { "" }))
         }
-    };
-    Some(format!("{EVAL}{name}"))
+    }
 }
 
 /// The means over held-out pairs and the answers to held-out prompts. What wasn't computed is absent.

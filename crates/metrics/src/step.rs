@@ -54,21 +54,18 @@ pub fn chart(
         };
         lines.iter().filter_map(point).collect()
     };
-    let line = |(name, key): &(&str, &str)| Series {
-        name: (*name).into(),
-        stroke: Stroke::Line,
-        points: points(key),
-    };
-    let mut lines: Vec<Series> = series.iter().map(line).collect();
-    let rings = series.iter().zip(&lines).enumerate().map(|(colour, ((_, key), line))| Series {
-        name: format!("{}, held-out", line.name),
-        stroke: Stroke::Rings(colour),
-        points: points(&format!("{EVAL}{key}")),
-    });
-    let rings: Vec<Series> = rings.filter(|series| !series.points.is_empty()).collect();
-    // Where only evaluations measure a metric, its line stays as a place of its colour.
-    if rings.is_empty() {
-        lines.retain(|series| !series.points.is_empty());
+    // Where only evaluations measure a metric, its line has no points and stays as the place of its colour.
+    let (mut lines, mut rings) = (Vec::new(), Vec::new());
+    for (name, key) in series {
+        let (logged, held_out) = (points(key), points(&format!("{EVAL}{key}")));
+        if logged.is_empty() && held_out.is_empty() {
+            continue;
+        }
+        if !held_out.is_empty() {
+            let (name, stroke) = (format!("{name}, held-out"), Stroke::Rings(lines.len()));
+            rings.push(Series { name, stroke, points: held_out });
+        }
+        lines.push(Series { name: (*name).into(), stroke: Stroke::Line, points: logged });
     }
     let series = [lines, rings].concat();
     (!series.is_empty()).then(|| Chart {

@@ -252,7 +252,7 @@ fn an_evaluation_is_logged_by_trls_names() {
         .into_iter()
         .filter(|key| !step.contains_key(&key["eval_".len()..]) && *key != "eval_loss")
         .collect();
-    assert_eq!(more, ["eval_answer_tokens", "eval_right"]);
+    assert_eq!(more, ["eval_answer_entropy", "eval_answer_tokens", "eval_right"]);
     assert!(!held_out_log(&[pair()], &[]).contains_key("eval_right"));
 }
 

@@ -96,7 +96,7 @@ fn rows_too_few_for_an_autoencoder_are_refused_before_anything_is_written() {
         "data.sft",
         "sae.path",
         "align.method=dpo",
-        "too few rows to train an autoencoder: 1 with ",
+        "1 rows are too few to train an autoencoder: of their ",
     ];
     let refused = |arguments: &[String]| {
         let message = fail(&arguments.iter().map(String::as_str).collect::<Vec<_>>());

@@ -16,9 +16,9 @@ const WORDS: [(&str, &str); 12] = [
     ("got string ", "got the text "),
 ];
 
-/// The deserialiser's message without the names of types.
+/// The deserialiser's message in one line, without the names of types.
 pub(super) fn readable(message: &str) -> String {
-    let mut text = message.trim_end().to_owned();
+    let mut text = message.trim_end().replace('\n', ", ");
     for (theirs, ours) in WORDS {
         text = text.replace(theirs, ours);
     }
@@ -50,7 +50,7 @@ mod tests {
                 "invalid type: integer `3`, expected struct LoraConfig\n",
                 "got integer `3`, expected a table of settings",
             ),
-            ("expected struct a::B in `x`", "expected a table of settings in `x`"),
+            ("expected struct a::B\nin `x`\n", "expected a table of settings, in `x`"),
         ] {
             assert_eq!(readable(theirs), ours);
         }

@@ -73,12 +73,15 @@ impl StoreSettings {
             return Ok(());
         }
         let measured: usize = sizes[held_out].iter().sum();
+        let all: usize = sizes.iter().sum();
+        let used = match self.tokens < all {
+            true => format!("at most {} are used; ", self.tokens),
+            false => String::new(),
+        };
         bail!(
-            "too few rows to train an autoencoder: {} with {} tokens, of which at most {} are used; {measured} tokens are measured on, \
-             which leaves {training} to train on, and {LEAST} are the least",
+            "{} rows are too few to train an autoencoder: of their {all} tokens {used}{measured} are measured on, which leaves \
+             {training} to train on, and {LEAST} are the least",
             data.len(),
-            sizes.iter().sum::<usize>(),
-            self.tokens
         )
     }
 }
