@@ -85,10 +85,10 @@ pub fn load(folder: &Path, placement: impl Into<Placement>) -> Result<LanguageMo
             None => placeholder(piece.shape),
         })
     })?;
-    for (name, source) in &sources {
+    for (name, source) in sources.iter().filter(|(name, _)| !used.contains(*name)) {
         // Some exports store the tied head as well, which is harmless if it equals the embedding.
         let tied = name == HEAD && sources.get(EMBEDDING).is_some_and(|table| table.equals(source));
-        if !used.contains(name) && !tied {
+        if !tied {
             mismatch.unknown.push(format!("`{name}` {:?}", source.shape()));
         }
     }

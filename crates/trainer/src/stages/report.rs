@@ -11,6 +11,7 @@ use fpo_data::{
     checkpoints::{METRICS_FILE, read_log},
     hash::hash_bytes,
 };
+use fpo_losses::Method;
 use fpo_metrics::{chart, charts, courses, table};
 use fpo_report::{Chart, Report, Sample, SampleGroup, StageCurves, TableRow, render};
 use serde_json::{Map, Value};
@@ -76,7 +77,6 @@ fn page(
     let mut summary = vec![
         ("Method", s.align.method.to_string()),
         ("β", objective.beta.to_string()),
-        ("α", objective.alpha.to_string()),
         ("Data", source.clone()),
         ("Pairs", base.prepared.train.len().to_string()),
         ("Prompts clipped", percent(data.clipped_prompt_share())),
@@ -84,6 +84,9 @@ fn page(
         ("Pairs dropped", percent(data.dropped_share())),
         ("Held-out pairs", base.prepared.held_out.len().to_string()),
     ];
+    if [Method::FPO, Method::TDPO2, Method::SIMPO_KL].contains(&s.align.method) {
+        summary.insert(2, ("α", objective.alpha.to_string()));
+    }
     let kept = align.folder.join(KEPT_FILE);
     if kept.is_file() {
         let Kept { metric, value, step } = super::read_json(&kept)?;
