@@ -101,7 +101,7 @@ pub enum EndpointError {
     },
     /// It failed again and again.
     #[error(
-        "the endpoint failed {attempts} times, at last: {message}; the same command goes on from here"
+        "the endpoint failed {attempts} times, at last: {message}; the same command continues from here"
     )]
     Failed {
         /// How often it was asked.
@@ -110,7 +110,7 @@ pub enum EndpointError {
         message: String,
     },
     /// It asks for more patience than there is.
-    #[error("the endpoint asks to wait for {} minutes; the same command goes on from here", .0.as_secs().div_ceil(60))]
+    #[error("the endpoint asks to wait for {} minutes; the same command continues from here", .0.as_secs().div_ceil(60))]
     Wait(Duration),
     /// It was stopped while it waited.
     #[error("interrupted")]
