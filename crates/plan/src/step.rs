@@ -6,6 +6,7 @@ use fpo_transformer::{LoraConfig, ModelConfig, Precision, Projection};
 
 use crate::{
     BLOCKS, BYTES, Memory, adapters, block_parameters, config, d_sae, kept_by_block, parameters,
+    sizes,
 };
 
 /// The sizes that determine a training step's memory.
@@ -89,16 +90,11 @@ impl Step {
     /// The same for one block: with dropout also the inputs of its adapters, and which of them were dropped.
     fn kept_by_block(&self) -> u64 {
         let c = &self.config;
-        let width = |projection| match projection {
-            Projection::O => c.num_attention_heads * c.head_dim,
-            Projection::Down => c.intermediate_size,
-            _ => c.hidden_size,
-        };
         let lora = self.lora.iter().filter(|lora| lora.dropout > 0.0);
         let adapters = lora.flat_map(|lora| {
             Projection::ALL.into_iter().filter(|&projection| lora.rank(0, projection).is_some())
         });
-        let dropped: usize = adapters.map(width).sum();
+        let dropped: usize = adapters.map(|projection| sizes(c, projection)[0]).sum();
         kept_by_block(c, self.precision, self.lora.as_ref()) + self.factor() * 2 * dropped as u64
     }
 
