@@ -330,7 +330,9 @@ impl SaeTrainer {
     }
 
     /// Adam with β (0, 0.999) on every parameter. The gradient of a decoder row loses its part parallel to the row, which keeps
-    /// unit norm; thresholds are clamped at 0.
+    /// unit norm; thresholds are clamped at 0. As in Adafactor (arXiv 1804.04235, section 5), the change of a tensor in units of
+    /// the learning rate has a root mean square of at most 1: the second moments lag behind gradients that grow within a few
+    /// steps, and without a bound a batch that is explained badly leads to a step that explains the next one worse.
     fn update(&mut self, leaf: &Parameters, gradients: &Gradients, learning_rate: f64) {
         let options = AdamW {
             lr: learning_rate,
@@ -352,7 +354,10 @@ impl SaeTrainer {
             let first = gradient.zeros_like();
             let (moved, _, moment) =
                 adamw_step(x.clone(), gradient, first, second.clone(), step, options);
-            (*x, *second) = (moved, moment);
+            let back = x.clone() - moved.clone();
+            let rms = back.clone().square().mean().sqrt() / options.lr;
+            let excess = rms.clamp_min(1.0).recip().neg() + 1.0;
+            (*x, *second) = (moved + back * excess.reshape([1; D]), moment);
         }
         let slow = AdamW { lr: learning_rate * self.settings.bias_rate, ..options };
         let (p, v, step) = (&mut self.parameters, &mut self.moments, self.step);

@@ -160,6 +160,35 @@ fn the_initial_threshold_is_a_number_or_auto() {
     assert!(settings.check().unwrap_err().to_string().contains("initial_threshold = 0"));
 }
 
+/// Oracle: the definition of the bound. Adam alone would take a step of many times the learning rate, because the second moments
+/// know the small inputs only.
+#[test]
+fn inputs_that_suddenly_grow_do_not_throw_the_parameters_off() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("checkpoint.safetensors");
+    let device = Device::flex();
+    let settings = small_training(Penalty::TargetL0);
+    let batch = |step: u64| structured(step, settings.batch_tokens);
+    let mut trainer = SaeTrainer::new(&settings, batch(1000), 0, &device).unwrap();
+    for step in 0..40 {
+        trainer.step(batch(step));
+    }
+    trainer.save(&path).unwrap();
+    let moved_by = |next: Tensor<2>| {
+        let mut trainer = SaeTrainer::restore(&settings, &path, &device).unwrap();
+        let before = SaeTrainer::restore(&settings, &path, &device).unwrap();
+        let rate = trainer.step(next).learning_rate;
+        let [before, after] = [before, trainer]
+            .map(|trainer| to_vec(trainer.finish(Provenance::default()).encoder.w_enc));
+        let squares = before.iter().zip(&after).map(|(a, b)| f64::from(b - a).powi(2));
+        (squares.sum::<f64>() / before.len() as f64).sqrt() / rate
+    };
+    let (usual, sudden) = (moved_by(batch(41)), moved_by(batch(41) * 100.0));
+    println!("{usual} {sudden}");
+    assert!(usual < 1.0, "{usual}");
+    assert!((sudden - 1.0).abs() < 1e-4, "{sudden}");
+}
+
 #[test]
 fn training_resumes_from_a_checkpoint_to_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
