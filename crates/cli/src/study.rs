@@ -18,12 +18,14 @@ use crate::{
 ///
 /// The held-out prompts are split in two. Every trial (a learning rate with constants) of every method is aligned and
 /// measured on validation prompts; the best trial of each is then aligned with every seed and measured on test prompts,
-/// along the way too. All methods start from the same model and read the same reference.
+/// along the way too. Then one thing at a time is changed in the best trial of one method (ablate), and the features of a
+/// kind of prompts are held in place or released (control). All methods start from the same model and read the same reference.
 ///
 /// The study's folder gets
 ///   plan.toml       the plan
 ///   bases/          what alignments start from: data, fine-tuned model, autoencoder, reference
-///   tune/, measure/ one run a folder, METHOD/CONSTANTS/SEED
+///   tune/, measure/, ablate/, control/
+///                   one run a folder, METHOD/CONSTANTS/SEED
 ///   study.json      everything that was measured
 ///   cost.json       time and memory of each method
 /// Called again with the same folder it continues, whenever it was stopped. Runs that were made from another plan are
@@ -64,6 +66,10 @@ enum PartArg {
     Tune,
     /// The best trials with every seed, on test prompts.
     Measure,
+    /// One change at a time in the best trial of one method, with the first seed.
+    Ablate,
+    /// FPO with the features of a kind of prompts held in place, or released, with the first seed.
+    Control,
 }
 
 impl PartArg {
@@ -71,6 +77,8 @@ impl PartArg {
         match self {
             Self::Tune => Part::Tune,
             Self::Measure => Part::Measure,
+            Self::Ablate => Part::Ablate,
+            Self::Control => Part::Control,
         }
     }
 }

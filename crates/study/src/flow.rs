@@ -7,10 +7,11 @@ use std::{
 };
 
 use anyhow::{Result, bail};
-use fpo_losses::Method;
+use fpo_losses::{FeatureSelection, Method};
 use fpo_run::{Existing, timing};
 
 use crate::{
+    change::Change,
     measure::{KL, Measured},
     results::Results,
     select::best,
@@ -29,8 +30,10 @@ pub struct Progress {
     pub unknown: usize,
     /// Folders of runs that are not, or no longer, in the plan.
     pub unused: Vec<PathBuf>,
-    /// Mean seconds of what is timed: first stages, tuning runs, measuring runs.
-    seconds: [Option<f64>; 3],
+    /// Mean seconds of the first stages, where any are timed.
+    first: Option<f64>,
+    /// Mean seconds of a run of each part, likewise.
+    seconds: BTreeMap<Part, f64>,
     plan: Counts,
 }
 
@@ -39,6 +42,8 @@ struct Counts {
     methods: usize,
     trials: usize,
     seeds: usize,
+    changes: usize,
+    controlled: usize,
 }
 
 impl Progress {
@@ -62,7 +67,7 @@ impl Progress {
             items.push((item, state));
         }
         let best = chosen(study, &items)?;
-        for item in measuring(study, &best) {
+        for item in measuring(study, &best).into_iter().chain(changed(study, &best)) {
             let state = study.state(&item)?;
             items.push((item, state));
         }
@@ -70,6 +75,8 @@ impl Progress {
             methods: trials.len(),
             trials: if plan.is_tuned() { trials.iter().map(|(_, all)| all.len()).sum() } else { 0 },
             seeds: plan.seeds.len(),
+            changes: plan.changes().len(),
+            controlled: plan.control.as_ref().map_or(0, |control| 2 * control.kinds.len()),
         };
         let unknown = (counts.methods - best.len()) * counts.seeds;
         let folders: Vec<PathBuf> =
@@ -83,13 +90,10 @@ impl Progress {
             mean_seconds(of.map(|(_, folder)| folder.as_path()), &["align", "evaluate"])
         };
         let first = ["prepared", "sft", "sae", "reference"];
-        let seconds = [
-            mean_seconds(bases.keys().map(PathBuf::as_path), &first),
-            of_part(Part::Tune),
-            of_part(Part::Measure),
-        ];
-        let bases = bases.into_values().collect();
-        Ok(Self { bases, items, unknown, unused, seconds, plan: counts })
+        let first = mean_seconds(bases.keys().map(PathBuf::as_path), &first);
+        let seconds = Part::ALL.into_iter().filter_map(|part| Some((part, of_part(part)?)));
+        let (seconds, bases) = (seconds.collect(), bases.into_values().collect());
+        Ok(Self { bases, items, unknown, unused, first, seconds, plan: counts })
     }
 
     /// What a plan that changed half way can't use: made from other settings or data.
@@ -124,33 +128,49 @@ impl Progress {
     }
 
     fn left(&self, part: Part) -> usize {
-        let open = |(item, state): &&(Item, State)| item.part == part && !state.is_done();
-        let known = self.items.iter().filter(open).count();
-        known + if part == Part::Measure { self.unknown } else { 0 }
+        let of_part = || self.items.iter().filter(|(item, _)| item.part == part);
+        let known = of_part().filter(|(_, state)| !state.is_done()).count();
+        // Before the best trials are known, these runs aren't either.
+        let unknown = self.runs(part).saturating_sub(of_part().count());
+        known + if self.unknown > 0 { unknown } else { 0 }
+    }
+
+    /// Runs of a part, at most.
+    fn runs(&self, part: Part) -> usize {
+        let Counts { methods, trials, seeds, changes, controlled } = self.plan;
+        match part {
+            Part::Tune => trials,
+            Part::Measure => methods * seeds,
+            Part::Ablate => changes,
+            Part::Control => controlled,
+        }
     }
 
     /// Estimated seconds that are left, where the first runs were timed.
     pub fn seconds_left(&self) -> Option<f64> {
-        let [first, tune, measure] = self.seconds;
         let bases = self.bases.iter().filter(|(_, state)| !state.is_done()).count();
         let of = |count: usize, seconds: Option<f64>| match count {
             0 => Some(0.0),
             count => Some(count as f64 * seconds?),
         };
-        let measured = of(self.left(Part::Measure), measure.or(tune))?;
-        Some(of(bases, first)? + of(self.left(Part::Tune), tune.or(measure))? + measured)
+        // Parts of which nothing is timed yet take as long as others.
+        let any = self.seconds.values().copied().reduce(f64::max);
+        let parts = Part::ALL
+            .into_iter()
+            .map(|part| of(self.left(part), self.seconds.get(&part).copied().or(any)));
+        Some(of(bases, self.first)? + parts.sum::<Option<f64>>()?)
     }
 }
 
 /// For a person: what there is to do, what is done, what may be left.
 impl fmt::Display for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Counts { methods, trials, seeds } = self.plan;
         let bases = self.bases.len();
         let left = self.bases.iter().filter(|(_, state)| !state.is_done()).count();
         writeln!(f, "first stages  {bases}, {left} to make")?;
-        writeln!(f, "tune          {trials} runs, {} to do", self.left(Part::Tune))?;
-        writeln!(f, "measure       {} runs, {} to do", methods * seeds, self.left(Part::Measure))?;
+        for part in Part::ALL.into_iter().filter(|part| self.runs(*part) > 0) {
+            writeln!(f, "{part:<12}  {} runs, {} to do", self.runs(part), self.left(part))?;
+        }
         let diverged = self.items.iter().filter(|(_, s)| matches!(s, State::Diverged(_))).count();
         if diverged > 0 {
             writeln!(f, "diverged      {diverged}")?;
@@ -216,7 +236,13 @@ fn tuning(study: &Study) -> Vec<Item> {
     }
     let seed = study.plan.seeds[0];
     let of = |(method, trials): (Method, Vec<Trial>)| {
-        trials.into_iter().map(move |trial| Item { part: Part::Tune, method, trial, seed })
+        trials.into_iter().map(move |trial| Item {
+            part: Part::Tune,
+            method,
+            trial,
+            change: None,
+            seed,
+        })
     };
     study.plan.trials().into_iter().flat_map(of).collect()
 }
@@ -257,10 +283,39 @@ fn measuring(study: &Study, best: &[(Method, Trial)]) -> Vec<Item> {
     let of = |seed: u64| {
         best.iter().map(move |(method, trial)| {
             let (method, trial) = (*method, trial.clone());
-            Item { part: Part::Measure, method, trial, seed }
+            Item { part: Part::Measure, method, trial, change: None, seed }
         })
     };
     study.plan.seeds.iter().flat_map(|&seed| of(seed)).collect()
+}
+
+/// The runs of the parts that change a method's best trial, where that is known: all with the first seed.
+fn changed(study: &Study, best: &[(Method, Trial)]) -> Vec<Item> {
+    let plan = &study.plan;
+    let seed = plan.seeds[0];
+    let of = |part: Part, method: Method, changes: Vec<Change>| {
+        let trial = best.iter().find(|(of, _)| *of == method).map(|(_, trial)| trial.clone());
+        let item = move |change| {
+            Some(Item { part, method, trial: trial.clone()?, change: Some(change), seed })
+        };
+        changes.into_iter().filter_map(item).collect::<Vec<Item>>()
+    };
+    let ablated = plan.ablate.as_ref().map(|ablate| {
+        let trial = best.iter().find(|(method, _)| *method == ablate.method);
+        // What the best trial has already is measured already.
+        let is_new = |change: &Change| trial.is_none_or(|(_, trial)| !study.has(trial, change));
+        of(Part::Ablate, ablate.method, plan.changes().into_iter().filter(is_new).collect())
+    });
+    let controlled = plan.control.as_ref().map(|control| {
+        let both =
+            |kind: &String| {
+                [FeatureSelection::Only, FeatureSelection::Except].map(|selection| {
+                    Change::Features { kind: kind.clone(), features: control.features, selection }
+                })
+            };
+        of(Part::Control, Method::FPO, control.kinds.iter().flat_map(both).collect())
+    });
+    ablated.into_iter().chain(controlled).flatten().collect()
 }
 
 /// Does what is left of these parts and returns what came out of all that is done.
@@ -312,9 +367,7 @@ fn work(study: &Study, items: &mut [(Item, State)], part: Part) -> Result<()> {
         if state.is_done() {
             continue;
         }
-        let Item { method, trial, seed, .. } = &*item;
-        let name = format!("{part} {done} of {total}: {method}, {trial}, seed {seed}");
-        study.reporter.note("study", &name);
+        study.reporter.note("study", format!("{part} {done} of {total}: {item}"));
         *state = study.work(item)?;
         study.reporter.note("study", outcome(state));
     }

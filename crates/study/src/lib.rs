@@ -12,6 +12,7 @@
 //! * The numbers follow from the plan and the seeds. What is never the same twice, time and memory, is kept apart from them.
 //! * Prints nothing.
 
+mod change;
 mod cost;
 mod flow;
 pub mod interval;
@@ -20,6 +21,7 @@ pub mod plan;
 mod results;
 pub mod select;
 mod split;
+mod start;
 mod study;
 mod trial;
 
@@ -29,13 +31,14 @@ use anyhow::{Context, Result};
 use fpo_data::atomic;
 use serde::Serialize;
 
+pub use change::Change;
 pub use cost::Cost;
 pub use flow::{Progress, carry_out};
 pub use interval::Mean;
-pub use measure::{Answer, KL, Measured, Point};
+pub use measure::{Answer, KL, Measured, OfKind, Point};
 pub use plan::{Plan, PlanError};
 pub use results::Results;
-pub use split::{Half, Split, TooFew};
+pub use split::{Half, Kind, Kinds, Split, TooFew};
 pub use study::{Item, Part, State, Study};
 pub use trial::Trial;
 

@@ -11,6 +11,7 @@ use fpo_trainer::{
         Base,
         align::measuring_aligner,
         evaluate::{Scope, find},
+        prepare::EvalPrompt,
         reference::Split,
     },
     trained::load_result,
@@ -18,13 +19,16 @@ use fpo_trainer::{
 use fpo_transformer::{LanguageModel, adapter, weights};
 use serde::{Deserialize, Serialize};
 
-use crate::split::Half;
+use crate::split::{Half, Kind, Kinds};
 
 /// What was measured of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     /// The models along the alignment in the order of their steps; the last one is the result.
     pub points: Vec<Point>,
+    /// The result on each kind of prompts.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub kinds: BTreeMap<String, OfKind>,
     /// The result's answers; none where no prompt was answered.
     pub answers: Vec<Answer>,
 }
@@ -36,6 +40,17 @@ pub struct Point {
     pub step: usize,
     /// Means by the names of metrics; what isn't finite or couldn't be measured is absent.
     pub metrics: BTreeMap<String, f64>,
+}
+
+/// A kind of prompts beside all others.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct OfKind {
+    /// Pairs of the kind.
+    pub pairs: usize,
+    /// Means over them, and over answers to prompts of the kind.
+    pub inside: BTreeMap<String, f64>,
+    /// Means over all others.
+    pub outside: BTreeMap<String, f64>,
 }
 
 /// An answer to a held-out prompt.
@@ -60,6 +75,8 @@ impl Measured {
 pub struct On<'a> {
     /// The pairs and prompts.
     pub half: &'a Half,
+    /// The kinds that are measured apart.
+    pub kinds: &'a Kinds,
     /// Whether prompts are answered.
     pub answers: bool,
     /// Steps between the models measured along the way; the result alone where there are none.
@@ -91,6 +108,9 @@ pub fn measured(run: &Run, base: &Base, align: Option<&Stage>, on: &On) -> Resul
         .with("metrics", names.join(" "))
         .with("pairs", hash_bytes(&pairs))
         .with("steps", steps.join(" "));
+    for (name, kind) in on.kinds {
+        fingerprint = fingerprint.with(&format!("kind {name}"), &kind.word);
+    }
     if on.answers {
         let prompts: Vec<&str> =
             on.half.prompts.iter().map(|prompt| prompt.text.as_str()).collect();
@@ -157,6 +177,12 @@ fn fill(run: &Run, base: &Base, models: &[(usize, Model)], on: &On) -> Result<Me
         let scope = Scope { pairs: &on.half.pairs, batch_size, prompts };
         let found = find(run, base, &aligner, &model, &scope, &mut progress)?;
         measured.points.push(Point { step: *step, metrics: means(&found.pairs, &found.answers) });
+        if is_last {
+            let of = |(name, kind): (&String, &Kind)| {
+                (name.clone(), of_kind(kind, on, &found.pairs, prompts, &found.answers))
+            };
+            measured.kinds = on.kinds.iter().map(of).collect();
+        }
         let answers = prompts.iter().zip(found.texts);
         measured.answers.extend(answers.map(|(prompt, answer)| Answer {
             prompt: prompt.text.clone(),
@@ -166,6 +192,26 @@ fn fill(run: &Run, base: &Base, models: &[(usize, Model)], on: &On) -> Result<Me
     }
     progress.finish("");
     Ok(measured)
+}
+
+fn of_kind(
+    kind: &Kind,
+    on: &On,
+    pairs: &[PairValues],
+    prompts: &[EvalPrompt],
+    answers: &[AnswerValues],
+) -> OfKind {
+    let side = |inside: bool| {
+        let of_pair = |(at, _): &(&usize, &PairValues)| kind.pairs[**at] == inside;
+        let pairs = on.half.pairs.iter().zip(pairs).filter(of_pair).map(|(_, pair)| *pair);
+        let of_prompt =
+            |(prompt, _): &(&EvalPrompt, &AnswerValues)| prompt.text.contains(&kind.word) == inside;
+        let answers = prompts.iter().zip(answers).filter(of_prompt).map(|(_, a)| a.clone());
+        let (pairs, answers): (Vec<_>, Vec<_>) = (pairs.collect(), answers.collect());
+        (pairs.len(), means(&pairs, &answers))
+    };
+    let ((pairs, inside), (_, outside)) = (side(true), side(false));
+    OfKind { pairs, inside, outside }
 }
 
 fn load(run: &Run, model: &Model, reference: &LanguageModel) -> Result<LanguageModel> {

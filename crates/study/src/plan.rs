@@ -1,6 +1,10 @@
 //! The plan of a study: a TOML file, or one of those compiled in.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 use fpo_config::Settings;
 use fpo_losses::Method;
@@ -8,7 +12,10 @@ use fpo_metrics::Criterion;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::trial::{Constants, Trial};
+use crate::{
+    change::Change,
+    trial::{Constants, Trial},
+};
 
 macro_rules! plans {
     ($($name:literal),* $(,)?) => {
@@ -55,9 +62,15 @@ pub struct Plan {
     pub baseline: Option<Method>,
     /// A line per method: keys of the section `align` with lists of values.
     pub methods: Table,
+    /// Kinds of prompts by a name: those whose text has this word. Every run is measured on each kind and on all others.
+    #[serde(default)]
+    pub kinds: BTreeMap<String, String>,
     /// What is changed, one at a time, in the best trial of a method.
     #[serde(default)]
     pub ablate: Option<Ablate>,
+    /// Features of a kind of prompts held in place, or released.
+    #[serde(default)]
+    pub control: Option<Control>,
 }
 
 /// What another seed changes.
@@ -76,9 +89,20 @@ pub enum EachSeed {
 pub struct Ablate {
     /// The method.
     pub method: Method,
-    /// Keys of the section `align` with lists of values; `site` and `more_sites` with sites.
+    /// Keys of the section `align` with lists of values; `site` with sites, and `more_sites` with lists of sites.
     #[serde(flatten)]
     pub changes: Table,
+}
+
+/// Targeted control, section 5.3 of the paper.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Control {
+    /// Kinds of prompts, by their names in `kinds`.
+    pub kinds: Vec<String>,
+    /// Features that separate a kind from all others, at most.
+    #[serde(default = "twenty")]
+    pub features: usize,
 }
 
 fn half() -> f64 {
@@ -91,6 +115,10 @@ fn accuracy() -> Criterion {
 
 fn five() -> usize {
     5
+}
+
+fn twenty() -> usize {
+    20
 }
 
 /// Why a plan can't be used.
@@ -242,17 +270,66 @@ impl Plan {
                 return wrong(key, format!("= \"{method}\" must be one of the plan's methods"));
             }
         }
+        if let Some((kind, _)) = self.kinds.iter().find(|(_, word)| word.trim().is_empty()) {
+            return wrong(&format!("kinds.{kind}"), "must be a word in prompts".into());
+        }
+        let path = |c: char| !(c.is_alphanumeric() || "_- ".contains(c));
+        if let Some(kind) = self.kinds.keys().find(|kind| kind.contains(path)) {
+            return wrong(&format!("kinds.{kind}"), "must be named by letters and digits".into());
+        }
+        if let Some(control) = &self.control {
+            if let Some(kind) = control.kinds.iter().find(|kind| !self.kinds.contains_key(*kind)) {
+                return wrong("control.kinds", format!("names `{kind}`, which kinds doesn't have"));
+            }
+            if control.features == 0 {
+                return wrong("control.features", "must be at least 1".into());
+            }
+            if !is_there(Method::FPO) {
+                return wrong("control", "needs fpo among the methods".into());
+            }
+        }
+        let resolves = |method: Method, trial: &Trial, change: Option<&Change>| {
+            let set = change.map(Change::assignments).unwrap_or_default();
+            let settings = self.settings(Some((method, trial)), self.seeds[0], &set);
+            let change = change.map(|change| format!(", {change}")).unwrap_or_default();
+            settings.map(drop).map_err(|error| PlanError::Settings {
+                path: name.to_owned(),
+                run: format!("{method}, {trial}{change}"),
+                what: format!("{error:#}"),
+            })
+        };
         for (method, trials) in &lines {
-            for trial in trials {
-                let settings = self.settings(Some((*method, trial)), self.seeds[0]);
-                settings.map_err(|error| PlanError::Settings {
-                    path: name.to_owned(),
-                    run: format!("{method} {trial}"),
-                    what: format!("{error:#}"),
+            trials.iter().try_for_each(|trial| resolves(*method, trial, None))?;
+        }
+        let changes = self.read_changes().map_err(|(key, must)| PlanError::Wrong {
+            path: name.to_owned(),
+            key,
+            must,
+        })?;
+        if let Some(ablate) = &self.ablate {
+            let trials = lines.iter().find(|(method, _)| *method == ablate.method);
+            for change in &changes {
+                trials.map_or(Ok(()), |(_, trials)| {
+                    resolves(ablate.method, &trials[0], Some(change))
                 })?;
             }
         }
         Ok(())
+    }
+
+    fn read_changes(&self) -> Result<Vec<Change>, (String, String)> {
+        let Some(Ablate { method, changes }) = &self.ablate else { return Ok(Vec::new()) };
+        let mut all = Vec::new();
+        for (key, values) in changes {
+            let found = Change::read(*method, key, values);
+            all.extend(found.map_err(|must| (format!("ablate.{key}"), must))?);
+        }
+        Ok(all)
+    }
+
+    /// What is changed in the ablated method, one at a time.
+    pub fn changes(&self) -> Vec<Change> {
+        self.read_changes().expect("a plan is checked when it is read")
     }
 
     /// Every method with its trials, in the order of [`Method::all`].
@@ -291,12 +368,17 @@ impl Plan {
         self.trials().iter().any(|(_, trials)| trials.len() > 1)
     }
 
-    /// The settings of a run with a seed; without a trial those of what all methods start from. All are measured alike: with features
-    /// where any method asks for them.
+    /// The settings of a run with a seed, and with more of them, as for `--set`; without a trial those of what all methods start from.
+    /// All are measured alike: with features where any method asks for them.
     ///
     /// # Errors
     /// Settings that don't exist or can't work together.
-    pub fn settings(&self, of: Option<(Method, &Trial)>, seed: u64) -> anyhow::Result<Settings> {
+    pub fn settings(
+        &self,
+        of: Option<(Method, &Trial)>,
+        seed: u64,
+        more: &[String],
+    ) -> anyhow::Result<Settings> {
         let mut set = self.set.clone();
         let (method, own) = match of {
             Some((method, trial)) => (method, trial.assignments()),
@@ -304,6 +386,7 @@ impl Plan {
         };
         set.push(format!("align.method=\"{method}\""));
         set.extend(own);
+        set.extend_from_slice(more);
         let mut settings = Settings::resolve(&self.recipe, None, &set)?;
         let align = &settings.align;
         let needs = |(method, _): &(Method, Vec<Trial>)| {

@@ -8,10 +8,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
+    change::Change,
     cost,
     flow::chosen,
     interval::{CONFIDENCE, Mean},
-    measure::{Measured, Point},
+    measure::{Measured, OfKind, Point},
     plan::EachSeed,
     study::{Item, Part, State, Study},
 };
@@ -42,6 +43,12 @@ pub struct Results {
     /// Every other method minus the baseline, seed by seed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub differences: Option<Differences>,
+    /// One change at a time in the best trial of a method, on test prompts with the first seed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ablations: Vec<Changed>,
+    /// Features of a kind of prompts held in place or released, on test prompts with the first seed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub control: Vec<Changed>,
 }
 
 /// One trial.
@@ -59,6 +66,24 @@ pub struct TrialResult {
     /// When it diverged, and how.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diverged: Option<String>,
+}
+
+/// A run that differs in one thing from a method's best trial.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Changed {
+    /// The method.
+    pub method: String,
+    /// What is changed; nothing in the best trial itself, which comes first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// What it is changed to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+    /// Its metrics by name; none where it diverged.
+    pub metrics: BTreeMap<String, f64>,
+    /// The same on each kind of prompts, and on all others.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub kinds: BTreeMap<String, OfKind>,
 }
 
 /// What was measured of a method, or of the reference model.
@@ -85,6 +110,9 @@ pub struct OfSeed {
     pub seed: u64,
     /// The models along the way, the result last.
     pub points: Vec<Point>,
+    /// The result on each kind of prompts.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub kinds: BTreeMap<String, OfKind>,
 }
 
 /// Means over seeds after a number of steps.
@@ -179,6 +207,8 @@ impl Results {
             reference: OfMethod::of("reference".into(), references),
             methods,
             differences,
+            ablations: changed(items, Part::Ablate),
+            control: changed(items, Part::Control),
         })
     }
 
@@ -199,8 +229,8 @@ impl OfMethod {
         let (mut seeds, mut diverged) = (Vec::new(), Vec::new());
         for (seed, state) in runs {
             match state {
-                State::Finished(Measured { points, .. }) => {
-                    seeds.push(OfSeed { seed, points: points.clone() });
+                State::Finished(Measured { points, kinds, .. }) => {
+                    seeds.push(OfSeed { seed, points: points.clone(), kinds: kinds.clone() });
                 }
                 State::Diverged(_) => diverged.push(seed),
                 State::Missing | State::Stale(_) => {}
@@ -231,6 +261,31 @@ impl OfMethod {
     }
 }
 
+/// The runs of a part that are done, after the best trial that they are changes of.
+fn changed(items: &[(Item, State)], part: Part) -> Vec<Changed> {
+    let done = |(item, state): &&(Item, State)| item.part == part && state.is_done();
+    let runs: Vec<&(Item, State)> = items.iter().filter(done).collect();
+    let Some((first, _)) = runs.first() else { return Vec::new() };
+    let is_unchanged = |(item, state): &&(Item, State)| {
+        let Item { part, method, trial, seed, .. } = item;
+        let measured = *part == Part::Measure && *seed == first.seed && state.is_done();
+        measured && *method == first.method && *trial == first.trial
+    };
+    let one = |(item, state): &(Item, State)| {
+        let parts = item.change.as_ref().map(Change::parts);
+        let (key, value) = parts.unzip();
+        let measured = state.measured();
+        Changed {
+            method: item.method.to_string(),
+            key,
+            value,
+            metrics: measured.and_then(Measured::result).cloned().unwrap_or_default(),
+            kinds: measured.map(|measured| measured.kinds.clone()).unwrap_or_default(),
+        }
+    };
+    items.iter().find(is_unchanged).into_iter().chain(runs).map(one).collect()
+}
+
 /// Of every metric that any of the maps has.
 fn means(all: &[&BTreeMap<String, f64>]) -> BTreeMap<String, Mean> {
     let mut by_name: BTreeMap<&String, Vec<f64>> = BTreeMap::new();
@@ -256,8 +311,8 @@ impl Costs {
             });
             let Some((method, trial)) = trial else { continue };
             let costs = of.seeds.iter().filter_map(|seed| {
-                let (part, trial, seed) = (Part::Measure, trial.clone(), seed.seed);
-                cost::read(&study.folder.join(Item { part, method, trial, seed }.folder()))
+                let (part, trial, change, seed) = (Part::Measure, trial.clone(), None, seed.seed);
+                cost::read(&study.folder.join(Item { part, method, trial, change, seed }.folder()))
             });
             let costs: Vec<cost::Cost> = costs.collect();
             for cost in &costs {

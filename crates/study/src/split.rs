@@ -1,7 +1,8 @@
 //! The held-out prompts in two: those that decide and those that are measured.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use anyhow::Result;
 use fpo_data::{PairStore, hash::hash_bytes};
 use fpo_trainer::stages::prepare::{EvalPrompt, Prepared};
 
@@ -39,7 +40,7 @@ impl Split {
     ///
     /// # Errors
     /// Too few held-out prompts for two halves.
-    pub fn of(prepared: &Prepared, share: f64) -> Result<Self, TooFew> {
+    pub fn of(prepared: &Prepared, share: f64) -> std::result::Result<Self, TooFew> {
         let pairs = prompts_of(&prepared.held_out);
         let of_pairs: BTreeSet<&Vec<u32>> = pairs.iter().collect();
         let is_validation = first(of_pairs.iter().map(|prompt| prompt.as_slice()), share);
@@ -64,6 +65,39 @@ impl Split {
             }),
             false => Ok(split),
         }
+    }
+}
+
+/// Kinds of prompts, by their names.
+pub type Kinds = BTreeMap<String, Kind>;
+
+/// The prompts whose text has a word.
+#[derive(Clone, Debug)]
+pub struct Kind {
+    /// The word.
+    pub word: String,
+    /// For every held-out pair, whether it is of this kind.
+    pub pairs: Vec<bool>,
+    /// The same for the training pairs.
+    pub train: Vec<bool>,
+}
+
+impl Kind {
+    /// Finds the pairs of each kind by the words that name it.
+    ///
+    /// # Errors
+    /// Tokens that can't be decoded.
+    pub fn all(prepared: &Prepared, words: &BTreeMap<String, String>) -> Result<Kinds> {
+        let of = |store: &PairStore, word: &str| -> Result<Vec<bool>> {
+            let has =
+                |prompt: Vec<u32>| Ok(prepared.tokenizer.decode(&prompt, true)?.contains(word));
+            prompts_of(store).into_iter().map(has).collect()
+        };
+        let one = |(name, word): (&String, &String)| {
+            let (pairs, train) = (of(&prepared.held_out, word)?, of(&prepared.train, word)?);
+            Ok((name.clone(), Self { word: word.clone(), pairs, train }))
+        };
+        words.iter().map(one).collect()
     }
 }
 

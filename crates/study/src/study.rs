@@ -6,6 +6,7 @@
 use std::{
     cell::RefCell,
     collections::BTreeMap,
+    fmt,
     fs::{self, File},
     path::{Path, PathBuf},
     rc::Rc,
@@ -24,10 +25,11 @@ use fpo_trainer::{
 };
 
 use crate::{
+    change::Change,
     cost::metered,
     measure::{Measured, On, measured},
     plan::{EachSeed, Plan},
-    split::Split,
+    split::{Kind, Kinds, Split},
     trial::Trial,
 };
 
@@ -38,17 +40,23 @@ pub enum Part {
     Tune,
     /// The best trial of every method on test prompts, with every seed.
     Measure,
+    /// One change at a time in a best trial, on test prompts, with the first seed.
+    Ablate,
+    /// Features of a kind of prompts held or released, on test prompts, with the first seed.
+    Control,
 }
 
 impl Part {
     /// All parts in their order.
-    pub const ALL: [Self; 2] = [Self::Tune, Self::Measure];
+    pub const ALL: [Self; 4] = [Self::Tune, Self::Measure, Self::Ablate, Self::Control];
 
     /// As on the command line, and the folder of its runs.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Tune => "tune",
             Self::Measure => "measure",
+            Self::Ablate => "ablate",
+            Self::Control => "control",
         }
     }
 }
@@ -62,6 +70,8 @@ pub struct Item {
     pub method: Method,
     /// Its constants.
     pub trial: Trial,
+    /// What is different from that, if anything is.
+    pub change: Option<Change>,
     /// The seed.
     pub seed: u64,
 }
@@ -69,9 +79,22 @@ pub struct Item {
 impl Item {
     /// Its folder below the study's.
     pub fn folder(&self) -> PathBuf {
-        let Self { part, method, trial, seed } = self;
-        let of_trial = Path::new(part.name()).join(method.name()).join(trial.folder());
-        of_trial.join(format!("seed-{seed}"))
+        let Self { part, method, trial, change, seed } = self;
+        let mut folder = Path::new(part.name()).join(method.name()).join(trial.folder());
+        folder.extend(change.as_ref().map(Change::folder));
+        folder.join(format!("seed-{seed}"))
+    }
+}
+
+/// For a person: `fpo, learning rate 0.0003, alpha 0.5, seed 0`.
+impl fmt::Display for Item {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { method, trial, change, seed, .. } = self;
+        write!(f, "{method}, {trial}")?;
+        if let Some(change) = change {
+            write!(f, "; {change}")?;
+        }
+        write!(f, ", seed {seed}")
     }
 }
 
@@ -105,9 +128,14 @@ impl State {
 
 /// What alignments start from, opened.
 pub struct Opened {
-    run: Run,
-    base: Base,
-    split: Split,
+    /// Their run.
+    pub run: Run,
+    /// Their stages.
+    pub base: Base,
+    /// The held-out prompts in two.
+    pub split: Split,
+    /// Pairs and prompts of each kind.
+    pub kinds: Kinds,
 }
 
 /// Notes that a run's loss or gradient became infinite.
@@ -123,7 +151,7 @@ pub struct Study {
     existing: Existing,
     /// Told what it does.
     pub reporter: Reporter,
-    bases: RefCell<BTreeMap<u64, Rc<Opened>>>,
+    bases: RefCell<BTreeMap<PathBuf, Rc<Opened>>>,
     _lock: File,
 }
 
@@ -162,7 +190,7 @@ impl Study {
     fn base_seed(&self, seed: u64) -> Result<u64> {
         match self.plan.each_seed {
             EachSeed::Everything => Ok(seed),
-            EachSeed::Alignment => Ok(self.plan.settings(None, seed)?.seed),
+            EachSeed::Alignment => Ok(self.plan.settings(None, seed, &[])?.seed),
         }
     }
 
@@ -175,53 +203,61 @@ impl Study {
     }
 
     fn open_base(&self, seed: u64, reporter: Reporter) -> Result<Run> {
-        let settings = self.plan.settings(None, seed)?;
-        Run::open(&self.base_folder(seed)?, settings, self.device.clone(), self.existing, reporter)
+        let settings = self.plan.settings(None, seed, &[])?;
+        self.open_run(&self.base_folder(seed)?, settings, reporter)
+    }
+
+    pub(crate) fn open_run(
+        &self,
+        folder: &Path,
+        settings: Settings,
+        reporter: Reporter,
+    ) -> Result<Run> {
+        Run::open(folder, settings, self.device.clone(), self.existing, reporter)
     }
 
     /// What the runs of a seed start from, if it is finished; else what is missing or differs.
-    fn ready_base(&self, seed: u64) -> Result<Result<Rc<Opened>, Stale>> {
-        let key = self.base_seed(seed)?;
-        if let Some(opened) = self.bases.borrow().get(&key) {
-            return Ok(Ok(Rc::clone(opened)));
+    pub(crate) fn ready_base(&self, seed: u64) -> Result<Result<Rc<Opened>, Stale>> {
+        let folder = self.base_folder(seed)?;
+        if let Some(opened) = self.opened(&folder) {
+            return Ok(Ok(opened));
         }
-        if !self.base_folder(seed)?.join("run.toml").exists() {
-            return Ok(Err(Stale {
-                stage: "prepared".into(),
-                folder: self.base_folder(seed)?,
-                changes: String::new(),
-                discards: Vec::new(),
-            }));
+        if !folder.join("run.toml").exists() {
+            return Ok(Err(missing(folder)));
         }
         let run = self.open_base(seed, Reporter::silent())?;
         let features = run.settings.features();
         match run.probe(|| Base::make(&run, StageName::Report, features)) {
-            Ok(base) => self.keep(key, run, base).map(Ok),
+            Ok(base) => self.keep(run, base.context("every stage was asked for")?).map(Ok),
             Err(error) => error.downcast::<Stale>().map(Err),
         }
     }
 
-    fn keep(&self, key: u64, run: Run, base: Option<Base>) -> Result<Rc<Opened>> {
-        let base = base.context("every stage was asked for")?;
+    pub(crate) fn opened(&self, folder: &Path) -> Option<Rc<Opened>> {
+        self.bases.borrow().get(folder).map(Rc::clone)
+    }
+
+    pub(crate) fn keep(&self, run: Run, base: Base) -> Result<Rc<Opened>> {
         let split = Split::of(&base.prepared, self.plan.validation)?;
-        let opened = Rc::new(Opened { run, base, split });
-        self.bases.borrow_mut().insert(key, Rc::clone(&opened));
+        let kinds = Kind::all(&base.prepared, &self.plan.kinds)?;
+        let folder = run.folder.clone();
+        let opened = Rc::new(Opened { run, base, split, kinds });
+        self.bases.borrow_mut().insert(folder, Rc::clone(&opened));
         Ok(opened)
     }
 
     /// What the runs of a seed start from; what is missing of it is made.
-    fn base(&self, seed: u64) -> Result<Rc<Opened>> {
+    pub(crate) fn base(&self, seed: u64) -> Result<Rc<Opened>> {
         if let Ok(opened) = self.ready_base(seed)? {
             return Ok(opened);
         }
-        let key = self.base_seed(seed)?;
-        self.reporter.note("study", format!("what all methods start from, seed {key}"));
+        self.reporter.note("study", format!("what all methods start from, seed {seed}"));
         let run = self.open_base(seed, self.reporter.clone())?;
         let features = run.settings.features();
         let make = || Base::make(&run, StageName::Report, features);
         run.settle(|| make().map(drop))?;
         let base = make()?;
-        self.keep(key, run, base)
+        self.keep(run, base.context("every stage was asked for")?)
     }
 
     /// How far what the runs of a seed start from is.
@@ -247,8 +283,8 @@ impl Study {
                 Err(stale) => return Ok(state_of(stale)),
             },
         };
-        let Opened { run, base, split } = &*opened;
-        let on = On { half: &split.test, answers: true, every: None, steps: 0 };
+        let Opened { run, base, split, kinds } = &*opened;
+        let on = On { half: &split.test, kinds, answers: true, every: None, steps: 0 };
         let measure = || measured(run, base, None, &on);
         match run.probe(measure) {
             Ok(found) => Ok(State::Finished(found)),
@@ -261,10 +297,15 @@ impl Study {
 
     /// The settings of a run whose alignment is measured at checkpoints, if it is; with the steps between them and in all.
     fn settings(&self, item: &Item, base: &Base) -> Result<(Settings, Option<usize>, usize)> {
-        let mut settings = self.plan.settings(Some((item.method, &item.trial)), item.seed)?;
+        let change = item.change.as_ref();
+        let set = change.map(Change::assignments).unwrap_or_default();
+        let mut settings = self.plan.settings(Some((item.method, &item.trial)), item.seed, &set)?;
+        if let Some(change) = change {
+            self.complete(&mut settings, change, item.seed)?;
+        }
         let steps = settings.align.length().steps(base.prepared.train.len());
         let every = match item.part {
-            Part::Tune => None,
+            Part::Tune | Part::Ablate | Part::Control => None,
             Part::Measure => Some(steps.div_ceil(self.plan.checkpoints).max(1)),
         };
         if let Some(every) = every.filter(|every| *every < steps) {
@@ -277,12 +318,28 @@ impl Study {
     }
 
     /// Tuning answers prompts only where answers decide.
-    fn on<'a>(&self, item: &Item, split: &'a Split, every: Option<usize>, steps: usize) -> On<'a> {
+    fn on<'a>(
+        &self,
+        item: &Item,
+        opened: &'a Opened,
+        every: Option<usize>,
+        steps: usize,
+    ) -> On<'a> {
         let (half, answers) = match item.part {
-            Part::Tune => (&split.validation, self.plan.criterion.is_of_answers()),
-            Part::Measure => (&split.test, true),
+            Part::Tune => (&opened.split.validation, self.plan.criterion.is_of_answers()),
+            Part::Measure | Part::Ablate | Part::Control => (&opened.split.test, true),
         };
-        On { half, answers, every, steps }
+        On { half, kinds: &opened.kinds, answers, every, steps }
+    }
+
+    /// Whether a trial has what a change would make of it.
+    pub(crate) fn has(&self, trial: &Trial, change: &Change) -> bool {
+        let Some(ablate) = &self.plan.ablate else { return false };
+        let settings = |set: &[String]| {
+            self.plan.settings(Some((ablate.method, trial)), self.plan.seeds[0], set).ok()
+        };
+        let set = change.assignments();
+        !set.is_empty() && settings(&[]) == settings(&set)
     }
 
     /// How far a run is. Nothing is made.
@@ -294,7 +351,7 @@ impl Study {
         if !folder.exists() {
             return Ok(State::Missing);
         }
-        let opened = match self.ready_base(item.seed)? {
+        let opened = match self.ready_start(item)? {
             Ok(opened) => opened,
             // What it was made from is gone or different; so is it, if it was finished.
             Err(stale) => {
@@ -310,7 +367,7 @@ impl Study {
             return Ok(State::Diverged(message));
         }
         let run = self.nested(item, settings, Reporter::silent())?;
-        let on = self.on(item, &opened.split, every, steps);
+        let on = self.on(item, &opened, every, steps);
         let probed = run.probe(|| {
             let align = align(&run, &opened.base)?;
             measured(&run, &opened.base, Some(&align), &on)
@@ -322,8 +379,7 @@ impl Study {
     }
 
     fn nested(&self, item: &Item, settings: Settings, reporter: Reporter) -> Result<Run> {
-        let folder = self.folder.join(item.folder());
-        Run::open(&folder, settings, self.device.clone(), self.existing, reporter)
+        self.open_run(&self.folder.join(item.folder()), settings, reporter)
     }
 
     /// Makes a run, and what it starts from.
@@ -331,11 +387,11 @@ impl Study {
     /// # Errors
     /// Those of its stages. That it diverges is a result.
     pub fn work(&self, item: &Item) -> Result<State> {
-        let opened = self.base(item.seed)?;
-        let Opened { base, split, .. } = &*opened;
+        let opened = self.start(item)?;
+        let base = &opened.base;
         let (settings, every, steps) = self.settings(item, base)?;
         let run = self.nested(item, settings, self.reporter.clone())?;
-        let on = self.on(item, split, every, steps);
+        let on = self.on(item, &opened, every, steps);
         run.settle(|| measured(&run, base, Some(&align(&run, base)?), &on).map(drop))?;
         let align = match metered(&run.folder, &self.device, || align(&run, base)) {
             Ok(align) => align,
@@ -350,6 +406,11 @@ impl Study {
 
 /// Checkpoints more than planned that a run may keep.
 const INTERRUPTIONS: usize = 8;
+
+/// What was never made.
+pub(crate) fn missing(folder: PathBuf) -> Stale {
+    Stale { stage: "prepared".into(), folder, changes: String::new(), discards: Vec::new() }
+}
 
 fn state_of(stale: Stale) -> State {
     match stale.discards.is_empty() {

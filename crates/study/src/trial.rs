@@ -83,7 +83,7 @@ impl Constants {
 }
 
 /// Whether a constant that all methods have a setting for means anything to this one.
-fn has(method: Method, key: &str) -> bool {
+pub(crate) fn has(method: Method, key: &str) -> bool {
     let only: &[Method] = match key {
         "alpha" => &[Method::FPO, Method::TDPO2, Method::SIMPO_KL],
         "gamma" => &[Method::SIMPO, Method::SIMPO_KL],
