@@ -339,21 +339,28 @@ pub fn carry_out(study: &Study, parts: &[Part]) -> Result<Results> {
         work(study, &mut items, Part::Tune)?;
     }
     let best = chosen(study, &items)?;
-    if parts.contains(&Part::Measure) {
-        if best.len() < study.plan.trials().len() {
-            bail!(
-                "tuning isn't finished, and measuring needs its choice: leave out --only, or begin with --only tune"
-            );
+    let later: Vec<Part> = parts.iter().copied().filter(|part| *part != Part::Tune).collect();
+    if !later.is_empty() && best.len() < study.plan.trials().len() {
+        bail!(
+            "tuning isn't finished, and {} needs its choice: leave out --only, or begin with --only tune",
+            later[0]
+        );
+    }
+    // Which of these there are may only be known now.
+    items.retain(|(item, _)| item.part == Part::Tune);
+    for item in measuring(study, &best).into_iter().chain(changed(study, &best)) {
+        let state = study.state(&item)?;
+        items.push((item, state));
+    }
+    for part in later {
+        if part == Part::Measure {
+            for &seed in &study.plan.seeds {
+                study.reference(seed, true)?;
+            }
         }
-        items.retain(|(item, _)| item.part != Part::Measure);
-        for item in measuring(study, &best) {
-            let state = study.state(&item)?;
-            items.push((item, state));
-        }
-        for &seed in &study.plan.seeds {
-            study.reference(seed, true)?;
-        }
-        work(study, &mut items, Part::Measure)?;
+        // What is done so far is written before the next part begins.
+        Results::of(study, &items)?.write(study)?;
+        work(study, &mut items, part)?;
     }
     Results::of(study, &items)
 }
