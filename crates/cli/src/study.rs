@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use fpo_run::Existing;
-use fpo_study::{Part, Plan, Progress, Study as Open, carry_out};
+use fpo_study::{Part, Plan, Progress, Study as Open, carry_out, draw};
 
 use crate::{
     interrupt,
@@ -28,6 +28,7 @@ use crate::{
 ///                   one run a folder, METHOD/CONSTANTS/SEED
 ///   study.json      everything that was measured
 ///   cost.json       time and memory of each method
+///   study.html      all of it on a page, with the frontier; figures/ has its charts as SVG and CSV, tables/ its tables
 /// Called again with the same folder it continues, whenever it was stopped. Runs that were made from another plan are
 /// refused, unless --overwrite is given; runs that are no longer in the plan stay where they are.
 ///
@@ -107,9 +108,8 @@ impl Study {
                 .collect(),
         };
         let results = carry_out(&study, &parts)?;
-        for file in results.write(&study)? {
-            out!("{}", file.display())?;
-        }
-        Ok(())
+        results.write(&study)?;
+        let drawn = draw(&study, &results)?;
+        out!("{}\npage  {}", drawn.table, drawn.page.display())
     }
 }

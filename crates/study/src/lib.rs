@@ -14,6 +14,7 @@
 
 mod change;
 mod cost;
+mod drawing;
 mod flow;
 pub mod interval;
 mod measure;
@@ -33,6 +34,7 @@ use serde::Serialize;
 
 pub use change::Change;
 pub use cost::Cost;
+pub use drawing::{Drawn, draw};
 pub use flow::{Progress, carry_out};
 pub use interval::Mean;
 pub use measure::{Answer, KL, Measured, OfKind, Point};
