@@ -20,14 +20,14 @@ use backend::Target;
     name = "cargo xtask",
     bin_name = "cargo xtask",
     about = "Builds, runs and checks FPO",
-    after_help = "train, compare and fpo build the binary for the --device in their arguments; --device cuda can be combined with --nvrtc."
+    after_help = "train, compare, study and fpo build the binary for the --device in their arguments; --device cuda can be combined with --nvrtc."
 )]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
 
-/// All arguments of `train` and `compare`, `--help` included, are passed on to the binary, except `--nvrtc`.
+/// All arguments of `train`, `compare` and `study`, `--help` included, are passed on to the binary, except `--nvrtc`.
 #[derive(Subcommand)]
 enum Command {
     /// Run the pipeline from data to report; arguments are those of `fpo train`
@@ -36,6 +36,9 @@ enum Command {
     /// Align with several methods and print one table; arguments are those of `fpo compare`
     #[command(disable_help_flag = true)]
     Compare(PassedOn),
+    /// Tune and measure methods over seeds; arguments are those of `fpo study`
+    #[command(disable_help_flag = true)]
+    Study(PassedOn),
     /// Run any subcommand of the binary: cargo xtask fpo -- SUBCOMMAND …
     #[command(disable_help_flag = true)]
     Fpo(PassedOn),
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Train(passed) => launch::fpo(Some("train"), &passed.args),
         Command::Compare(passed) => launch::fpo(Some("compare"), &passed.args),
+        Command::Study(passed) => launch::fpo(Some("study"), &passed.args),
         Command::Fpo(passed) => launch::fpo(None, &passed.args),
         Command::Build(target) => build(&target),
         Command::Bench(bench) => bench::run(&bench),
@@ -113,6 +117,7 @@ mod tests {
         match cli.command {
             Command::Train(passed) => ("train", passed.args),
             Command::Compare(passed) => ("compare", passed.args),
+            Command::Study(passed) => ("study", passed.args),
             Command::Fpo(passed) => ("fpo", passed.args),
             Command::Test(test) => ("test", vec![format!("{} {:?}", test.quick, test.device)]),
             Command::Build(target) => {
@@ -124,7 +129,7 @@ mod tests {
 
     #[test]
     fn the_binary_gets_its_arguments_unchanged() {
-        let cases: [(&[&str], &str, &[&str]); 7] = [
+        let cases: [(&[&str], &str, &[&str]); 8] = [
             (&["train"], "train", &[]),
             (&["train", "--help"], "train", &["--help"]),
             (&["train", "-h"], "train", &["-h"]),
@@ -142,6 +147,7 @@ mod tests {
                 &["--recipe", "tiny", "--device=cuda:1", "--set", "align.beta=-0.1", "--resume"],
             ),
             (&["compare", "--losses", "fpo,dpo"], "compare", &["--losses", "fpo,dpo"]),
+            (&["study", "--plan", "tiny", "--dry-run"], "study", &["--plan", "tiny", "--dry-run"]),
             (&["fpo", "--", "recipes", "--list"], "fpo", &["recipes", "--list"]),
             (&["fpo", "recipes", "-V"], "fpo", &["recipes", "-V"]),
         ];

@@ -27,6 +27,7 @@ mod sampling;
 mod score;
 mod settings;
 mod streams;
+mod study;
 mod terminal;
 mod tokens;
 mod train;
@@ -123,6 +124,7 @@ enum Command {
     /// Inspects, converts, evaluates and trains sparse autoencoders.
     #[command(subcommand)]
     Sae(sae::Sae),
+    Study(study::Study),
     Watch(watch::Watch),
 }
 
@@ -236,6 +238,7 @@ impl Command {
             Self::Reference(reference) => reference.run(),
             Self::Evaluate(evaluate) => evaluate.run(),
             Self::Sae(sae) => sae.run(),
+            Self::Study(study) => study.run(),
             Self::Watch(watch) => watch.run(),
         }
     }

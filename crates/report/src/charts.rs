@@ -25,7 +25,7 @@ const FINE: u32 = 4;
 /// Height of axis text in CSS pixels.
 const TEXT: f64 = 11.5;
 /// Number of series colours in the style sheet; further series reuse them.
-const SERIES_COLOURS: usize = 8;
+pub(super) const SERIES_COLOURS: usize = 8;
 /// Curves with at most this many points have dots, and those of rings about so many rings.
 const DOTTED: usize = 30;
 
@@ -207,7 +207,7 @@ impl ValueFormatter<f64> for Axis {
 
 /// The role of a colour; the style sheet defines its value.
 #[derive(Clone, Copy)]
-enum Ink {
+pub(super) enum Ink {
     Text,
     Grid,
     Series(usize),
@@ -219,7 +219,7 @@ impl Ink {
     }
 
     /// The placeholder that `plotters` draws with.
-    fn colour(self) -> RGBAColor {
+    pub(super) fn colour(self) -> RGBAColor {
         let code = match self {
             Ink::Text => 0,
             Ink::Grid => 1,
@@ -229,7 +229,7 @@ impl Ink {
     }
 }
 
-fn variable(ink: Ink) -> String {
+pub(super) fn variable(ink: Ink) -> String {
     match ink {
         Ink::Text => "var(--muted)".to_owned(),
         Ink::Grid => "var(--line)".to_owned(),
@@ -238,7 +238,7 @@ fn variable(ink: Ink) -> String {
 }
 
 /// Replaces the placeholders by CSS variables. Text in the SVG can't be mistaken for one, because its quotation marks are escaped.
-fn with_variables(svg: &str) -> String {
+pub(super) fn with_variables(svg: &str) -> String {
     Ink::all().fold(svg.to_owned(), |svg, ink| {
         let RGBAColor(r, g, b, _) = ink.colour();
         ["fill", "stroke"].into_iter().fold(svg, |svg, property| {

@@ -14,8 +14,10 @@ mod course;
 mod curve;
 mod features;
 mod format;
+mod frontier;
 mod page;
 mod samples;
+mod study;
 mod tables;
 pub mod text;
 
@@ -26,7 +28,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 pub use card::ModelCard;
 pub use format::{Better, Unit, Verdict};
+pub use frontier::{Estimate, Frontier, Spot, Trace};
 pub use page::STYLE;
+pub use study::{StudyPage, StudySection, StudyTable, render_study};
 pub use tables::{Cell, Column, ComparisonTable, TableRow, terminal_table};
 
 /// Content of a run's page. Empty parts are left out of the page.

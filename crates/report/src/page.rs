@@ -8,7 +8,7 @@ use crate::{Report, charts, features, samples, tables};
 pub const STYLE: &str = include_str!("style.css");
 
 /// Forbids scripts and external resources, in case generated text breaks out of its element.
-const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:";
+pub(super) const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:";
 
 pub(super) fn document(report: &Report) -> Markup {
     let sections: Vec<Section> =

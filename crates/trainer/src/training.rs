@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use burn::module::Module;
 use fpo_config::OptimizerSettings;
 use fpo_data::checkpoints::{Checkpoints, MetricsLog, Older, STATE_FILE, read_log};
@@ -102,6 +102,11 @@ pub struct StepResult {
     /// Whatever else is logged, by TRL's names where TRL has them.
     pub metrics: Map<String, Value>,
 }
+
+/// A loss or a gradient that isn't finite.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Diverged(String);
 
 /// The part of a checkpoint that is not a tensor.
 #[derive(Clone, Copy, Default, Serialize, Deserialize)]
@@ -204,11 +209,12 @@ impl<'a> Training<'a> {
         fpo_device::check()?;
         let step = self.state.step + 1;
         if !(loss.is_finite() && info.grad_norm.is_finite()) {
-            bail!(
+            return Err(Diverged(format!(
                 "loss {loss}, gradient norm {}; pair ids of the batch: {ids:?}; last good checkpoint: {}",
                 info.grad_norm,
                 self.last_checkpoint.as_deref().map_or("none yet".into(), Path::to_string_lossy),
-            );
+            ))
+            .into());
         }
         self.last_loss = loss;
         self.state.step = step;

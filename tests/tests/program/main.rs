@@ -25,5 +25,6 @@ mod settings;
 mod shared_cache;
 mod small_data;
 mod streams;
+mod study;
 mod trl;
 mod while_training;

@@ -60,7 +60,7 @@ pub struct Evaluation {
 }
 
 /// What was found of one model.
-pub(super) struct Found {
+pub struct Found {
     /// Every pair, in the order in which they were given.
     pub pairs: Vec<PairValues>,
     /// What the answers measure.
@@ -120,7 +120,7 @@ fn fill(run: &Run, base: &Base, align: &Stage, workspace: &Workspace) -> Result<
 }
 
 /// On what a model is measured.
-pub(super) struct Scope<'a> {
+pub struct Scope<'a> {
     /// Places of held-out pairs.
     pub pairs: &'a [usize],
     /// Pairs per forward pass.
@@ -129,7 +129,11 @@ pub(super) struct Scope<'a> {
     pub prompts: &'a [EvalPrompt],
 }
 
-pub(super) fn find(
+/// Measures a model against what it is compared with.
+///
+/// # Errors
+/// A pair whose log-probabilities can't be right.
+pub fn find(
     run: &Run,
     base: &Base,
     aligner: &Aligner,
