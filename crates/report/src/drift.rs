@@ -124,7 +124,7 @@ pub fn render(page: &Page) -> String {
                 }
                 main {
                     section #features aria-labelledby="features-title" {
-                        h2 #features-title { "What changed" }
+                        h2 #features-title { "Features" }
                         p.lead { (page.choice) }
                         (controls(&page.models))
                         (table(page, largest))
@@ -218,7 +218,7 @@ fn row(page: &Page, feature: &Feature, largest: f64) -> Markup {
 fn level(level: Level) -> Markup {
     html! {
         span.mean { (fixed_or_short(level.mean, 4)) }
-        small { "on " (Unit::Percent.format(level.firing)) }
+        small { "fires on " (Unit::Percent.format(level.firing)) }
     }
 }
 

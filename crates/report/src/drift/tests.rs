@@ -53,7 +53,7 @@ fn the_table_is_whole_without_the_script() {
         "data-certainty=\"1.5e0 1.5e0\"",
         "data-firing=\"1.25e-1 2.5e-1 2.5e-1\"",
         "<span class=\"mean\">0.2500</span>",
-        "on 12.5%",
+        "fires on 12.5%",
         "+0.7500",
         " ± 0.5000",
         "class=\"move uncertain\"",

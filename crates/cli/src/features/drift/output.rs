@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, fmt::Write, path::Path};
 
 use comfy_table::{CellAlignment, Table, presets};
 use fpo_interp::drift::{self, FeatureDrift, by_change, excerpt};
-use fpo_report::drift::{Change, Feature, Level, Page, Place, render};
+use fpo_report::{
+    Unit,
+    drift::{Change, Feature, Level, Page, Place, render},
+};
 use serde_json::{Value, json};
 
 use super::inputs::{Inputs, Opened};
@@ -207,15 +210,21 @@ impl Found<'_> {
     pub fn json(&self, shown: &[usize], page: &Path) -> Value {
         let models = self.inputs.after.iter().zip(self.drifts).map(|(path, drift)| {
             let of = |&index: &usize| {
-                let FeatureDrift { before, after, standard_error, .. } = drift.features[index];
+                let feature = &drift.features[index];
+                let FeatureDrift { before, after, standard_error, .. } = feature;
+                let places = feature.places.iter().map(|place| {
+                    let Place { token, before, after, .. } = self.place(place);
+                    json!({ "token": token, "before": before, "after": after })
+                });
                 json!({
                     "feature": index,
                     "mean_before": before.mean,
                     "mean_after": after.mean,
-                    "change": drift.features[index].change(),
+                    "change": feature.change(),
                     "standard_error": standard_error,
                     "firing_before": before.firing,
                     "firing_after": after.firing,
+                    "places": places.collect::<Vec<_>>(),
                 })
             };
             json!({
@@ -272,13 +281,5 @@ fn name(path: &Path) -> String {
 
 /// Such as 16,384.
 fn thousands(number: usize) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place) % 3 == 0 {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+    Unit::Plain.format(number as f64)
 }
