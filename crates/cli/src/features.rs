@@ -1,4 +1,6 @@
-//! `fpo features …`: features that separate two sets of texts.
+//! `fpo features …`: features that separate two sets of texts, and what alignment changed of features.
+
+mod drift;
 
 use std::{
     fs,
@@ -27,12 +29,14 @@ const LARGEST_FILE: u64 = 1 << 30;
 #[derive(Subcommand)]
 pub enum Features {
     Find(Find),
+    Drift(drift::Drift),
 }
 
 impl Features {
     pub fn run(self) -> Result<()> {
         match self {
             Self::Find(find) => find.run(),
+            Self::Drift(drift) => drift.run(),
         }
     }
 }

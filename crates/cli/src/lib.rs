@@ -105,7 +105,7 @@ enum Command {
         /// The shell.
         shell: Shell,
     },
-    /// Searches the features of a sparse autoencoder.
+    /// Searches the features of a sparse autoencoder, and shows what alignment changed of them.
     #[command(subcommand)]
     Features(features::Features),
     Generate(generate::Generate),

@@ -73,6 +73,8 @@ impl Pairs {
 
 /// The tokens of one row of a batch.
 pub struct Sequence {
+    /// Row of the data, 0-based; the two responses of a pair have the same.
+    pub row: usize,
     /// Token ids, starting with BOS if the model has one.
     pub tokens: Vec<u32>,
     /// Index of the first response token; the length if there is no response.
@@ -143,7 +145,7 @@ impl TokenArgs {
         let preparer = self.preparer(folder)?;
         let mut sequences = Vec::new();
         for (index, item) in read_items(data)?.into_iter().enumerate() {
-            let added = self.sequences(&preparer, &item).and_then(|added| {
+            let added = self.sequences(&preparer, index, &item).and_then(|added| {
                 added.iter().try_for_each(|sequence| check(folder, &sequence.tokens))?;
                 Ok(added)
             });
@@ -164,21 +166,26 @@ impl TokenArgs {
 
     fn prepared_sequences(&self, data: &Path) -> Result<Vec<Sequence>> {
         self.check_prepared()?;
-        let sequence = |response: ResponseView| Sequence {
+        let sequence = |(row, response): (usize, ResponseView)| Sequence {
+            row,
             tokens: response.tokens.to_vec(),
             response_start: response.prompt_len,
         };
         Ok(match Store::open(data)? {
             Store::Pairs(pairs) => {
-                let sides = pairs.iter().flat_map(|pair| [pair.chosen, pair.rejected]);
+                let pairs = pairs.iter().enumerate();
+                let sides = pairs.flat_map(|(row, p)| [(row, p.chosen), (row, p.rejected)]);
                 sides.map(sequence).collect()
             }
-            Store::Examples(examples) => examples.iter().map(|e| sequence(e.response)).collect(),
+            Store::Examples(examples) => {
+                examples.iter().map(|e| e.response).enumerate().map(sequence).collect()
+            }
         })
     }
 
-    fn sequences(&self, preparer: &Preparer, item: &Item) -> Result<Vec<Sequence>> {
+    fn sequences(&self, preparer: &Preparer, row: usize, item: &Item) -> Result<Vec<Sequence>> {
         let with_response = |response: fpo_data::TokenizedResponse| Sequence {
+            row,
             response_start: response.prompt_len,
             tokens: response.tokens,
         };
@@ -186,7 +193,7 @@ impl TokenArgs {
             Item::Text(text) => {
                 let mut tokens = preparer.tokenize_text(text)?;
                 tokens.truncate(self.max_length.unwrap_or(usize::MAX));
-                vec![Sequence { response_start: tokens.len(), tokens }]
+                vec![Sequence { row, response_start: tokens.len(), tokens }]
             }
             Item::Example(example) => {
                 let example = preparer.tokenize_example(example)?;

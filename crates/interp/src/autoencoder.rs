@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use fpo_device::progress::Reporter;
 use fpo_sae::{Provenance, Sae};
@@ -31,6 +31,29 @@ pub fn open(
     Ok(sae)
 }
 
+/// [`open`] at the site given by the user, else at the one that the autoencoder's file names.
+///
+/// # Errors
+/// Those of [`open`]; a file that names no supported site, or another one than the user.
+pub fn open_at_its_site(
+    path: &Path,
+    named: Option<Site>,
+    config: &ModelConfig,
+    device: &Device,
+) -> Result<(Sae, Site)> {
+    let sae = fpo_sae::load(path, device)?;
+    let site = match (named, of_file(&sae.provenance)) {
+        (Some(named), Some(own)) if named != own => bail!(
+            "{}: it was trained on {own}, not on {named}; use an autoencoder trained at this site",
+            path.display()
+        ),
+        (Some(named), _) => named,
+        (None, own) => own.with_context(|| unnamed(path, &sae.provenance))?,
+    };
+    check_fit(&sae.encoder, site, config).with_context(|| path.display().to_string())?;
+    Ok((sae, site))
+}
+
 /// The site given by the user, else the one that the autoencoder's file names.
 ///
 /// # Errors
@@ -40,11 +63,16 @@ pub fn site(named: Option<Site>, path: &Path) -> Result<Site> {
         return Ok(site);
     }
     let sae = fpo_sae::load(path, &fpo_device::host())?;
-    let hook = sae.provenance.hook_name.as_deref();
-    hook.and_then(|hook| hook.parse().ok()).with_context(|| {
-        let hook = hook.unwrap_or("no site");
-        format!("{} names {hook}; set its site with --site", path.display())
-    })
+    of_file(&sae.provenance).with_context(|| unnamed(path, &sae.provenance))
+}
+
+fn of_file(provenance: &Provenance) -> Option<Site> {
+    provenance.hook_name.as_deref().and_then(|hook| hook.parse().ok())
+}
+
+fn unnamed(path: &Path, provenance: &Provenance) -> String {
+    let hook = provenance.hook_name.as_deref().unwrap_or("no site");
+    format!("{} names {hook}; set its site with --site", path.display())
 }
 
 fn warnings(provenance: &Provenance, site: Site, model: Option<&Path>) -> Vec<String> {

@@ -1,5 +1,5 @@
 //! Sparse autoencoders on a language model: activations at its sites, training and evaluation of autoencoders on them, feature
-//! search, and a dashboard of features.
+//! search, a dashboard of features, and what alignment changed of them.
 //!
 //! # Invariants
 //! * Knows no preference pairs and no run settings: its inputs are token sequences, a model and an autoencoder.
@@ -9,6 +9,7 @@
 pub mod activations;
 pub mod autoencoder;
 pub mod dashboard;
+pub mod drift;
 pub mod evaluation;
 pub mod features;
 pub mod movement;

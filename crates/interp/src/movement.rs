@@ -6,7 +6,10 @@ use fpo_report::{FeatureMove, TokenContext};
 use fpo_sae::Sae;
 use fpo_transformer::{LanguageModel, Site};
 
-use crate::reader::indices;
+use crate::{
+    drift::{by_change, excerpt},
+    reader::indices,
+};
 
 /// Features reported.
 const FEATURES_SHOWN: usize = 12;
@@ -47,9 +50,7 @@ impl Texts<'_> {
     /// # Errors
     /// A token can't be decoded.
     pub fn moved(&self, before: &[f64], after: &[f64]) -> Result<Vec<FeatureMove>> {
-        let mut order: Vec<usize> = (0..self.sae.d_sae()).collect();
-        let movement = |i: usize| (after[i] - before[i]).abs();
-        order.sort_by(|&a, &b| movement(b).total_cmp(&movement(a)).then(a.cmp(&b)));
+        let mut order = by_change(self.sae.d_sae(), |i| after[i] - before[i]);
         order.truncate(FEATURES_SHOWN);
         let mut found = vec![Found::default(); order.len()];
         let mut seen = 0;
@@ -95,8 +96,7 @@ impl Texts<'_> {
         if strongest.1 <= 0.0 {
             return Ok(());
         }
-        let end = (strongest.0 + CONTEXT + 1).min(tokens.len());
-        let range = strongest.0.saturating_sub(CONTEXT)..end;
+        let range = excerpt(strongest.0, CONTEXT, tokens.len());
         let texts = tokens[range.clone()].iter().map(|&token| (self.decode)(token));
         let context = TokenContext {
             tokens: texts.collect::<Result<_>>()?,

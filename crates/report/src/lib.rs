@@ -12,6 +12,7 @@ mod card;
 mod charts;
 mod course;
 mod curve;
+pub mod drift;
 mod features;
 mod format;
 mod frontier;

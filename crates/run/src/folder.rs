@@ -23,7 +23,8 @@ pub(crate) const STAGE_FILE: &str = "stage.json";
 const SETTINGS_FILE: &str = "run.toml";
 const LOCK_FILE: &str = ".lock";
 /// Files that are written beside the stages.
-const FILES: [&str; 4] = [SETTINGS_FILE, TIMING_FILE, "report.html", "compare.html"];
+const FILES: [&str; 6] =
+    [SETTINGS_FILE, TIMING_FILE, "report.html", "compare.html", "drift.html", "drift.csv"];
 
 /// What a stage was made from.
 #[derive(Serialize, Deserialize)]

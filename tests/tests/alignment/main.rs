@@ -1,6 +1,7 @@
 //! Alignment from tokens to gradients: transformer, autoencoder, reference cache and loss together.
 
 mod cache;
+mod drift;
 mod embedding;
 mod features;
 mod gradients;

@@ -5,6 +5,7 @@ mod autoencoder;
 mod bad_input;
 mod chat;
 mod common;
+mod drift;
 mod end_to_end;
 mod evaluate;
 mod families;

@@ -85,7 +85,7 @@ impl Dashboard {
         }
         let site = autoencoder::site(self.site, &self.sae)?;
         let options = Options {
-            features: self.features.as_deref().map(parse).transpose()?,
+            features: self.features.as_deref().map(indices).transpose()?,
             tokens: self.tokens,
             batch_size: self.batch_size,
             examples: self.examples,
@@ -166,8 +166,8 @@ fn name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
-/// The indices in a list such as `3,17,200-299`, sorted and without duplicates.
-fn parse(list: &str) -> Result<Vec<usize>> {
+/// The indices of features in a list such as `3,17,200-299`, sorted and without duplicates.
+pub fn indices(list: &str) -> Result<Vec<usize>> {
     let mut features = BTreeSet::new();
     for part in list.split(',') {
         let wrong = || {
@@ -190,9 +190,9 @@ mod tests {
 
     #[test]
     fn lists_of_features() {
-        assert_eq!(parse("5,3,7-9, 3").unwrap(), [3, 5, 7, 8, 9]);
+        assert_eq!(indices("5,3,7-9, 3").unwrap(), [3, 5, 7, 8, 9]);
         for wrong in ["", "x", "3-", "9-7", "1,,2", "0-99999999999"] {
-            assert!(parse(wrong).is_err(), "{wrong:?} was accepted");
+            assert!(indices(wrong).is_err(), "{wrong:?} was accepted");
         }
     }
 }

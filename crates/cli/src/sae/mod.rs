@@ -1,7 +1,7 @@
 //! `fpo sae …`: sparse autoencoders.
 
 mod convert;
-mod dashboard;
+pub mod dashboard;
 mod encode;
 mod evaluate;
 mod info;

@@ -9,7 +9,7 @@ use fpo_data::Batches;
 use fpo_sae::Sae;
 
 use super::{Example, Feature, Histogram, logits};
-use crate::{activations::Source, reader::indices};
+use crate::{activations::Source, drift::excerpt, reader::indices};
 
 /// Positions per block, which bounds the size of `[positions, d_sae]`.
 const POSITIONS: usize = 1024;
@@ -184,12 +184,11 @@ impl Reader<'_> {
             let mut examples = Vec::with_capacity(statistics.candidates.len());
             for (rank, candidate) in statistics.candidates.iter().enumerate() {
                 let tokens = self.source.data.get(candidate.row)?.response.tokens;
-                let start = candidate.position.saturating_sub(options.context);
-                let range = start..(candidate.position + options.context + 1).min(tokens.len());
+                let range = excerpt(candidate.position, options.context, tokens.len());
                 examples.push(Example {
                     tokens: tokens[range.clone()].to_vec(),
                     activations: vec![0.0; range.len()],
-                    strongest: candidate.position - start,
+                    strongest: candidate.position - range.start,
                 });
                 wanted.entry(candidate.row).or_default().push((slot, rank, range));
             }
