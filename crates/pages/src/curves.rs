@@ -17,11 +17,18 @@ const NO_CURVE: [&str; 6] =
 pub(crate) fn stages(run: &RunFiles) -> Vec<StageCurves> {
     let stage = |training: &Training| {
         let lines = &training.lines;
-        let (title, caption) = about(training.stage, run.settings.evaluate.every > 0);
+        let (title, about) = about(training.stage);
+        let points = match (training.stage, run.settings.evaluate.every) {
+            ("align", 0) => " Each point is a batch of training pairs.",
+            ("align", _) => {
+                " Each point of a line is a batch of training pairs, each ring an evaluation on held-out pairs."
+            }
+            _ => "",
+        };
         let charts = of_stage(training.stage, lines);
         (!charts.is_empty()).then(|| StageCurves {
             stage: title.into(),
-            caption: caption.into(),
+            caption: format!("{about}{points}"),
             charts,
             answers: courses(lines),
         })
@@ -50,15 +57,12 @@ fn of_stage(stage: &str, lines: &[Line]) -> Vec<Chart> {
     }
 }
 
-fn about(stage: &str, evaluated: bool) -> (&'static str, &'static str) {
-    match (stage, evaluated) {
-        ("sft", _) => ("SFT", "Supervised fine-tuning: the model that alignment starts from."),
-        ("sae", _) => ("SAE", "The sparse autoencoder on that model's activations."),
-        (_, false) => ("Align", "Preference alignment; each point is a batch of training pairs."),
-        (_, true) => (
-            "Align",
-            "Preference alignment; each point of a line is a batch of training pairs, each ring an evaluation on held-out pairs.",
-        ),
+/// A stage's title, and what it did.
+fn about(stage: &str) -> (&'static str, &'static str) {
+    match stage {
+        "sft" => ("SFT", "Supervised fine-tuning: the model that alignment starts from."),
+        "sae" => ("SAE", "The sparse autoencoder on that model's activations."),
+        _ => ("Align", "Preference alignment."),
     }
 }
 
@@ -72,19 +76,15 @@ fn overlaid_stage(stage: &str, names: &[String], runs: &[RunFiles]) -> Option<St
     let logs: Vec<(usize, &Training)> =
         runs.iter().enumerate().filter_map(|(at, run)| Some((at, run.training(stage)?))).collect();
     let (_, first) = logs.first()?;
-    let (title, about) = about(stage, false);
+    let (title, about) = about(stage);
     let same = runs.len() == logs.len() && logs.iter().all(|(_, one)| one.lines == first.lines);
     let (logs, caption) = match same && runs.len() > 1 {
-        true => (&logs[..1], "The same in all runs: one line stands for all."),
-        false => (&logs[..], about.split_inclusive([';', ':']).next().unwrap_or_default()),
-    };
-    let caption = match caption.trim_end_matches([';', ':']) {
-        short if short.ends_with('.') => short.to_owned(),
-        short => format!("{short}."),
+        true => (&logs[..1], format!("{about} The same in all runs: one line stands for all.")),
+        false => (&logs[..], about.to_owned()),
     };
     let charts = keys(logs).into_iter().map(|key| {
         let mut series = Vec::new();
-        for (name_at, eval) in [(false, false), (true, true)] {
+        for eval in [false, true] {
             let key = if eval { format!("{EVAL}{key}") } else { key.clone() };
             for &(at, training) in logs {
                 let points = points(&training.lines, &key);
@@ -92,7 +92,7 @@ fn overlaid_stage(stage: &str, names: &[String], runs: &[RunFiles]) -> Option<St
                     continue;
                 }
                 let run = if logs.len() == 1 && same { "all runs" } else { &names[at] };
-                let name = if name_at { format!("{run}, held-out") } else { run.to_owned() };
+                let name = if eval { format!("{run}, held-out") } else { run.to_owned() };
                 let stroke = if eval { Stroke::Rings(at) } else { Stroke::Run(at) };
                 series.push(Series { name, stroke, points });
             }
@@ -109,7 +109,8 @@ fn overlaid_stage(stage: &str, names: &[String], runs: &[RunFiles]) -> Option<St
     })
 }
 
-/// The keys of logs with a curve, in the order in which they first appear; those of evaluations stand with the same ones of training.
+/// The keys of logs with a curve, in the order in which they first appear, learning rate and gradient norm last. Those of evaluations
+/// stand with the same ones of training.
 fn keys(logs: &[(usize, &Training)]) -> Vec<String> {
     let mut keys: Vec<String> = Vec::new();
     for (_, training) in logs {
@@ -121,14 +122,8 @@ fn keys(logs: &[(usize, &Training)]) -> Vec<String> {
             }
         }
     }
-    // Whoever logged it first or last: what is known in its own order, then the rest.
-    keys.sort_by_key(|key| place(key));
+    keys.sort_by_key(|key| ["learning_rate", "grad_norm"].contains(&key.as_str()));
     keys
-}
-
-/// Learning rate and gradient norm come last.
-fn place(key: &str) -> usize {
-    usize::from(["learning_rate", "grad_norm"].contains(&key))
 }
 
 fn points(lines: &[Line], key: &str) -> Vec<(f64, f64)> {

@@ -86,7 +86,13 @@ fn same<T: PartialEq>(runs: &[RunFiles], of: impl Fn(&RunFiles) -> Option<T>) ->
 /// What has to be known before anything is compared, the worst first.
 fn warnings(names: &[String], runs: &[RunFiles], shared: &Shared) -> Vec<String> {
     let mut warnings: Vec<String> = Vec::new();
-    if !shared.held_out {
+    if runs.iter().any(|run| run.data.is_none()) {
+        warnings.push(
+            "The prepared data of a run can't be read, so whether all were measured on the same held-out pairs is unknown, and no \
+             differences are shown."
+                .into(),
+        );
+    } else if !shared.held_out {
         warnings.push(
             "These runs weren't measured on the same held-out pairs: their metrics can't be compared, and no differences are shown."
                 .into(),

@@ -123,10 +123,15 @@ pub(super) enum Mark {
     New,
 }
 
+/// A long text is scrolled, which takes the focus of the keyboard.
+fn focus(bytes: usize) -> Option<&'static str> {
+    (bytes > 1000).then_some("0")
+}
+
 /// An answer in its pieces.
 pub(super) fn pieces(pieces: &[Piece], mark: Mark) -> Markup {
     html! {
-        div.text dir="auto" {
+        div.text dir="auto" tabindex=[focus(pieces.iter().map(|piece| piece.text.len()).sum())] {
             @for Piece { text, changed } in pieces {
                 @match (*changed, mark) {
                     (false, _) => { (text) }
@@ -141,7 +146,9 @@ pub(super) fn pieces(pieces: &[Piece], mark: Mark) -> Markup {
 /// An answer as it is.
 pub(super) fn plain(text: &str) -> Markup {
     html! {
-        @if text.is_empty() { p.empty { "empty" } } @else { div.text dir="auto" { (visible(text)) } }
+        @if text.is_empty() { p.empty { "empty" } } @else {
+            div.text dir="auto" tabindex=[focus(text.len())] { (visible(text)) }
+        }
     }
 }
 

@@ -29,7 +29,10 @@ fn a_page_is_made_again_and_runs_are_compared() {
     let (out, csv) = (path("both.html"), path("both.csv"));
     let both = ["report", arg(&first), arg(&second)];
     let printed = succeed(&[&both[..], &["--out", arg(&out), "--csv", arg(&csv)]].concat());
-    assert!(!printed.contains("same held-out pairs") && !printed.contains("same model"), "{printed}");
+    assert!(
+        !printed.contains("same held-out pairs") && !printed.contains("same model"),
+        "{printed}"
+    );
     let page = fs::read_to_string(&out).unwrap();
     for part in [
         "<th scope=\"row\">align.beta</th><td>not set</td><td>0.5</td>",
