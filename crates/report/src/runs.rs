@@ -162,16 +162,17 @@ fn sections(report: &RunsReport) -> [Section; 7] {
 }
 
 fn side_by_side(title: &str, table: &SideBySide, runs: &[String]) -> Markup {
+    let columns = runs.len() + usize::from(table.before.is_some());
     html! {
         div.scroll tabindex="0" role="region" aria-label=(title) {
-            table.side {
-                caption { (table.caption) }
+            table.side style=(format!("min-width:{}rem", 15 + 9 * columns)) {
+                caption { span { (table.caption) } }
                 thead {
                     tr {
                         th scope="col" { (table.heading) }
                         @if let Some(before) = &table.before { th scope="col" { (before) } }
                         @for (at, run) in runs.iter().enumerate() {
-                            th scope="col" { (charts::run_swatch(at)) " " (run) }
+                            th scope="col" { (charts::run_swatch(at)) " " (breakable(run)) }
                         }
                     }
                 }
@@ -179,7 +180,7 @@ fn side_by_side(title: &str, table: &SideBySide, runs: &[String]) -> Markup {
                     @for row in &table.rows {
                         tr {
                             th scope="row" {
-                                (row.name)
+                                (breakable(&row.name))
                                 @if !row.explanation.is_empty() { small { (row.explanation) } }
                             }
                             @if table.before.is_some() { (cell(&row.before)) }
@@ -188,6 +189,16 @@ fn side_by_side(title: &str, table: &SideBySide, runs: &[String]) -> Markup {
                     }
                 }
             }
+        }
+    }
+}
+
+/// A name that may be broken after its dots and underscores rather than within a word.
+fn breakable(name: &str) -> Markup {
+    html! {
+        @for (at, part) in name.split_inclusive(['.', '_', '/']).enumerate() {
+            @if at > 0 { wbr; }
+            (part)
         }
     }
 }
@@ -306,7 +317,7 @@ mod tests {
         let page = render_runs(&full());
         for part in [
             "<li>The data differ.</li>",
-            "<th scope=\"row\">align.beta</th><td>0.1</td><td>–</td>",
+            "<th scope=\"row\">align.<wbr>beta</th><td>0.1</td><td>–</td>",
             "<td>85.0% <span class=\"change better\">+5.0<span class=\"unit\"> pp</span>",
             "stroke-dasharray",
             "a <ins>c</ins>",

@@ -35,8 +35,8 @@ fn a_page_is_made_again_and_runs_are_compared() {
     );
     let page = fs::read_to_string(&out).unwrap();
     for part in [
-        "<th scope=\"row\">align.beta</th><td>not set</td><td>0.5</td>",
-        "<th scope=\"row\">evaluate.every</th><td>0</td><td>2</td>",
+        "<th scope=\"row\">align.<wbr>beta</th><td>not set</td><td>0.5</td>",
+        "<th scope=\"row\">evaluate.<wbr>every</th><td>0</td><td>2</td>",
         "second, held-out",
         "Reward accuracy",
         "Changed features",
