@@ -89,8 +89,8 @@ pub struct Judge {
     #[arg(long, value_name = "FILE", value_parser = streams::output,
           required_unless_present_any = ["annotations", "judgments", "dry_run"])]
     out: Option<PathBuf>,
-    /// Your own wording: Jinja with {{ instruction }}, {{ a }} and {{ b }}, in messages between <|im_start|>ROLE and <|im_end|> or as
-    /// one message. It has to ask for the letter A or B.
+    /// Your own wording: Jinja with {{ instruction }}, {{ a }} and {{ b }}, in messages between <|im_start|>ROLE and <|im_end|> or
+    /// as one message. It has to ask for the letter A or B.
     #[arg(long, value_name = "FILE", value_parser = streams::input)]
     prompt: Option<PathBuf>,
     /// Requests at the same time.

@@ -17,8 +17,8 @@ const RUNS_PAGE: &str = "runs.html";
 ///
 /// Nothing is computed: the page shows what lies in the folders, of runs that are still being made or were interrupted too. Several
 /// runs may differ in anything. Their page has the settings that differ, metrics with differences, the curves of all in the same
-/// charts, answers to the same prompts, moved features where the autoencoders are the same, time and memory. What can't be compared,
-/// such as metrics on different data, is said at the top and has no differences.
+/// charts, answers to the same prompts, moved features where the autoencoders are the same, time and memory. What can't be
+/// compared, such as metrics on different data, is said at the top and has no differences.
 ///
 /// Examples:
 ///   fpo report runs/tiny

@@ -1,7 +1,7 @@
 //! Arena-Hard's own judgments, `model_judgment/JUDGE/MODEL.jsonl`: read, so that what was published can be scored here.
 //!
-//! A row has two games, first with the baseline's answer as A, then with the model's. Its score is one of five: a clear win (`A>>B`)
-//! counts three times, as in `show_result.py` of arena-hard-auto. Where a game has no score, version 2 (`uid`) leaves out the row,
+//! A row has two games, first with the baseline's answer as A, then with the model's. Its score is one of five: a clear win
+//! (`A>>B`) counts three times, as in `show_result.py` of arena-hard-auto. Where a game has no score, version 2 (`uid`) leaves out the row,
 //! version 0.1 (`question_id`) the game.
 
 use std::collections::HashSet;
@@ -86,8 +86,8 @@ pub fn read(paths: &[PathBuf]) -> Result<Vec<Judgments>, Error> {
             };
             let needed = |what: &str| {
                 wrong(format!(
-                    "has no {what}: judgments are Arena-Hard's {{uid, category, judge, model, baseline, games}} or, of version 0.1, \
-                     {{question_id, judge, model, games}}"
+                    "has no {what}: judgments are Arena-Hard's {{uid, category, judge, model, baseline, games}} or, of version \
+                     0.1, {{question_id, judge, model, games}}"
                 ))
             };
             let id = row.id().ok_or_else(|| needed("`uid`"))?;

@@ -109,8 +109,8 @@ fn overlaid_stage(stage: &str, names: &[String], runs: &[RunFiles]) -> Option<St
     })
 }
 
-/// The keys of logs with a curve, in the order in which they first appear, learning rate and gradient norm last. Those of evaluations
-/// stand with the same ones of training.
+/// The keys of logs with a curve, in the order in which they first appear, learning rate and gradient norm last. Those of
+/// evaluations stand with the same ones of training.
 fn keys(logs: &[(usize, &Training)]) -> Vec<String> {
     let mut keys: Vec<String> = Vec::new();
     for (_, training) in logs {

@@ -1,7 +1,7 @@
 //! The pages of runs, from what lies in their folders.
 //!
-//! [`RunFiles`] reads a run, finished or not; [`page`] makes the report of one, [`side_by_side`] that of several, and [`curves_csv`]
-//! the table of their curves.
+//! [`RunFiles`] reads a run, finished or not; [`page`] makes the report of one, [`side_by_side`] that of several, and
+//! [`curves_csv`] the table of their curves.
 //!
 //! # Invariants
 //! * Reads and changes nothing: a run's folder is as it was, and another process may write to it meanwhile.

@@ -349,8 +349,8 @@ fn answers(runs: &[RunFiles], shared: &Shared) -> (Vec<SharedPrompt>, String) {
     let choice = match common.len() {
         0 => "No prompt was answered by all runs.".to_owned(),
         all => format!(
-            "{} of {all} prompts that were answered by all {with} measured runs: the first {} of {} on which verdicts differ, then {} \
-             drawn at random with the seed of the first run.",
+            "{} of {all} prompts that were answered by all {with} measured runs: the first {} of {} on which verdicts differ, \
+             then {} drawn at random with the seed of the first run.",
             first_ones.len() + at_random.len(),
             first_ones.len(),
             disagreements.len(),
@@ -417,8 +417,8 @@ fn features(runs: &[RunFiles], shared: &Shared) -> SideBySide {
     };
     SideBySide {
         caption: format!(
-            "Mean activation on held-out responses before → after alignment, and the change: {} of {all} features that moved most in \
-             any run, the largest change first. A dash: not among those that moved most in that run, or the run has no features.",
+            "Mean activation on held-out responses before → after alignment, and the change: {} of {all} features that moved \
+             most in any run, the largest change first. A dash: not among those that moved most in that run, or the run has no features.",
             indices.len()
         ),
         heading: "Feature".into(),
@@ -461,8 +461,8 @@ fn time(runs: &[RunFiles]) -> SideBySide {
     }
     rows.push(row("Hardware".into(), "align", &|one| Some(one.hardware.clone())));
     SideBySide {
-        caption: "Of the process that finished a stage: a stage that was interrupted took longer in all. Memory is the machine's own, \
-                  not a GPU's."
+        caption: "Of the process that finished a stage: a stage that was interrupted took longer in all. Memory is the \
+                  machine's own, not a GPU's."
             .into(),
         heading: "Stage".into(),
         before: None,

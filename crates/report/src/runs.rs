@@ -141,8 +141,8 @@ fn sections(report: &RunsReport) -> [Section; 7] {
         Section {
             id: "curves",
             title: "Training curves",
-            lead: "Each run has its colour and its dashes in every chart. Noisy curves are smoothed; rings are evaluations on held-out \
-                   pairs. The number beside a name is the last value.",
+            lead: "Each run has its colour and its dashes in every chart. Noisy curves are smoothed; rings are evaluations on \
+                   held-out pairs. The number beside a name is the last value.",
             present: !report.stages.is_empty(),
             body: html! { @for stage in &report.stages { (charts::stage(stage)) } },
         },
