@@ -54,6 +54,9 @@ impl Report {
             }
         };
         let out = self.out.unwrap_or(default);
+        if self.csv.as_ref() == Some(&out) {
+            bail!("{}: the page and the table of curves can't be the same file", out.display());
+        }
         let (csv, all) = (self.csv.map(|path| (path, curves_csv(&names, &runs))), (out, html));
         for (path, text) in [Some(all), csv].into_iter().flatten() {
             atomic::write_file(&path, |file| -> Result<()> {

@@ -53,6 +53,8 @@ fn a_page_is_made_again_and_runs_are_compared() {
     assert!(csv.starts_with("run,stage,step,metric,value\nfirst,sft,1,loss,"), "{csv}");
     assert!(csv.lines().any(|line| line.starts_with("second,align,2,eval_loss,")), "{csv}");
 
+    let same = fail(&[&both[..], &["--out", "x", "--csv", "x"]].concat());
+    assert!(same.contains("can't be the same file"), "{same}");
     let twice = fail(&["report", arg(&first), arg(&first)]);
     assert!(twice.contains("is given twice"), "{twice}");
 }
