@@ -15,9 +15,10 @@ use fpo_data::atomic;
 use fpo_device::interrupt::{Interrupted, Listener, requested};
 use fpo_judge::{
     Answers, Control, Endpoint, Error, Gamed, Journal, Key, Missing, Pair, Patience, Questions,
-    Summary, Usage, Verdict,
+    Summary, Template, Usage, Verdict, Wording,
     annotations::{self, Annotations},
     estimate::{self, Prices},
+    judgments::{self, Scored},
     pairs,
     session::{self, Outcome},
     stats::{Resampling, bradley_terry::Score},
@@ -45,6 +46,7 @@ const OPENAI: &str = "https://api.openai.com/v1";
 ///   fpo judge --baseline base.json --answers fpo.json --judge gpt-4o --out verdicts.jsonl --dry-run
 ///   fpo judge --baseline base.json --answers fpo.json --judge gpt-4o --out verdicts.jsonl --json result.json
 ///   fpo judge --annotations annotations.json --difficulties df_gamed.csv
+///   fpo judge --judgments model_judgment/gpt-4.1/*.jsonl
 #[derive(Args)]
 #[command(
     verbatim_doc_comment,
@@ -54,10 +56,10 @@ model_id, choices}, or JSON lines of {prompt, response}. A question counts when 
 )]
 pub struct Judge {
     /// Answers of the model to compare with.
-    #[arg(long, value_name = "FILE", value_parser = streams::input, required_unless_present = "annotations")]
+    #[arg(long, value_name = "FILE", value_parser = streams::input, required_unless_present_any = ["annotations", "judgments"])]
     baseline: Option<PathBuf>,
     /// Answers of the model that is judged.
-    #[arg(long, value_name = "FILE", value_parser = streams::input, required_unless_present = "annotations")]
+    #[arg(long, value_name = "FILE", value_parser = streams::input, required_unless_present_any = ["annotations", "judgments"])]
     answers: Option<PathBuf>,
     /// The benchmark's questions, for answers that don't hold them (MT-Bench, Arena-Hard 0.1).
     #[arg(long, value_name = "FILE", value_parser = streams::input)]
@@ -72,16 +74,25 @@ pub struct Judge {
     #[arg(long, value_name = "FILE", value_parser = streams::input, num_args = 1..,
           conflicts_with_all = ["baseline", "answers", "questions", "judge", "out", "dry_run", "save_annotations"])]
     annotations: Vec<PathBuf>,
+    /// Arena-Hard's own judgments (model_judgment/JUDGE/MODEL.jsonl), instead of a judge: scores alone, of one or several models.
+    #[arg(long, value_name = "FILE", value_parser = streams::input, num_args = 1..,
+          conflicts_with_all = ["baseline", "answers", "questions", "judge", "out", "dry_run", "save_annotations", "annotations",
+                                "difficulties"])]
+    judgments: Vec<PathBuf>,
     /// The judge's name at the endpoint.
-    #[arg(long, value_name = "MODEL", required_unless_present = "annotations")]
+    #[arg(long, value_name = "MODEL", required_unless_present_any = ["annotations", "judgments"])]
     judge: Option<String>,
     /// The endpoint [default: OPENAI_BASE_URL, else https://api.openai.com/v1].
     #[arg(long, value_name = "URL")]
     url: Option<String>,
     /// The file of verdicts (JSON lines), begun or continued.
     #[arg(long, value_name = "FILE", value_parser = streams::output,
-          required_unless_present_any = ["annotations", "dry_run"])]
+          required_unless_present_any = ["annotations", "judgments", "dry_run"])]
     out: Option<PathBuf>,
+    /// Your own wording: Jinja with {{ instruction }}, {{ a }} and {{ b }}, in messages between <|im_start|>ROLE and <|im_end|> or
+    /// as one message. It has to ask for the letter A or B.
+    #[arg(long, value_name = "FILE", value_parser = streams::input)]
+    prompt: Option<PathBuf>,
     /// Requests at the same time.
     #[arg(long, default_value = "4", value_name = "N")]
     parallel: NonZeroUsize,
@@ -136,6 +147,8 @@ struct Report<'a> {
     scores: &'a [Score],
     #[serde(skip_serializing_if = "Option::is_none")]
     asked: Option<Asked<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    judgments: Vec<Scored>,
 }
 
 /// What was asked for verdicts.
@@ -163,7 +176,18 @@ impl Judge {
                 .map(|one| Summary::new(one, None, gamed.as_ref(), resampling))
                 .collect();
             let scores = summary::scores(&found, &[], resampling);
-            return self.show(&Report { comparisons: &summaries, scores: &scores, asked: None });
+            return self.show(&Report {
+                comparisons: &summaries,
+                scores: &scores,
+                asked: None,
+                judgments: Vec::new(),
+            });
+        }
+        if !self.judgments.is_empty() {
+            self.keep_inputs()?;
+            let found = judgments::read(&self.judgments)?;
+            let judgments = found.iter().map(|one| one.score(resampling)).collect();
+            return self.show(&Report { comparisons: &[], scores: &[], asked: None, judgments });
         }
         let (Some(baseline), Some(answers), Some(name)) =
             (&self.baseline, &self.answers, &self.judge)
@@ -177,6 +201,10 @@ impl Judge {
         pairs.truncate(self.limit.map_or(usize::MAX, NonZeroUsize::get));
         let judge = fpo_judge::Judge {
             model: name.clone(),
+            wording: match &self.prompt {
+                Some(path) => Wording::Template(Template::read(path)?),
+                None => Wording::Own,
+            },
             temperature: self.temperature,
             max_tokens: self.max_tokens,
             logprobs: !self.no_logprobs,
@@ -224,14 +252,25 @@ impl Judge {
             );
         }
         let summary = Summary::new(&comparison, orders, gamed.as_ref(), resampling);
-        self.show(&Report { comparisons: &[summary], scores: &scores, asked: Some(asked) })
+        self.show(&Report {
+            comparisons: &[summary],
+            scores: &scores,
+            asked: Some(asked),
+            judgments: Vec::new(),
+        })
     }
 
     /// Refuses results that would replace what was read, or the verdicts.
     fn keep_inputs(&self) -> Result<()> {
-        let inputs =
-            [&self.baseline, &self.answers, &self.questions, &self.difficulties, &self.out];
-        let inputs = inputs.into_iter().flatten().chain(&self.annotations);
+        let inputs = [
+            &self.baseline,
+            &self.answers,
+            &self.questions,
+            &self.difficulties,
+            &self.out,
+            &self.prompt,
+        ];
+        let inputs = inputs.into_iter().flatten().chain(&self.annotations).chain(&self.judgments);
         let inputs: Vec<&Path> = inputs.map(PathBuf::as_path).collect();
         let mut results = [&self.json, &self.save_annotations].into_iter().flatten();
         results.try_for_each(|result| streams::keep_apart(result, &inputs))
@@ -253,8 +292,9 @@ impl Judge {
     }
 
     fn print_requests(&self, judge: &fpo_judge::Judge, pairs: &[Pair]) -> Result<()> {
-        let messages: Vec<Vec<Value>> =
-            session::comparisons(pairs).map(|comparison| comparison.messages()).collect();
+        let messages: Vec<Vec<Value>> = session::comparisons(pairs)
+            .map(|comparison| comparison.messages(judge))
+            .collect::<Result<_, _>>()?;
         for messages in &messages {
             out!("{}", judge.request(messages))?;
         }
@@ -331,6 +371,17 @@ impl Judge {
                 tokens.prompt_tokens,
                 tokens.completion_tokens,
                 self.cost(*tokens)
+            )?;
+        }
+        for Scored { judge, category, baseline, rows, without_score, scores: found } in
+            &report.judgments
+        {
+            let of = [category, judge].map(|name| name.as_deref().unwrap_or("-"));
+            out!(
+                "{}, judged by {}: {rows} rows against {baseline}, {without_score} games without a score\n{}\n",
+                of[0],
+                of[1],
+                scores(found)
             )?;
         }
         match report.scores.is_empty() {

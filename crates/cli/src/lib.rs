@@ -22,6 +22,7 @@ mod loaded;
 mod merge;
 mod plan;
 mod reference;
+mod report;
 mod sae;
 mod sampling;
 mod score;
@@ -120,6 +121,7 @@ enum Command {
     Plan(plan::Plan),
     Activations(activations::Activations),
     Reference(reference::Reference),
+    Report(report::Report),
     Evaluate(evaluate::Evaluate),
     /// Inspects, converts, evaluates and trains sparse autoencoders.
     #[command(subcommand)]
@@ -236,6 +238,7 @@ impl Command {
             Self::Plan(plan) => plan.run(),
             Self::Activations(activations) => activations.run(),
             Self::Reference(reference) => reference.run(),
+            Self::Report(report) => report.run(),
             Self::Evaluate(evaluate) => evaluate.run(),
             Self::Sae(sae) => sae.run(),
             Self::Study(study) => study.run(),

@@ -6,6 +6,11 @@ pub fn peak_rss_mib() -> Option<f64> {
     Some(kib(&status, "VmHWM:")? / 1024.0)
 }
 
+/// Lets [`peak_rss_mib`] begin again, where the system can (proc(5), `clear_refs`); elsewhere it goes on.
+pub fn forget_peak_rss() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
 /// Total memory of the machine in GiB; `None` except on Linux.
 pub(crate) fn memory_gib() -> Option<f64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;

@@ -12,7 +12,7 @@ use crate::Error;
 use crate::answers::Pair;
 use crate::endpoint::{Endpoint, EndpointError, Usage};
 use crate::journal::Journal;
-use crate::prompt;
+use crate::prompt::{self, Wording};
 use crate::verdict::{self, Order, Verdict};
 
 /// How the judge is asked.
@@ -20,6 +20,8 @@ use crate::verdict::{self, Order, Verdict};
 pub struct Judge {
     /// The judge's name at the endpoint.
     pub model: String,
+    /// How it is asked.
+    pub wording: Wording,
     /// Sampling temperature.
     pub temperature: f64,
     /// Tokens of a reply, at most.
@@ -65,7 +67,7 @@ impl Judge {
         Fingerprint::default()
             .with("judge", &self.model)
             .with("endpoint", url)
-            .with("wording", prompt::hash())
+            .with("wording", self.wording.hash())
             .with("temperature", self.temperature)
             .with("max tokens", self.max_tokens)
             .with("logprobs", self.logprobs)
@@ -86,8 +88,11 @@ pub struct Comparison<'a> {
 
 impl Comparison<'_> {
     /// What the judge is asked.
-    pub fn messages(&self) -> Vec<Value> {
-        prompt::messages(self.pair, self.order)
+    ///
+    /// # Errors
+    /// A wording that fails on these texts.
+    pub fn messages(&self, judge: &Judge) -> Result<Vec<Value>, Error> {
+        judge.wording.messages(self.pair, self.order)
     }
 }
 
@@ -151,9 +156,11 @@ pub fn run(
     let total = pairs.len() * Order::ALL.len();
     let answered: HashSet<(&str, Order)> =
         verdicts.iter().map(|verdict| (verdict.question.as_str(), verdict.order)).collect();
-    let open: Vec<Comparison<'_>> = comparisons(pairs)
+    // A wording that fails does so before anything is paid for.
+    let open: Vec<(Comparison<'_>, Vec<Value>)> = comparisons(pairs)
         .filter(|asked| !answered.contains(&(asked.pair.question.as_str(), asked.order)))
-        .collect();
+        .map(|asked| Ok((asked, asked.messages(judge)?)))
+        .collect::<Result<_, Error>>()?;
     let mut spent = usage(&verdicts);
     let mut outcome = Outcome { verdicts: verdicts.clone(), rejections: Vec::new() };
     let (next, halted) = (AtomicUsize::new(0), AtomicBool::new(false));
@@ -163,8 +170,10 @@ pub fn run(
         for _ in 0..control.parallel.clamp(1, open.len().max(1)) {
             let (sender, open, next, stop, halted) = (sender.clone(), &open, &next, &stop, &halted);
             scope.spawn(move || {
-                while let (false, Some(comparison)) = (stop(), open.get(next.fetch_add(1, SeqCst))) {
-                    let answer = ask(endpoint, judge, *comparison, stop);
+                while let (false, Some((comparison, messages))) =
+                    (stop(), open.get(next.fetch_add(1, SeqCst)))
+                {
+                    let answer = ask(endpoint, judge, *comparison, messages.clone(), stop);
                     // What ends the session ends it before anybody asks for more.
                     if matches!(&answer, Err(error) if !matches!(error, EndpointError::Rejected { .. })) {
                         halted.store(true, SeqCst);
@@ -219,9 +228,9 @@ fn ask(
     endpoint: &Endpoint,
     judge: &Judge,
     comparison: Comparison<'_>,
+    mut messages: Vec<Value>,
     stop: &(dyn Fn() -> bool + Sync),
 ) -> Result<Verdict, EndpointError> {
-    let mut messages = comparison.messages();
     let mut reply = endpoint.ask(&judge.request(&messages), stop)?;
     let (mut replies, mut spent) = (1, reply.usage);
     let mut found = verdict::read(&reply);

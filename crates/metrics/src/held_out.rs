@@ -22,6 +22,14 @@ pub(crate) fn held_out_key(metric: &Metric) -> Option<String> {
     }
 }
 
+/// The metric with this key, in the line of a step or of an evaluation.
+pub fn logged_as(key: &str) -> Option<&'static Metric> {
+    let is_it = |metric: &&&Metric| {
+        metric.places.log == Some(key) || held_out_key(metric).as_deref() == Some(key)
+    };
+    METRICS.iter().find(is_it).copied()
+}
+
 /// The means over held-out pairs and the answers to held-out prompts. What wasn't computed is absent.
 pub fn held_out_log(pairs: &[PairValues], answers: &[AnswerValues]) -> Map<String, Value> {
     let entry =

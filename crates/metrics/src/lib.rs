@@ -41,8 +41,8 @@ mod per_pair;
 mod step;
 
 pub use answers::AnswerValues;
-pub use held_out::{Criterion, NoCriterion, held_out_log};
-pub use measured::{Measured, cells, columns, measure, table};
+pub use held_out::{Criterion, NoCriterion, held_out_log, logged_as};
+pub use measured::{Measured, cells, cells_before, columns, measure, table};
 pub use metric::{Curve, Evaluation, Metric, Of, Places, Plot, Slot, Sum};
 pub use metrics::METRICS;
 pub use pairs::{PairValues, Pairs, Sides, TokenStatistics};

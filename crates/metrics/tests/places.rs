@@ -1,8 +1,9 @@
 //! What is shown where, in which order and how it is written. Oracle: the text itself.
 
+use fpo_losses::{Method, Objective};
 use fpo_metrics::{
-    AnswerValues, Criterion, Evaluation, METRICS, Measured, PairValues, Sides, cells, charts,
-    columns, courses, held_out_log, log, means, measure, table,
+    AnswerValues, Criterion, Evaluation, METRICS, Measured, PairValues, Sides, cells, cells_before,
+    charts, columns, courses, held_out_log, log, logged_as, means, measure, table,
 };
 use fpo_report::{Better, Cell, Stroke, Unit};
 use serde_json::{Map, Value, json};
@@ -103,12 +104,13 @@ fn an_evaluation_records_means_of_pairs_and_answers() {
 #[test]
 fn the_table_of_before_and_after() {
     let after = measure(&[pair()], &answers());
-    let rows = table(&Measured::default(), &after);
+    let rows = table(&objective(Method::FPO), &Measured::default(), &after);
     let found: Vec<_> =
         rows.iter().map(|row| (row.metric.as_str(), row.after_text(), row.better)).collect();
     let expected = [
         ("Loss", "0.25", Better::Lower),
         ("Accuracy", "100.0%", Better::Higher),
+        ("Reward accuracy", "100.0%", Better::Higher),
         ("Reward margin", "1.25", Better::Higher),
         ("KL, chosen", "0.500 nats", Better::Neither),
         ("KL, rejected", "1.500 nats", Better::Neither),
@@ -124,8 +126,57 @@ fn the_table_of_before_and_after() {
 
     // Answers that can't be checked have no row, in files that hold a null too.
     let unchecked: Measured = serde_json::from_value(json!({"loss": 0.5, "right": null})).unwrap();
-    let rows = table(&unchecked, &unchecked);
+    let rows = table(&objective(Method::FPO), &unchecked, &unchecked);
     assert_eq!(rows.iter().map(|row| row.metric.as_str()).collect::<Vec<_>>(), ["Loss"]);
+}
+
+fn objective(method: Method) -> Objective {
+    Objective::paper(method)
+}
+
+/// A reward against the reference is zero of the reference itself, so nothing is told right by it; a reward without a reference is
+/// one from the start.
+#[test]
+fn there_is_no_reward_before_alignment() {
+    let measured: Measured =
+        serde_json::from_value(json!({"reward_accuracy": 0.75, "reward_margin": 0.5})).unwrap();
+    for (method, before) in [
+        (Method::FPO, "–"),
+        (Method::DPO, "–"),
+        (Method::TDPO2, "–"),
+        (Method::SIMPO, "75.0%"),
+        (Method::SIMPO_KL, "75.0%"),
+    ] {
+        let rows = table(&objective(method), &measured, &measured);
+        let found: Vec<_> =
+            rows.iter().map(|row| (&*row.metric, row.before_text(), row.after_text())).collect();
+        let text = str::to_owned;
+        let expected = [
+            ("Reward accuracy", text(before), text("75.0%")),
+            ("Reward margin", text("0.5"), text("0.5")),
+        ];
+        assert_eq!(found, expected, "{method}");
+    }
+    // In a comparison of methods, the model before has no method's rewards.
+    let place = columns().iter().position(|column| column.name == "Reward accuracy").unwrap();
+    assert_eq!(cells(&measured)[place], Cell::Number(0.75));
+    assert!(cells_before(&measured).iter().all(|cell| *cell == Cell::Missing));
+}
+
+#[test]
+fn metrics_are_known_by_their_keys_in_logs() {
+    for (key, name) in [
+        ("loss", Some("loss")),
+        ("eval_loss", Some("loss")),
+        ("rewards/accuracies", Some("reward_accuracy")),
+        ("eval_rewards/accuracies", Some("reward_accuracy")),
+        ("entropy", Some("token_entropy")),
+        ("eval_answer_entropy", Some("entropy")),
+        ("eval_right", Some("right")),
+        ("learning_rate", None),
+    ] {
+        assert_eq!(logged_as(key).map(|metric| metric.name), name, "{key}");
+    }
 }
 
 #[test]
@@ -140,12 +191,13 @@ fn the_columns_of_a_comparison() {
         ("D, chosen", Unit::Plain, Better::Neither),
         ("D, rejected", Unit::Plain, Better::Neither),
         ("Answer length", Unit::Tokens, Better::Neither),
+        ("Reward accuracy", Unit::Percent, Better::Higher),
     ]
     .map(|(name, unit, better)| (name.to_owned(), unit, better));
     assert_eq!(found, expected);
-    let values = [1.0, 0.5, 0.375, 0.5, 1.5, 0.125, 0.0, 2.0].map(Cell::Number);
+    let values = [1.0, 0.5, 0.375, 0.5, 1.5, 0.125, 0.0, 2.0, 1.0].map(Cell::Number);
     assert_eq!(cells(&measure(&[pair()], &answers())), values);
-    assert_eq!(cells(&Measured::default()), vec![Cell::Missing; 8]);
+    assert_eq!(cells(&Measured::default()), vec![Cell::Missing; 9]);
 }
 
 #[test]

@@ -26,6 +26,8 @@ const FINE: u32 = 4;
 const TEXT: f64 = 11.5;
 /// Number of series colours in the style sheet; further series reuse them.
 pub(super) const SERIES_COLOURS: usize = 8;
+/// Dashes of the lines of several runs, in CSS pixels, so that they differ without colours too; then they are reused.
+const DASHES: [&[u32]; 5] = [&[], &[7, 4], &[2, 3], &[8, 3, 2, 3], &[14, 5]];
 /// Curves with at most this many points have dots, and those of rings about so many rings.
 const DOTTED: usize = 30;
 
@@ -42,10 +44,19 @@ impl<'a> Drawn<'a> {
     fn new(position: usize, series: &'a Series) -> Option<Self> {
         let (colour, curve) = match series.stroke {
             Stroke::Line => (position, Curve::new(&series.points)?),
+            Stroke::Run(run) => (run, Curve::new(&series.points)?),
             Stroke::Rings(colour) => (colour, Curve::exact(&series.points)?),
         };
         let (colour, stroke) = (colour % SERIES_COLOURS, series.stroke);
         Some(Self { colour, name: &series.name, stroke, curve })
+    }
+
+    /// What its line is drawn with.
+    fn ink(&self) -> Ink {
+        match self.stroke {
+            Stroke::Run(run) => Ink::Run(run % RUN_INKS),
+            Stroke::Line | Stroke::Rings(_) => Ink::Series(self.colour),
+        }
     }
 }
 
@@ -72,8 +83,9 @@ fn figure(chart: &Chart) -> Markup {
                         li {
                             @if curves.len() > 1 || *name != chart.title {
                                 @match stroke {
-                                    Stroke::Line => span.swatch style={ "background:" (variable(Ink::Series(*colour))) } {},
-                                    Stroke::Rings(_) => span.swatch.ring style={ "border-color:" (variable(Ink::Series(*colour))) } {},
+                                    Stroke::Line => span.swatch style={ "background:" (Ink::Series(*colour).variable()) } {},
+                                    Stroke::Run(run) => (run_swatch(*run)),
+                                    Stroke::Rings(_) => span.swatch.ring style={ "border-color:" (Ink::Series(*colour).variable()) } {},
                                 }
                                 (name) " "
                             }
@@ -92,6 +104,12 @@ fn figure(chart: &Chart) -> Markup {
             }
         }
     }
+}
+
+/// The line of a run as charts draw it.
+pub(super) fn run_swatch(run: usize) -> Markup {
+    let style = Ink::Run(run % RUN_INKS).style("stroke", 1);
+    html! { svg.line viewBox="0 0 30 6" aria-hidden="true" { line x1="1" y1="3" x2="29" y2="3" style=(style) {} } }
 }
 
 /// A description for screen readers.
@@ -136,8 +154,8 @@ fn draw(chart: &Chart, curves: &[Drawn]) -> Result<String, Box<dyn Error>> {
             .axis_desc_style(text)
             .x_desc(visible_inline(&chart.x_label))
             .draw()?;
-        for Drawn { colour, stroke, curve, .. } in curves {
-            let ink = Ink::Series(*colour).colour();
+        for drawn in curves {
+            let (ink, Drawn { stroke, curve, .. }) = (drawn.ink().colour(), drawn);
             let raw = || curve.raw.iter().copied();
             if let Stroke::Rings(_) = stroke {
                 context.draw_series(LineSeries::new(raw(), ink.stroke_width(FINE)))?;
@@ -149,7 +167,11 @@ fn draw(chart: &Chart, curves: &[Drawn]) -> Result<String, Box<dyn Error>> {
             }
             match &curve.smooth {
                 Some(smooth) => {
-                    context.draw_series(LineSeries::new(raw(), ink.mix(0.3).stroke_width(FINE)))?;
+                    // The noise of several runs would hide their lines.
+                    if *stroke == Stroke::Line {
+                        context
+                            .draw_series(LineSeries::new(raw(), ink.mix(0.3).stroke_width(FINE)))?;
+                    }
                     context.draw_series(LineSeries::new(
                         smooth.iter().copied(),
                         ink.stroke_width(2 * FINE),
@@ -157,7 +179,8 @@ fn draw(chart: &Chart, curves: &[Drawn]) -> Result<String, Box<dyn Error>> {
                 }
                 None => {
                     context.draw_series(LineSeries::new(raw(), ink.stroke_width(fine(1.75))))?;
-                    if curve.raw.len() <= DOTTED {
+                    if curve.raw.len() <= DOTTED && *stroke == Stroke::Line || curve.raw.len() == 1
+                    {
                         context.draw_series(
                             raw().map(|point| Circle::new(point, fine(2.5), ink.filled())),
                         )?;
@@ -170,9 +193,9 @@ fn draw(chart: &Chart, curves: &[Drawn]) -> Result<String, Box<dyn Error>> {
     let body = svg.split_once(">\n").map_or("", |(_, body)| body);
     let opening = html! { (description(chart, curves)) }.into_string();
     let (width, height) = (SIZE.0 * FINE, SIZE.1 * FINE);
-    Ok(with_variables(&format!(
-        r#"<svg viewBox="0 0 {width} {height}" role="img" aria-label="{opening}">{body}"#
-    )))
+    let svg =
+        format!(r#"<svg viewBox="0 0 {width} {height}" role="img" aria-label="{opening}">{body}"#);
+    Ok(with_variables(svg, curves.iter().map(Drawn::ink)))
 }
 
 /// Zero, if an axis starts close to it: the first step is usually logged as 1 or 10.
@@ -211,39 +234,56 @@ pub(super) enum Ink {
     Text,
     Grid,
     Series(usize),
+    /// The colour and the dashes of a run.
+    Run(usize),
 }
+
+/// Combinations of colour and dashes; further runs reuse them.
+const RUN_INKS: usize = SERIES_COLOURS * DASHES.len();
 
 impl Ink {
-    fn all() -> impl Iterator<Item = Self> {
-        [Ink::Text, Ink::Grid].into_iter().chain((0..SERIES_COLOURS).map(Ink::Series))
-    }
-
     /// The placeholder that `plotters` draws with.
     pub(super) fn colour(self) -> RGBAColor {
-        let code = match self {
-            Ink::Text => 0,
-            Ink::Grid => 1,
-            Ink::Series(index) => 2 + index as u8,
+        let (kind, code) = match self {
+            Ink::Text => (0, 0),
+            Ink::Grid => (0, 1),
+            Ink::Series(index) => (0, 2 + index as u8),
+            Ink::Run(index) => (1, index as u8),
         };
-        RGBColor(1, 0, code).to_rgba()
+        RGBColor(1, kind, code).to_rgba()
     }
-}
 
-pub(super) fn variable(ink: Ink) -> String {
-    match ink {
-        Ink::Text => "var(--muted)".to_owned(),
-        Ink::Grid => "var(--line)".to_owned(),
-        Ink::Series(index) => format!("var(--series-{index})"),
+    pub(super) fn variable(self) -> String {
+        match self {
+            Ink::Text => "var(--muted)".to_owned(),
+            Ink::Grid => "var(--line)".to_owned(),
+            Ink::Series(index) | Ink::Run(index) => {
+                format!("var(--series-{})", index % SERIES_COLOURS)
+            }
+        }
+    }
+
+    /// Declarations for a property, with `scale` units per CSS pixel.
+    fn style(self, property: &str, scale: u32) -> String {
+        let mut style = format!("{property}:{}", self.variable());
+        if let (Ink::Run(index), "stroke") = (self, property) {
+            let dashes = DASHES[index % DASHES.len()].iter().map(|dash| (dash * scale).to_string());
+            let dashes: Vec<String> = dashes.collect();
+            if !dashes.is_empty() {
+                style += &format!(";stroke-dasharray:{}", dashes.join(" "));
+            }
+        }
+        style
     }
 }
 
 /// Replaces the placeholders by CSS variables. Text in the SVG can't be mistaken for one, because its quotation marks are escaped.
-pub(super) fn with_variables(svg: &str) -> String {
-    Ink::all().fold(svg.to_owned(), |svg, ink| {
+pub(super) fn with_variables(svg: String, inks: impl Iterator<Item = Ink>) -> String {
+    [Ink::Text, Ink::Grid].into_iter().chain(inks).fold(svg, |svg, ink| {
         let RGBAColor(r, g, b, _) = ink.colour();
         ["fill", "stroke"].into_iter().fold(svg, |svg, property| {
             let placeholder = format!("{property}=\"#{r:02X}{g:02X}{b:02X}\"");
-            svg.replace(&placeholder, &format!("style=\"{property}:{}\"", variable(ink)))
+            svg.replace(&placeholder, &format!("style=\"{}\"", ink.style(property, FINE)))
         })
     })
 }
@@ -320,6 +360,36 @@ mod tests {
             assert!(!html.contains("--series-1"));
             assert!(html.contains("swatch ring\" style=\"border-color:var(--series-0)"));
         }
+    }
+
+    #[test]
+    fn runs_differ_without_colours() {
+        let run = |run: usize, points: usize| Series {
+            name: format!("run {run}"),
+            stroke: Stroke::Run(run),
+            points: (0..points).map(|i| (i as f64, (i % 2 + run) as f64)).collect(),
+        };
+        let series: Vec<Series> = (0..10).map(|at| run(at, 400)).collect();
+        let chart = Chart { title: "loss".into(), series, ..Chart::default() };
+        let html = figure(&chart).into_string();
+        // Smoothed lines alone, each in its own colour and dashes, in the legend too.
+        assert_eq!(html.matches("<polyline").count(), 10);
+        assert!(!html.contains("=\"#"), "an explicit colour is left");
+        let mut styles: Vec<&str> = html
+            .match_indices("<line x1=\"1\"")
+            .map(|(at, _)| html[at..].split("style=\"").nth(1).unwrap().split('"').next().unwrap())
+            .collect();
+        assert_eq!(styles.len(), 10);
+        assert!(
+            styles[..2]
+                == ["stroke:var(--series-0)", "stroke:var(--series-1);stroke-dasharray:7 4"]
+        );
+        styles.sort_unstable();
+        styles.dedup();
+        assert_eq!(styles.len(), 10, "{styles:?}");
+        // A run with one point is seen too.
+        let chart = Chart { title: "loss".into(), series: vec![run(3, 1)], ..Chart::default() };
+        assert_eq!(figure(&chart).into_string().matches("<circle").count(), 1);
     }
 
     #[test]

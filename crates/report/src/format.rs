@@ -34,7 +34,7 @@ pub enum Better {
 }
 
 /// Evaluation of a change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
     /// The metric improved.
     Better,

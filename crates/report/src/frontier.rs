@@ -6,7 +6,7 @@ use maud::{Markup, PreEscaped, html};
 use plotters::prelude::*;
 
 use crate::{
-    charts::{Ink, SERIES_COLOURS, variable, with_variables},
+    charts::{Ink, SERIES_COLOURS, with_variables},
     curve::Axis,
     format::number,
     page::STYLE,
@@ -76,7 +76,7 @@ impl Frontier {
                     ul.legend {
                         @for (at, trace) in self.drawn() {
                             li {
-                                span.swatch style={ "background:" (variable(Ink::Series(at % SERIES_COLOURS))) } {}
+                                span.swatch style={ "background:" (Ink::Series(at % SERIES_COLOURS).variable()) } {}
                                 (trace.name)
                             }
                         }
@@ -101,7 +101,7 @@ impl Frontier {
         let text = |x: u32, y: u32, what: &str| {
             html! {
                 text x=(x * FINE) y=(y * FINE) font-family="sans-serif" font-size=(TEXT * f64::from(FINE))
-                    style={ "fill:" (variable(Ink::Text)) } { (visible_inline(what)) }
+                    style={ "fill:" (Ink::Text.variable()) } { (visible_inline(what)) }
             }
         };
         let traces: Vec<(usize, &Trace)> = self.drawn().collect();
@@ -109,7 +109,7 @@ impl Frontier {
             @for (row, (at, trace)) in traces.iter().enumerate() {
                 @let y = SIZE.1 + LINE * (row as u32 + 2);
                 circle cx=(18 * FINE) cy=((y - 4) * FINE) r=(5 * FINE)
-                    style={ "fill:" (variable(Ink::Series(at % SERIES_COLOURS))) } {}
+                    style={ "fill:" (Ink::Series(at % SERIES_COLOURS).variable()) } {}
                 (text(30, y, &trace.name))
             }
             (text(12, SIZE.1 + LINE - 4, &format!("{}: {}", self.title, self.y_label)))
@@ -207,7 +207,7 @@ impl Frontier {
             root.present()?;
         }
         let body = text.split_once(">\n").map_or("", |(_, body)| body);
-        Ok(Some(with_variables(body)))
+        Ok(Some(with_variables(body.to_owned(), (0..SERIES_COLOURS).map(Ink::Series))))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Reports: from plain data to a self-contained HTML page with SVG charts, or a table for the terminal.
 //!
 //! Fill a [`Report`]; [`render`] turns it into a page that needs no network, and [`terminal_table`] formats the same rows for a
-//! terminal, with the same rounding.
+//! terminal, with the same rounding. [`RunsReport`] and [`render_runs`] do so for several runs side by side.
 //!
 //! # Invariants
 //! * Depends on no other crate of the workspace: no tensors, no files, no training loop.
@@ -9,6 +9,7 @@
 //!   security policy forbids scripts and external resources.
 
 mod card;
+mod changes;
 mod charts;
 mod course;
 mod curve;
@@ -17,6 +18,7 @@ mod features;
 mod format;
 mod frontier;
 mod page;
+mod runs;
 mod samples;
 mod study;
 mod tables;
@@ -31,6 +33,7 @@ pub use card::ModelCard;
 pub use format::{Better, Unit, Verdict};
 pub use frontier::{Estimate, Frontier, Spot, Trace};
 pub use page::STYLE;
+pub use runs::{RunAnswer, RunsReport, SharedPrompt, SideBySide, SideCell, SideRow, render_runs};
 pub use study::{StudyPage, StudySection, StudyTable, render_study};
 pub use tables::{Cell, Column, ComparisonTable, TableRow, terminal_table};
 
@@ -42,6 +45,8 @@ pub struct Report {
     pub title: String,
     /// One line under the title, such as name, date and versions of the run.
     pub subtitle: String,
+    /// What has to be known before anything is read, such as that the run isn't finished.
+    pub warnings: Vec<String>,
     /// Key facts as (name, value), shown as tiles.
     pub summary: Vec<(String, String)>,
     /// Metrics before and after alignment.
@@ -115,6 +120,8 @@ pub enum Stroke {
     /// A line, smoothed if it is noisy.
     #[default]
     Line,
+    /// The line of the run at this position among several: in colours and dashes of its own, smoothed if it is noisy.
+    Run(usize),
     /// Rings on a thin line, in the colour of the line at this position: a few other values of what that line shows.
     Rings(usize),
 }

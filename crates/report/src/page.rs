@@ -10,9 +10,30 @@ pub const STYLE: &str = include_str!("style.css");
 /// Forbids scripts and external resources, in case generated text breaks out of its element.
 pub(super) const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:";
 
+/// The head of a page.
+pub(super) struct Head<'a> {
+    pub(super) title: &'a str,
+    pub(super) subtitle: &'a str,
+    /// What has to be known before anything is read.
+    pub(super) warnings: &'a [String],
+    /// Key facts, as tiles.
+    pub(super) summary: &'a [(String, String)],
+}
+
+/// The page of one run.
 pub(super) fn document(report: &Report) -> Markup {
-    let sections: Vec<Section> =
-        sections(report).into_iter().filter(|section| section.present).collect();
+    let head = Head {
+        title: &report.title,
+        subtitle: &report.subtitle,
+        warnings: &report.warnings,
+        summary: &report.summary,
+    };
+    shell(&head, sections(report))
+}
+
+/// A page of sections; those that aren't present are left out.
+pub(super) fn shell(head: &Head, sections: impl IntoIterator<Item = Section>) -> Markup {
+    let sections: Vec<Section> = sections.into_iter().filter(|section| section.present).collect();
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -21,23 +42,28 @@ pub(super) fn document(report: &Report) -> Markup {
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
                 meta http-equiv="Content-Security-Policy" content=(POLICY);
-                title { (report.title) }
+                title { (head.title) }
                 link rel="icon" href="data:,";
                 style { (PreEscaped(STYLE)) }
             }
             body {
                 a.skip href="#content" { "Skip to the content" }
                 header {
-                    h1 { (report.title) }
-                    @if !report.subtitle.is_empty() { p.subtitle { (report.subtitle) } }
-                    @if !report.summary.is_empty() {
-                        dl.facts { @for (name, value) in &report.summary { div { dt { (name) } dd { (value) } } } }
+                    h1 { (head.title) }
+                    @if !head.subtitle.is_empty() { p.subtitle { (head.subtitle) } }
+                    @if !head.warnings.is_empty() {
+                        div.warnings role="note" aria-label="Before you read on" {
+                            ul { @for warning in head.warnings { li { (warning) } } }
+                        }
+                    }
+                    @if !head.summary.is_empty() {
+                        dl.facts { @for (name, value) in head.summary { div { dt { (name) } dd { (value) } } } }
                     }
                     @if sections.len() > 1 {
                         nav aria-label="Sections" { ul { @for s in &sections { li { a href={ "#" (s.id) } { (s.title) } } } } }
                     }
                 }
-                main #content {
+                main #content tabindex="-1" {
                     @for section in &sections {
                         section #(section.id) aria-labelledby={ (section.id) "-title" } {
                             h2 id={ (section.id) "-title" } { (section.title) }
@@ -52,12 +78,13 @@ pub(super) fn document(report: &Report) -> Markup {
     }
 }
 
-struct Section {
-    id: &'static str,
-    title: &'static str,
-    lead: &'static str,
-    present: bool,
-    body: Markup,
+/// A section of a page.
+pub(super) struct Section {
+    pub(super) id: &'static str,
+    pub(super) title: &'static str,
+    pub(super) lead: &'static str,
+    pub(super) present: bool,
+    pub(super) body: Markup,
 }
 
 fn sections(report: &Report) -> [Section; 7] {
@@ -94,7 +121,8 @@ fn sections(report: &Report) -> [Section; 7] {
         Section {
             id: "samples",
             title: "Samples",
-            lead: "Responses to the same held-out prompts before and after alignment.",
+            lead: "Responses to the same held-out prompts before and after alignment. Words that are gone are struck out, new ones \
+                   underlined.",
             present: !report.samples.is_empty(),
             body: samples::section(&report.samples),
         },

@@ -2,7 +2,10 @@
 
 use maud::{Markup, html};
 
-use crate::{Sample, SampleGroup, text::visible};
+use crate::{
+    Sample, SampleGroup,
+    changes::{self, Change, Mark, plain as text},
+};
 
 /// How alignment changed the correctness of a response.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -71,12 +74,37 @@ fn articles(samples: &[Sample]) -> Markup {
                         (text(other))
                     }
                 }
-                div.answers {
-                    (answer("Before", &sample.before, sample.before_right, sample.note_before.as_deref()))
-                    (answer("After", &sample.after, sample.after_right, sample.note_after.as_deref()))
-                }
+                (answers(sample))
             }
         }
+    }
+}
+
+/// Both answers, with what changed marked.
+fn answers(sample: &Sample) -> Markup {
+    let Sample { before, after, before_right, after_right, note_before, note_after, .. } = sample;
+    let change = changes::compare(before, after);
+    let (old, new) = match &change {
+        Change::Marked { before, after } => {
+            (changes::pieces(before, Mark::Gone), changes::pieces(after, Mark::New))
+        }
+        _ => (text(before), text(after)),
+    };
+    html! {
+        div.answers {
+            (answer(&html! { "Before" }, old, *before_right, note_before.as_deref(), ""))
+            (answer(&html! { "After" }, new, *after_right, note_after.as_deref(), about(&change)))
+        }
+    }
+}
+
+/// What an answer without marks is; empty where there are some.
+pub(super) fn about(change: &Change) -> &'static str {
+    match change {
+        Change::Same => "the same",
+        Change::Marked { .. } => "",
+        Change::Rewritten => "other words throughout",
+        Change::TooLong => "too long to mark what changed",
     }
 }
 
@@ -103,25 +131,34 @@ fn filter(samples: &[&Sample]) -> Markup {
     }
 }
 
-fn answer(title: &str, answer: &str, right: Option<bool>, note: Option<&str>) -> Markup {
+/// An answer below its heading.
+pub(super) fn answer(
+    title: &Markup,
+    answer: Markup,
+    right: Option<bool>,
+    note: Option<&str>,
+    about: &str,
+) -> Markup {
     html! {
         div.answer {
             h4 {
                 (title)
-                @match right {
-                    Some(true) => { " " span.badge.better { "✓ right" } }
-                    Some(false) => { " " span.badge.worse { "✗ wrong" } }
-                    None => {}
-                }
+                (badge(right))
+                @if !about.is_empty() { " " span.about { (about) } }
             }
-            (text(answer))
+            (answer)
             @if let Some(note) = note { p.note { (note) } }
         }
     }
 }
 
-fn text(text: &str) -> Markup {
+/// Whether an answer is right, where that was judged.
+pub(super) fn badge(right: Option<bool>) -> Markup {
     html! {
-        @if text.is_empty() { p.empty { "empty" } } @else { div.text dir="auto" { (visible(text)) } }
+        @match right {
+            Some(true) => { " " span.badge.better { "✓ right" } }
+            Some(false) => { " " span.badge.worse { "✗ wrong" } }
+            None => {}
+        }
     }
 }

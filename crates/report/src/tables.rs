@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::format::{Better, Unit, Verdict, number};
 
 /// Placeholder for a missing value.
-const MISSING: &str = "–";
+pub(super) const MISSING: &str = "–";
 /// Columns of a terminal.
 const TERMINAL: usize = 80;
 
@@ -251,17 +251,22 @@ pub(super) fn before_and_after(rows: &[TableRow]) -> Markup {
     }
 }
 
-/// The change as a coloured pill, with the verdict in words for screen readers.
+/// The change of a row as a coloured pill, with the verdict in words for screen readers.
 fn change(row: &TableRow) -> Markup {
     html! {
         @match row.change() {
             None => { (MISSING) }
-            Some((text, verdict)) => {
-                span class={ "change " (word(verdict)) } {
-                    (with_small_unit(&text))
-                    @if verdict != Verdict::Neutral { span.hidden { " (" (word(verdict)) ")" } }
-                }
-            }
+            Some((text, verdict)) => { (change_pill(&text, verdict)) }
+        }
+    }
+}
+
+/// A change and what to think of it.
+pub(super) fn change_pill(text: &str, verdict: Verdict) -> Markup {
+    html! {
+        span class={ "change " (word(verdict)) } {
+            (with_small_unit(text))
+            @if verdict != Verdict::Neutral { span.hidden { " (" (word(verdict)) ")" } }
         }
     }
 }

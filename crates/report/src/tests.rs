@@ -30,6 +30,7 @@ fn generated_text_is_escaped() {
     let page = render(&Report {
         title: text(),
         subtitle: text(),
+        warnings: vec![text()],
         summary: vec![(text(), text())],
         table: vec![TableRow { metric: text(), explanation: text(), ..TableRow::default() }],
         comparison: Some(ComparisonTable {
@@ -50,7 +51,7 @@ fn generated_text_is_escaped() {
     assert!(!page.contains("<script") && !page.contains("<img"));
     // Once per field; the title is both in the head and in the heading, and the chart's texts are also in its description.
     assert!(
-        page.matches("&lt;script&gt;").count() >= 28,
+        page.matches("&lt;script&gt;").count() >= 29,
         "{}",
         page.matches("&lt;script&gt;").count()
     );
@@ -161,6 +162,7 @@ fn full() -> Report {
     Report {
         title: "A run".into(),
         subtitle: "a line".into(),
+        warnings: vec!["unfinished".into()],
         summary: vec![("Model".into(), "tiny".into())],
         table: vec![TableRow {
             metric: "accuracy".into(),

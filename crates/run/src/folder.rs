@@ -207,6 +207,11 @@ fn holds_work(folder: &Path) -> Result<bool> {
     Ok(entries(folder)?.iter().any(|name| name != STAGE_FILE))
 }
 
+/// What a stage was made from, by the note in its folder, or in that of its checkpoints; none where there is none that can be read.
+pub fn made_from(folder: &Path) -> Option<Fingerprint> {
+    read_fingerprint(&folder.join(STAGE_FILE))
+}
+
 pub(crate) fn read_fingerprint(path: &Path) -> Option<Fingerprint> {
     // Whatever is wrong with the file, it doesn't say what the stage was made from.
     let text = fs::read_to_string(path).ok()?;

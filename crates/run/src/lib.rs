@@ -24,13 +24,19 @@ use anyhow::{Context, Result};
 use burn::tensor::Device;
 use fpo_config::Settings;
 use fpo_data::{Fingerprint, atomic};
-use fpo_device::{guard, hardware, interrupt, progress::Reporter, sync};
+use fpo_device::{
+    guard, hardware,
+    host::{forget_peak_rss, peak_rss_mib},
+    interrupt,
+    progress::Reporter,
+    sync,
+};
 use fpo_plan::{advice, check_precision};
 use fpo_transformer::Placement;
 
 pub use discard::Stale;
-pub use folder::saved_settings;
 use folder::{Folder, STAGE_FILE, read_fingerprint, write_fingerprint};
+pub use folder::{made_from, saved_settings};
 use timing::StageTiming;
 
 /// What happens to work in the folder that was made from other settings or data.
@@ -227,6 +233,7 @@ impl Run {
         }
         let checkpoints = self.files.checkpoints(name, &fingerprint)?;
         let begun = Instant::now();
+        forget_peak_rss();
         let mut tokens = 0;
         atomic::replace_dir(&folder, |output| -> Result<()> {
             let reporter = self.reporter.clone();
@@ -254,6 +261,7 @@ impl Run {
             seconds,
             tokens,
             tokens_per_second: tokens.map(|tokens| tokens as f64 / seconds),
+            peak_memory_mib: peak_rss_mib(),
         };
         timing::add(&self.folder, name, timing)?;
         Ok(stage)

@@ -23,6 +23,9 @@ pub struct StageTiming {
     /// Tokens per second of the whole stage, loading and saving included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens_per_second: Option<f64>,
+    /// Most of the machine's own memory that the process held at once, in MiB; a GPU's isn't in it. Only on Linux.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_memory_mib: Option<f64>,
 }
 
 /// Of all stages, by name.

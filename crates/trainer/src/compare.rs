@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use fpo_config::Settings;
 use fpo_losses::Method;
-use fpo_metrics::{cells, columns};
+use fpo_metrics::{cells, cells_before, columns};
 use fpo_report::{ComparisonTable, Report, render};
 
 use crate::{
@@ -33,7 +33,7 @@ pub fn compare(run: &Run, methods: &[Method]) -> Result<(ComparisonTable, PathBu
         nested.settle(|| measure().map(drop))?;
         let evaluation = measure()?;
         if rows.is_empty() {
-            rows.push(("sft".to_owned(), cells(&evaluation.before)));
+            rows.push(("sft".to_owned(), cells_before(&evaluation.before)));
         }
         rows.push((method.to_string(), cells(&evaluation.after)));
     }

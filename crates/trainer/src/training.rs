@@ -23,6 +23,7 @@ use fpo_device::{
     interrupt::{Interrupted, Listener, requested},
     progress::Progress,
 };
+use fpo_pages::{KEPT_FILE, Kept};
 use fpo_track::{Rules, Standing, Tracker, Trackers};
 use fpo_transformer::{LanguageModel, Placement};
 use serde::{Deserialize, Serialize};
@@ -73,19 +74,6 @@ pub struct Evaluation<'a> {
 /// The line of an evaluation, without its step.
 pub type Measure<'a> = Box<dyn Fn(&LanguageModel) -> Result<Map<String, Value>> + 'a>;
 
-/// The evaluation whose model a training results in, as the stage's folder notes it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Kept {
-    /// The metric that decided.
-    pub metric: String,
-    /// Its value.
-    pub value: f64,
-    /// The step after which it was measured.
-    pub step: usize,
-}
-
-/// Holds [`Kept`].
-pub(crate) const KEPT_FILE: &str = "kept.json";
 /// Checkpoints beside a result, as models.
 const CHECKPOINTS_FOLDER: &str = "checkpoints";
 

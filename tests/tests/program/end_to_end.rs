@@ -23,7 +23,15 @@ fn train_makes_everything_and_makes_nothing_twice() {
     let run = folder.path().join("run");
     let train = ["train", "--recipe", "smoke", "--run", arg(&run)];
     let printed = succeed(&train);
-    for row in ["Loss", "Accuracy", "Reward margin", "KL, chosen", "D, rejected", "Right answers"] {
+    for row in [
+        "Loss",
+        "Accuracy",
+        "Reward accuracy",
+        "Reward margin",
+        "KL, chosen",
+        "D, rejected",
+        "Right answers",
+    ] {
         assert!(printed.contains(row), "no row {row:?}:\n{printed}");
     }
     for file in [

@@ -191,3 +191,51 @@ fn annotations_need_no_endpoint() {
     let printed = fail(&["judge", "--annotations", arg(&gamed)]);
     assert!(printed.contains("df_gamed.csv: row 1: isn't whole JSON"), "{printed}");
 }
+
+/// Oracles: the messages written out, and games counted by hand.
+#[test]
+fn the_users_own_wording_and_arena_hards_judgments() {
+    let files = Files::new();
+    let prompt = files.path("prompt.txt");
+    let text = "<|im_start|>system\nA or B?<|im_end|>\n<|im_start|>user\n{{ instruction }} {{ a }} / {{ b }}<|im_end|>\n";
+    fs::write(&prompt, text).unwrap();
+    let asked = ["--baseline", arg(&files.baseline), "--answers", arg(&files.answers)];
+    let asked =
+        [&["judge"], &asked[..], &["--judge", "judge", "--dry-run", "--limit", "1"]].concat();
+    let output = fpo(&[&asked[..], &["--prompt", arg(&prompt)]].concat()).output().unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let requests: Vec<Value> =
+        printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let said: Vec<&Value> =
+        requests.iter().map(|request| &request["messages"][1]["content"]).collect();
+    assert_eq!(
+        said,
+        ["Question 0? short 0 / a longer answer 0", "Question 0? a longer answer 0 / short 0"]
+    );
+    assert_eq!(requests[0]["messages"][0], json!({"role": "system", "content": "A or B?"}));
+    fs::write(&prompt, "{instruction} {a} {b}").unwrap();
+    let refused = fail(&[&asked[..], &["--prompt", arg(&prompt)]].concat());
+    assert!(
+        refused.contains("prompt.txt") && refused.contains("doesn't read `instruction`"),
+        "{refused}"
+    );
+
+    let judgments = files.path("mine.jsonl");
+    let row = |uid: usize, games: [&str; 2]| {
+        let games = games.map(|score| json!({"score": score}));
+        json!({"uid": uid.to_string(), "category": "coding", "judge": "j", "model": "mine", "baseline": "base", "games": games})
+    };
+    // A clear win is three battles: of 6, 4 are won and one is a tie.
+    let rows = [row(1, ["B>>A", "A>B"]).to_string(), row(2, ["A>B", "A=B"]).to_string()];
+    fs::write(&judgments, rows.join("\n")).unwrap();
+    let json = files.path("scores.json");
+    let printed =
+        succeed(&["judge", "--judgments", arg(&judgments), "--rounds", "0", "--json", arg(&json)]);
+    assert!(
+        printed.contains("coding, judged by j: 2 rows against base, 0 games without"),
+        "{printed}"
+    );
+    assert!(printed.contains("75.0 %"), "{printed}");
+    let best = &read(&json)["judgments"][0]["scores"][0];
+    assert_eq!((best["model"].as_str(), best["battles"].as_u64()), (Some("mine"), Some(6)));
+}

@@ -18,6 +18,7 @@ mod metrics;
 mod plan;
 mod real_model;
 mod reference;
+mod report;
 mod resume;
 mod rows;
 mod run_folder;

@@ -9,7 +9,9 @@ use fpo_judge::endpoint::Usage;
 use fpo_judge::session::{self, Outcome};
 use fpo_judge::summary;
 use fpo_judge::verdict::{NoVerdict, Order, ReadFrom};
-use fpo_judge::{Control, Endpoint, EndpointError, Error, Journal, Judge, Key, Pair, Patience};
+use fpo_judge::{
+    Control, Endpoint, EndpointError, Error, Journal, Judge, Key, Pair, Patience, Template, Wording,
+};
 use serde_json::{Map, json};
 
 use crate::server::{Answer, Request, Server, completion, longer};
@@ -29,6 +31,7 @@ fn quick() -> Patience {
 fn judge() -> Judge {
     Judge {
         model: "judge".to_owned(),
+        wording: Wording::Own,
         temperature: 0.0,
         max_tokens: 16,
         logprobs: true,
@@ -345,12 +348,16 @@ fn nothing_is_asked_twice() {
 #[test]
 fn a_verdict_file_with_other_settings_is_refused_by_name_and_kept() {
     let server = Server::likes_length(0.9);
-    let (_folder, file) = scratch();
+    let (folder, file) = scratch();
     let pairs = questions(2);
     run(&server, &file, &pairs, &judge(), 1).unwrap();
     let before = std::fs::read(&file).unwrap();
     let body = json!({"seed": 1}).as_object().unwrap().clone();
+    let prompt = folder.path().join("prompt.txt");
+    std::fs::write(&prompt, "{{ instruction }}: {{ a }} or {{ b }}? A or B?").unwrap();
+    let wording = Wording::Template(Template::read(&prompt).unwrap());
     for (changed, part) in [
+        (Judge { wording, ..judge() }, "(wording: "),
         (Judge { model: "other".to_owned(), ..judge() }, "judge: judge then, other now"),
         (Judge { temperature: 0.7, ..judge() }, "temperature: 0 then, 0.7 now"),
         (Judge { max_tokens: 3, ..judge() }, "max tokens: 16 then, 3 now"),

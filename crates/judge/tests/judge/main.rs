@@ -2,5 +2,6 @@
 
 mod answers;
 mod faults;
+mod judgments;
 mod server;
 mod statistics;

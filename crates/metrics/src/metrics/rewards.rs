@@ -11,14 +11,16 @@ const PLOT: Plot = Plot { rank: 30, title: "Rewards", y_label: "" };
 pub const ACCURACY: Metric = Metric {
     name: "reward_accuracy",
     title: "Reward accuracy",
-    about: "Pairs whose chosen response has the higher reward.",
+    about: "Held-out pairs whose chosen response has the higher reward of the method, which is none before alignment where it is \
+            measured against the reference.",
     unit: Unit::Percent,
     better: Better::Higher,
     of: Of::Pairs(|pair| Some(f64::from(pair.rewards.margin > 0.0))),
     places: Places {
         log: Some("rewards/accuracies"),
         curve: Some(Curve { plot: accuracy::PLOT, series: "reward" }),
-        evaluation: Evaluation::Recorded,
+        evaluation: Evaluation::Shown,
+        column: Some(70),
         mean: Some(Slot { rank: 30, title: "Accuracy (higher reward)" }),
         ..Places::NONE
     },

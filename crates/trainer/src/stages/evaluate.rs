@@ -7,10 +7,10 @@ use fpo_data::PairBatch;
 use fpo_datasets::check;
 use fpo_device::progress::Progress;
 use fpo_interp::movement::Texts;
-use fpo_metrics::{AnswerValues, METRICS, Measured, PairValues, Pairs, measure};
+use fpo_metrics::{AnswerValues, METRICS, PairValues, Pairs, measure};
+pub use fpo_pages::{Answer, AnsweredPrompt, Evaluation};
 use fpo_report::FeatureMove;
 use fpo_transformer::{GenerationOptions, LanguageModel, Site, generate};
-use serde::{Deserialize, Serialize};
 
 use super::{Base, align::measuring_aligner, prepare::EvalPrompt, reference::Split};
 use crate::{
@@ -21,43 +21,6 @@ use crate::{
 
 /// Held-out pairs searched for the tokens that activate a feature.
 const PAIRS_SEARCHED: usize = 200;
-
-/// One prompt, answered before and after.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct AnsweredPrompt {
-    /// The prompt.
-    pub prompt: String,
-    /// The right answer of the built-in data, else the chosen response.
-    pub expected: String,
-    /// The answer before.
-    pub before: Answer,
-    /// The answer after.
-    pub after: Answer,
-}
-
-/// An answer and what the built-in checker says of it, where it can judge.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Answer {
-    /// The text, without special tokens.
-    pub text: String,
-    /// In words.
-    pub verdict: Option<String>,
-    /// Whether it is right.
-    pub right: Option<bool>,
-}
-
-/// What the stage leaves behind.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Evaluation {
-    /// The model before alignment.
-    pub before: Measured,
-    /// The model after it.
-    pub after: Measured,
-    /// Every prompt with both answers.
-    pub answers: Vec<AnsweredPrompt>,
-    /// The features that moved most.
-    pub features: Vec<FeatureMove>,
-}
 
 /// What was found of one model.
 pub struct Found {
