@@ -16,7 +16,7 @@ pub struct Step {
     pub config: ModelConfig,
     /// Precision of the model.
     pub precision: Precision,
-    /// Tokens per forward pass, including padding.
+    /// Tokens per forward pass; a prompt that two responses share counts once.
     pub tokens: usize,
     /// The backward pass recomputes blocks from their inputs (activation checkpointing).
     pub checkpointed: bool,
