@@ -8,6 +8,7 @@
 //! * Files and folders are written atomically ([`atomic`]).
 //! * Every tokenised response satisfies `1 ≤ prompt_len < tokens.len()`: there is a token to predict and a token to predict it
 //!   from.
+//! * A batch has no padding, and what both responses of a pair begin with is in it once.
 //!
 //! ```
 //! use fpo_data::{

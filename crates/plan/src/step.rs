@@ -177,6 +177,7 @@ pub fn alignment(settings: &Settings) -> Result<Step> {
     Ok(Step {
         config: config(&settings.model)?,
         precision: settings.model.precision,
+        // At most: what two responses share passes through the model once, but a prompt may be short.
         tokens: 2 * micro_batch * settings.data.max_length,
         checkpointed: s.checkpoint_activations,
         lora: s.lora.clone(),
