@@ -10,7 +10,7 @@ use burn::{
 use fpo_data::{PairBatch, Pooling, TokenizedPair, TokenizedResponse};
 use fpo_losses::{PerResponse, feature_distance, fpo, mean_loss};
 use fpo_ops::{Activation, Encoder, Normalization, pooled_features};
-use fpo_transformer::{Family, LanguageModel, Site, Sizes, weights};
+use fpo_transformer::{Family, FlatRows, Input, LanguageModel, Site, Sizes, weights};
 
 const SITE: Site = Site::resid_post(1);
 const K: usize = 8;
@@ -19,8 +19,8 @@ const K: usize = 8;
 fn read(model: &LanguageModel, encoder: &Encoder, pairs: &PairBatch) -> (Tensor<1>, Tensor<2>) {
     let (batch, device) = (&pairs.batch, &model.device());
     let ints = |values: Vec<i32>| Tensor::<1, Int>::from_ints(values.as_slice(), device);
-    let tokens = ints(batch.tokens.clone()).reshape([batch.rows, batch.width]);
-    let output = model.forward(tokens, &[SITE]);
+    let rows = FlatRows::new(&batch.places, device);
+    let output = model.forward(Input::flat(ints(batch.tokens.clone()), rows), &[SITE]);
     let rows = |x: Tensor<3>, positions: Vec<i32>| x.flatten::<2>(0, 1).select(0, ints(positions));
     // Logits are never formed, and only the positions that predict a response reach the head.
     let hidden = rows(output.hidden_states, batch.predicting_positions());
@@ -77,7 +77,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         pair(1, &[2, 7, 7, 21, 1], &[2, 7, 7, 40, 41, 42, 1]),
     ];
     let views: Vec<_> = pairs.iter().map(TokenizedPair::view).collect();
-    let batch = PairBatch::new(&views, 0)?;
+    let batch = PairBatch::new(&views)?;
 
     // Offline: the reference is read once and never needed again.
     let (reference_log_probs, reference_features) = read(&reference, &encoder, &batch);

@@ -85,7 +85,7 @@ fn data(folder: &Path, rows: usize) -> SequenceStore {
 
 fn source<'a>(model: &'a LanguageModel, data: &'a SequenceStore) -> Source<'a> {
     let sites = vec![Site::resid_post(1), "attn_z:0".parse().unwrap()];
-    Source { model, data, pad: 0, excluded: vec![1, 2], sites, reporter: Reporter::silent() }
+    Source { model, data, excluded: vec![1, 2], sites, reporter: Reporter::silent() }
 }
 
 fn settings(buffer_tokens: usize) -> StoreSettings {

@@ -52,7 +52,6 @@ fn collected(site: Site, options: &Options) -> (Vec<Feature>, usize) {
     let source = Source {
         model: &model,
         data: &data,
-        pad: 0,
         excluded: vec![BOS],
         sites: vec![site],
         reporter: Reporter::silent(),

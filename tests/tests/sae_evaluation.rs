@@ -50,7 +50,6 @@ fn measure(model: &LanguageModel, site: Site, rows: &[Vec<u32>], batch: usize) -
     let source = Source {
         model,
         data: &data,
-        pad: 0,
         excluded: vec![1, 2],
         sites: vec![site],
         reporter: Reporter::silent(),

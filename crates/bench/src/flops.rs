@@ -14,11 +14,11 @@ use crate::median;
 #[derive(Clone, Debug)]
 pub(crate) struct Products<'a> {
     pub config: &'a ModelConfig,
-    /// Sequences in the step, all of the same length: two per pair.
-    pub sequences: usize,
-    /// Tokens per sequence.
-    pub tokens: usize,
-    /// Response tokens per sequence, whose log-probabilities are computed.
+    /// Pairs in the step, all of the same length.
+    pub pairs: usize,
+    /// Prompt tokens per pair, which its two responses share.
+    pub prompt: usize,
+    /// Tokens per response, whose log-probabilities are computed.
     pub response: usize,
     /// Only these adapters are trained, if set.
     pub lora: Option<&'a LoraConfig>,
@@ -31,14 +31,14 @@ pub(crate) struct Products<'a> {
 impl Products<'_> {
     /// FLOPs of one step; a multiply-add counts as two.
     ///
-    /// Forward pass: linear layers at all tokens, attention scores and weighted sums for each visible query-key pair, the head
-    /// and the autoencoder's encoder at response positions. Backward pass: twice the forward product if both operands need a
+    /// Forward pass: linear layers at all tokens, a prompt's once; attention scores and weighted sums for each visible query-key pair
+    /// of both sequences; the head and the autoencoder's encoder at response positions. Backward pass: twice the forward product if both operands need a
     /// gradient, once if one of them is frozen. Recomputation and elementwise operations don't count.
     pub(crate) fn flops(&self) -> f64 {
         let c = self.config;
         let layers = c.num_hidden_layers as f64;
-        let tokens = (self.sequences * self.tokens) as f64;
-        let response = (self.sequences * self.response) as f64;
+        let tokens = (self.pairs * (self.prompt + 2 * self.response)) as f64;
+        let response = (2 * self.pairs * self.response) as f64;
         let weights = |p| plan::sizes(c, p).into_iter().product::<usize>();
         let linear =
             layers * tokens * Projection::ALL.into_iter().map(weights).sum::<usize>() as f64;
@@ -63,13 +63,14 @@ impl Products<'_> {
 
     /// Number of query-key pairs inside the causal window, over all sequences and layers.
     fn visible_pairs(&self) -> f64 {
+        let tokens = self.prompt + self.response;
         let of_layer = |layer| {
-            let window = self.config.window(layer).unwrap_or(usize::MAX).min(self.tokens);
+            let window = self.config.window(layer).unwrap_or(usize::MAX).min(tokens);
             // The first `window` queries see 1, 2, … keys.
-            window * (window + 1) / 2 + (self.tokens - window) * window
+            window * (window + 1) / 2 + (tokens - window) * window
         };
         let pairs: usize = (0..self.config.num_hidden_layers).map(of_layer).sum();
-        (self.sequences * pairs) as f64
+        (2 * self.pairs * pairs) as f64
     }
 }
 
@@ -141,12 +142,14 @@ mod tests {
         let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
         let (d, ffn) = (c.hidden_size, c.intermediate_size);
         let (mut trained, mut frozen, mut second) = (0, 0, 0);
-        for _sequence in 0..p.sequences {
+        for sequence in 0..2 * p.pairs {
             for layer in 0..c.num_hidden_layers {
-                for position in 0..p.tokens {
+                for position in 0..p.prompt + p.response {
+                    // The prompt of every second sequence is that of the one before.
+                    let is_computed = sequence % 2 == 0 || position >= p.prompt;
                     let linear: [[usize; 2]; 7] =
                         [[d, q], [d, kv], [d, kv], [q, d], [d, ffn], [d, ffn], [ffn, d]];
-                    for [inner, columns] in linear {
+                    for [inner, columns] in linear.into_iter().filter(|_| is_computed) {
                         let product = 2 * inner * columns;
                         second += product;
                         match p.lora {
@@ -189,8 +192,8 @@ mod tests {
                 for (second_model, d_sae) in [(false, Some(30)), (true, None)] {
                     let products = Products {
                         config: &config,
-                        sequences: 2,
-                        tokens: 7,
+                        pairs: 3,
+                        prompt: 2,
                         response: 5,
                         lora,
                         second_model,
@@ -208,8 +211,8 @@ mod tests {
         let config = "gemma-2-2b".parse::<PublishedModel>().unwrap().config();
         let products = Products {
             config: &config,
-            sequences: 4,
-            tokens: 64,
+            pairs: 2,
+            prompt: 0,
             response: 64,
             lora: None,
             second_model: false,

@@ -179,8 +179,8 @@ impl StepSizes {
     fn flops(&self, planned: &plan::Step) -> f64 {
         let products = Products {
             config: &planned.config,
-            sequences: 2 * self.pairs,
-            tokens: self.tokens,
+            pairs: self.pairs,
+            prompt: self.prompt(),
             response: self.tokens - self.prompt(),
             lora: planned.lora.as_ref(),
             second_model: planned.second_model,
@@ -212,7 +212,7 @@ impl StepSizes {
         plan::Step {
             config,
             precision: self.precision,
-            tokens: 2 * self.pairs * self.tokens,
+            tokens: self.pairs * (2 * self.tokens - self.prompt()),
             checkpointed: self.checkpoint_activations,
             lora: self.lora_rank.map(|rank| LoraConfig { rank, ..LoraConfig::default() }),
             optimizer: self.optimizer().kind,
@@ -262,7 +262,7 @@ fn run(sizes: &StepSizes, planned: &plan::Step, device: &Device) -> Result<StepR
     device.seed(0);
     let pairs = sizes.random_pairs(&mut ChaCha8Rng::seed_from_u64(0));
     let views: Vec<_> = pairs.iter().map(TokenizedPair::view).collect();
-    let batch = PairBatch::new(&views, 0)?;
+    let batch = PairBatch::new(&views)?;
 
     let placement = Placement::new(device.clone(), sizes.precision);
     let trainable = placement.autodiff();
@@ -344,8 +344,8 @@ fn aligner(sizes: &StepSizes, reference: LanguageModel, pairs: &[PairView]) -> R
         rows_per_shard: sizes.pairs.try_into()?,
     };
     let mut writer = ReferenceWriter::create(folder.path(), &fingerprint, shape)?;
-    let batch = PairBatch::new(pairs, 0)?;
-    for row in (Reference { model: &reference, reader: Some(&reader), pad: 0 }).rows(&batch) {
+    let batch = PairBatch::new(pairs)?;
+    for row in (Reference { model: &reference, reader: Some(&reader) }).rows(&batch) {
         writer.push(row)?;
     }
     writer.finish()?;

@@ -126,7 +126,7 @@ impl Evaluate {
         let aligner = self.aligner(objective, &folder, &pairs, &placement)?;
         check_counts(&aligner.cache, &views)?;
         let policy = folder.load(&placement)?;
-        let values = self.compare(&aligner, &policy, folder.tokenizer.pad_id(), &views)?;
+        let values = self.compare(&aligner, &policy, &views)?;
         json_lines::write(&self.per_pair, &values)?;
         streams::report(&self.per_pair, &summary(&objective, &values).to_string())
     }
@@ -263,7 +263,6 @@ impl Evaluate {
         &self,
         aligner: &Aligner,
         policy: &LanguageModel,
-        pad: u32,
         pairs: &[PairView],
     ) -> Result<Vec<PairValues>> {
         let pass = Pass::new(pairs.to_vec(), self.batch_size);
@@ -272,7 +271,7 @@ impl Evaluate {
         let mut progress = reporter().begin("evaluate", "pairs", pairs.len(), 0);
         // The batches of `fpo reference`, so that a policy that equals the reference gives bit-identical values.
         for indices in pass.batches(0, 1) {
-            let batch = PairBatch::new(&pass.views(indices), pad)?;
+            let batch = PairBatch::new(&pass.views(indices))?;
             aligner.compare(policy, &batch)?.add_to(&mut measured);
             progress.advance(indices.len(), "");
             order.extend(indices);

@@ -138,8 +138,7 @@ impl Reference {
             return Ok(());
         }
         let model = folder.load(&placement)?;
-        let pad = folder.tokenizer.pad_id();
-        let reference = reference::Reference { model: &model, reader: reader.as_ref(), pad };
+        let reference = reference::Reference { model: &model, reader: reader.as_ref() };
         let of = views.len();
         let pass = Pass::new(views, self.batch_size);
         let count = |&shard: &usize| pass.pairs_of(shard, cache.shards());

@@ -62,24 +62,18 @@ impl Score {
         let folder = ModelFolder::open(&self.model)?.with_system(self.tokens.system);
         let pairs = self.tokens.read_pairs(&folder, &self.data)?;
         let model = folder.load(&placement)?;
-        let lines = score(&model, folder.tokenizer.pad_id(), &pairs.views(), self.batch_size)?;
+        let lines = score(&model, &pairs.views(), self.batch_size)?;
         json_lines::write(&self.out, &lines)
     }
 }
 
-fn score(
-    model: &LanguageModel,
-    pad: u32,
-    pairs: &[PairView],
-    size: NonZeroUsize,
-) -> Result<Vec<Line>> {
+fn score(model: &LanguageModel, pairs: &[PairView], size: NonZeroUsize) -> Result<Vec<Line>> {
     let lengths: Vec<usize> = pairs.iter().map(PairView::longest).collect();
     let mut lines: Vec<Option<Line>> = vec![None; pairs.len()];
     let mut progress = reporter().begin("score", "pairs", pairs.len(), 0);
     for indices in Batches::by_length(&lengths, size).iter() {
         let batch: Vec<PairView> = indices.iter().map(|&i| pairs[i]).collect();
-        for (&index, line) in indices.iter().zip(score_batch(model, &PairBatch::new(&batch, pad)?)?)
-        {
+        for (&index, line) in indices.iter().zip(score_batch(model, &PairBatch::new(&batch)?)?) {
             lines[index] = Some(line);
         }
         progress.advance(indices.len(), "");

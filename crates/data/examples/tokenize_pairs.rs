@@ -34,9 +34,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let size = NonZeroUsize::new(4).ok_or("a batch size of 0")?;
     for indices in Batches::shuffled(&store.lengths(), size, 0, 0).iter().take(3) {
-        let PairBatch { ids, batch } = PairBatch::new(&store.views(indices)?, tokenizer.pad_id())?;
-        let (rows, width, targets) = (batch.rows, batch.width, batch.targets().len());
-        println!("pairs {ids:?}: [{rows} rows, {width} tokens], {targets} response tokens");
+        let PairBatch { ids, batch } = PairBatch::new(&store.views(indices)?)?;
+        let (rows, tokens, targets) = (batch.rows(), batch.tokens.len(), batch.targets().len());
+        println!("pairs {ids:?}: {rows} rows of {tokens} tokens, {targets} response tokens");
     }
     Ok(())
 }

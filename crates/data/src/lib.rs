@@ -8,6 +8,7 @@
 //! * Files and folders are written atomically ([`atomic`]).
 //! * Every tokenised response satisfies `1 ≤ prompt_len < tokens.len()`: there is a token to predict and a token to predict it
 //!   from.
+//! * A batch has no padding, and what both responses of a pair begin with is in it once.
 //!
 //! ```
 //! use fpo_data::{
@@ -20,8 +21,8 @@
 //! let question = Prompt::Text("What is 2 + 2?".into());
 //! let pair = Pair { id: 0, prompt: question, chosen: "It is 4.".into(), rejected: "Who knows?".into() };
 //! let (pairs, summary) = Preparer::new(&tokenizer, &template, Rendering::Auto, limits)?.prepare_pairs(&[pair])?;
-//! let PairBatch { batch, .. } = PairBatch::new(&[pairs[0].view()], tokenizer.pad_id())?;
-//! assert_eq!((summary.kept, batch.rows), (1, 2));
+//! let PairBatch { batch, .. } = PairBatch::new(&[pairs[0].view()])?;
+//! assert_eq!((summary.kept, batch.rows()), (1, 2));
 //! assert_eq!(batch.targets().len(), batch.predicting_positions().len());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

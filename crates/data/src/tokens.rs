@@ -102,6 +102,12 @@ impl PairView<'_> {
         self.chosen.tokens.len().max(self.rejected.tokens.len())
     }
 
+    /// Tokens that both rows begin with: the prompt, and what the responses have in common at their beginning.
+    pub fn shared(&self) -> usize {
+        let both = self.chosen.tokens.iter().zip(self.rejected.tokens);
+        both.take_while(|(chosen, rejected)| chosen == rejected).count()
+    }
+
     /// An owned copy.
     pub fn to_owned(&self) -> TokenizedPair {
         TokenizedPair {

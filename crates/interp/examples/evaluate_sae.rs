@@ -45,7 +45,7 @@ fn main() -> Result<()> {
     SequenceStore::write(&path, &Fingerprint::default(), rows.collect::<Vec<_>>())?;
     let (data, excluded) = (SequenceStore::open(&path)?, vec![0, BOS]);
     let (sites, reporter) = (vec![site], Reporter::silent());
-    let source = Source { model: &model, data: &data, pad: 0, excluded, sites, reporter };
+    let source = Source { model: &model, data: &data, excluded, sites, reporter };
 
     let coordinates = Tensor::<2>::eye(d, &device);
     let w_dec = Tensor::cat(vec![coordinates.clone(), -coordinates], 0);

@@ -148,7 +148,7 @@ fn add(
         return;
     }
     let input = source.input(batch);
-    let cells = batch.rows * batch.width;
+    let cells = batch.tokens.len();
     let mut is_kept = vec![false; cells];
     kept.iter().for_each(|&at| is_kept[at as usize] = true);
 
@@ -185,12 +185,9 @@ fn add(
         }
         sums.positions += positions.len();
     }
-    let width = batch.width as i32;
     // The last token of a row has no next token.
-    let predicting: Vec<i32> = kept
-        .into_iter()
-        .filter(|at| (at % width) as usize + 1 < batch.lens[(at / width) as usize])
-        .collect();
+    let last = |at: i32| batch.places.iter().any(|[_, rest]| rest.end == at as usize + 1);
+    let predicting: Vec<i32> = kept.into_iter().filter(|&at| !last(at)).collect();
     for positions in predicting.chunks(POSITIONS) {
         let targets = positions.iter().map(|&at| batch.tokens[at as usize + 1]).collect();
         let targets = indices(targets, &device);

@@ -5,7 +5,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use fpo_data::{Pooling, TokenBatch};
 use fpo_ops::{Encoder, pooled_features};
 use fpo_sae::{Sae, check_width};
-use fpo_transformer::{ModelConfig, Site};
+use fpo_transformer::{FlatRows, Input, ModelConfig, Site};
 
 /// Encoders at their sites, and the positions over which their features are averaged. Shared by reference and policy.
 #[derive(Clone)]
@@ -64,8 +64,7 @@ impl FeatureReader {
         Ok(())
     }
 
-    /// Mean features per row of a batch. `activations`: one tensor `[rows, tokens, d_model]` per site. Returns `[rows, d_sae]` per
-    /// site.
+    /// Mean features per row of a batch. `activations`: one tensor `[1, tokens, d_model]` per site. Returns `[rows, d_sae]` per site.
     pub fn pool(&self, batch: &TokenBatch, activations: Vec<Tensor<3>>) -> Vec<Tensor<2>> {
         let positions = batch.positions(self.pooling, &self.excluded);
         let pool = |(x, encoder): (Tensor<3>, &Encoder)| {
@@ -85,6 +84,11 @@ impl FeatureReader {
 pub fn check_fit(encoder: &Encoder, site: Site, config: &ModelConfig) -> Result<()> {
     site.check(config.num_hidden_layers)?;
     Ok(check_width(encoder, site, site.width(config))?)
+}
+
+/// A batch as the input of a model.
+pub fn input(batch: &TokenBatch, device: &Device) -> Input {
+    Input::flat(indices(batch.tokens.clone(), device), FlatRows::new(&batch.places, device))
 }
 
 /// Indices on a device, `[values.len()]`.

@@ -10,17 +10,17 @@ pub struct Dropout<'a> {
     pub rate: f64,
     /// Another seed gives an independent mask.
     pub seed: u64,
-    /// Identifies each row of the batch: the mask of a row depends on this number, not on its place.
-    pub rows: &'a [u64],
+    /// Identifies each token: a number of its row, and its position there. Its mask depends on these, not on its place in the batch.
+    pub tokens: &'a [(u64, usize)],
 }
 
 /// `x · m / (1 − rate)` with m = 0 for a share `rate` of the elements, else 1: E of it is `x`.
 ///
 /// # Shapes
-/// * `x`: `[rows, …, features]`, an element for each position between
+/// * `x`: `[…, features]`, a token for each element of the dimensions before
 ///
 /// # Panics
-/// If `rows` doesn't have a number for each row.
+/// If `tokens` doesn't identify each token.
 pub fn dropout<const D: usize>(x: Tensor<D>, by: Dropout) -> Tensor<D> {
     #[cfg(feature = "flex")]
     if crate::flex::operand(&x).is_some() {
@@ -70,14 +70,13 @@ impl Dropout<'_> {
 
     /// The number of each position of a tensor, row by row, and of each feature.
     fn numbers(&self, dims: &[usize]) -> (Vec<i32>, Vec<i32>) {
-        let [rows, between @ .., features] = dims else { panic!("dropout: {dims:?}") };
-        assert_eq!(*rows, self.rows.len(), "dropout: rows {dims:?} and their numbers");
-        let between: usize = between.iter().product();
+        let [tokens @ .., features] = dims else { panic!("dropout: {dims:?}") };
+        let count: usize = tokens.iter().product();
+        assert_eq!(count, self.tokens.len(), "dropout: tokens {dims:?} and what identifies them");
         let of = |purpose: u64, number: u64, index: usize| {
             (mix(mix(mix(self.seed ^ purpose) ^ number) ^ index as u64) >> 34) as i32
         };
-        let rows = self.rows.iter();
-        let positions = rows.flat_map(|&row| (0..between).map(move |index| of(1, row, index)));
+        let positions = self.tokens.iter().map(|&(row, position)| of(1, row, position));
         (positions.collect(), (0..*features).map(|index| of(2, 0, index)).collect())
     }
 }
@@ -120,16 +119,22 @@ mod tests {
     use crate::{numbers::close, testing::random};
     use burn::tensor::Device;
 
-    fn kept(dims: &[usize], rate: f64, seed: u64, rows: &[u64]) -> Vec<bool> {
-        fast(dims, Dropout { rate, seed, rows }).into_iter().map(|x| x > 0.0).collect()
+    /// The tokens of padded rows.
+    fn tokens(rows: &[u64], width: usize) -> Vec<(u64, usize)> {
+        rows.iter().flat_map(|&row| (0..width).map(move |position| (row, position))).collect()
+    }
+
+    fn kept(dims: &[usize; 3], rate: f64, seed: u64, rows: &[u64]) -> Vec<bool> {
+        let tokens = &tokens(rows, dims[1]);
+        fast(dims, Dropout { rate, seed, tokens }).into_iter().map(|x| x > 0.0).collect()
     }
 
     /// Oracle: the definition, in values and gradients; both give what the mask says.
     #[test]
     fn the_fast_path_is_the_definition() {
-        let rows = [7, 3, u64::MAX];
+        let tokens = tokens(&[7, 3, u64::MAX], 17);
         for rate in [0.0, 1e-6, 0.05, 0.5, 0.999_999] {
-            let by = Dropout { rate, seed: 5, rows: &rows };
+            let by = Dropout { rate, seed: 5, tokens: &tokens };
             let plain = random::<3>(1, [3, 17, 33]).cast(DType::F32);
             let [found, expected] = [dropout, definition].map(|f| {
                 let x = plain.clone().autodiff().require_grad();
@@ -146,8 +151,8 @@ mod tests {
             let gradient = plain * mask.clone() * mask * 2.0;
             close("gradient", &found[1], &gradient, 1e-6);
         }
-        let x = random::<3>(1, [3, 2, 4]);
-        let none = dropout(x.clone(), Dropout { rate: 0.0, seed: 5, rows: &rows });
+        let x = random::<3>(1, [3, 17, 4]);
+        let none = dropout(x.clone(), Dropout { rate: 0.0, seed: 5, tokens: &tokens });
         assert_eq!(none.to_data(), x.to_data(), "nothing is dropped");
     }
 

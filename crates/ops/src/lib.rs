@@ -72,7 +72,9 @@ mod testing;
 mod top_k;
 
 pub use adamw::{AdamW, adamw_step};
-pub use attention::{AttentionOptions, TextStarts, causal_attention, packed_attention};
+pub use attention::{
+    AttentionOptions, FlatRows, TextStarts, causal_attention, flat_attention, packed_attention,
+};
 pub use dropout::{Dropout, dropout};
 pub use encoder::{Activation, Encoder, Normalization};
 pub use gated::{geglu, swiglu};
@@ -102,6 +104,7 @@ pub fn take_product_refusal() -> Option<String> {
 /// The operations in plain tensor operations, on any backend: the oracle of tests and benchmarks.
 pub mod definition {
     pub use crate::adamw::definition as adamw_step;
+    pub use crate::attention::flat::definition as flat_attention;
     pub use crate::attention::{
         definition as causal_attention, packed_definition as packed_attention,
     };

@@ -15,7 +15,7 @@ pub struct Evaluation {
     pub precision: Precision,
     /// If set, the policy is the reference with these adapters.
     pub lora: Option<LoraConfig>,
-    /// Tokens per forward pass over pairs, including padding.
+    /// Tokens per forward pass over pairs, at most: a prompt that two responses share counts as if it were short.
     pub tokens: usize,
     /// Responses per generated batch.
     pub answers: usize,

@@ -16,7 +16,7 @@ pub struct Step {
     pub config: ModelConfig,
     /// Precision of the model.
     pub precision: Precision,
-    /// Tokens per forward pass, including padding.
+    /// Tokens per forward pass; a prompt that two responses share counts once.
     pub tokens: usize,
     /// The backward pass recomputes blocks from their inputs (activation checkpointing).
     pub checkpointed: bool,
@@ -177,6 +177,7 @@ pub fn alignment(settings: &Settings) -> Result<Step> {
     Ok(Step {
         config: config(&settings.model)?,
         precision: settings.model.precision,
+        // At most: what two responses share passes through the model once, but a prompt may be short.
         tokens: 2 * micro_batch * settings.data.max_length,
         checkpointed: s.checkpoint_activations,
         lora: s.lora.clone(),

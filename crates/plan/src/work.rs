@@ -19,7 +19,7 @@ pub struct Counts {
 }
 
 /// Names of the stages that compute, with their FLOPs: two per parameter and token in a forward pass, four more in a backward pass, two
-/// where the model is frozen. An estimate: attention, padding and recomputation don't count.
+/// where the model is frozen. An estimate: attention and recomputation don't count, and the prompt of a pair counts for both responses.
 ///
 /// # Errors
 /// The model's sizes can't be determined.

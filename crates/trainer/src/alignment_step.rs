@@ -34,7 +34,7 @@ fn in_one_pass(
     let pairs: usize = micro_batches.iter().map(PairBatch::pairs).sum();
     let (mut gradients, mut measured) = (GradientMap::default(), Pairs::default());
     for batch in micro_batches {
-        let policy = &policy.for_rows(batch.row_keys());
+        let policy = &policy.for_tokens(batch.token_keys());
         let comparison = aligner.compare(policy, batch)?;
         let losses = aligner.objective.losses(comparison.quantities.clone());
         comparison.add_to(&mut measured);
@@ -56,7 +56,7 @@ fn in_two_passes(
     let mut measured = Pairs::default();
     let frozen = policy.valid();
     for batch in micro_batches {
-        let comparison = aligner.compare(&frozen.for_rows(batch.row_keys()), batch)?;
+        let comparison = aligner.compare(&frozen.for_tokens(batch.token_keys()), batch)?;
         comparison.add_to(&mut measured);
     }
     let mut quantities = measured.quantities().map(Tensor::autodiff);
@@ -80,7 +80,7 @@ fn in_two_passes(
             let slopes = slopes.clone().map(|x| x.slice(range.clone()).autodiff());
             (log_probs.chosen * slopes.chosen).sum() + (log_probs.rejected * slopes.rejected).sum()
         };
-        let policy = &policy.for_rows(batch.row_keys());
+        let policy = &policy.for_tokens(batch.token_keys());
         let (log_probs, tape) = aligner.log_probs(policy, batch);
         let mut sum = product(log_probs.full, &full);
         if let (Some(log_probs), Some(slopes)) = (log_probs.shared, &shared) {

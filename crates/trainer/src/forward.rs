@@ -2,14 +2,13 @@
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use fpo_data::TokenBatch;
-use fpo_interp::reader::{FeatureReader, indices};
-use fpo_transformer::{ForwardOutput, Head, LanguageModel, Site, Tape};
+use fpo_interp::reader::{FeatureReader, indices, input};
+use fpo_transformer::{ForwardOutput, Head, Input, LanguageModel, Site, Tape};
 
 /// A batch on a device, with the positions that losses are about. n is the number of response tokens.
 pub struct DeviceBatch {
-    /// `[rows, width]`
-    pub tokens: Tensor<2, Int>,
-    /// Flat indices of the positions that predict the response tokens, `[n]`.
+    input: Input,
+    /// Indices of the tokens that predict the response tokens, `[n]`.
     predicting: Tensor<1, Int>,
     /// Those tokens, `[n]`.
     targets: Tensor<1, Int>,
@@ -20,9 +19,8 @@ pub struct DeviceBatch {
 impl DeviceBatch {
     /// Moves a batch to a device.
     pub fn new(batch: &TokenBatch, device: &Device) -> Self {
-        let shape = [batch.rows, batch.width];
         Self {
-            tokens: Tensor::from_data(TensorData::new(batch.tokens.clone(), shape), device),
+            input: input(batch, device),
             predicting: indices(batch.predicting_positions(), device),
             targets: indices(batch.targets(), device),
             counts: batch.response_counts(),
@@ -107,16 +105,15 @@ impl Forward {
         keep: Keep,
     ) -> Self {
         let sites: Vec<Site> = reader.map_or(Vec::new(), FeatureReader::sites);
-        let tokens = on_device.tokens.clone();
+        let input = on_device.input.clone();
         let (ForwardOutput { hidden_states, sites }, tape) = match keep {
-            Keep::All => (model.forward(tokens, &sites), None),
+            Keep::All => (model.forward(input, &sites), None),
             Keep::BlockInputs => {
-                let (output, tape) = model.forward_checkpointed(tokens, &sites);
+                let (output, tape) = model.forward_checkpointed(input, &sites);
                 (output, Some(tape))
             }
         };
-        let [rows, width, d_model] = hidden_states.dims();
-        let hidden = hidden_states.reshape([rows * width, d_model]);
+        let hidden = hidden_states.squeeze_dim::<2>(0);
         Self {
             head: model.head(),
             hidden: hidden.select(0, on_device.predicting.clone()),

@@ -89,8 +89,6 @@ pub struct Reference<'a> {
     pub model: &'a LanguageModel,
     /// Reads features; without it only log-probabilities are noted.
     pub reader: Option<&'a FeatureReader>,
-    /// Fills the cells after a row's end.
-    pub pad: u32,
 }
 
 impl Reference<'_> {
@@ -109,7 +107,7 @@ impl Reference<'_> {
         let part = format!("part {shard} of {shards}");
         let mut writer = cache.writer(shard)?;
         for indices in pass.batches(shard, shards) {
-            let batch = PairBatch::new(&pass.views(indices), self.pad)?;
+            let batch = PairBatch::new(&pass.views(indices))?;
             for row in self.rows(&batch) {
                 writer.push(row)?;
             }

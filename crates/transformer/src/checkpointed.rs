@@ -11,7 +11,7 @@ use burn::{
 
 use crate::{
     ForwardOutput, LanguageModel, Site,
-    layout::Layout,
+    layout::{Input, Layout},
     model::{Block, BlockOutput},
 };
 
@@ -38,11 +38,12 @@ impl LanguageModel {
     /// If the model lacks a site's layer; see [`Site::check`].
     pub fn forward_checkpointed(
         &self,
-        tokens: Tensor<2, Int>,
+        input: impl Into<Input>,
         sites: &[Site],
     ) -> (ForwardOutput, Tape) {
-        let tokens = tokens.without_autodiff();
-        let layout = Layout::padded(&tokens, self.config());
+        let Input { tokens, texts } = input.into();
+        let input = Input { tokens: tokens.without_autodiff(), texts };
+        let (layout, tokens) = (input.layout(self.config()), input.tokens);
         let plain = self.valid();
         let depth = plain.model.layers.len();
         let mut inputs = Vec::with_capacity(depth);

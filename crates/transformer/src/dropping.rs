@@ -13,20 +13,20 @@ use crate::{LanguageModel, lora::Projection};
 pub(crate) struct Mask {
     rate: f64,
     seed: u64,
-    /// Identifies each row of the batch.
-    rows: Arc<[u64]>,
+    /// Identifies each token of the batch: a number of its row, and its position there.
+    tokens: Arc<[(u64, usize)]>,
 }
 
 impl Mask {
     pub(crate) fn dropout(&self) -> Dropout<'_> {
-        Dropout { rate: self.rate, seed: self.seed, rows: &self.rows }
+        Dropout { rate: self.rate, seed: self.seed, tokens: &self.tokens }
     }
 }
 
 impl LanguageModel {
     /// The same model as it is trained: its adapters have the dropout of their configuration, with masks that follow from the run's
-    /// seed and the step. It takes no batch before [`Self::for_rows`] has said which rows it will see. Without dropout, it stays as it
-    /// is.
+    /// seed and the step. It takes no batch before [`Self::for_tokens`] has said which tokens it will see. Without dropout, it stays as
+    /// it is.
     #[must_use]
     pub fn dropping(&self, seed: u64, step: usize) -> Self {
         let mut model = self.clone();
@@ -39,24 +39,24 @@ impl LanguageModel {
             for projection in Projection::ALL {
                 let seed = rng.random();
                 if let Some(lora) = &mut projection.of_mut(block).lora {
-                    lora.mask = Some(Mask { rate, seed, rows: Arc::default() });
+                    lora.mask = Some(Mask { rate, seed, tokens: Arc::default() });
                 }
             }
         }
         model
     }
 
-    /// The same model for a batch with these rows, each identified by a number: the mask of a row depends on it, and not on the rows
-    /// beside it. A model that isn't [dropping](Self::dropping) stays as it is.
+    /// The same model for a batch with these tokens, each identified by a number of its row and its position there: its mask depends on
+    /// them, and not on the tokens beside it. A model that isn't [dropping](Self::dropping) stays as it is.
     #[must_use]
-    pub fn for_rows(&self, rows: impl IntoIterator<Item = u64>) -> Self {
+    pub fn for_tokens(&self, tokens: impl IntoIterator<Item = (u64, usize)>) -> Self {
         let mut model = self.clone();
-        let rows: Arc<[u64]> = rows.into_iter().collect();
+        let tokens: Arc<[(u64, usize)]> = tokens.into_iter().collect();
         for block in &mut model.model.layers {
             for projection in Projection::ALL {
                 let mask = projection.of_mut(block).lora.as_mut().and_then(|l| l.mask.as_mut());
                 if let Some(mask) = mask {
-                    mask.rows = Arc::clone(&rows);
+                    mask.tokens = Arc::clone(&tokens);
                 }
             }
         }
@@ -83,6 +83,11 @@ mod tests {
         Tensor::<1>::from_floats(values.as_slice(), device).reshape(shape)
     }
 
+    /// The tokens of padded rows.
+    fn tokens(rows: [u64; 2], width: usize) -> Arc<[(u64, usize)]> {
+        rows.into_iter().flat_map(|row| (0..width).map(move |position| (row, position))).collect()
+    }
+
     fn leaf<const D: usize>(x: Tensor<D>) -> Param<Tensor<D>> {
         Param::from_tensor(x)
     }
@@ -102,7 +107,7 @@ mod tests {
     #[test]
     fn a_layer_is_pefts_with_the_same_mask() {
         let device = Device::flex().autodiff();
-        let mask = Mask { rate: 0.3, seed: 8, rows: [4, 9].into() };
+        let mask = Mask { rate: 0.3, seed: 8, tokens: tokens([4, 9], 7) };
         let x = values(0.2, [2, 7, 6], &device);
         let kept = dropout(Tensor::ones([2, 7, 6], &device), mask.dropout());
         for dora in [false, true] {
@@ -158,7 +163,7 @@ mod tests {
             let draws = 4000;
             let (mut sum, mut squares) = (vec![0.0; 30], vec![0.0; 30]);
             for seed in 0..draws {
-                let mask = Mask { rate: 0.25, seed, rows: [0, 1].into() };
+                let mask = Mask { rate: 0.25, seed, tokens: tokens([0, 1], 3) };
                 let found = list(layer(dora, Some(mask), &device).forward(x.clone()));
                 for (i, y) in found.into_iter().enumerate() {
                     sum[i] += y;

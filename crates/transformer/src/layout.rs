@@ -1,9 +1,68 @@
 //! The layout of a batch: the positions of its tokens, for the rotary embedding, and the texts that attention keeps apart.
+//! Everything else in a model is computed token by token.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use fpo_ops::{AttentionOptions, TextStarts};
+use fpo_ops::{AttentionOptions, FlatRows, TextStarts};
 
 use crate::{ModelConfig, Rope};
+
+/// The tokens of a forward pass, and which of them make up a text.
+#[derive(Clone, Debug)]
+pub struct Input {
+    /// `[batch, tokens]`
+    pub(crate) tokens: Tensor<2, Int>,
+    pub(crate) texts: Texts,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Texts {
+    Padded,
+    Packed(TextStarts),
+    Flat(FlatRows),
+}
+
+/// Tokens `[batch, tokens]`, each row one text that is padded on the right. Padding needs no mask: attention is causal, so a real
+/// position never sees the padding after it. Outputs at padded positions are meaningless.
+impl From<Tensor<2, Int>> for Input {
+    fn from(tokens: Tensor<2, Int>) -> Self {
+        Self { tokens, texts: Texts::Padded }
+    }
+}
+
+impl Input {
+    /// Tokens `[rows, tokens]` with several texts in each row, one after another.
+    ///
+    /// # Panics
+    /// If `texts` has another shape than `tokens`.
+    pub fn packed(tokens: Tensor<2, Int>, texts: &TextStarts) -> Self {
+        assert_eq!(tokens.dims(), texts.dims(), "the text layout doesn't match the tokens");
+        Self { tokens, texts: Texts::Packed(texts.clone()) }
+    }
+
+    /// Tokens `[tokens]` that make up rows, each of them one text; what two rows begin with may be there once. Outputs are those of
+    /// the tokens, with the shape `[1, tokens, …]`.
+    ///
+    /// # Panics
+    /// If `rows` are made up of another number of tokens.
+    pub fn flat(tokens: Tensor<1, Int>, rows: FlatRows) -> Self {
+        assert_eq!(tokens.dims(), [rows.tokens()], "the rows don't match the tokens");
+        Self { tokens: tokens.unsqueeze(), texts: Texts::Flat(rows) }
+    }
+
+    pub(crate) fn layout(&self, config: &ModelConfig) -> Layout {
+        let [_, width] = self.tokens.dims();
+        let device = &self.tokens.device();
+        match &self.texts {
+            Texts::Padded => Layout::Padded(Rotaries::new(0..width, config, device)),
+            Texts::Packed(texts) => {
+                Layout::Packed(Rotaries::new(texts.positions(), config, device), texts.clone())
+            }
+            Texts::Flat(rows) => {
+                Layout::Flat(Rotaries::new(rows.positions(), config, device), rows.clone())
+            }
+        }
+    }
+}
 
 /// How a batch is laid out in rows.
 #[derive(Clone, Debug)]
@@ -12,24 +71,11 @@ pub(crate) enum Layout {
     Padded(Rotaries),
     /// Each row is several texts in sequence.
     Packed(Rotaries, TextStarts),
+    /// The only row has the tokens of all texts.
+    Flat(Rotaries, FlatRows),
 }
 
 impl Layout {
-    pub(crate) fn padded(tokens: &Tensor<2, Int>, config: &ModelConfig) -> Self {
-        let [_, width] = tokens.dims();
-        Self::Padded(Rotaries::new(0..width, config, &tokens.device()))
-    }
-
-    pub(crate) fn packed(
-        tokens: &Tensor<2, Int>,
-        texts: &TextStarts,
-        config: &ModelConfig,
-    ) -> Self {
-        assert_eq!(tokens.dims(), texts.dims(), "the text layout doesn't match the tokens");
-        let rotaries = Rotaries::new(texts.positions(), config, &tokens.device());
-        Self::Packed(rotaries, texts.clone())
-    }
-
     /// Attention of queries `[batch, tokens, heads, head_dim]` over keys and values of the same tokens.
     pub(crate) fn attend(
         &self,
@@ -48,6 +94,11 @@ impl Layout {
                 let rotary = rotaries.of(options.window);
                 let [q, k] = [q, k].map(|x| rotary.per_row(x).cast(v.dtype()));
                 fpo_ops::packed_attention(q, k, v, options, texts)
+            }
+            Self::Flat(rotaries, rows) => {
+                let rotary = rotaries.of(options.window);
+                let [q, k] = [q, k].map(|x| rotary.shared(x).cast(v.dtype()));
+                fpo_ops::flat_attention(q, k, v, options, rows)
             }
         }
     }

@@ -14,6 +14,7 @@
 //!   `embed_tokens.weight_rest.0` and so on here, and one tensor in files.
 //! * Only [`weights`], [`adapter`], [`tensor_file`] and [`ModelConfig::load`] touch the disk. What they read is
 //!   untrusted: damage is an [`Error`], never a panic.
+//! * Everything but attention is computed token by token, so that the layout of texts in a batch ([`Input`]) changes no result.
 //! * The model works on whatever device its parameters are on; no backend is named here.
 //! * Results don't depend on the number of threads.
 //!
@@ -76,9 +77,10 @@ pub use content::hash_model;
 pub use embedding::Embedding;
 pub use error::Error;
 pub use families::{Family, PublishedModel, Sizes};
-pub use fpo_ops::{Gain, TextStarts};
+pub use fpo_ops::{FlatRows, Gain, TextStarts};
 pub use generate::{Generated, Generation, GenerationOptions, Request, generate, generate_with};
 pub use head::Head;
+pub use layout::Input;
 pub use linear::{Linear, Lora};
 pub use lora::{LoraConfig, Projection};
 pub use model::{Attention, Backbone, Block, ForwardOutput, LanguageModel, Mlp, RmsNorm};

@@ -6,7 +6,7 @@ use burn::{
     module::{Module, Param},
     tensor::{Device, Int, Tensor},
 };
-use fpo_ops::{AttentionOptions, Gain, Rows, TextStarts, at_least_f32};
+use fpo_ops::{AttentionOptions, Gain, Rows, at_least_f32};
 
 use crate::{
     BlockNorms, Embedding, Error, Head, Linear, LoraConfig, MlpActivation, ModelConfig, Placement,
@@ -14,7 +14,7 @@ use crate::{
     builder::Builder,
     cache::LayerCache,
     embedding::{EMBEDDING, HEAD},
-    layout::{Layout, Rotaries},
+    layout::{Input, Layout, Rotaries},
     linear::Again,
 };
 
@@ -336,42 +336,23 @@ impl LanguageModel {
         scaled.reshape([batch as i32, length as i32, -1])
     }
 
-    /// The forward pass over right-padded `tokens` `[batch, tokens]`. Padding needs no mask: attention is causal, so a real
-    /// position never sees the padding after it. Outputs at padded positions are meaningless.
+    /// The forward pass. However the texts are laid out, the outputs at a text's tokens are those that it would get alone.
     ///
     /// # Panics
     /// If the model lacks a site's layer; see [`Site::check`].
-    pub fn forward(&self, tokens: Tensor<2, Int>, sites: &[Site]) -> ForwardOutput {
-        let layout = Layout::padded(&tokens, &self.config);
-        self.forward_in(&layout, tokens, sites)
-    }
-
-    /// The forward pass over `tokens` `[rows, tokens]` with several texts in each row: the outputs are those that each text would
-    /// get in a row of its own.
-    ///
-    /// # Panics
-    /// If `texts` has another shape than `tokens`, or the model lacks a site's layer.
-    pub fn forward_packed(
-        &self,
-        tokens: Tensor<2, Int>,
-        texts: &TextStarts,
-        sites: &[Site],
-    ) -> ForwardOutput {
-        let layout = Layout::packed(&tokens, texts, &self.config);
-        self.forward_in(&layout, tokens, sites)
-    }
-
-    fn forward_in(&self, layout: &Layout, tokens: Tensor<2, Int>, sites: &[Site]) -> ForwardOutput {
-        let depth = self.model.layers.len();
-        let (x, sites) = self.blocks(layout, tokens, sites, depth, |_| {});
+    pub fn forward(&self, input: impl Into<Input>, sites: &[Site]) -> ForwardOutput {
+        let (input, depth) = (input.into(), self.model.layers.len());
+        let layout = input.layout(&self.config);
+        let (x, sites) = self.blocks(&layout, input.tokens, sites, depth, |_| {});
         ForwardOutput { hidden_states: self.final_norm(x), sites }
     }
 
     /// Only the activations at `sites`: the forward pass ends after the last layer that is needed.
-    pub fn activations(&self, tokens: Tensor<2, Int>, sites: &[Site]) -> Vec<Tensor<3>> {
+    pub fn activations(&self, input: impl Into<Input>, sites: &[Site]) -> Vec<Tensor<3>> {
         let depth = sites.iter().map(|site| site.layer + 1).max().unwrap_or(0);
-        let layout = Layout::padded(&tokens, &self.config);
-        self.blocks(&layout, tokens, sites, depth, |_| {}).1
+        let input = input.into();
+        let layout = input.layout(&self.config);
+        self.blocks(&layout, input.tokens, sites, depth, |_| {}).1
     }
 
     /// The final norm of the last block's output: the input of the head. `[batch, tokens, d_model]`
@@ -407,12 +388,13 @@ impl LanguageModel {
     /// `[batch, tokens, width]`, replaced by `replace` of it.
     pub fn forward_with(
         &self,
-        tokens: Tensor<2, Int>,
+        input: impl Into<Input>,
         site: Site,
         replace: impl Fn(Tensor<3>) -> Tensor<3>,
     ) -> Tensor<3> {
-        let layout = Layout::padded(&tokens, &self.config);
-        let mut x = self.embed(tokens);
+        let input = input.into();
+        let layout = input.layout(&self.config);
+        let mut x = self.embed(input.tokens);
         for (layer, block) in self.model.layers.iter().enumerate() {
             let is_here = |kind| site == Site { kind, layer };
             if is_here(SiteKind::ResidPre) {

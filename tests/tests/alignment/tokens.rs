@@ -15,7 +15,7 @@ use crate::world::{World, evaluate, numbers};
 fn predictions(model: &LanguageModel, response: &TokenizedResponse) -> Vec<(Vec<f64>, usize)> {
     let ids: Vec<i32> = response.tokens.iter().map(|&t| t as i32).collect();
     let input = Tensor::<1, Int>::from_ints(ids.as_slice(), &model.device());
-    let hidden = model.forward(input.unsqueeze(), &[]).hidden_states.squeeze_dim(0);
+    let hidden = model.forward(input.unsqueeze::<2>(), &[]).hidden_states.squeeze_dim(0);
     let logits = model.logits(hidden).to_data().iter::<f64>().collect::<Vec<_>>();
     let rows: Vec<&[f64]> = logits.chunks(logits.len() / ids.len()).collect();
     let at = |t: usize| {

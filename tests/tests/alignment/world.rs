@@ -103,7 +103,7 @@ impl World {
     /// These pairs, by their positions, as one batch.
     pub fn batch(&self, pairs: &[usize]) -> PairBatch {
         let views: Vec<_> = pairs.iter().map(|&i| self.pairs[i].view()).collect();
-        PairBatch::new(&views, 0).unwrap()
+        PairBatch::new(&views).unwrap()
     }
 
     pub fn all(&self) -> PairBatch {
@@ -140,8 +140,8 @@ impl World {
         // Other batches than alignment's, so that padding differs.
         for pairs in self.pairs.chunks(2) {
             let pairs: Vec<_> = pairs.iter().map(TokenizedPair::view).collect();
-            let batch = PairBatch::new(&pairs, 0).unwrap();
-            let reference = Reference { model: &self.reference, reader: Some(reader), pad: 0 };
+            let batch = PairBatch::new(&pairs).unwrap();
+            let reference = Reference { model: &self.reference, reader: Some(reader) };
             for row in reference.rows(&batch) {
                 writer.push(row).unwrap();
             }

@@ -63,7 +63,7 @@ fn batch() -> PairBatch {
                 rejected: response(seed + 9, prompt, rejected),
             }
         });
-    PairBatch::new(&pairs.each_ref().map(TokenizedPair::view), 0).unwrap()
+    PairBatch::new(&pairs.each_ref().map(TokenizedPair::view)).unwrap()
 }
 
 /// What a step leaves behind.

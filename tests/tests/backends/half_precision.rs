@@ -2,7 +2,7 @@
 //! rounded inputs, up to the rounding of a few steps.
 
 use burn::tensor::{Device, FloatDType, Tensor};
-use fpo_ops::{Activation, AttentionOptions, Encoder, Gain, Normalization};
+use fpo_ops::{Activation, AttentionOptions, Encoder, FlatRows, Gain, Normalization};
 
 use crate::support::{close, devices, indices, random, values};
 
@@ -54,6 +54,10 @@ fn operations_with_kernels() {
     let options = AttentionOptions { scale: 0.4, softcap: Some(2.0), window: Some(5) };
     same("causal_attention", [[2, 9, 4, 8], [2, 9, 2, 8], [2, 9, 2, 8]], |[q, k, v], _| {
         fpo_ops::causal_attention(q, k, v, &options)
+    });
+    same("flat_attention", [[1, 9, 4, 8], [1, 9, 2, 8], [1, 9, 2, 8]], |[q, k, v], device| {
+        let rows = FlatRows::new(&[[0..3, 3..8], [0..3, 8..9]], device);
+        fpo_ops::flat_attention(q, k, v, &options, &rows)
     });
     let [n, d, v] = [13, 8, 50];
     same("linear_log_probs", [[n, d], [v, d]], |[h, w], device| {

@@ -2,7 +2,8 @@
 
 use burn::tensor::{Device, Tensor};
 use fpo_ops::{
-    Activation, AdamW, AttentionOptions, Dropout, Encoder, Gain, Normalization, TextStarts,
+    Activation, AdamW, AttentionOptions, Dropout, Encoder, FlatRows, Gain, Normalization,
+    TextStarts,
 };
 
 use crate::support::{TOLERANCE, close, devices, indices, random, tolerance, values};
@@ -56,7 +57,9 @@ fn pointwise_and_rowwise() {
         });
     }
     for rate in [0.05, 0.5] {
-        let by = Dropout { rate, seed: 7, rows: &[4, 9, u64::MAX] };
+        let rows = [4, 9, u64::MAX].into_iter();
+        let tokens: Vec<_> = rows.flat_map(|row| (0..37).map(move |t| (row, t))).collect();
+        let by = Dropout { rate, seed: 7, tokens: &tokens };
         same("dropout", [[3, 37, 130]], |[x], _| fpo_ops::dropout(x, by));
     }
     same("rotary", [[2, 5, 3, 8]], |[x], device| {
@@ -108,6 +111,26 @@ fn attention() {
                     fpo_ops::causal_attention(q, k, v, &options)
                 });
             }
+        }
+    }
+}
+
+#[test]
+fn flat_attention() {
+    // Rows that share nothing, a beginning, and all that the shorter one has.
+    let cases = [
+        vec![[0..0, 0..1], [0..0, 1..4]],
+        vec![[0..5, 5..9], [9..9, 9..12], [0..5, 12..75]],
+        vec![[0..3, 3..3], [0..3, 3..40]],
+    ];
+    for rows in cases {
+        let count = rows.iter().flatten().map(|range| range.end).max().unwrap_or(0);
+        for window in [None, Some(3)] {
+            let options = AttentionOptions { scale: 0.4, softcap: Some(2.0), window };
+            let shapes = [[1, count, 4, 3], [1, count, 2, 3], [1, count, 2, 3]];
+            same(&format!("flat {rows:?}, {options:?}"), shapes, |[q, k, v], device| {
+                fpo_ops::flat_attention(q, k, v, &options, &FlatRows::new(&rows, device))
+            });
         }
     }
 }

@@ -51,7 +51,7 @@ fn tokens() -> Vec<i32> {
 /// `[7, vocab]`
 fn logits(model: &LanguageModel) -> Tensor<2> {
     let tokens = Tensor::<1, Int>::from_ints(tokens().as_slice(), &Device::flex());
-    model.logits(model.forward(tokens.unsqueeze(), &[]).hidden_states.squeeze_dim(0))
+    model.logits(model.forward(tokens.unsqueeze::<2>(), &[]).hidden_states.squeeze_dim(0))
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod checkpointed;
 mod common;
 mod dropout;
 mod family_adapters;
+mod flat;
 mod lora;
 mod mixed;
 mod packed;

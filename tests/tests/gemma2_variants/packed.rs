@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, ops::Range};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use fpo_transformer::{ForwardOutput, LanguageModel, TextStarts};
+use fpo_transformer::{ForwardOutput, Input, LanguageModel, TextStarts};
 
 use crate::common::{
     CASES, Named, all_sites, assert_equal_gradients, difference, load, noise, padded, text, values,
@@ -34,7 +34,7 @@ fn packed_texts_equal_texts_alone() {
     check("packed", &texts, &at, |model| {
         let tokens = TensorData::new(ids.clone(), [ROWS.len(), WIDTH]);
         let tokens = Tensor::<2, Int>::from_data(tokens, &model.device());
-        model.forward_packed(tokens, &starts, &all_sites(model))
+        model.forward(Input::packed(tokens, &starts), &all_sites(model))
     });
 }
 
@@ -54,7 +54,8 @@ fn neighbours_in_a_row_are_not_seen() {
     let starts = TextStarts::new(&[vec![6, 11, 4]], 24);
     let forward = |seed: u64| {
         let ids = [text(seed, 6), text(9, 11), text(seed + 1, 7)].concat();
-        let output = model.forward_packed(padded(&[ids], &model.device()), &starts, &[]);
+        let input = Input::packed(padded(&[ids], &model.device()), &starts);
+        let output = model.forward(input, &[]);
         let [_, _, width] = output.hidden_states.dims();
         values(output.hidden_states.slice([0..1, 6..17, 0..width]))
     };

@@ -105,7 +105,6 @@ impl Rows {
         Source {
             model: &loaded.model,
             data: &self.store,
-            pad: loaded.tokenizer.pad_id(),
             excluded: loaded.tokenizer.special_ids(),
             sites,
             reporter: reporter(),

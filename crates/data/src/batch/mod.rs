@@ -1,4 +1,4 @@
-//! Batches in host memory: rows of tokens, padded on the right, and the positions that losses and pooling use.
+//! Batches in host memory: rows of tokens that lie flat, without padding, and the positions that losses and pooling use.
 
 mod epochs;
 mod plan;
@@ -7,6 +7,8 @@ mod positions;
 pub use epochs::{Epochs, NoStep};
 pub use plan::Batches;
 pub use positions::{Pooling, Positions};
+
+use std::ops::Range;
 
 use crate::tokens::{ExampleView, PairView};
 
@@ -50,20 +52,19 @@ pub enum BatchError {
     },
 }
 
-/// Rows of tokens of different lengths, padded on the right to the longest.
+/// Rows of tokens of different lengths. Their tokens lie flat: one row after another, without padding. What both rows of a pair begin
+/// with is there once, because a causal model makes the same of it in both: the prompt, and a common beginning of the responses.
 ///
 /// `1 ≤ prompt_len < len` holds in every row, so every row has at least one predicting position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenBatch {
-    /// Token ids, `[rows, width]`, row-major.
+    /// Token ids, `[tokens]`.
     pub tokens: Vec<i32>,
-    /// Number of rows.
-    pub rows: usize,
-    /// Tokens per row, padding included: the length of the longest row.
-    pub width: usize,
+    /// Where in `tokens` each row's are: those of the first range, then those of the second. `[rows]`
+    pub places: Vec<[Range<usize>; 2]>,
     /// Prompt tokens of each row, `[rows]`.
     pub prompt_lens: Vec<usize>,
-    /// Tokens of each row without padding, `[rows]`.
+    /// Tokens of each row, `[rows]`.
     pub lens: Vec<usize>,
     /// Positions after the prompt that aren't learned, of each row, ascending: no log-probability is asked for there. `[rows]`
     pub context: Vec<Vec<u32>>,
@@ -74,7 +75,7 @@ pub struct TokenBatch {
 pub struct PairBatch {
     /// Pair ids, `[pairs]`. Row `i` is the chosen response of `ids[i]`, row `pairs + i` the rejected one.
     pub ids: Vec<u64>,
-    /// The padded rows.
+    /// The rows.
     pub batch: TokenBatch,
 }
 
@@ -83,27 +84,31 @@ pub struct PairBatch {
 pub struct SequenceBatch {
     /// Example ids, `[rows]`.
     pub ids: Vec<u64>,
-    /// The padded rows.
+    /// The rows.
     pub batch: TokenBatch,
 }
 
 impl PairBatch {
-    /// Lays out pairs as a batch, padded with the token `pad`.
+    /// Lays out pairs as a batch.
     ///
     /// # Errors
     /// No pairs, an unsound row, or a token id or batch too large for `i32`.
-    pub fn new(pairs: &[PairView<'_>], pad: u32) -> Result<Self, BatchError> {
+    pub fn new(pairs: &[PairView<'_>]) -> Result<Self, BatchError> {
+        let shared: Vec<usize> = pairs.iter().map(PairView::shared).collect();
         let row = |id, response| ExampleView { id, response, context: &[] };
         let chosen = pairs.iter().map(|pair| row(pair.id, pair.chosen));
         let rejected = pairs.iter().map(|pair| row(pair.id, pair.rejected));
-        let batch = TokenBatch::new(&chosen.chain(rejected).collect::<Vec<_>>(), pad)?;
+        let batch = TokenBatch::new(&chosen.chain(rejected).collect::<Vec<_>>(), &shared)?;
         Ok(Self { ids: pairs.iter().map(|pair| pair.id).collect(), batch })
     }
 
-    /// A number for each row that no other row of the data has. `[2 · pairs]`
-    pub fn row_keys(&self) -> impl Iterator<Item = u64> {
-        let of = |side: u64| self.ids.iter().map(move |id| id.wrapping_mul(2) + side);
-        of(0).chain(of(1))
+    /// For each token a number of its row that no other row of the data has, and its position there. A token that both rows of a pair
+    /// begin with counts as the chosen row's. `[tokens]`
+    pub fn token_keys(&self) -> Vec<(u64, usize)> {
+        let pairs = self.pairs();
+        let key = |row: usize| self.ids[row % pairs].wrapping_mul(2) + u64::from(row >= pairs);
+        let tokens = self.batch.in_rows().into_iter();
+        tokens.map(|(row, position)| (key(row), position)).collect()
     }
 
     /// Number of pairs: half the rows.
@@ -113,28 +118,34 @@ impl PairBatch {
 }
 
 impl SequenceBatch {
-    /// Lays out examples as a batch, padded with the token `pad`.
+    /// Lays out examples as a batch.
     ///
     /// # Errors
     /// As [`PairBatch::new`].
-    pub fn new(examples: &[ExampleView<'_>], pad: u32) -> Result<Self, BatchError> {
-        let batch = TokenBatch::new(examples, pad)?;
+    pub fn new(examples: &[ExampleView<'_>]) -> Result<Self, BatchError> {
+        let batch = TokenBatch::new(examples, &vec![0; examples.len()])?;
         Ok(Self { ids: examples.iter().map(|example| example.id).collect(), batch })
+    }
+
+    /// For each token the id of its row, and its position there. `[tokens]`
+    pub fn token_keys(&self) -> Vec<(u64, usize)> {
+        let tokens = self.batch.in_rows().into_iter();
+        tokens.map(|(row, position)| (self.ids[row], position)).collect()
     }
 }
 
 impl TokenBatch {
-    fn new(items: &[ExampleView<'_>], pad: u32) -> Result<Self, BatchError> {
+    /// The first rows have partners after them, in the same order, and each shares so many of its first tokens with its own.
+    fn new(items: &[ExampleView<'_>], shared: &[usize]) -> Result<Self, BatchError> {
         let rows = items.len();
         let lens: Vec<usize> = items.iter().map(|item| item.response.tokens.len()).collect();
         let width = lens.iter().copied().max().ok_or(BatchError::Empty)?;
-        let cells = rows
-            .checked_mul(width)
-            .filter(|&cells| i32::try_from(cells).is_ok())
-            .ok_or(BatchError::TooLarge { rows, width })?;
-        let pad = to_i32(pad, items[0].id)?;
-        let mut tokens = Vec::with_capacity(cells);
-        for item in items {
+        // Attention pads rows to the longest.
+        let cells = rows.checked_mul(width).filter(|&cells| i32::try_from(cells).is_ok());
+        cells.ok_or(BatchError::TooLarge { rows, width })?;
+        let mut tokens = Vec::with_capacity(lens.iter().sum());
+        let mut places: Vec<[Range<usize>; 2]> = Vec::with_capacity(rows);
+        for (index, item) in items.iter().enumerate() {
             let (id, row) = (item.id, item.response);
             if !item.is_sound() {
                 return Err(BatchError::Unsound {
@@ -143,29 +154,57 @@ impl TokenBatch {
                     len: row.tokens.len(),
                 });
             }
-            for &token in row.tokens {
-                tokens.push(to_i32(token, id)?);
-            }
-            tokens.resize(tokens.len() + width - row.tokens.len(), pad);
+            let mut add = |row: &[u32]| {
+                let first = tokens.len();
+                for &token in row {
+                    tokens.push(to_i32(token, id)?);
+                }
+                Ok(first..tokens.len())
+            };
+            let beginning = match index.checked_sub(shared.len()) {
+                None => add(&row.tokens[..shared[index]])?,
+                Some(partner) => places[partner][0].clone(),
+            };
+            let rest = add(&row.tokens[beginning.len()..])?;
+            places.push([beginning, rest]);
         }
         Ok(Self {
             tokens,
-            rows,
-            width,
+            places,
             prompt_lens: items.iter().map(|item| item.response.prompt_len).collect(),
             lens,
             context: items.iter().map(|item| item.context.to_vec()).collect(),
         })
     }
 
-    /// The tokens of a row without its padding.
-    pub fn row(&self, row: usize) -> &[i32] {
-        &self.tokens[row * self.width..][..self.lens[row]]
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Where in `tokens` the token at a position of a row is.
+    fn at(&self, row: usize, position: usize) -> usize {
+        let [beginning, rest] = &self.places[row];
+        match position.checked_sub(beginning.len()) {
+            None => beginning.start + position,
+            Some(position) => rest.start + position,
+        }
+    }
+
+    /// For each token the first row that it is in, and its position there. `[tokens]`
+    pub fn in_rows(&self) -> Vec<(usize, usize)> {
+        let mut found = vec![None; self.tokens.len()];
+        for row in 0..self.rows() {
+            for position in 0..self.lens[row] {
+                found[self.at(row, position)].get_or_insert((row, position));
+            }
+        }
+        found.into_iter().flatten().collect()
     }
 
     /// Response tokens of each row, without context, `[rows]`: the divisor of a mean log-probability. Never 0.
     pub fn response_counts(&self) -> Vec<usize> {
-        let rows = 0..self.rows;
+        let rows = 0..self.rows();
         rows.map(|row| self.lens[row] - self.prompt_lens[row] - self.context[row].len()).collect()
     }
 
@@ -181,7 +220,7 @@ impl TokenBatch {
         self.response_counts().iter().sum()
     }
 
-    /// Total tokens without padding.
+    /// Total tokens of all rows; those that two rows share count in both.
     pub fn real_tokens(&self) -> usize {
         self.lens.iter().sum()
     }

@@ -1,4 +1,4 @@
-//! Flat positions `row * width + t` of a batch. Padding is never among them.
+//! Positions of a batch, as indices of its tokens.
 
 use super::TokenBatch;
 use serde::{Deserialize, Serialize};
@@ -44,7 +44,7 @@ impl FromStr for Pooling {
 /// Positions of a batch, row by row in ascending order, at least one per row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Positions {
-    /// Flat position `row * width + t`, `[positions]`.
+    /// Indices of the batch's tokens, `[positions]`. What two rows share may be there twice, once for each.
     pub flat: Vec<i32>,
     /// Row of each position, `[positions]`.
     pub row: Vec<i32>,
@@ -53,7 +53,7 @@ pub struct Positions {
 }
 
 impl TokenBatch {
-    /// Flat positions `p−1 … n−2` of every row: those whose logits predict the response's tokens, without those of context.
+    /// Positions `p−1 … n−2` of every row as indices of the batch's tokens: those whose logits predict the response's tokens, without those of context.
     /// `[response tokens]`
     pub fn predicting_positions(&self) -> Vec<i32> {
         self.positions(Pooling::Predicting, &[]).flat
@@ -61,7 +61,8 @@ impl TokenBatch {
 
     /// The response's tokens `p … n−1` of every row, aligned with [`Self::predicting_positions`]. `[response tokens]`
     pub fn targets(&self) -> Vec<i32> {
-        (0..self.rows).flat_map(|row| self.learned(row).map(move |t| self.row(row)[t])).collect()
+        let rows = 0..self.rows();
+        rows.flat_map(|row| self.learned(row).map(move |t| self.tokens[self.at(row, t)])).collect()
     }
 
     /// The row of every predicting position, aligned with [`Self::predicting_positions`]. `[response tokens]`
@@ -72,18 +73,23 @@ impl TokenBatch {
     /// The positions to pool. Positions of `excluded` tokens are left out (pass [`crate::Tokenizer::special_ids`] for autoencoders
     /// that weren't trained on them); a row with no other positions keeps its predicting ones, so that its mean exists.
     pub fn positions(&self, pooling: Pooling, excluded: &[u32]) -> Positions {
-        let mut positions =
-            Positions { flat: Vec::new(), row: Vec::new(), counts: Vec::with_capacity(self.rows) };
-        for row in 0..self.rows {
-            let (tokens, prompt, len) = (self.row(row), self.prompt_lens[row], self.lens[row]);
+        let mut positions = Positions {
+            flat: Vec::new(),
+            row: Vec::new(),
+            counts: Vec::with_capacity(self.rows()),
+        };
+        for row in 0..self.rows() {
+            let (prompt, len) = (self.prompt_lens[row], self.lens[row]);
             let predicting = || self.learned(row).map(|t| t - 1).collect::<Vec<_>>();
             let range = match pooling {
                 Pooling::Predicting => predicting(),
                 Pooling::Response => (prompt..len).collect(),
                 Pooling::Sequence => (1..len - 1).collect(),
             };
-            let is_excluded =
-                |t: &usize| excluded.iter().any(|&token| i64::from(token) == i64::from(tokens[*t]));
+            let is_excluded = |t: &usize| {
+                let found = i64::from(self.tokens[self.at(row, *t)]);
+                excluded.iter().any(|&token| i64::from(token) == found)
+            };
             let mut kept: Vec<usize> = range.into_iter().filter(|t| !is_excluded(t)).collect();
             if kept.is_empty() {
                 kept = predicting();
@@ -91,7 +97,7 @@ impl TokenBatch {
             positions.counts.push(kept.len());
             // Both fit: TokenBatch::new rejects more than i32::MAX elements.
             positions.row.extend(kept.iter().map(|_| row as i32));
-            positions.flat.extend(kept.iter().map(|t| (row * self.width + t) as i32));
+            positions.flat.extend(kept.iter().map(|&t| self.at(row, t) as i32));
         }
         positions
     }

@@ -21,49 +21,82 @@ fn two_pairs() -> PairBatch {
         pair(7, (&[2, 10, 11, 1], 2), (&[2, 10, 12, 13, 1], 2)),
         pair(3, (&[2, 20, 1], 2), (&[2, 21], 1)),
     ];
-    PairBatch::new(&pairs.each_ref().map(TokenizedPair::view), 0).unwrap()
+    PairBatch::new(&pairs.each_ref().map(TokenizedPair::view)).unwrap()
 }
 
 #[test]
-fn chosen_rows_come_first_and_padding_is_on_the_right() {
+fn chosen_rows_come_first_and_what_a_pair_begins_with_is_there_once() {
     let PairBatch { ids, batch } = two_pairs();
     assert_eq!(ids, [7, 3]);
-    assert_eq!((batch.rows, batch.width), (4, 5));
+    assert_eq!(batch.rows(), 4);
     #[rustfmt::skip]
     assert_eq!(batch.tokens, [
-        2, 10, 11, 1, 0,
-        2, 20, 1, 0, 0,
-        2, 10, 12, 13, 1,
-        2, 21, 0, 0, 0,
+        2, 10, 11, 1,
+        2, 20, 1,
+        12, 13, 1,
+        21,
     ]);
+    assert_eq!(batch.places, [[0..2, 2..4], [4..5, 5..7], [0..2, 7..10], [4..5, 10..11]]);
     assert_eq!(batch.lens, [4, 3, 5, 2]);
     assert_eq!(batch.prompt_lens, [2, 2, 2, 1]);
     assert_eq!(batch.response_counts(), [2, 1, 3, 1]);
     assert_eq!((batch.response_tokens(), batch.real_tokens()), (7, 14));
 }
 
+/// Oracle: the rows themselves, whatever a pair has in common: nothing, different prompts, a prompt, more, a whole row, everything.
+#[test]
+fn rows_are_the_pairs_own() {
+    let pairs = [
+        pair(1, (&[5, 6], 1), (&[7, 8, 9], 2)),
+        pair(2, (&[5, 6, 7], 2), (&[5, 7, 7], 2)),
+        pair(3, (&[5, 6, 7], 2), (&[5, 6, 8, 9], 2)),
+        pair(4, (&[5, 6, 7, 8], 1), (&[5, 6, 7, 9], 1)),
+        pair(5, (&[5, 6, 7], 1), (&[5, 6, 7, 8], 1)),
+        pair(6, (&[5, 6, 7], 1), (&[5, 6, 7], 1)),
+    ];
+    let views: Vec<_> = pairs.iter().map(TokenizedPair::view).collect();
+    assert_eq!(views.iter().map(PairView::shared).collect::<Vec<_>>(), [0, 1, 2, 3, 3, 3]);
+    let pairs_batch = PairBatch::new(&views).unwrap();
+    let batch = &pairs_batch.batch;
+    assert_eq!(batch.tokens.len(), 5 + 5 + 5 + 5 + 4 + 3);
+    let rows = views.iter().map(|pair| pair.chosen).chain(views.iter().map(|pair| pair.rejected));
+    for ((row, place), key) in rows.clone().zip(&batch.places).zip(0..) {
+        let found: Vec<u32> =
+            place.iter().cloned().flatten().map(|at| batch.tokens[at] as u32).collect();
+        assert_eq!(found, row.tokens, "row {key}");
+    }
+    let targets = rows.clone().flat_map(|row| &row.tokens[row.prompt_len..]).map(|&t| t as i32);
+    assert_eq!(batch.targets(), targets.collect::<Vec<_>>());
+    let before = rows.flat_map(|row| &row.tokens[row.prompt_len - 1..row.tokens.len() - 1]);
+    let found = batch.predicting_positions().into_iter().map(|at| batch.tokens[at as usize] as u32);
+    assert_eq!(found.collect::<Vec<_>>(), before.copied().collect::<Vec<_>>());
+    // A shared token is the chosen row's, and every token has a key of its own.
+    let keys = pairs_batch.token_keys();
+    assert_eq!(keys[5..10], [(4, 0), (4, 1), (4, 2), (6, 0), (6, 1)]);
+    assert_eq!(keys.iter().collect::<BTreeSet<_>>().len(), batch.tokens.len());
+    assert_eq!(keys.last(), Some(&(11, 3)));
+}
+
 #[test]
 fn predicting_positions_are_one_before_their_targets() {
     let batch = two_pairs().batch;
     let positions = batch.predicting_positions();
-    assert_eq!(positions, [1, 2, 6, 11, 12, 13, 15]);
+    assert_eq!(positions, [1, 2, 5, 1, 7, 8, 4]);
     assert_eq!(batch.row_of_position(), [0, 0, 1, 2, 2, 2, 3]);
     assert_eq!(batch.targets(), [11, 1, 1, 12, 13, 1, 21]);
-    let shifted: Vec<i32> = positions.iter().map(|&p| batch.tokens[p as usize + 1]).collect();
-    assert_eq!(shifted, batch.targets());
 }
 
 #[test]
 fn pooled_positions() {
     type Case = (Pooling, &'static [u32], &'static [i32], &'static [usize]);
     let cases: [Case; 5] = [
-        (Pooling::Predicting, &[], &[1, 2, 6, 11, 12, 13, 15], &[2, 1, 3, 1]),
-        (Pooling::Response, &[], &[2, 3, 7, 12, 13, 14, 16], &[2, 1, 3, 1]),
+        (Pooling::Predicting, &[], &[1, 2, 5, 1, 7, 8, 4], &[2, 1, 3, 1]),
+        (Pooling::Response, &[], &[2, 3, 6, 7, 8, 9, 10], &[2, 1, 3, 1]),
         // The last row has no position between the first and the last, so it keeps its predicting one.
-        (Pooling::Sequence, &[], &[1, 2, 6, 11, 12, 13, 15], &[2, 1, 3, 1]),
+        (Pooling::Sequence, &[], &[1, 2, 5, 1, 7, 8, 4], &[2, 1, 3, 1]),
         // Without EOS, row 1 has no response position left and keeps its predicting one.
-        (Pooling::Response, &[2, 1], &[2, 6, 12, 13, 16], &[1, 1, 2, 1]),
-        (Pooling::Predicting, &[2, 1], &[1, 2, 6, 11, 12, 13, 15], &[2, 1, 3, 1]),
+        (Pooling::Response, &[2, 1], &[2, 5, 7, 8, 10], &[1, 1, 2, 1]),
+        (Pooling::Predicting, &[2, 1], &[1, 2, 5, 1, 7, 8, 4], &[2, 1, 3, 1]),
     ];
     for (pooling, excluded, flat, counts) in cases {
         let positions = two_pairs().batch.positions(pooling, excluded);
@@ -77,24 +110,19 @@ fn pooled_positions() {
 fn sequence_pooling_includes_the_prompt() {
     let example =
         TokenizedExample { id: 0, response: response(&[2, 5, 6, 7, 8, 1], 4), context: Vec::new() };
-    let batch = SequenceBatch::new(&[example.view()], 0).unwrap().batch;
+    let batch = SequenceBatch::new(&[example.view()]).unwrap().batch;
     assert_eq!(batch.positions(Pooling::Sequence, &[]).flat, [1, 2, 3, 4]);
     assert_eq!(batch.positions(Pooling::Predicting, &[]).flat, [3, 4]);
 }
 
 #[test]
-fn no_position_is_padding() {
+fn positions_are_in_their_rows() {
     let batch = two_pairs().batch;
     for pooling in [Pooling::Predicting, Pooling::Response, Pooling::Sequence] {
         let positions = batch.positions(pooling, &[]);
-        for (&flat, &row) in positions.flat.iter().zip(&positions.row) {
-            let (row, column) = (row as usize, flat as usize % batch.width);
-            assert_eq!(flat as usize / batch.width, row);
-            assert!(
-                column < batch.lens[row],
-                "{pooling:?}: {column} in a row of {}",
-                batch.lens[row]
-            );
+        for (&at, &row) in positions.flat.iter().zip(&positions.row) {
+            let places = &batch.places[row as usize];
+            assert!(places.iter().any(|place| place.contains(&(at as usize))), "{pooling:?}: {at}");
         }
     }
 }
@@ -109,7 +137,7 @@ fn unsound_batches_are_refused() {
     ];
     for (message, pairs) in cases {
         let views: Vec<_> = pairs.iter().map(TokenizedPair::view).collect();
-        let error = PairBatch::new(&views, 0).unwrap_err().to_string();
+        let error = PairBatch::new(&views).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }
 }

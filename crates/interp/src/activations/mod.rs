@@ -5,15 +5,15 @@ mod shards;
 mod store;
 
 use anyhow::{Context, Result, bail};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use fpo_data::{SequenceBatch, SequenceStore, TokenBatch};
 use fpo_device::progress::Reporter;
-use fpo_transformer::{LanguageModel, Site};
+use fpo_transformer::{Input, LanguageModel, Site};
 
 pub use shards::Stored;
 pub use store::{ActivationStore, Cursor, StoreSettings};
 
-use crate::reader::indices;
+use crate::reader::{self, indices};
 
 /// Activations of one site in host memory, `[tokens, width]`.
 #[derive(Clone, Debug, Default)]
@@ -51,8 +51,6 @@ pub struct Source<'a> {
     pub model: &'a LanguageModel,
     /// Token sequences, one per row.
     pub data: &'a SequenceStore,
-    /// Token that pads rows to equal length.
-    pub pad: u32,
     /// Tokens whose positions are left out: BOS, EOS and padding (fpo_data's `Tokenizer::special_ids`).
     pub excluded: Vec<u32>,
     /// Where activations are read, at the same positions for all sites.
@@ -68,36 +66,30 @@ fn kept_lengths(data: &SequenceStore, excluded: &[u32]) -> Vec<usize> {
 }
 
 impl Source<'_> {
-    /// The given rows as a padded batch.
+    /// The given rows as a batch.
     ///
     /// # Errors
     /// A row that can't be read.
     pub fn batch(&self, rows: &[usize]) -> Result<TokenBatch> {
-        Ok(SequenceBatch::new(&self.data.views(rows)?, self.pad)?.batch)
+        Ok(SequenceBatch::new(&self.data.views(rows)?)?.batch)
     }
 
-    /// The batch as input of the model, `[rows, tokens]`.
-    pub fn input(&self, batch: &TokenBatch) -> Tensor<2, Int> {
-        let data = TensorData::new(batch.tokens.clone(), [batch.rows, batch.width]);
-        Tensor::from_data(data, &self.model.device())
+    /// The batch as input of the model.
+    pub fn input(&self, batch: &TokenBatch) -> Input {
+        reader::input(batch, &self.model.device())
     }
 
-    /// Positions of a batch without padding and excluded tokens, as indices into `[rows · tokens]`.
+    /// Positions of a batch without excluded tokens, as indices of its tokens.
     pub fn kept(&self, batch: &TokenBatch) -> Vec<i32> {
-        let mut kept = Vec::with_capacity(batch.tokens.len());
-        for row in 0..batch.rows {
-            let real = batch.row(row).iter().enumerate();
-            let real = real.filter(|(_, token)| !self.excluded.contains(&(**token as u32)));
-            kept.extend(real.map(|(t, _)| (row * batch.width + t) as i32));
-        }
-        kept
+        let kept = (0..).zip(&batch.tokens);
+        let kept = kept.filter(|(_, token)| !self.excluded.contains(&(**token as u32)));
+        kept.map(|(at, _)| at).collect()
     }
 
     /// Activations of the given rows, one block per site. Leaves out outliers: positions where the norm of an activation exceeds
     /// its site's limit in `longest`.
     fn read(&self, rows: &[usize], longest: Option<&[f64]>) -> Result<Vec<Block>> {
         let batch = self.batch(rows)?;
-        let shape = [batch.rows, batch.width];
         let input = self.input(&batch);
         let mut blocks = Vec::with_capacity(self.sites.len());
         let kept = self.kept(&batch);
@@ -108,7 +100,7 @@ impl Source<'_> {
         let kept = indices(kept, &self.model.device());
         for x in self.model.activations(input, &self.sites) {
             let [_, _, width] = x.dims();
-            let x = x.reshape([shape[0] * shape[1], width]).select(0, kept.clone());
+            let x = x.squeeze_dim::<2>(0).select(0, kept.clone());
             blocks.push(Block { values: x.into_data().iter::<f32>().collect(), width });
         }
         match longest {

@@ -117,8 +117,7 @@ impl Reader<'_> {
         let kept = self.source.kept(&batch);
         let output = self.source.model.activations(self.source.input(&batch), &self.source.sites);
         let x = output.into_iter().next().context("a site gives one tensor")?;
-        let [rows, length, width] = x.dims();
-        let x: Tensor<2> = x.reshape([rows * length, width]);
+        let (x, in_rows): (Tensor<2>, _) = (x.squeeze_dim(0), batch.in_rows());
         let wanted = (self.features.len() < self.sae.d_sae())
             .then(|| indices(self.features.iter().map(|&i| i as i32).collect(), &device));
         for kept in kept.chunks(POSITIONS) {
@@ -129,7 +128,8 @@ impl Reader<'_> {
             }
             let values: Vec<f32> = features.into_data().iter::<f32>().collect();
             for (&at, values) in kept.iter().zip(values.chunks_exact(self.features.len())) {
-                each(at as usize / batch.width, at as usize % batch.width, values);
+                let (row, position) = in_rows[at as usize];
+                each(row, position, values);
             }
         }
         Ok(kept.len())

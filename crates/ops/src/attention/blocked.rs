@@ -12,6 +12,9 @@ use crate::{
     rms_norm::at_least_f32,
 };
 
+/// Scores per block: 128 MiB in float32.
+const BLOCK: usize = 1 << 25;
+
 #[derive(Clone, Debug)]
 pub(super) struct Blocked {
     pub options: AttentionOptions,
@@ -114,6 +117,12 @@ enum Path {
 }
 
 impl Blocked {
+    /// With as many queries per block as a block of scores has room for; `per_query` are the scores of a query, over all heads and
+    /// rows.
+    pub fn new(options: &AttentionOptions, texts: Option<TextStarts>, per_query: usize) -> Self {
+        Self { options: *options, texts, queries: (BLOCK / per_query.max(1)).max(16) }
+    }
+
     #[cfg_attr(not(feature = "cube"), allow(unused_variables))]
     fn path(&self, q: &Tensor<4>) -> Path {
         #[cfg(feature = "cube")]

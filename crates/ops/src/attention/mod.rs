@@ -1,17 +1,18 @@
-//! Causal grouped-query attention with optional soft-cap and sliding window, over one or several texts per row.
+//! Causal grouped-query attention with optional soft-cap and sliding window, over one or several texts per row, or over rows that lie
+//! flat.
 
 mod blocked;
 #[cfg(feature = "flex")]
 mod fast;
+pub(crate) mod flat;
 
 use std::sync::Arc;
 
 use burn::tensor::{Bool, Device, FloatDType, Int, Tensor, TensorData, activation::softmax};
 
-use crate::{graph, rms_norm::at_least_f32, softcap::optional_softcap};
+pub use flat::{FlatRows, flat_attention};
 
-/// Scores per block: 128 MiB in float32.
-const BLOCK: usize = 1 << 25;
+use crate::{graph, rms_norm::at_least_f32, softcap::optional_softcap};
 
 /// How attention scores are scaled, capped and masked.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -137,8 +138,7 @@ fn attention(
     ) {
         return Tensor::from_dispatch(output);
     }
-    let queries = (BLOCK / (batch * heads * kv_tokens).max(1)).max(16);
-    let blocked = blocked::Blocked { options: *options, texts: texts.cloned(), queries };
+    let blocked = blocked::Blocked::new(options, texts.cloned(), batch * heads * kv_tokens);
     let inputs = [&q, &k, &v].map(|x| x.clone().into_dispatch());
     match graph::apply(blocked, inputs) {
         Some(output) => Tensor::from_dispatch(output),
@@ -174,10 +174,27 @@ fn by_definition(
     options: &AttentionOptions,
     texts: Option<&TextStarts>,
 ) -> Tensor<4> {
+    let ([_, tokens, ..], [_, kv_tokens, ..]) = (q.dims(), k.dims());
+    let device = q.device();
+    let hidden = hidden(tokens, kv_tokens, options.window, &device).unsqueeze::<4>();
+    let hidden = match texts {
+        None => hidden,
+        Some(texts) => hidden.bool_or(foreign(texts, &device)),
+    };
+    masked(q, k, v, options, hidden)
+}
+
+/// With a mask of hidden keys, `[batch or 1, 1, tokens, kv_tokens]`.
+fn masked(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    options: &AttentionOptions,
+    hidden: Tensor<4, Bool>,
+) -> Tensor<4> {
     let [batch, tokens, heads, head_dim] = q.dims();
     let [_, kv_tokens, kv_heads, _] = k.dims();
     let dtype = q.dtype();
-    let device = q.device();
 
     let q = q.swap_dims(1, 2);
     let group = heads / kv_heads;
@@ -193,11 +210,6 @@ fn by_definition(
     let (k, v) = (per_query_head(k), per_query_head(v));
 
     let scores = at_least_f32(q.matmul(k.swap_dims(2, 3))) * options.scale;
-    let hidden = hidden(tokens, kv_tokens, options.window, &device).unsqueeze::<4>();
-    let hidden = match texts {
-        None => hidden,
-        Some(texts) => hidden.bool_or(foreign(texts, &device)),
-    };
     let scores = optional_softcap(scores, options.softcap)
         .mask_fill(hidden.expand([batch, heads, tokens, kv_tokens]), f32::NEG_INFINITY);
     let weights = softmax(scores, 3).cast(FloatDType::from(dtype));

@@ -1,7 +1,9 @@
 //! Every fast path computes what its definition computes, values and gradients, on awkward shapes.
 
 use burn::tensor::Tensor;
-use fpo_ops::{Activation, AttentionOptions, Encoder, Gain, Normalization, TextStarts, definition};
+use fpo_ops::{
+    Activation, AttentionOptions, Encoder, FlatRows, Gain, Normalization, TextStarts, definition,
+};
 
 use crate::support::{Numbers, autodiff, close, same, vec};
 
@@ -71,6 +73,37 @@ fn causal_attention() {
                     5e-6,
                     |[q, k, v]| fpo_ops::causal_attention(q, k, v, &options),
                     |[q, k, v]| definition::causal_attention(q, k, v, &options),
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn flat_attention() {
+    // Rows; heads, kv heads, head_dim
+    for (rows, [h, kh, d]) in [
+        (vec![[0..0, 0..1]], [1, 1, 1]),
+        (vec![[0..5, 5..9], [0..5, 9..12]], [4, 2, 5]),
+        (vec![[0..70, 70..71], [0..70, 71..200]], [3, 1, 16]),
+        (vec![[0..3, 3..3], [3..4, 4..80], [0..3, 80..81], [3..4, 81..90]], [2, 2, 8]),
+        (vec![[0..0, 0..66], [0..0, 66..67], [0..0, 67..80]], [4, 1, 3]),
+    ] {
+        let count = rows.iter().flatten().map(|range| range.end).max().unwrap();
+        let flat = FlatRows::new(&rows, &autodiff());
+        for softcap in [None, Some(5.0)] {
+            for window in [None, Some(1), Some(3), Some(64), Some(1000)] {
+                let options = AttentionOptions { scale: 0.7, softcap, window };
+                let mut numbers = Numbers(3);
+                let q = numbers.tensor([1, count, h, d], 2.0, &autodiff());
+                let k = numbers.tensor([1, count, kh, d], 2.0, &autodiff());
+                let v = numbers.tensor([1, count, kh, d], 2.0, &autodiff());
+                same(
+                    &format!("attention over {rows:?} {options:?}"),
+                    [q, k, v],
+                    5e-6,
+                    |[q, k, v]| fpo_ops::flat_attention(q, k, v, &options, &flat),
+                    |[q, k, v]| definition::flat_attention(q, k, v, &options, &flat),
                 );
             }
         }

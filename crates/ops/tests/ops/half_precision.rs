@@ -2,7 +2,7 @@
 //! mantissa are about two and a half digits.
 
 use burn::tensor::{FloatDType, Int, Tensor};
-use fpo_ops::{Activation, AttentionOptions, Encoder, Gain, Normalization, definition};
+use fpo_ops::{Activation, AttentionOptions, Encoder, FlatRows, Gain, Normalization, definition};
 
 use crate::support::{Numbers, autodiff, close};
 
@@ -121,6 +121,13 @@ fn attention() {
             [[2, 9, 4, 6], [2, 9, 2, 6], [2, 9, 2, 6]],
             |[q, k, v]| fpo_ops::causal_attention(q, k, v, &options),
             |[q, k, v]| definition::causal_attention(q, k, v, &options),
+        );
+        let rows = FlatRows::new(&[[0..3, 3..8], [0..3, 8..9]], &autodiff());
+        same(
+            "flat attention",
+            [[1, 9, 4, 6], [1, 9, 2, 6], [1, 9, 2, 6]],
+            |[q, k, v]| fpo_ops::flat_attention(q, k, v, &options, &rows),
+            |[q, k, v]| definition::flat_attention(q, k, v, &options, &rows),
         );
     }
 }

@@ -1,7 +1,7 @@
 //! Results are the same to the bit with any number of threads.
 
 use burn::tensor::{Device, Tensor};
-use fpo_ops::{Activation, AdamW, AttentionOptions, Encoder, Gain, Normalization};
+use fpo_ops::{Activation, AdamW, AttentionOptions, Encoder, FlatRows, Gain, Normalization};
 
 use crate::support::{Numbers, autodiff, vec};
 
@@ -85,6 +85,11 @@ fn attention() {
     same_bits("attention", || {
         let [q, k, v] = [1, 2, 3].map(|seed| random(seed, [3, 150, 4, 16]));
         all([q, k, v], |[q, k, v]| fpo_ops::causal_attention(q, k, v, &options))
+    });
+    same_bits("attention over shared rows", || {
+        let [q, k, v] = [1, 2, 3].map(|seed| random(seed, [1, 240, 4, 16]));
+        let rows = FlatRows::new(&[[0..100, 100..150], [0..100, 150..240]], &autodiff());
+        all([q, k, v], |[q, k, v]| fpo_ops::flat_attention(q, k, v, &options, &rows))
     });
 }
 

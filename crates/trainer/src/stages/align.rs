@@ -67,7 +67,7 @@ fn train(run: &Run, base: &Base, workspace: &Workspace) -> Result<()> {
         let pairs = prepared.train.views(epochs.batch(step)?)?;
         let micro_batches = pairs
             .chunks(s.micro_batch_size.get())
-            .map(|pairs| PairBatch::new(pairs, prepared.tokenizer.pad_id()))
+            .map(PairBatch::new)
             .collect::<Result<Vec<_>, _>>()?;
         let seed = run.settings.seed;
         let (gradients, measured) =

@@ -109,7 +109,7 @@ pub fn find(
     let mut pooled: Vec<f64> = Vec::new();
     for indices in scope.pairs.chunks(scope.batch_size.get()) {
         let pairs = prepared.held_out.views(indices)?;
-        let batch = PairBatch::new(&pairs, prepared.tokenizer.pad_id())?;
+        let batch = PairBatch::new(&pairs)?;
         let comparison = aligner.compare(model, &batch)?;
         if let Some(features) = comparison.pooled.first() {
             let sums: Vec<f64> = features.clone().sum_dim(0).into_data().iter::<f64>().collect();

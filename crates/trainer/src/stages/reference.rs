@@ -127,8 +127,7 @@ fn fill(
     let s = &run.settings.reference;
     let model = weights::load(&sft.folder, run.placement())?;
     reader.map_or(Ok(()), |reader| reader.check(model.config()))?;
-    let pad = prepared.tokenizer.pad_id();
-    let reference = Reference { model: &model, reader, pad };
+    let reference = Reference { model: &model, reader };
     let made = |split: &Split| s.path.is_none() || *split == Split::HeldOut;
     let splits: Vec<Split> = Split::ALL.into_iter().filter(made).collect();
     let total = splits.iter().map(|split| split.pairs(prepared).len()).sum();

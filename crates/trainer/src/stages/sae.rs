@@ -101,7 +101,6 @@ fn store<'a>(
     let source = Source {
         model,
         data: &prepared.sft,
-        pad: prepared.tokenizer.pad_id(),
         excluded: prepared.tokenizer.special_ids(),
         sites: vec![site],
         reporter: run.reporter.clone(),

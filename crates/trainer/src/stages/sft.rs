@@ -70,11 +70,12 @@ fn train(run: &Run, prepared: &Prepared, workspace: &Workspace) -> Result<()> {
         let mut gradients = GradientMap::default();
         let (mut loss, mut tokens) = (0.0, 0);
         for micro_batch in examples.chunks(s.micro_batch_size.get()) {
-            let batch = SequenceBatch::new(micro_batch, prepared.tokenizer.pad_id())?.batch;
-            let on_device = DeviceBatch::new(&batch, &placement.device);
-            let rows = micro_batch.iter().map(|example| example.id);
-            let model = &training.model().dropping(run.settings.seed, step).for_rows(rows);
-            let mut forward = Forward::for_training(model, &batch, &on_device, None, keep);
+            let sequences = SequenceBatch::new(micro_batch)?;
+            let batch = &sequences.batch;
+            let on_device = DeviceBatch::new(batch, &placement.device);
+            let model = training.model().dropping(run.settings.seed, step);
+            let model = &model.for_tokens(sequences.token_keys());
+            let mut forward = Forward::for_training(model, batch, &on_device, None, keep);
             // The mean over all response tokens of the step, whichever micro-batch they are in.
             let share = -forward.token_log_probs().sum() / response_tokens as f64;
             gradients.add_of(&share, model, forward.tape.take());

@@ -168,7 +168,7 @@ fn texts_have_one_turn() {
     let views: Vec<_> = rows.iter().map(TokenizedExample::view).collect();
     assert_eq!(views.iter().map(|view| view.learned()).sum::<usize>(), learned as usize);
 
-    let batch = crate::SequenceBatch::new(&views, 0).unwrap().batch;
+    let batch = crate::SequenceBatch::new(&views).unwrap().batch;
     let expected = rows.iter().flat_map(|row| {
         let tokens = row.response.tokens.iter().zip(mask(row));
         tokens.filter(|(_, mask)| *mask == 1).map(|(&token, _)| token as i32).collect::<Vec<_>>()
