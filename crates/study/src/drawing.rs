@@ -176,7 +176,10 @@ fn methods(results: &Results, costs: &Costs) -> StudyTable {
     let head = std::iter::once("Method").chain(head).map(str::to_owned).collect();
     let row = |of: &OfMethod| {
         let last = of.points.last().map(|point| &point.metrics);
-        let cells = COLUMNS.iter().map(|(name, _)| match last.and_then(|last| last.get(*name)) {
+        // The reference model has no method and so no reward.
+        let has = |name: &str| of.method != results.reference.method || !name.starts_with("reward");
+        let value = |name: &str| last.filter(|_| has(name)).and_then(|last| last.get(name));
+        let cells = COLUMNS.iter().map(|(name, _)| match value(name) {
             Some(mean) => estimate(mean, unit(name)),
             None => MISSING.into(),
         });
