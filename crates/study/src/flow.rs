@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use anyhow::{Result, bail};
@@ -367,16 +368,29 @@ pub fn carry_out(study: &Study, parts: &[Part]) -> Result<Results> {
 
 /// Does the runs of a part, one after the other.
 fn work(study: &Study, items: &mut [(Item, State)], part: Part) -> Result<()> {
-    let total = items.iter().filter(|(item, _)| item.part == part).count();
-    let mut done = 0;
+    let of_part = || items.iter().filter(|(item, _)| item.part == part);
+    let (total, mut left) =
+        (of_part().count(), of_part().filter(|(_, state)| !state.is_done()).count());
+    let (mut done, mut seconds) = (0, 0.0);
+    let to_do = left;
     for (item, state) in items.iter_mut().filter(|(item, _)| item.part == part) {
         done += 1;
         if state.is_done() {
             continue;
         }
         study.reporter.note("study", format!("{part} {done} of {total}: {item}"));
+        let begun = Instant::now();
         *state = study.work(item)?;
-        study.reporter.note("study", outcome(state));
+        seconds += begun.elapsed().as_secs_f64();
+        left -= 1;
+        let time = match left {
+            0 => String::new(),
+            _ => {
+                let mean = seconds / (to_do - left) as f64;
+                format!("; about {} left of this part", duration(mean * left as f64))
+            }
+        };
+        study.reporter.note("study", outcome(state) + &time);
     }
     Ok(())
 }

@@ -213,23 +213,25 @@ impl Plan {
         fs::read_to_string(path).map_err(unreadable)
     }
 
-    /// Reads a plan and checks all that can be checked without data: that every run's settings resolve too.
+    /// Reads a plan, with more settings of all runs, and checks all that can be checked without data: that every run's settings resolve
+    /// too.
     ///
     /// # Errors
     /// What is wrong with it, and where.
-    pub fn load(name: &str) -> Result<Self, PlanError> {
-        Self::parse(name, &Self::source(name)?)
+    pub fn load(name: &str, set: &[String]) -> Result<Self, PlanError> {
+        Self::parse(name, &Self::source(name)?, set)
     }
 
     /// The same from text.
     ///
     /// # Errors
     /// Those of [`Self::load`].
-    pub fn parse(name: &str, text: &str) -> Result<Self, PlanError> {
-        let plan: Self = toml::from_str(text).map_err(|error| PlanError::Malformed {
+    pub fn parse(name: &str, text: &str, set: &[String]) -> Result<Self, PlanError> {
+        let mut plan: Self = toml::from_str(text).map_err(|error| PlanError::Malformed {
             path: name.to_owned(),
             what: error.to_string().trim_end().to_owned(),
         })?;
+        plan.set.extend_from_slice(set);
         plan.check(name)?;
         Ok(plan)
     }
@@ -423,13 +425,13 @@ mod tests {
     #[test]
     fn the_plans_that_are_compiled_in_can_be_used() {
         for name in names() {
-            let plan = Plan::load(name).unwrap_or_else(|error| panic!("{error}"));
+            let plan = Plan::load(name, &[]).unwrap_or_else(|error| panic!("{error}"));
             // As the folder keeps it, it says the same.
-            let again = Plan::parse(name, &toml::to_string_pretty(&plan).unwrap()).unwrap();
+            let again = Plan::parse(name, &toml::to_string_pretty(&plan).unwrap(), &[]).unwrap();
             assert_eq!(plan.trials(), again.trials());
             assert_eq!(plan.changes(), again.changes());
         }
-        let plan = Plan::load("tiny").unwrap();
+        let plan = Plan::load("tiny", &[]).unwrap();
         let methods: Vec<Method> = plan.trials().into_iter().map(|(method, _)| method).collect();
         assert_eq!(methods, Method::PAPER);
         assert!(plan.seeds.len() >= 5);
@@ -444,7 +446,7 @@ mod tests {
             )
         };
         let trials = |line: &str| -> Vec<String> {
-            let plan = Plan::parse("test", &text(line)).unwrap();
+            let plan = Plan::parse("test", &text(line), &[]).unwrap();
             let all = plan.trials().into_iter();
             all.flat_map(|(_, trials)| trials).map(|trial| trial.folder()).collect()
         };
@@ -468,7 +470,7 @@ mod tests {
         for (line, expected) in cases {
             assert_eq!(trials(line), expected, "{line}");
         }
-        let plan = Plan::parse("test", &text("cdpo = { label_smoothing = [0.2] }")).unwrap();
+        let plan = Plan::parse("test", &text("cdpo = { label_smoothing = [0.2] }"), &[]).unwrap();
         let (method, trials) = plan.trials().remove(0);
         let settings = plan.settings(Some((method, &trials[1])), 3, &[]).unwrap();
         assert_eq!(settings.align.method.name(), "cdpo");
@@ -483,7 +485,7 @@ mod tests {
         let text =
             "recipe = 'tiny'\nset = ['sft.epochs=1']\nseeds = [4]\n[methods]\ndpo = {}\nfpo = {}";
         let settings = |text: &str| -> Vec<Settings> {
-            let plan = Plan::parse("test", text).unwrap();
+            let plan = Plan::parse("test", text, &[]).unwrap();
             let of = plan.trials();
             let runs = of.iter().map(|(method, trials)| Some((*method, &trials[0])));
             runs.chain([None]).map(|of| plan.settings(of, 4, &[]).unwrap()).collect()

@@ -141,6 +141,8 @@ pub struct Opened {
 /// Notes that a run's loss or gradient became infinite.
 const DIVERGED_FILE: &str = "diverged.json";
 
+const LOCK_FILE: &str = ".lock";
+
 /// An open study.
 pub struct Study {
     /// The plan.
@@ -169,7 +171,7 @@ impl Study {
     ) -> Result<Self> {
         fs::create_dir_all(folder)
             .with_context(|| format!("creating the study's folder {}", folder.display()))?;
-        let path = folder.join(".lock");
+        let path = folder.join(LOCK_FILE);
         let lock = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
         if lock.try_lock().is_err() {
             bail!(
@@ -401,6 +403,18 @@ impl Study {
             },
         };
         Ok(State::Finished(measured(&run, base, Some(&align), &on)?))
+    }
+}
+
+/// A call that made nothing leaves no folder behind. What can't be removed does no harm.
+impl Drop for Study {
+    fn drop(&mut self) {
+        self.bases.borrow_mut().clear();
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        if entries.filter(|entry| entry.file_name() != LOCK_FILE).count() == 0 {
+            let _ = fs::remove_file(self.folder.join(LOCK_FILE));
+            let _ = fs::remove_dir(&self.folder);
+        }
     }
 }
 

@@ -75,6 +75,7 @@ fn a_study_killed_at_any_time_ends_the_same() {
     for line in ["tune          4 runs, 4 to do", "measure       4 runs, 4 to do", "not known"] {
         assert!(printed.contains(line), "{printed}");
     }
+    assert!(!undisturbed.exists(), "a dry run left something behind");
     succeed(&study(&plan, &undisturbed, &[]));
 
     // In a trial, in a measured run between two of its checkpoints, in an ablation.
@@ -254,6 +255,8 @@ fn a_plan_that_cannot_work_is_refused_before_anything_is_made() {
         let message = fail(&study(&plan, &run, &[]));
         assert!(message.contains(says), "{more}: {message}");
     }
+    let message = fail(&["study", "--plan", "smoke", "--run", arg(&run), "--set", "align.bet=1"]);
+    assert!(message.contains("align.bet") && !run.exists(), "{message}");
     let message = fail(&["study", "--plan", "large", "--run", arg(&run)]);
     assert!(message.contains("no plan `large`: there are tiny, smollm2, smoke"), "{message}");
     let binary = folder.path().join("binary");
