@@ -42,6 +42,9 @@ pub struct Study {
     /// A plan that is compiled in (tiny, smollm2, smoke) or a TOML file.
     #[arg(long, value_name = "PLAN", default_value = "tiny")]
     plan: String,
+    /// Sets one setting of all runs, such as model.path=FOLDER, after those of the plan; can be repeated.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
     /// Folder of the study.
     #[arg(long = "run", value_name = "FOLDER", default_value = "runs/study")]
     folder: PathBuf,
@@ -89,7 +92,7 @@ impl Study {
         if self.print_plan {
             return write(Plan::source(&self.plan)?.as_bytes());
         }
-        let plan = Plan::load(&self.plan)?;
+        let plan = Plan::load(&self.plan, &self.set)?;
         let existing = match self.overwrite {
             true => Existing::Overwrite,
             false => Existing::Keep,

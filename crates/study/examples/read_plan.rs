@@ -16,7 +16,7 @@ fpo = { alpha = [0.25, 0.5] }
 "#;
 
 fn main() -> Result<()> {
-    let plan = Plan::parse("example", PLAN)?;
+    let plan = Plan::parse("example", PLAN, &[])?;
     for (method, trials) in plan.trials() {
         println!("{method}");
         for trial in trials {
@@ -26,7 +26,7 @@ fn main() -> Result<()> {
     }
     // A method without a partner of as many trials is refused.
     let unequal = PLAN.replace("[0.25, 0.5]", "[0.5]");
-    println!("{}", Plan::parse("example", &unequal).expect_err("4 trials and 2"));
+    println!("{}", Plan::parse("example", &unequal, &[]).expect_err("4 trials and 2"));
     if let Some(mean) = Mean::of(&[0.86, 0.87, 0.85]) {
         println!(
             "{:.3} ± {:.3} over {} seeds",

@@ -17,8 +17,10 @@ mod cost;
 mod drawing;
 mod flow;
 pub mod interval;
+mod item;
 mod measure;
 pub mod plan;
+mod progress;
 mod results;
 pub mod select;
 mod split;
@@ -35,13 +37,15 @@ use serde::Serialize;
 pub use change::Change;
 pub use cost::Cost;
 pub use drawing::{Drawn, draw};
-pub use flow::{Progress, carry_out};
+pub use flow::carry_out;
 pub use interval::Mean;
+pub use item::{Item, Part, State};
 pub use measure::{Answer, KL, Measured, OfKind, Point};
 pub use plan::{Plan, PlanError};
+pub use progress::Progress;
 pub use results::Results;
 pub use split::{Half, Kind, Kinds, Split, TooFew};
-pub use study::{Item, Part, State, Study};
+pub use study::Study;
 pub use trial::Trial;
 
 /// Writes a file, whole or not at all.

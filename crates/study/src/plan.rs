@@ -1,5 +1,9 @@
 //! The plan of a study: a TOML file, or one of those compiled in.
 
+mod problem;
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -25,6 +29,8 @@ macro_rules! plans {
 }
 
 plans!("tiny", "smollm2", "smoke");
+
+pub use problem::PlanError;
 
 /// Names of the plans that are compiled in.
 pub fn names() -> impl Iterator<Item = &'static str> {
@@ -121,72 +127,6 @@ fn twenty() -> usize {
     20
 }
 
-/// Why a plan can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum PlanError {
-    /// Neither a plan nor a file.
-    #[error("no plan `{name}`: there are {all}; or name a file")]
-    Unknown {
-        /// The name.
-        name: String,
-        /// Those that there are.
-        all: String,
-    },
-    /// A file that can't be read.
-    #[error("plan {path}: can't be read")]
-    Unreadable {
-        /// The file.
-        path: String,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// Not TOML, an unknown key, a missing or wrong value.
-    #[error("plan {path}: {what}")]
-    Malformed {
-        /// The file or the name.
-        path: String,
-        /// The message, with the place.
-        what: String,
-    },
-    /// What a plan must have.
-    #[error("plan {path}: {key} {must}")]
-    Wrong {
-        /// The file or the name.
-        path: String,
-        /// The key.
-        key: String,
-        /// What must hold, as in `seeds must not be empty`.
-        must: String,
-    },
-    /// Methods with unequal budgets.
-    #[error(
-        "plan {path}: {first} has {first_trials} trials and {other} has {other_trials}; every method must have the same number: its \
-         learning rates times its constants"
-    )]
-    Budgets {
-        /// The file or the name.
-        path: String,
-        /// A method.
-        first: Method,
-        /// Its trials.
-        first_trials: usize,
-        /// Another one.
-        other: Method,
-        /// Its trials.
-        other_trials: usize,
-    },
-    /// Settings that can't work, named with the run that has them.
-    #[error("plan {path}: {run}: {what}")]
-    Settings {
-        /// The file or the name.
-        path: String,
-        /// The run.
-        run: String,
-        /// What is wrong.
-        what: String,
-    },
-}
-
 /// The largest plan that is read.
 const LARGEST: u64 = 1 << 20;
 
@@ -213,23 +153,25 @@ impl Plan {
         fs::read_to_string(path).map_err(unreadable)
     }
 
-    /// Reads a plan and checks all that can be checked without data: that every run's settings resolve too.
+    /// Reads a plan, with more settings of all runs, and checks all that can be checked without data: that every run's settings resolve
+    /// too.
     ///
     /// # Errors
     /// What is wrong with it, and where.
-    pub fn load(name: &str) -> Result<Self, PlanError> {
-        Self::parse(name, &Self::source(name)?)
+    pub fn load(name: &str, set: &[String]) -> Result<Self, PlanError> {
+        Self::parse(name, &Self::source(name)?, set)
     }
 
     /// The same from text.
     ///
     /// # Errors
     /// Those of [`Self::load`].
-    pub fn parse(name: &str, text: &str) -> Result<Self, PlanError> {
-        let plan: Self = toml::from_str(text).map_err(|error| PlanError::Malformed {
+    pub fn parse(name: &str, text: &str, set: &[String]) -> Result<Self, PlanError> {
+        let mut plan: Self = toml::from_str(text).map_err(|error| PlanError::Malformed {
             path: name.to_owned(),
             what: error.to_string().trim_end().to_owned(),
         })?;
+        plan.set.extend_from_slice(set);
         plan.check(name)?;
         Ok(plan)
     }

@@ -12,9 +12,10 @@ use crate::{
     cost,
     flow::chosen,
     interval::{CONFIDENCE, Mean},
+    item::{Item, Part, State},
     measure::{Measured, OfKind, Point},
     plan::EachSeed,
-    study::{Item, Part, State, Study},
+    study::Study,
 };
 
 /// Everything that was measured. The same plan gives the same file.

@@ -13,7 +13,8 @@ use fpo_transformer::{Site, weights};
 
 use crate::{
     change::Change,
-    study::{Item, Opened, Study, missing},
+    item::Item,
+    study::{Opened, Study, missing},
 };
 
 /// Texts of each set that features are searched in, at most.

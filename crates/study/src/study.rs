@@ -6,7 +6,6 @@
 use std::{
     cell::RefCell,
     collections::BTreeMap,
-    fmt,
     fs::{self, File},
     path::{Path, PathBuf},
     rc::Rc,
@@ -17,7 +16,6 @@ use burn::tensor::Device;
 use fpo_config::Settings;
 use fpo_data::Fingerprint;
 use fpo_device::progress::Reporter;
-use fpo_losses::Method;
 use fpo_run::{Existing, Run, Stale};
 use fpo_trainer::{
     stages::{Base, StageName, align::align},
@@ -27,104 +25,12 @@ use fpo_trainer::{
 use crate::{
     change::Change,
     cost::metered,
+    item::{Item, Part, State},
     measure::{Measured, On, measured},
     plan::{EachSeed, Plan},
     split::{Kind, Kinds, Split},
     trial::Trial,
 };
-
-/// The parts of a study.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Part {
-    /// Every trial of every method on validation prompts, with the first seed.
-    Tune,
-    /// The best trial of every method on test prompts, with every seed.
-    Measure,
-    /// One change at a time in a best trial, on test prompts, with the first seed.
-    Ablate,
-    /// Features of a kind of prompts held or released, on test prompts, with the first seed.
-    Control,
-}
-
-impl Part {
-    /// All parts in their order.
-    pub const ALL: [Self; 4] = [Self::Tune, Self::Measure, Self::Ablate, Self::Control];
-
-    /// As on the command line, and the folder of its runs.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Tune => "tune",
-            Self::Measure => "measure",
-            Self::Ablate => "ablate",
-            Self::Control => "control",
-        }
-    }
-}
-
-/// One run.
-#[derive(Clone, Debug)]
-pub struct Item {
-    /// What it is a part of.
-    pub part: Part,
-    /// The method.
-    pub method: Method,
-    /// Its constants.
-    pub trial: Trial,
-    /// What is different from that, if anything is.
-    pub change: Option<Change>,
-    /// The seed.
-    pub seed: u64,
-}
-
-impl Item {
-    /// Its folder below the study's.
-    pub fn folder(&self) -> PathBuf {
-        let Self { part, method, trial, change, seed } = self;
-        let mut folder = Path::new(part.name()).join(method.name()).join(trial.folder());
-        folder.extend(change.as_ref().map(Change::folder));
-        folder.join(format!("seed-{seed}"))
-    }
-}
-
-/// For a person: `fpo, learning rate 0.0003, alpha 0.5, seed 0`.
-impl fmt::Display for Item {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { method, trial, change, seed, .. } = self;
-        write!(f, "{method}, {trial}")?;
-        if let Some(change) = change {
-            write!(f, "; {change}")?;
-        }
-        write!(f, ", seed {seed}")
-    }
-}
-
-/// How far a run is.
-#[derive(Clone, Debug)]
-pub enum State {
-    /// Measured.
-    Finished(Measured),
-    /// Its loss or a gradient became infinite; the message says when.
-    Diverged(String),
-    /// Not begun, or begun.
-    Missing,
-    /// Made from other settings or data: what differs.
-    Stale(String),
-}
-
-impl State {
-    /// What was measured.
-    pub fn measured(&self) -> Option<&Measured> {
-        match self {
-            Self::Finished(measured) => Some(measured),
-            _ => None,
-        }
-    }
-
-    /// Whether there is nothing left to do.
-    pub fn is_done(&self) -> bool {
-        matches!(self, Self::Finished(_) | Self::Diverged(_))
-    }
-}
 
 /// What alignments start from, opened.
 pub struct Opened {
@@ -140,6 +46,8 @@ pub struct Opened {
 
 /// Notes that a run's loss or gradient became infinite.
 const DIVERGED_FILE: &str = "diverged.json";
+
+const LOCK_FILE: &str = ".lock";
 
 /// An open study.
 pub struct Study {
@@ -169,7 +77,7 @@ impl Study {
     ) -> Result<Self> {
         fs::create_dir_all(folder)
             .with_context(|| format!("creating the study's folder {}", folder.display()))?;
-        let path = folder.join(".lock");
+        let path = folder.join(LOCK_FILE);
         let lock = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
         if lock.try_lock().is_err() {
             bail!(
@@ -401,6 +309,18 @@ impl Study {
             },
         };
         Ok(State::Finished(measured(&run, base, Some(&align), &on)?))
+    }
+}
+
+/// A call that made nothing leaves no folder behind. What can't be removed does no harm.
+impl Drop for Study {
+    fn drop(&mut self) {
+        self.bases.borrow_mut().clear();
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        if entries.filter(|entry| entry.file_name() != LOCK_FILE).count() == 0 {
+            let _ = fs::remove_file(self.folder.join(LOCK_FILE));
+            let _ = fs::remove_dir(&self.folder);
+        }
     }
 }
 

@@ -75,6 +75,7 @@ fn a_study_killed_at_any_time_ends_the_same() {
     for line in ["tune          4 runs, 4 to do", "measure       4 runs, 4 to do", "not known"] {
         assert!(printed.contains(line), "{printed}");
     }
+    assert!(!undisturbed.exists(), "a dry run left something behind");
     succeed(&study(&plan, &undisturbed, &[]));
 
     // In a trial, in a measured run between two of its checkpoints, in an ablation.
@@ -131,6 +132,28 @@ fn a_study_killed_at_any_time_ends_the_same() {
     let expected = ["null null", "alpha 1.0", "more_sites resid_post:1", "site resid_post:1"];
     assert_eq!(keys("ablations"), expected);
     assert_eq!(keys("control"), ["null null", "only french-8", "except french-8"]);
+    for file in [
+        "study.html",
+        "cost.json",
+        "tables/methods.csv",
+        "tables/differences.csv",
+        "tables/ablations.csv",
+        "tables/control-french.csv",
+        "tables/trials.csv",
+        "figures/frontier-accuracy.svg",
+        "figures/frontier-accuracy.csv",
+        "figures/steps-entropy.svg",
+    ] {
+        let [text, other] =
+            [&undisturbed, &killed].map(|folder| fs::read_to_string(folder.join(file)).unwrap());
+        assert!(!text.is_empty(), "{file}");
+        // All but time and memory are the same.
+        if !["study.html", "cost.json", "tables/methods.csv"].contains(&file) {
+            assert_eq!(text, other, "{file}");
+        }
+    }
+    let page = fs::read_to_string(undisturbed.join("study.html")).unwrap();
+    assert!(page.contains("<svg") && !page.contains("<script") && !page.contains("src="));
     let kind = &found["control"][1]["kinds"]["french"];
     assert!(kind["pairs"].as_u64().unwrap() > 0 && kind["inside"]["kl"].is_number(), "{kind}");
 }
@@ -232,6 +255,8 @@ fn a_plan_that_cannot_work_is_refused_before_anything_is_made() {
         let message = fail(&study(&plan, &run, &[]));
         assert!(message.contains(says), "{more}: {message}");
     }
+    let message = fail(&["study", "--plan", "smoke", "--run", arg(&run), "--set", "align.bet=1"]);
+    assert!(message.contains("align.bet") && !run.exists(), "{message}");
     let message = fail(&["study", "--plan", "large", "--run", arg(&run)]);
     assert!(message.contains("no plan `large`: there are tiny, smollm2, smoke"), "{message}");
     let binary = folder.path().join("binary");
