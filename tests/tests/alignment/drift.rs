@@ -206,9 +206,13 @@ fn a_planted_direction_comes_first() {
     let change = |f: usize| drift.features[f].change().abs();
     let others = (0..D_SAE).filter(|&f| f != PLANTED).map(change).fold(0.0, f64::max);
     assert!(drift.features[PLANTED].change() > 0.0 && change(PLANTED) > others, "{others}");
-    // Embeddings are multiplied by √d_model.
-    let places = &drift.features[PLANTED].places;
-    assert!(places.iter().all(|p| p.size() <= (D_MODEL as f64).sqrt() + 1e-4), "{places:?}");
+    // Embeddings are multiplied by √d_model, which is how far an active feature moves; one that wasn't also passes its threshold,
+    // which is below 0.3.
+    let far = (D_MODEL as f64).sqrt();
+    for place in &drift.features[PLANTED].places {
+        let over = place.size() - far;
+        assert!(over.abs() < 1e-4 || place.before == 0.0 && over < 0.3, "{place:?}");
+    }
 }
 
 #[test]

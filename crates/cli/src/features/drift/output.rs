@@ -1,6 +1,10 @@
 //! What was found, as a page, a table in CSV, a table for the terminal, and JSON.
 
-use std::{collections::BTreeSet, fmt::Write, path::Path};
+use std::{
+    collections::BTreeSet,
+    fmt::Write,
+    path::{Component, Path, PathBuf},
+};
 
 use comfy_table::{CellAlignment, Table, presets};
 use fpo_interp::drift::{self, FeatureDrift, by_change, excerpt};
@@ -49,15 +53,11 @@ impl Found<'_> {
             .collect()
     }
 
-    /// Names of the aligned models: of their folders, or where these are the same, the whole paths.
-    fn names(&self) -> Vec<String> {
-        let paths = &self.inputs.after;
-        let names: Vec<String> = paths.iter().map(|path| name(path)).collect();
-        let distinct: BTreeSet<&String> = names.iter().collect();
-        match distinct.len() == names.len() && !distinct.contains(&name(&self.inputs.before)) {
-            true => names,
-            false => paths.iter().map(|path| path.display().to_string()).collect(),
-        }
+    /// Names of the model before and of the aligned ones.
+    fn names(&self) -> (String, Vec<String>) {
+        let paths = std::iter::once(&self.inputs.before).chain(&self.inputs.after);
+        let mut names = distinct(&paths.map(PathBuf::as_path).collect::<Vec<_>>());
+        (names.remove(0), names)
     }
 
     fn certain(&self, drift: &drift::Drift) -> usize {
@@ -69,8 +69,7 @@ impl Found<'_> {
     }
 
     pub fn page(&self, shown: &[usize]) -> String {
-        let (names, first) = (self.names(), &self.drifts[0]);
-        let before = self.inputs.before.display().to_string();
+        let ((before, names), first) = (self.names(), &self.drifts[0]);
         let mut facts = vec![
             ("Autoencoder".to_owned(), name(&self.inputs.sae)),
             ("Site".into(), self.opened.site.to_string()),
@@ -156,7 +155,7 @@ impl Found<'_> {
 
     /// The first of the features shown, for a terminal.
     pub fn table(&self, shown: &[usize]) -> Table {
-        let names = self.names();
+        let (_, names) = self.names();
         let of = |what: &str, name: &String| match names.len() {
             1 => what.to_owned(),
             _ => format!("{what}\n{name}"),
@@ -195,7 +194,7 @@ impl Found<'_> {
 
     /// A line per aligned model.
     pub fn summary(&self) -> String {
-        let lines = self.names().into_iter().zip(self.drifts).map(|(name, drift)| {
+        let lines = self.names().1.into_iter().zip(self.drifts).map(|(name, drift)| {
             format!(
                 "{name}: {} of {} features changed by more than {CERTAIN} standard errors, over {} tokens of {} texts",
                 self.certain(drift),
@@ -279,7 +278,42 @@ fn name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
+/// The last components of paths, as many as tell them apart.
+fn distinct(paths: &[&Path]) -> Vec<String> {
+    let parts: Vec<Vec<_>> = paths.iter().map(|path| path.components().collect()).collect();
+    let most = parts.iter().map(Vec::len).max().unwrap_or(0);
+    let names = |count: usize| -> Vec<String> {
+        let last = |parts: &Vec<Component>| -> PathBuf {
+            parts[parts.len().saturating_sub(count)..].iter().collect()
+        };
+        parts.iter().map(|parts| last(parts).display().to_string()).collect()
+    };
+    let differ = |names: &Vec<String>| names.iter().collect::<BTreeSet<_>>().len() == names.len();
+    (1..most).map(names).find(differ).unwrap_or_else(|| names(most))
+}
+
 /// Such as 16,384.
 fn thousands(number: usize) -> String {
     Unit::Plain.format(number as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_models_apart() {
+        for (paths, names) in [
+            (&["runs/a/sft", "runs/a/align"][..], &["sft", "align"][..]),
+            (
+                &["sft", "r/compare/dpo/align", "r/compare/fpo/align"],
+                &["sft", "dpo/align", "fpo/align"],
+            ),
+            (&["/m/base", "/m/base"], &["/m/base", "/m/base"]),
+            (&["a/b/c", "b/c"], &["a/b/c", "b/c"]),
+        ] {
+            let paths: Vec<&Path> = paths.iter().map(Path::new).collect();
+            assert_eq!(distinct(&paths), names);
+        }
+    }
 }
