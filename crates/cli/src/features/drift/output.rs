@@ -19,8 +19,12 @@ use super::inputs::{Inputs, Opened};
 /// Features of the terminal's table and of JSON.
 const PRINTED: usize = 15;
 
-/// A change of so many standard errors is counted as certain: of 16,384 features that didn't change, one would get there.
+/// A change of so many standard errors is counted as certain: of 16,384 features that didn't change, one would get there by a normal
+/// distribution, and seven by Student's with [`ENOUGH`] texts.
 const CERTAIN: f64 = 4.0;
+
+/// Texts from which on standard errors are taken at their word.
+const ENOUGH: usize = 30;
 
 /// Everything that was measured, one drift per aligned model.
 pub struct Found<'a> {
@@ -60,12 +64,13 @@ impl Found<'_> {
         (names.remove(0), names)
     }
 
-    fn certain(&self, drift: &drift::Drift) -> usize {
+    /// Number of features that changed for certain; none where there are too few texts to tell.
+    fn certain(&self, drift: &drift::Drift) -> Option<usize> {
         let is_certain = |feature: &&FeatureDrift| {
             let error = feature.standard_error.unwrap_or(f64::INFINITY);
             feature.change().abs() > CERTAIN * error
         };
-        drift.features.iter().filter(is_certain).count()
+        (drift.texts >= ENOUGH).then(|| drift.features.iter().filter(is_certain).count())
     }
 
     pub fn page(&self, shown: &[usize]) -> String {
@@ -82,7 +87,7 @@ impl Found<'_> {
                 1 => format!("Changed by more than {CERTAIN} standard errors"),
                 _ => format!("Changed by more than {CERTAIN} standard errors: {name}"),
             };
-            facts.push((title, thousands(self.certain(drift))));
+            facts.extend(self.certain(drift).map(|certain| (title, thousands(certain))));
         }
         let csv = self.csv.map(|path| format!("; {} has them all", name(path)));
         render(&Page {
@@ -195,13 +200,14 @@ impl Found<'_> {
     /// A line per aligned model.
     pub fn summary(&self) -> String {
         let lines = self.names().1.into_iter().zip(self.drifts).map(|(name, drift)| {
-            format!(
-                "{name}: {} of {} features changed by more than {CERTAIN} standard errors, over {} tokens of {} texts",
-                self.certain(drift),
-                self.features(),
-                drift.tokens,
-                drift.texts
-            )
+            let over = format!("over {} tokens of {} texts", drift.tokens, drift.texts);
+            match self.certain(drift) {
+                Some(certain) => format!(
+                    "{name}: {certain} of {} features changed by more than {CERTAIN} standard errors, {over}",
+                    self.features()
+                ),
+                None => format!("{name}: {over}; standard errors take {ENOUGH} texts to rely on"),
+            }
         });
         lines.collect::<Vec<_>>().join("\n")
     }
@@ -250,13 +256,11 @@ fn notes(texts: usize) -> Vec<String> {
     let mut notes = vec![
         "Before and after are a feature's mean activation over all tokens; beneath, the share of tokens on which it is active. BOS, EOS and padding don't count, and the prompt of a pair counts once.".to_owned(),
         "A change is after − before, ± its standard error, paired over texts: both models read the same texts, and a text's tokens are not independent of each other. A grey change is within two standard errors of none.".into(),
-        format!("With many features some changes look certain by chance: of 16,384 features that didn't change, about 750 are beyond two standard errors, and one is beyond {CERTAIN}."),
+        format!("With many features some changes look certain by chance: of 16,384 features that didn't change, about 750 are beyond two standard errors, and beyond {CERTAIN} one with hundreds of texts, seven with {ENOUGH}."),
         "A feature opens to the tokens at which its activation changed most, at most one of a text, with the activation before and after. Blue rose, orange fell.".into(),
     ];
-    if texts < 30 {
-        notes.push(format!(
-            "These are {texts} texts: too few for standard errors that can be relied on."
-        ));
+    if texts < ENOUGH {
+        notes.push(format!("Standard errors take {ENOUGH} texts to rely on; these are {texts}."));
     }
     notes
 }
