@@ -257,7 +257,7 @@ fn notes(texts: usize) -> Vec<String> {
         "Before and after are a feature's mean activation over all tokens; beneath, the share of tokens on which it is active. BOS, EOS and padding don't count, and the prompt of a pair counts once.".to_owned(),
         "A change is after − before, ± its standard error, paired over texts: both models read the same texts, and a text's tokens are not independent of each other. A grey change is within two standard errors of none.".into(),
         format!("With many features some changes look certain by chance: of 16,384 features that didn't change, about 750 are beyond two standard errors, and beyond {CERTAIN} one with hundreds of texts, seven with {ENOUGH}."),
-        "A feature opens to the tokens at which its activation changed most, at most one of a text, with the activation before and after. Blue rose, orange fell.".into(),
+        "A feature opens to the tokens at which its activation changed most, with the activation before and after: at most one token of a text, and one where texts begin alike. Blue rose, orange fell.".into(),
     ];
     if texts < ENOUGH {
         notes.push(format!("Standard errors take {ENOUGH} texts to rely on; these are {texts}."));
