@@ -128,7 +128,7 @@ pub fn render(page: &Page) -> String {
                         p.lead { (page.choice) }
                         (controls(&page.models))
                         (table(page, largest))
-                        p #none hidden { "No feature shown here matches." }
+                        p #none hidden { "None of the features shown here matches." }
                     }
                     section #notes aria-labelledby="notes-title" {
                         h2 #notes-title { "How to read this" }
@@ -257,13 +257,14 @@ fn places(models: &[String], after: &[Change]) -> Markup {
     }
     html! {
         @if named.is_empty() {
-            p.empty { "active on none of the tokens, or equally on all" }
+            p.empty { "no change at any token" }
         } @else {
             details {
                 summary { @for token in &named { code { (token) } " " } }
                 @for (name, after) in models.iter().zip(after) {
                     @if models.len() > 1 { h3 { (name) } }
-                    ol.contexts { @for place in &after.places { (context(place)) } }
+                    @if after.places.is_empty() { p.empty { "no change" } }
+                    @else { ol.contexts { @for place in &after.places { (context(place)) } } }
                 }
             }
         }

@@ -3,15 +3,18 @@
 mod inputs;
 mod output;
 
-use std::{num::NonZeroUsize, path::PathBuf};
+use std::{
+    io::Write,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use fpo_data::atomic;
 use fpo_interp::drift::Comparison;
 use fpo_trainer::stages::report::write_page;
 use fpo_transformer::Site;
-use std::io::Write;
 
 use self::{inputs::Inputs, output::Found};
 use crate::{
@@ -106,8 +109,9 @@ impl Drift {
         for output in std::iter::once(&outputs.page).chain(&outputs.csv) {
             streams::keep_apart(output, &named.paths())?;
         }
+        let is_page = |csv: &PathBuf| same(csv, &outputs.page);
         ensure!(
-            outputs.csv.as_ref() != Some(&outputs.page),
+            !outputs.csv.as_ref().is_some_and(is_page),
             "--csv {} is the page; choose another name for the table",
             outputs.page.display()
         );
@@ -116,7 +120,7 @@ impl Drift {
         let opened = named.open(&self.rendering, self.tokens, &placement)?;
         if let Some(index) = more.iter().find(|&&index| index >= opened.sae.d_sae()) {
             let last = opened.sae.d_sae() - 1;
-            anyhow::bail!("no feature {index}: the autoencoder has features 0 to {last}");
+            bail!("no feature {index}: the autoencoder has features 0 to {last}");
         }
 
         let before = opened.before.load(&placement)?;
@@ -182,4 +186,17 @@ impl Drift {
             None => Ok(()),
         }
     }
+}
+
+/// Whether two names are of one file, which may not exist yet.
+fn same(a: &Path, b: &Path) -> bool {
+    let whole = |path: &Path| {
+        let there = path.canonicalize();
+        there.ok().or_else(|| {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            let folder = folder.unwrap_or(Path::new(".")).canonicalize().ok()?;
+            Some(folder.join(path.file_name()?))
+        })
+    };
+    a == b || whole(a).is_some_and(|a| Some(a) == whole(b))
 }

@@ -54,9 +54,13 @@ impl Batch {
         let mut row = 0;
         for &text in chosen {
             for (number, sequence) in texts[text].iter().enumerate() {
+                let prefixes = prefixes(&sequence.tokens);
                 for position in sequence.counted(excluded) {
                     counted.push((row * width + position) as i32);
-                    places.push(Place { text, sequence: number, position, ..Place::default() });
+                    let prefix = prefixes[position];
+                    let place =
+                        Place { text, sequence: number, position, prefix, ..Place::default() };
+                    places.push(place);
                 }
                 // The models are causal, so what follows a sequence is never seen.
                 tokens.extend(sequence.tokens.iter().map(|&token| token as i32));
@@ -66,6 +70,16 @@ impl Batch {
         }
         Self { tokens, rows, width, counted, places }
     }
+}
+
+/// A hash of the tokens up to each position (FNV-1a, a token at a time).
+fn prefixes(tokens: &[u32]) -> Vec<u64> {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut next = |token: &u32| {
+        hash = (hash ^ u64::from(*token)).wrapping_mul(0x0000_0100_0000_01b3);
+        hash
+    };
+    tokens.iter().map(&mut next).collect()
 }
 
 impl Comparison<'_> {

@@ -48,7 +48,8 @@ pub struct FeatureDrift {
     pub after: Level,
     /// Standard error of the change of the mean, paired over texts; none with fewer than two texts.
     pub standard_error: Option<f64>,
-    /// Where its activation changed most, at most one place per text; largest change first.
+    /// Where its activation changed most, at most one place per text, and one of those that follow the same tokens; largest change
+    /// first.
     pub places: Vec<Place>,
 }
 
@@ -77,6 +78,8 @@ pub struct Place {
     pub sequence: usize,
     /// Position in the sequence.
     pub position: usize,
+    /// Hash of the tokens up to this one. Where it is the same, so are the activations: the models are causal.
+    pub prefix: u64,
     /// Activation before alignment.
     pub before: f32,
     /// Activation in the aligned model.

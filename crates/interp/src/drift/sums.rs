@@ -137,6 +137,12 @@ impl Sums {
 impl OfFeature {
     /// Keeps a place if it is among the `most` largest changes. Texts come in any order: of equal changes that of the first text stays.
     fn offer(&mut self, place: Place, most: usize) {
+        if let Some(at) = self.places.iter().position(|other| other.prefix == place.prefix) {
+            if self.places[at].text < place.text {
+                return;
+            }
+            self.places.remove(at);
+        }
         let comes_first = |other: &Place| {
             let by_size = place.size().total_cmp(&other.size());
             by_size.then(other.text.cmp(&place.text)).is_lt()

@@ -1,6 +1,10 @@
 //! What was found, as a page, a table in CSV, a table for the terminal, and JSON.
 
-use std::{collections::BTreeSet, fmt::Write, path::Path};
+use std::{
+    collections::BTreeSet,
+    fmt::Write,
+    path::{Component, Path, PathBuf},
+};
 
 use comfy_table::{CellAlignment, Table, presets};
 use fpo_interp::drift::{self, FeatureDrift, by_change, excerpt};
@@ -15,8 +19,12 @@ use super::inputs::{Inputs, Opened};
 /// Features of the terminal's table and of JSON.
 const PRINTED: usize = 15;
 
-/// A change of so many standard errors is counted as certain: of 16,384 features that didn't change, one would get there.
+/// A change of so many standard errors is counted as certain: of 16,384 features that didn't change, one would get there by a normal
+/// distribution, and seven by Student's with [`ENOUGH`] texts.
 const CERTAIN: f64 = 4.0;
+
+/// Texts from which on standard errors are taken at their word.
+const ENOUGH: usize = 30;
 
 /// Everything that was measured, one drift per aligned model.
 pub struct Found<'a> {
@@ -49,28 +57,24 @@ impl Found<'_> {
             .collect()
     }
 
-    /// Names of the aligned models: of their folders, or where these are the same, the whole paths.
-    fn names(&self) -> Vec<String> {
-        let paths = &self.inputs.after;
-        let names: Vec<String> = paths.iter().map(|path| name(path)).collect();
-        let distinct: BTreeSet<&String> = names.iter().collect();
-        match distinct.len() == names.len() && !distinct.contains(&name(&self.inputs.before)) {
-            true => names,
-            false => paths.iter().map(|path| path.display().to_string()).collect(),
-        }
+    /// Names of the model before and of the aligned ones.
+    fn names(&self) -> (String, Vec<String>) {
+        let paths = std::iter::once(&self.inputs.before).chain(&self.inputs.after);
+        let mut names = distinct(&paths.map(PathBuf::as_path).collect::<Vec<_>>());
+        (names.remove(0), names)
     }
 
-    fn certain(&self, drift: &drift::Drift) -> usize {
+    /// Number of features that changed for certain; none where there are too few texts to tell.
+    fn certain(&self, drift: &drift::Drift) -> Option<usize> {
         let is_certain = |feature: &&FeatureDrift| {
             let error = feature.standard_error.unwrap_or(f64::INFINITY);
             feature.change().abs() > CERTAIN * error
         };
-        drift.features.iter().filter(is_certain).count()
+        (drift.texts >= ENOUGH).then(|| drift.features.iter().filter(is_certain).count())
     }
 
     pub fn page(&self, shown: &[usize]) -> String {
-        let (names, first) = (self.names(), &self.drifts[0]);
-        let before = self.inputs.before.display().to_string();
+        let ((before, names), first) = (self.names(), &self.drifts[0]);
         let mut facts = vec![
             ("Autoencoder".to_owned(), name(&self.inputs.sae)),
             ("Site".into(), self.opened.site.to_string()),
@@ -83,7 +87,7 @@ impl Found<'_> {
                 1 => format!("Changed by more than {CERTAIN} standard errors"),
                 _ => format!("Changed by more than {CERTAIN} standard errors: {name}"),
             };
-            facts.push((title, thousands(self.certain(drift))));
+            facts.extend(self.certain(drift).map(|certain| (title, thousands(certain))));
         }
         let csv = self.csv.map(|path| format!("; {} has them all", name(path)));
         render(&Page {
@@ -156,7 +160,7 @@ impl Found<'_> {
 
     /// The first of the features shown, for a terminal.
     pub fn table(&self, shown: &[usize]) -> Table {
-        let names = self.names();
+        let (_, names) = self.names();
         let of = |what: &str, name: &String| match names.len() {
             1 => what.to_owned(),
             _ => format!("{what}\n{name}"),
@@ -195,14 +199,15 @@ impl Found<'_> {
 
     /// A line per aligned model.
     pub fn summary(&self) -> String {
-        let lines = self.names().into_iter().zip(self.drifts).map(|(name, drift)| {
-            format!(
-                "{name}: {} of {} features changed by more than {CERTAIN} standard errors, over {} tokens of {} texts",
-                self.certain(drift),
-                self.features(),
-                drift.tokens,
-                drift.texts
-            )
+        let lines = self.names().1.into_iter().zip(self.drifts).map(|(name, drift)| {
+            let over = format!("over {} tokens of {} texts", drift.tokens, drift.texts);
+            match self.certain(drift) {
+                Some(certain) => format!(
+                    "{name}: {certain} of {} features changed by more than {CERTAIN} standard errors, {over}",
+                    self.features()
+                ),
+                None => format!("{name}: {over}; standard errors take {ENOUGH} texts to rely on"),
+            }
         });
         lines.collect::<Vec<_>>().join("\n")
     }
@@ -251,13 +256,11 @@ fn notes(texts: usize) -> Vec<String> {
     let mut notes = vec![
         "Before and after are a feature's mean activation over all tokens; beneath, the share of tokens on which it is active. BOS, EOS and padding don't count, and the prompt of a pair counts once.".to_owned(),
         "A change is after − before, ± its standard error, paired over texts: both models read the same texts, and a text's tokens are not independent of each other. A grey change is within two standard errors of none.".into(),
-        format!("With many features some changes look certain by chance: of 16,384 features that didn't change, about 750 are beyond two standard errors, and one is beyond {CERTAIN}."),
-        "A feature opens to the tokens at which its activation changed most, at most one of a text, with the activation before and after. Blue rose, orange fell.".into(),
+        format!("With many features some changes look certain by chance: of 16,384 features that didn't change, about 750 are beyond two standard errors, and beyond {CERTAIN} one with hundreds of texts, seven with {ENOUGH}."),
+        "A feature opens to the tokens at which its activation changed most, with the activation before and after: at most one token of a text, and one where texts begin alike. Blue rose, orange fell.".into(),
     ];
-    if texts < 30 {
-        notes.push(format!(
-            "These are {texts} texts: too few for standard errors that can be relied on."
-        ));
+    if texts < ENOUGH {
+        notes.push(format!("Standard errors take {ENOUGH} texts to rely on; these are {texts}."));
     }
     notes
 }
@@ -279,7 +282,42 @@ fn name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
+/// The last components of paths, as many as tell them apart.
+fn distinct(paths: &[&Path]) -> Vec<String> {
+    let parts: Vec<Vec<_>> = paths.iter().map(|path| path.components().collect()).collect();
+    let most = parts.iter().map(Vec::len).max().unwrap_or(0);
+    let names = |count: usize| -> Vec<String> {
+        let last = |parts: &Vec<Component>| -> PathBuf {
+            parts[parts.len().saturating_sub(count)..].iter().collect()
+        };
+        parts.iter().map(|parts| last(parts).display().to_string()).collect()
+    };
+    let differ = |names: &Vec<String>| names.iter().collect::<BTreeSet<_>>().len() == names.len();
+    (1..most).map(names).find(differ).unwrap_or_else(|| names(most))
+}
+
 /// Such as 16,384.
 fn thousands(number: usize) -> String {
     Unit::Plain.format(number as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_models_apart() {
+        for (paths, names) in [
+            (&["runs/a/sft", "runs/a/align"][..], &["sft", "align"][..]),
+            (
+                &["sft", "r/compare/dpo/align", "r/compare/fpo/align"],
+                &["sft", "dpo/align", "fpo/align"],
+            ),
+            (&["/m/base", "/m/base"], &["/m/base", "/m/base"]),
+            (&["a/b/c", "b/c"], &["a/b/c", "b/c"]),
+        ] {
+            let paths: Vec<&Path> = paths.iter().map(Path::new).collect();
+            assert_eq!(distinct(&paths), names);
+        }
+    }
 }
