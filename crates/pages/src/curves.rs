@@ -77,9 +77,10 @@ fn overlaid_stage(stage: &str, names: &[String], runs: &[RunFiles]) -> Option<St
         runs.iter().enumerate().filter_map(|(at, run)| Some((at, run.training(stage)?))).collect();
     let (_, first) = logs.first()?;
     let (title, about) = about(stage);
-    let same = runs.len() == logs.len() && logs.iter().all(|(_, one)| one.lines == first.lines);
-    let (logs, caption) = match same && runs.len() > 1 {
-        true => (&logs[..1], format!("{about} The same in all runs: one line stands for all.")),
+    let all = if logs.len() == runs.len() { "all runs" } else { "all runs with this stage" };
+    let same = logs.len() > 1 && logs.iter().all(|(_, one)| one.lines == first.lines);
+    let (logs, caption) = match same {
+        true => (&logs[..1], format!("{about} The same in {all}: one line stands for all.")),
         false => (&logs[..], about.to_owned()),
     };
     let charts = keys(logs).into_iter().map(|key| {
@@ -91,7 +92,7 @@ fn overlaid_stage(stage: &str, names: &[String], runs: &[RunFiles]) -> Option<St
                 if points.is_empty() {
                     continue;
                 }
-                let run = if logs.len() == 1 && same { "all runs" } else { &names[at] };
+                let run = if same { all } else { &names[at] };
                 let name = if eval { format!("{run}, held-out") } else { run.to_owned() };
                 let stroke = if eval { Stroke::Rings(at) } else { Stroke::Run(at) };
                 series.push(Series { name, stroke, points });
@@ -138,6 +139,7 @@ fn titled(key: &str) -> (String, &'static str) {
         "grad_norm" => return ("Gradient norm".into(), ""),
         "mse" => return ("Reconstruction error".into(), "share of E‖x‖²"),
         "l0" => return ("L0".into(), "active features"),
+        "dead" => return ("Dead features".into(), "share"),
         _ => {}
     }
     match logged_as(key).or_else(|| logged_as(&format!("{EVAL}{key}"))) {

@@ -346,14 +346,16 @@ fn answers(runs: &[RunFiles], shared: &Shared) -> (Vec<SharedPrompt>, String) {
     let at_random = drawn(runs[first].settings.seed, common.len());
     let at_random: Vec<usize> =
         at_random.into_iter().filter(|place| !first_ones.contains(place)).collect();
+    let differing = match disagreements.len() {
+        0 => String::new(),
+        all => format!("the first {} of {all} on which verdicts differ, then ", first_ones.len()),
+    };
     let choice = match common.len() {
         0 => "No prompt was answered by all runs.".to_owned(),
         all => format!(
-            "{} of {all} prompts that were answered by all {with} measured runs: the first {} of {} on which verdicts differ, \
-             then {} drawn at random with the seed of the first run.",
+            "{} of {all} prompts that were answered by all {with} measured runs: {differing}{} drawn at random with the seed of the \
+             first run.",
             first_ones.len() + at_random.len(),
-            first_ones.len(),
-            disagreements.len(),
             at_random.len()
         ),
     };

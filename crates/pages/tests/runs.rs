@@ -37,7 +37,7 @@ const PLAIN: Given = Given {
     steps: 3,
     finished: true,
     accuracy: 0.75,
-    answer: "two owls",
+    answer: "two big owls",
 };
 
 fn stage(run: &Path, stage: &str, fingerprint: Value) {
@@ -92,7 +92,7 @@ fn run(folder: &Path, name: &str, given: &Given) -> RunFiles {
     let feature = |index: usize, after: f64| json!({"index": index, "before": 1.0, "after": after, "density": 0.1, "examples": []});
     let text = |text: &str, right: bool| json!({"text": text, "verdict": "said", "right": right});
     let prompt = |at: usize| {
-        json!({"prompt": format!("Prompt {at}?"), "expected": "owls", "before": text("one owl", false),
+        json!({"prompt": format!("Prompt {at}?"), "expected": "owls", "before": text("one big owl", false),
                "after": text(given.answer, at > 0 || given.answer.contains("two"))})
     };
     let evaluation = json!({
@@ -134,7 +134,7 @@ fn runs_of_other_settings_are_compared() {
     let other = Given {
         set: &["align.method=dpo", "align.optimizer.learning_rate=0.5", "evaluate.features=true"],
         accuracy: 0.8,
-        answer: "three owls",
+        answer: "three big owls",
         steps: 2,
         ..PLAIN
     };
@@ -173,18 +173,18 @@ fn runs_of_other_settings_are_compared() {
 
     // The prompt on which they disagree comes first.
     assert_eq!(report.answers[0].prompt, "Prompt 0?");
-    assert_eq!(report.answers[0].before, Some(("one owl".to_owned(), Some(false))));
+    assert_eq!(report.answers[0].before, Some(("one big owl".to_owned(), Some(false))));
     let answers: Vec<&str> =
         report.answers[0].answers.iter().map(|answer| &*answer.as_ref().unwrap().after).collect();
-    assert_eq!(answers, ["two owls", "three owls"]);
+    assert_eq!(answers, ["two big owls", "three big owls"]);
     assert!(report.answers_choice.contains("the first 1 of 1"), "{}", report.answers_choice);
 
     assert_eq!(row(&report.features, "Feature 7"), ["1 → 1.5 (+0.5)", "1 → 1.5 (+0.5)"]);
-    assert_eq!(row(&report.features, "Feature 8"), ["1 → 0.25 (−0.75)", ""]);
-    assert_eq!(report.features.rows[0].name, "Feature 8");
+    assert_eq!(row(&report.features, "Feature 12"), ["1 → 0.25 (−0.75)", ""]);
+    assert_eq!(report.features.rows[0].name, "Feature 12");
     assert_eq!(row(&report.time, "align, wall clock"), ["12.0 s", "12.0 s"]);
     assert_eq!(row(&report.time, "align, peak memory"), ["512 MiB", "512 MiB"]);
-    assert!(render_runs(&report).contains("<ins>two owls</ins>"));
+    assert!(render_runs(&report).contains("<ins>two</ins> big <ins>owls</ins>"));
 }
 
 #[test]

@@ -150,7 +150,7 @@ fn sections(report: &RunsReport) -> [Section; 7] {
             id: "answers",
             title: "Answers",
             lead: "After alignment, to the same held-out prompts. Underlined words aren't in the run's answer before.",
-            present: !report.answers.is_empty(),
+            present: !report.answers_choice.is_empty(),
             body: html! {
                 p.caption { (report.answers_choice) }
                 @for prompt in &report.answers { (shared(prompt, &report.runs)) }

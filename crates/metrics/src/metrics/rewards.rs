@@ -11,8 +11,8 @@ const PLOT: Plot = Plot { rank: 30, title: "Rewards", y_label: "" };
 pub const ACCURACY: Metric = Metric {
     name: "reward_accuracy",
     title: "Reward accuracy",
-    about: "Held-out pairs whose chosen response has the higher reward of the method, which is none before alignment where it is \
-            measured against the reference.",
+    about: "Held-out pairs whose chosen response has the higher reward. Before alignment there is none where it is measured \
+            against the reference.",
     unit: Unit::Percent,
     better: Better::Higher,
     of: Of::Pairs(|pair| Some(f64::from(pair.rewards.margin > 0.0))),
