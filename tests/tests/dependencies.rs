@@ -52,7 +52,15 @@ const TABLE: &[(&str, &[&str])] = &[
     ),
     (
         "fpo-run",
-        &["fpo-config", "fpo-data", "fpo-device", "fpo-ops", "fpo-plan", "fpo-transformer"],
+        &[
+            "fpo-config",
+            "fpo-data",
+            "fpo-device",
+            "fpo-interp",
+            "fpo-ops",
+            "fpo-plan",
+            "fpo-transformer",
+        ],
     ),
     ("fpo-trainer", LIBRARIES.split_at(18).0),
     ("fpo-bench", LIBRARIES.split_at(19).0),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use fpo_device::progress::Reporter;
 use fpo_sae::{Provenance, Sae};
@@ -29,6 +29,26 @@ pub fn open(
         reporter.warn(format!("{}: {warning}", path.display()));
     }
     Ok(sae)
+}
+
+/// Refuses an autoencoder that can't be used for a run: of another width than its site, made for another site as its file says, or
+/// with fewer features than are compared. It is loaded for that, and dropped.
+///
+/// # Errors
+/// Those, or an unreadable file.
+pub fn check(path: &Path, site: Site, k: usize, config: &ModelConfig) -> Result<()> {
+    let sae = fpo_sae::load(path, &fpo_device::host())?;
+    let Sae { encoder, provenance, .. } = &sae;
+    check_fit(encoder, site, config).with_context(|| path.display().to_string())?;
+    if let Some(theirs) = provenance.hook_name.as_deref().and_then(|hook| hook.parse().ok())
+        && site != theirs
+    {
+        bail!("{}: it was trained on {theirs}, not on {site}", path.display());
+    }
+    if k > encoder.d_sae() {
+        bail!("{}: it has {} features, fewer than align.k = {k}", path.display(), encoder.d_sae());
+    }
+    Ok(())
 }
 
 /// The site given by the user, else the one that the autoencoder's file names.
