@@ -171,8 +171,8 @@ fn computed_by_block(c: &ModelConfig, precision: Precision) -> u64 {
 }
 
 /// Bytes per token that the block of a layer keeps of that for the backward pass. Inputs of projections are computed again: outputs
-/// of the norms, and the product of gate and up. Projections with adapters keep them; with dropout also the adapters' own inputs, and
-/// which of them were dropped.
+/// of the norms, and the product of gate and up. Projections with adapters keep them; with dropout also the adapters' own inputs,
+/// and which of them were dropped.
 fn kept_by_block(
     c: &ModelConfig,
     precision: Precision,

@@ -120,8 +120,8 @@ fn rows_too_few_for_an_autoencoder_are_refused_before_anything_is_written() {
     assert_eq!(fs::read(run.join("run.toml")).unwrap(), before);
 }
 
-/// An autoencoder for another width or site, with too few features, or that isn't one, is found before anything is written; also for
-/// methods without features that measure them.
+/// An autoencoder for another width or site, with too few features, or that is damaged, is found before anything is written; also
+/// for methods without features that measure them.
 #[test]
 fn an_autoencoder_that_does_not_fit_is_refused_before_anything_is_written() {
     let world = World::new(file("reference"));

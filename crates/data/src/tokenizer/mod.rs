@@ -62,8 +62,8 @@ pub enum TokenizerError {
     },
     /// A token without a row in the model's embedding table.
     #[error(
-        "token {id} ({token:?}) is beyond the model's vocabulary of {rows}; tokenizer.json belongs to a different model, or the model's \
-         embedding has to be resized"
+        "token {id} ({token:?}) is beyond the model's vocabulary of {rows}; tokenizer.json belongs to a different model, or the \
+         model's embedding has to be resized"
     )]
     Beyond {
         /// Id of the token.
@@ -353,8 +353,8 @@ impl Tokenizer {
     }
 }
 
-/// The token that ends a turn: the one that the chat template writes, else the first that is in the vocabulary, which may have those
-/// of several families.
+/// The token that ends a turn: the one that the chat template writes, else the first that is in the vocabulary, which may have
+/// those of several families.
 fn end_of_turn(config: &Map<String, Value>, id: impl Fn(&str) -> Option<u32>) -> Option<u32> {
     // Named templates are in a list. Jinja writes these names as they are.
     let template = config.get("chat_template").map(Value::to_string).unwrap_or_default();
