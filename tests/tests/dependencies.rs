@@ -52,7 +52,15 @@ const TABLE: &[(&str, &[&str])] = &[
     ),
     (
         "fpo-run",
-        &["fpo-config", "fpo-data", "fpo-device", "fpo-ops", "fpo-plan", "fpo-transformer"],
+        &[
+            "fpo-config",
+            "fpo-data",
+            "fpo-device",
+            "fpo-interp",
+            "fpo-ops",
+            "fpo-plan",
+            "fpo-transformer",
+        ],
     ),
     (
         "fpo-pages",

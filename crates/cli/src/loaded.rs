@@ -65,7 +65,7 @@ pub struct ModelFolder {
 impl ModelFolder {
     pub fn open(path: &Path) -> Result<Self> {
         let config = ModelConfig::load(path)?;
-        let tokenizer = Tokenizer::load(path)?;
+        let tokenizer = Tokenizer::load(path)?.for_table(config.vocab_size)?;
         let template = TemplateChoice::from(tokenizer.chat_template()?);
         Ok(Self { path: path.to_owned(), config, tokenizer, template })
     }

@@ -54,6 +54,19 @@ pub fn open_at_its_site(
     Ok((sae, site))
 }
 
+/// Refuses an autoencoder that can't be used for a run: of another width than its site, made for another site as its file says, or
+/// with fewer features than are compared. It is loaded for that, and dropped.
+///
+/// # Errors
+/// Those, or an unreadable file.
+pub fn check(path: &Path, site: Site, k: usize, config: &ModelConfig) -> Result<()> {
+    let (Sae { encoder, .. }, _) = open_at_its_site(path, Some(site), config, &fpo_device::host())?;
+    if k > encoder.d_sae() {
+        bail!("{}: it has {} features, fewer than align.k = {k}", path.display(), encoder.d_sae());
+    }
+    Ok(())
+}
+
 /// The site given by the user, else the one that the autoencoder's file names.
 ///
 /// # Errors

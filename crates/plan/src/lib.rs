@@ -170,19 +170,27 @@ fn computed_by_block(c: &ModelConfig, precision: Precision) -> u64 {
     BYTES * norms * c.hidden_size as u64 + precision.factor_bytes() as u64 * factors
 }
 
-/// Bytes per token that a block keeps of that for the backward pass. Inputs of projections are computed again: outputs of the norms,
-/// and the product of gate and up. Projections with adapters keep them.
-fn kept_by_block(c: &ModelConfig, precision: Precision, lora: Option<&LoraConfig>) -> u64 {
+/// Bytes per token that the block of a layer keeps of that for the backward pass. Inputs of projections are computed again: outputs
+/// of the norms, and the product of gate and up. Projections with adapters keep them; with dropout also the adapters' own inputs,
+/// and which of them were dropped.
+fn kept_by_block(
+    c: &ModelConfig,
+    precision: Precision,
+    lora: Option<&LoraConfig>,
+    layer: usize,
+) -> u64 {
+    let adapted = |p: Projection| lora.is_some_and(|lora| lora.rank(layer, p).is_some());
     let again = |projections: &[Projection], width: usize, bytes: u64| {
-        let layers = 0..c.num_hidden_layers;
-        let mut places = layers.flat_map(|layer| projections.iter().map(move |&p| (layer, p)));
-        let adapted = lora.is_some_and(|lora| places.any(|(l, p)| lora.rank(l, p).is_some()));
-        if adapted { 0 } else { bytes * width as u64 }
+        if projections.iter().any(|&p| adapted(p)) { 0 } else { bytes * width as u64 }
     };
-    computed_by_block(c, precision)
+    let drops = lora.is_some_and(|lora| lora.dropout > 0.0);
+    let dropping = Projection::ALL.into_iter().filter(|&p| drops && adapted(p));
+    let dropped: usize = dropping.map(|projection| sizes(c, projection)[0]).sum();
+    let factor = precision.factor_bytes() as u64;
+    computed_by_block(c, precision) + factor * 2 * dropped as u64
         - again(&[Projection::Q, Projection::K, Projection::V], c.hidden_size, BYTES)
         - again(&[Projection::Gate, Projection::Up], c.hidden_size, BYTES)
-        - again(&[Projection::Down], c.intermediate_size, precision.factor_bytes() as u64)
+        - again(&[Projection::Down], c.intermediate_size, factor)
 }
 
 /// Number of features: that of the autoencoder to train, or the one that the path of a given autoencoder names; 0 in a run that uses

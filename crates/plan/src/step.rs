@@ -2,11 +2,10 @@
 
 use anyhow::Result;
 use fpo_config::{OptimizerKind, Settings};
-use fpo_transformer::{LoraConfig, ModelConfig, Precision, Projection};
+use fpo_transformer::{LoraConfig, ModelConfig, Precision};
 
 use crate::{
     BLOCKS, BYTES, Memory, adapters, block_parameters, config, d_sae, kept_by_block, parameters,
-    sizes,
 };
 
 /// The sizes that determine a training step's memory.
@@ -83,19 +82,14 @@ impl Step {
         let (c, layers) = (&self.config, self.config.num_hidden_layers as u64);
         match self.checkpointed {
             true => BYTES * layers * c.hidden_size as u64,
-            false => layers * self.kept_by_block(),
+            false => self.kept_by_blocks().sum(),
         }
     }
 
-    /// The same for one block: with dropout also the inputs of its adapters, and which of them were dropped.
-    fn kept_by_block(&self) -> u64 {
-        let c = &self.config;
-        let lora = self.lora.iter().filter(|lora| lora.dropout > 0.0);
-        let adapters = lora.flat_map(|lora| {
-            Projection::ALL.into_iter().filter(|&projection| lora.rank(0, projection).is_some())
-        });
-        let dropped: usize = adapters.map(|projection| sizes(c, projection)[0]).sum();
-        kept_by_block(c, self.precision, self.lora.as_ref()) + self.factor() * 2 * dropped as u64
+    /// The same for each block with everything kept; blocks differ in their adapters.
+    fn kept_by_blocks(&self) -> impl Iterator<Item = u64> {
+        let (c, lora) = (&self.config, self.lora.as_ref());
+        (0..c.num_hidden_layers).map(move |layer| kept_by_block(c, self.precision, lora, layer))
     }
 
     /// Start of the backward pass: all activations are saved, and logits are computed in blocks.
@@ -117,7 +111,7 @@ impl Step {
             (true, None) => (block_parameters(c), self.kept()),
             (true, Some(_)) => (self.trained() / c.num_hidden_layers.max(1) as u64, self.kept()),
         };
-        let of_token = inputs + self.kept_by_block() + self.passing();
+        let of_token = inputs + self.kept_by_blocks().max().unwrap_or(0) + self.passing();
         Moment {
             gradients: self.of_earlier_passes() + self.of_pass() + block,
             activations: self.tokens as u64 * of_token,
@@ -231,5 +225,26 @@ mod tests {
         assert_eq!(gradients(&kept), in_parts + BYTES * whole);
         let lora = Some(LoraConfig::default());
         assert!(gradients(&Step { lora, ..step }) < BYTES * table / 10);
+    }
+
+    /// Oracle: the parts counted by hand. Of 26 blocks, those with adapters keep the inputs of their projections (of q and v the
+    /// float32 output of a norm, 2304 wide), and with dropout the two inputs and masks of the adapters.
+    #[test]
+    fn blocks_keep_what_their_own_adapters_need() {
+        let step = |more: &[&str]| {
+            let set: Vec<String> = more.iter().map(|set| format!("align.lora.{set}")).collect();
+            let settings = Settings::resolve("gemma-2-2b-fpo", None, &set).unwrap();
+            Step { checkpointed: false, tokens: 1, ..alignment(&settings).unwrap() }
+        };
+        let modules = "target_modules=[\"q_proj\", \"v_proj\"]";
+        let none = step(&[]).kept();
+        let dropped = 2 * 2 * step(&[]).factor() * 2304;
+        for (layers, count) in [("[0]", 1), ("[3, 25]", 2), ("[]", 26)] {
+            let places = format!("layers_to_transform={layers}");
+            let kept = step(&[modules, &places]).kept();
+            assert_eq!(kept - none, count * BYTES * 2304, "{layers}");
+            let kept = step(&[modules, &places, "dropout=0.1"]).kept();
+            assert_eq!(kept - none, count * (BYTES * 2304 + dropped), "{layers}");
+        }
     }
 }

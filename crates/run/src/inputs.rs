@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use fpo_config::Settings;
-use fpo_transformer::{ModelConfig, Site};
+use fpo_interp::autoencoder;
+use fpo_transformer::{Family, ModelConfig, Site};
 
 /// Refuses settings that name something that isn't there, before a run writes anything.
 ///
@@ -33,13 +34,29 @@ pub(crate) fn check(s: &Settings) -> Result<()> {
             there("align.more_sites", &more.sae)?;
         }
     }
-    let Some(path) = &s.model.path else { return Ok(()) };
-    let layers = ModelConfig::load(path).context("model.path")?.num_hidden_layers;
-    if s.features() {
-        let more = s.align.more_sites.iter().map(|more| ("align.more_sites", &more.site));
-        for (key, site) in std::iter::once(("sae.site", &s.sae.site)).chain(more) {
-            site.parse::<Site>().and_then(|site| site.check(layers)).context(key)?;
-        }
+    let config = match &s.model.path {
+        Some(path) => ModelConfig::load(path).context("model.path")?,
+        None => Family::Gemma2.config(&s.model.sizes).map_err(Error::msg).context("model")?,
+    };
+    match s.features() {
+        true => check_features(s, &config),
+        false => Ok(()),
+    }
+}
+
+/// Sites that the model has, with autoencoders that fit them.
+fn check_features(s: &Settings, config: &ModelConfig) -> Result<()> {
+    let parse = |key, site: &str| -> Result<Site> {
+        site.parse::<Site>().and_then(|site| site.check(config.num_hidden_layers)).context(key)
+    };
+    let site = parse("sae.site", &s.sae.site)?;
+    if let Some(path) = &s.sae.path {
+        autoencoder::check(path, site, s.align.k, config).context("sae.path")?;
+    }
+    for more in &s.align.more_sites {
+        let key = "align.more_sites";
+        let site = parse(key, &more.site)?;
+        autoencoder::check(&more.sae, site, s.align.k, config).context(key)?;
     }
     Ok(())
 }

@@ -59,8 +59,8 @@ fn a_frozen_model_is_saved_in_float32() {
 }
 
 /// Oracle: the plain pass, to the bit. Sums of gradients are in the same order as long as the loss uses each output once, which is
-/// what multiplying by 1 is for. A square uses it twice, and in the plain graph its two halves are added to the rest of the residual
-/// stream's gradient one by one, which may change the last bit of the sum, and by that how a factor is rounded to bfloat16.
+/// what multiplying by 1 is for. A square uses it twice, and in the plain graph its two halves are added one by one to the rest of
+/// the residual stream's gradient, which may change the last bit of the sum, and by that how a factor is rounded to bfloat16.
 #[test]
 fn recomputed_activations_give_the_same_gradients() {
     for case in CASES {

@@ -3,10 +3,14 @@
 use std::{fs, path::Path};
 
 use burn::tensor::Device;
-use fpo_transformer::{ModelConfig, weights};
+use fpo_data::{Preparer, Prompt, Rendering, TemplateChoice, Tokenizer, Truncation};
+use fpo_transformer::{GenerationOptions, ModelConfig, generate, weights};
 use serde_json::{Value, json};
 
-use crate::common::{arg, fail, skip_when_quick, succeed};
+use crate::{
+    common::{arg, fail, skip_when_quick, succeed},
+    score::{fixture, json_lines},
+};
 
 /// A model of random weights with a tokenizer of 384 tokens.
 fn model(tokenizer: &Path, family: &Value, folder: &Path) {
@@ -90,5 +94,60 @@ fn every_stage_on_every_family() {
         let printed = fail(&[&train[..], &site].concat());
         assert!(printed.contains("sae.site") && printed.contains("2 layers"), "{printed}");
         assert!(!never.join("prepared").exists());
+    }
+}
+
+/// Oracle: the tokens that the model gives without any end. Each family's tokenizer, template and list of ends, to which one of
+/// those tokens is added, last.
+#[test]
+fn each_family_ends_where_its_files_say() {
+    let folder = tempfile::tempdir().unwrap();
+    let of = |name: &str| match name {
+        "gemma2" => {
+            json!({"model_type": "gemma2", "sliding_window": 16, "query_pre_attn_scalar": 6})
+        }
+        "gemma3" => {
+            json!({"model_type": "gemma3_text", "sliding_window": 16, "query_pre_attn_scalar": 6,
+            "layer_types": ["sliding_attention", "full_attention"]})
+        }
+        "qwen2" => json!({"model_type": "qwen2", "head_dim": null}),
+        "qwen3" => json!({"model_type": "qwen3"}),
+        _ => json!({"model_type": "llama"}),
+    };
+    let recorded = json_of(&fixture("tokenizers/recorded.json"));
+    let room = Truncation { max_length: 1000, max_prompt_length: None };
+    for name in ["gemma2", "gemma3", "llama3", "qwen2", "qwen3", "smollm2"] {
+        let base = folder.path().join(name);
+        model(&fixture(&format!("tokenizers/{name}")), &of(name), &base);
+        let tokenizer = Tokenizer::load(&base).unwrap();
+        let template = TemplateChoice::from(tokenizer.chat_template().unwrap());
+        let preparer = Preparer::new(&tokenizer, &template, Rendering::Auto, room).unwrap();
+        let prompt = preparer.tokenize_prompt(&Prompt::Text("Hi".into())).unwrap();
+        // A token that can't be sampled, so that nothing ends it.
+        let options = GenerationOptions {
+            max_new_tokens: 12,
+            temperature: 0.0,
+            stop_tokens: vec![u32::MAX],
+            ..Default::default()
+        };
+        let loaded = weights::load(&base, &Device::flex()).unwrap();
+        let tokens = generate(&loaded, &[prompt], &options).unwrap().remove(0).tokens;
+        let mut ends: Vec<u32> = serde_json::from_value(recorded[name]["ends"].clone()).unwrap();
+        let before = tokens.iter().position(|token| ends.contains(token)).unwrap_or(tokens.len());
+        let fresh = |&place: &usize| !tokens[..place].contains(&tokens[place]);
+        let place = (0..before).rev().find(fresh).unwrap();
+        ends.push(tokens[place]);
+        let settings = json!({"eos_token_id": ends}).to_string();
+        fs::write(base.join("generation_config.json"), settings).unwrap();
+
+        let (prompts, out) = (folder.path().join("prompts.txt"), folder.path().join("out.jsonl"));
+        fs::write(&prompts, "Hi\n").unwrap();
+        let files = ["--prompts", arg(&prompts), "--out", arg(&out), "--max-new-tokens", "12"];
+        succeed(&[&["generate", "--model", arg(&base)], &files[..]].concat());
+        let answer = json_lines(&out).remove(0);
+        assert_eq!(answer["tokens"], place, "{name}: {tokens:?}, {ends:?}");
+        assert_eq!(answer["stopped"], true, "{name}");
+        let text = tokenizer.decode(&tokens[..place], true).unwrap();
+        assert_eq!(answer["response"], text, "{name}");
     }
 }

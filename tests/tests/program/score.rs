@@ -179,12 +179,28 @@ fn a_tokenizer_of_another_model_is_refused() {
     added.push(token);
     fs::write(&path, tokenizer.to_string()).unwrap();
     let (data, out) = (folder.path().join("a.jsonl"), folder.path().join("out"));
-    fs::write(&data, r#"{"prompt": "a", "chosen": "b<far>", "rejected": "c"}"#).unwrap();
+    fs::write(&data, r#"{"prompt": "a", "chosen": "b<far>", "rejected": "c"}"#.to_owned() + "\n")
+        .unwrap();
     let files = ["--model", arg(folder.path()), "--data", arg(&data), "--out", arg(&out)];
     let printed = fail(&[&["score"], &files[..]].concat());
-    for says in ["row 0", "beyond the model's vocabulary", "tokenizer.json"] {
+    let says = ["row 0", "<far>", "beyond the model's vocabulary", "tokenizer.json"];
+    for says in says {
         assert!(printed.contains(says), "no {says:?} in:\n{printed}");
     }
+    let (run, settings) = (folder.path().join("run"), ["data.train", "data.eval"]);
+    let [train, eval] = settings.map(|key| format!("{key}={}", data.display()));
+    let path = format!("model.path={}", folder.path().display());
+    let base = ["train", "--recipe", "smoke", "--run", arg(&run), "--set", "align.method=dpo"];
+    let train = [&base[..], &["--set", &train, "--set", &eval, "--set", &path]].concat();
+    for more in [&[][..], &["--dry-run"]] {
+        let printed = fail(&[&train[..], more].concat());
+        for says in says {
+            assert!(printed.contains(says), "no {says:?} in:\n{printed}");
+        }
+        assert!(!run.exists(), "it left something");
+    }
+    let prompt = ["generate", "--model", arg(folder.path()), "--prompt", "a<far>"];
+    assert!(fail(&prompt).contains("beyond the model's vocabulary"));
 }
 
 /// The tensors of a file by name, integers and truth values as `i64`.

@@ -120,6 +120,62 @@ fn rows_too_few_for_an_autoencoder_are_refused_before_anything_is_written() {
     assert_eq!(fs::read(run.join("run.toml")).unwrap(), before);
 }
 
+/// An autoencoder for another width or site, with too few features, or that is damaged, is found before anything is written; also
+/// for methods without features that measure them.
+#[test]
+fn an_autoencoder_that_does_not_fit_is_refused_before_anything_is_written() {
+    let world = World::new(file("reference"));
+    let run = world.path("run");
+    let (sae, damaged) = (file("sae"), world.path("damaged"));
+    fs::create_dir(&damaged).unwrap();
+    for name in ["cfg.json", "sae_weights.safetensors"] {
+        let bytes = fs::read(sae.join(name)).unwrap();
+        let end = if name == "cfg.json" { bytes.len() } else { bytes.len() - 5 };
+        fs::write(damaged.join(name), &bytes[..end]).unwrap();
+    }
+    let paths = [("data.train", "train.jsonl"), ("data.eval", "held_out.jsonl")];
+    let [train, eval] = paths.map(|(key, name)| format!("{key}={}", world.path(name).display()));
+    let model = format!("model.path={}", world.model.display());
+    let [path, other] = [&sae, &damaged].map(|path| format!("sae.path={}", path.display()));
+    let also = |site: &str| {
+        format!("align.more_sites=[{{ site = \"{site}\", sae = {:?} }}]", sae.display().to_string())
+    };
+    let [fits, earlier] = [also("resid_post:1"), also("resid_post:0")];
+    let (model, path, other) = (model.as_str(), path.as_str(), other.as_str());
+    let cases: [(&[&str], &[&str]); 8] = [
+        // The recipe's model has a width of 32.
+        (&[path, "sae.site=resid_post:1"], &["sae.path", "12", "32"]),
+        (
+            &[model, path, "sae.site=resid_post:0"],
+            &["sae.path", "resid_post:1, not on resid_post:0"],
+        ),
+        (&[model, path, "sae.site=mlp_out:1"], &["sae.path", "resid_post:1, not on mlp_out:1"]),
+        (
+            &[model, path, "sae.site=resid_post:1", "align.k=49"],
+            &["sae.path", "48", "align.k = 49"],
+        ),
+        (&[model, &earlier, "sae.site=resid_post:1"], &["align.more_sites", "not on resid_post:0"]),
+        (&[&fits, "sae.site=resid_post:0"], &["align.more_sites", "12", "32"]),
+        (&[model, other, "sae.site=resid_post:1"], &["sae.path", "sae_weights.safetensors"]),
+        (
+            &[path, "sae.site=resid_post:1", "align.method=dpo", "evaluate.features=true"],
+            &["sae.path", "12", "32"],
+        ),
+    ];
+    for (set, says) in cases {
+        let base = ["train", "--recipe", "smoke", "--run", arg(&run), "--set", &train];
+        let mut arguments = [&base[..], &["--set", &eval, "--set", "align.k=5"]].concat();
+        arguments.extend(set.iter().flat_map(|setting| ["--set", setting]));
+        for more in [&[][..], &["--dry-run"]] {
+            let message = fail(&[&arguments[..], more].concat());
+            for part in says {
+                assert!(message.contains(part), "{set:?}: no {part:?} in:\n{message}");
+            }
+            assert!(!run.exists(), "{set:?}: it left something");
+        }
+    }
+}
+
 fn json(path: &Path) -> Value {
     let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     serde_json::from_str(&text).unwrap()

@@ -60,6 +60,19 @@ pub enum TokenizerError {
         /// The token that it names.
         token: String,
     },
+    /// A token without a row in the model's embedding table.
+    #[error(
+        "token {id} ({token:?}) is beyond the model's vocabulary of {rows}; tokenizer.json belongs to a different model, or the \
+         model's embedding has to be resized"
+    )]
+    Beyond {
+        /// Id of the token.
+        id: u32,
+        /// Its entry in the vocabulary.
+        token: String,
+        /// Rows of the table.
+        rows: usize,
+    },
     /// Encoding or decoding failed.
     #[error("the tokenizer failed on a text or on token ids")]
     Convert(#[source] tokenizers::Error),
@@ -98,6 +111,8 @@ pub struct Tokenizer {
     special: SpecialIds,
     adds_bos: bool,
     vocab_size: usize,
+    /// Rows of the embedding table that ids are for, if one is known.
+    table: usize,
     hash: String,
 }
 
@@ -169,7 +184,7 @@ impl Tokenizer {
             bos: find("bos_token", &BOS_NAMES)?,
             eos: find("eos_token", &EOS_NAMES)?,
             pad: find("pad_token", &PAD_NAMES)?,
-            end_of_turn: END_OF_TURN_NAMES.iter().find_map(|name| inner.token_to_id(name)),
+            end_of_turn: end_of_turn(&config, |name| inner.token_to_id(name)),
         };
         let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
         let json = inner.to_string(false).map_err(TokenizerError::Tokenizer)?;
@@ -183,7 +198,32 @@ impl Tokenizer {
             }
         };
         let hash = hash_bytes(format!("{json}\n{special:?}\n{add_bos:?}").as_bytes());
-        Ok(Self { inner, config, special, adds_bos, vocab_size, hash })
+        Ok(Self { inner, config, special, adds_bos, vocab_size, table: usize::MAX, hash })
+    }
+
+    /// The same for a model whose embedding table has so many rows: texts with tokens beyond it are refused. A tokenizer may have
+    /// more tokens than the table, as Gemma-3's has one for images.
+    ///
+    /// # Errors
+    /// BOS, EOS or the padding token is beyond it.
+    pub fn for_table(self, rows: usize) -> Result<Self, TokenizerError> {
+        let tokenizer = Self { table: rows, ..self };
+        let mut used = tokenizer.special_ids();
+        used.push(tokenizer.pad_id());
+        tokenizer.check(&used)?;
+        Ok(tokenizer)
+    }
+
+    /// Refuses ids without a row in the table.
+    fn check(&self, ids: &[u32]) -> Result<(), TokenizerError> {
+        match ids.iter().find(|&&id| id as usize >= self.table) {
+            None => Ok(()),
+            Some(&id) => Err(TokenizerError::Beyond {
+                id,
+                token: self.token(id).unwrap_or_default(),
+                rows: self.table,
+            }),
+        }
     }
 
     /// Writes `tokenizer.json` and `tokenizer_config.json` into a folder. `AutoTokenizer` of transformers can load it.
@@ -205,9 +245,10 @@ impl Tokenizer {
     /// Encodes a text. Special tokens written out in the text become their ids; nothing is added.
     ///
     /// # Errors
-    /// The tokenizer's own errors.
+    /// The tokenizer's own errors, or a token beyond the table of [`Self::for_table`].
     pub fn encode(&self, text: &str) -> Result<Encoding, TokenizerError> {
         let encoding = self.inner.encode(text, false).map_err(TokenizerError::Convert)?;
+        self.check(encoding.get_ids())?;
         Ok(Encoding { ids: encoding.get_ids().to_vec(), offsets: encoding.get_offsets().to_vec() })
     }
 
@@ -310,6 +351,16 @@ impl Tokenizer {
     pub fn hash(&self) -> &str {
         &self.hash
     }
+}
+
+/// The token that ends a turn: the one that the chat template writes, else the first that is in the vocabulary, which may have
+/// those of several families.
+fn end_of_turn(config: &Map<String, Value>, id: impl Fn(&str) -> Option<u32>) -> Option<u32> {
+    // Named templates are in a list. Jinja writes these names as they are.
+    let template = config.get("chat_template").map(Value::to_string).unwrap_or_default();
+    let known = || END_OF_TURN_NAMES.iter().filter_map(|name| Some((name, id(name)?)));
+    let written = known().find(|(name, _)| template.contains(**name));
+    written.or(known().next()).map(|(_, id)| id)
 }
 
 fn read_if_there(path: &Path) -> Result<Option<String>, TokenizerError> {

@@ -33,6 +33,23 @@ fn special_tokens_have_gemmas_ids() {
 }
 
 #[test]
+fn tokens_beyond_a_models_table_are_refused() {
+    let text = "the cat";
+    let highest = *small().encode(text).unwrap().ids.iter().max().unwrap() as usize;
+    let fits = small().for_table(highest + 1).unwrap();
+    assert_eq!(fits.encode(text).unwrap(), small().encode(text).unwrap());
+    let short = small().for_table(highest).unwrap();
+    let error = short.encode(text).unwrap_err();
+    assert!(
+        matches!(error, TokenizerError::Beyond { id, .. } if id as usize == highest),
+        "{error}"
+    );
+    // BOS, EOS and padding are used with every text.
+    assert!(small().for_table(3).is_ok());
+    assert!(small().for_table(2).unwrap_err().to_string().contains("<bos>"));
+}
+
+#[test]
 fn texts_round_trip_and_offsets_locate_tokens() {
     let tokenizer = small();
     for text in TEXTS.into_iter().chain([

@@ -9,6 +9,7 @@ use fpo_data::{
 };
 use fpo_datasets::{Sizes, Task, generate};
 use fpo_plan::Counts;
+use fpo_transformer::ModelConfig;
 use serde::{Deserialize, Serialize};
 
 use super::sae;
@@ -106,8 +107,12 @@ pub fn prepare(run: &Run) -> Result<Prepared> {
 
 fn given_tokenizer(run: &Run) -> Result<Option<Tokenizer>> {
     let model = &run.settings.model;
-    let folder = model.tokenizer.as_ref().or(model.path.as_ref());
-    folder.map(|folder| Ok(Tokenizer::load(folder)?)).transpose()
+    let Some(folder) = model.tokenizer.as_ref().or(model.path.as_ref()) else { return Ok(None) };
+    let tokenizer = Tokenizer::load(folder)?;
+    Ok(Some(match &model.path {
+        Some(path) => tokenizer.for_table(ModelConfig::load(path)?.vocab_size)?,
+        None => tokenizer,
+    }))
 }
 
 fn fill(run: &Run, given: Option<Tokenizer>, workspace: &Workspace) -> Result<()> {
