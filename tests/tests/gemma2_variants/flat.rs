@@ -128,13 +128,13 @@ fn check(what: &str, model: &LanguageModel, rows: &Rows, tolerance: f32) {
         model.head().log_probs(hidden, indices(targets.clone(), &device))
     };
     let loss = |outputs: &[Tensor<2>]| {
-        let parts = outputs.iter().zip(3..).map(|(x, seed)| {
-            let weights = noise(x.dims(), seed, &device).cast(x.dtype());
-            (x.clone() * weights).mean()
-        });
-        let sum = parts.reduce(|a, b| a + b).unwrap();
         let log_probs = log_probs(outputs);
-        sum.cast(log_probs.dtype()) + log_probs.mean()
+        let parts = outputs.iter().zip(3..).map(|(x, seed)| {
+            let x = x.clone().cast(log_probs.dtype());
+            let weights = noise(x.dims(), seed, &device).cast(x.dtype());
+            (x * weights).mean()
+        });
+        parts.reduce(|a, b| a + b).unwrap() + log_probs.mean()
     };
     let mut worst = 0.0f32;
     for found in [&flat, &recomputed] {
