@@ -91,13 +91,23 @@ fn features_are_found_and_weighed() {
     fs::remove_file(&out).unwrap();
     assert!(fail(&weighed).contains("features.toml"));
 
-    // Its own autoencoder at the other layer too: the reference is cached anew, and D is of both.
-    let more =
-        format!("align.more_sites=[{{ site = \"resid_post:1\", sae = \"{}\" }}]", sae.display());
+    // One for the other layer too: the reference is cached anew, and D is of both. Its own is refused there by its file.
+    let also = |sae: &Path| {
+        format!("align.more_sites=[{{ site = \"resid_post:1\", sae = \"{}\" }}]", sae.display())
+    };
+    let printed = fail(&[&train[..], &["--set", &also(&sae)]].concat());
+    assert!(printed.contains("trained on resid_post:0, not on resid_post:1"), "{printed}");
+    let other = path("other");
+    fs::create_dir(&other).unwrap();
+    fs::copy(sae.join("sae_weights.safetensors"), other.join("sae_weights.safetensors")).unwrap();
+    let config = fs::read_to_string(sae.join("cfg.json")).unwrap();
+    let config = config.replace("blocks.0.hook_resid_post", "blocks.1.hook_resid_post");
+    fs::write(other.join("cfg.json"), config).unwrap();
+    let more = also(&other);
     let sites = [&train[..], &["--set", &more]].concat();
     assert!(succeed(&sites).contains("reference  done"));
     assert!(weights() != plain, "the second site changes nothing");
-    let unknown = more.replace(arg(&sae), "nowhere");
+    let unknown = more.replace(arg(&other), "nowhere");
     assert!(fail(&[&train[..], &["--set", &unknown]].concat()).contains("nowhere"));
 
     assert!(fail_find(find(&lists, &path("none.txt"), &[])).contains("none.txt"));
