@@ -6,10 +6,13 @@
 
 mod device_memory;
 mod flops;
+pub mod load;
 pub mod ops;
+pub mod profile;
+mod running;
 pub mod step;
 
-pub use flops::matmul_rate;
+pub use flops::{matmul_rate, memory_rate};
 
 /// The median; `values` must not be empty.
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {

@@ -61,6 +61,7 @@ mod log_probs;
 mod numbers;
 mod pooled;
 mod product;
+pub mod profile;
 mod rms_norm;
 mod rotary;
 mod rows;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Bool, Device, FloatDType, Int, Tensor, TensorData, activation::softmax};
 
-use crate::{graph, rms_norm::at_least_f32, softcap::optional_softcap};
+use crate::{graph, profile, rms_norm::at_least_f32, softcap::optional_softcap};
 
 /// Scores per block: 128 MiB in float32.
 const BLOCK: usize = 1 << 25;
@@ -130,6 +130,8 @@ fn attention(
         v.dims()
     );
     assert!(options.window != Some(0), "causal_attention: a window of 0 tokens hides every key");
+    let _within =
+        profile::operation("causal_attention", || flops(q.dims(), kv_tokens, options, texts));
     #[cfg(feature = "flex")]
     if let Some(output) = crate::flex::apply(
         fast::Attention { options: *options, texts: texts.cloned() },
@@ -144,6 +146,21 @@ fn attention(
         Some(output) => Tensor::from_dispatch(output),
         None => by_definition(q, k, v, options, texts),
     }
+}
+
+/// FLOPs of scores and weighted sums, for the keys that each query sees.
+fn flops(
+    [batch, tokens, heads, head_dim]: [usize; 4],
+    kv_tokens: usize,
+    options: &AttentionOptions,
+    texts: Option<&TextStarts>,
+) -> f64 {
+    let seen = |position: usize| (position + 1).min(options.window.unwrap_or(usize::MAX)) as f64;
+    let pairs: f64 = match texts {
+        Some(texts) => texts.positions().map(seen).sum(),
+        None => batch as f64 * (kv_tokens - tokens..kv_tokens).map(seen).sum::<f64>(),
+    };
+    4.0 * pairs * (heads * head_dim) as f64
 }
 
 /// [`causal_attention`] in plain tensor operations.
