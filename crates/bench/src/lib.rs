@@ -1,4 +1,5 @@
-//! Benchmarks of a training step and of single operations: time, memory, and the share of the device's matmul rate.
+//! Benchmarks of a training step, of single operations and of loading: time, memory, where the time goes, and the shares of what
+//! the device reaches in products and in memory.
 //!
 //! # Invariants
 //! * What is measured is the code that trains: the trainer's own forward pass, loss, backward pass and optimiser.

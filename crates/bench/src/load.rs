@@ -79,7 +79,7 @@ fn run(sizes: &LoadSizes, device: &Device) -> Result<LoadReport> {
         let model = weights::load(folder, &placement)?;
         sync(device)?;
         times.push(begun.elapsed().as_secs_f64());
-        parameters = plan::parameters(model.config()) as u64;
+        parameters = plan::parameters(model.config());
     }
     let first_seconds = times.remove(0);
     let seconds = median(times);

@@ -1,5 +1,7 @@
 //! Where the time of a step goes: the watched steps of `fpo bench step --profile`.
 
+use std::{cmp::Reverse, collections::BTreeMap, time::Instant};
+
 use anyhow::Result;
 use fpo_ops::profile::{self, Profile};
 use fpo_transformer::LanguageModel;
@@ -91,7 +93,7 @@ impl Watched {
             profile::count_launches(&device, || running.step(policy, &mut memory));
         let mut policy = step?.0;
         policy = profile::watch(&device, || running.step(policy, &mut memory)).0?.0;
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         let (moved, profile) = profile::watch(&device, || -> Result<_> {
             (0..steps).try_fold(policy, |policy, _| Ok(running.step(policy, &mut memory)?.0))
         });
@@ -120,9 +122,15 @@ impl Watched {
                 memory_share: share(spent.bytes, memory_rate),
             }
         });
-        let kernels = self.kernels.into_iter();
-        let kernels: Vec<_> =
+        // A kernel has this name for every type that it is compiled for.
+        let mut by_name: BTreeMap<String, u64> = BTreeMap::new();
+        for (name, launches) in self.kernels {
+            *by_name.entry(name).or_default() += launches;
+        }
+        let kernels = by_name.into_iter();
+        let mut kernels: Vec<_> =
             kernels.map(|(name, launches)| KernelReport { name, launches }).collect();
+        kernels.sort_by_key(|kernel| Reverse(kernel.launches));
         StepProfile {
             watched_step_seconds: self.seconds / steps,
             places: places.collect(),

@@ -84,8 +84,8 @@ pub struct StepSizes {
     /// Steps to measure, after one warm-up step.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u64).range(1..))]
     pub steps: u64,
-    /// Also says where the time goes, from as many steps that are watched: by phase, part and operation, with calls, kernel launches,
-    /// FLOPs, bytes, and the shares of what the device reaches in products and in memory.
+    /// Also says where the time goes, from as many steps that are watched: by phase, part and operation, with calls, kernel
+    /// launches, FLOPs, bytes, and the shares of what the device reaches in products and in memory.
     #[arg(long)]
     pub profile: bool,
 }
@@ -153,6 +153,14 @@ impl StepSizes {
             head_dim: self.head_dim,
         };
         Family::Gemma2.config(&sizes).map_err(|message| anyhow!("the model's sizes: {message}"))
+    }
+
+    /// Parameters of the model.
+    ///
+    /// # Errors
+    /// Sizes that can't work together.
+    pub fn parameters(&self) -> Result<u64> {
+        Ok(plan::parameters(&self.config()?))
     }
 
     /// With the sizes of `model` filled in, if it is set.

@@ -10,7 +10,13 @@ use fpo_bench::{
     step::{self, StepReport, StepSizes},
 };
 
-use crate::{loaded::DeviceArg, streams::out};
+use crate::{
+    loaded::DeviceArg,
+    streams::{out, say},
+};
+
+/// Weights that take more than a moment to draw.
+const WORTH_SAYING: u64 = 100_000_000;
 
 #[derive(Subcommand)]
 pub enum Bench {
@@ -98,7 +104,15 @@ impl Bench {
 
 impl Step {
     fn run(self) -> Result<()> {
-        let report = step::measure(&self.sizes, &self.device.open()?)?;
+        let device = self.device.open()?;
+        let parameters = self.sizes.parameters()?;
+        if parameters >= WORTH_SAYING {
+            say!(
+                "drawing {:.2} billion random weights, then a step to warm up",
+                parameters as f64 / 1e9
+            );
+        }
+        let report = step::measure(&self.sizes, &device)?;
         match self.json {
             true => out!("{}", serde_json::to_string(&report)?),
             false => print_step(&report),

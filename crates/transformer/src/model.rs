@@ -316,8 +316,8 @@ impl LanguageModel {
         Ok(Self { model, lm_head, config: c.clone(), precision, lora: None })
     }
 
-    /// The same model outside any graph, its matrices in the type in which a model that isn't trained holds them. What needs no other
-    /// type is shared with this model.
+    /// The same model outside any graph, its matrices in the type in which a model that isn't trained holds them. What needs no
+    /// other type is shared with this model.
     #[must_use]
     pub fn frozen(&self) -> Self {
         struct Freeze(DType);

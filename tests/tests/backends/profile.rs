@@ -1,82 +1,67 @@
-//! How many kernels a step launches, and what its operations move: the figures of a step that a GPU isn't needed for.
+//! How many kernels a step launches, and what its operations move: the figures of a step for which any device will do.
 
-use fpo_bench::{
-    profile::PlaceReport,
-    step::{StepSizes, measure},
-};
-use fpo_losses::Method;
-use fpo_transformer::Precision;
+use std::process::Command;
 
-use crate::support;
+use serde_json::Value;
 
-const LAYERS: usize = 2;
+use crate::support::{devices, name};
 
-fn sizes(layers: usize) -> StepSizes {
-    StepSizes {
-        method: Method::FPO,
-        pairs: 2,
-        tokens: 32,
-        prompt_tokens: None,
-        model: None,
-        vocab: 512,
-        d_model: 64,
-        layers,
-        heads: 4,
-        kv_heads: 2,
-        head_dim: 16,
-        ffn: 128,
-        d_sae: 128,
-        k: 16,
-        precision: Precision::Float32,
-        checkpoint_activations: false,
-        lora_rank: None,
-        steps: 2,
-        profile: true,
-    }
+/// Launches of a step of two blocks: 312 were counted on WGPU, and what is fused may differ a little.
+const LAUNCHES: f64 = 325.0;
+/// Launches of each further block: 116 were counted.
+const PER_BLOCK: f64 = 121.0;
+/// Bytes that the operations of a step of two blocks move at least.
+const BYTES: f64 = 11_583_488.0;
+
+const SIZES: &str = "--pairs 2 --tokens 32 --vocab 512 --d-model 64 --heads 4 --kv-heads 2 --head-dim 16 --ffn 128 \
+                     --d-sae 128 --k 16 --steps 2";
+
+/// In a process of its own, because launches are counted in a whole process.
+fn measured(layers: &str) -> Value {
+    let output = Command::new(env!("CARGO_BIN_EXE_fpo-under-test"))
+        .args(["bench", "step", "--profile", "--json", "--layers", layers, "--device", name()])
+        .args(SIZES.split_whitespace())
+        .output()
+        .unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{printed}{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_str(printed.lines().last().unwrap()).unwrap()
 }
 
-/// Bounds of what was counted; a change that needs more of either has to say why. Oracle of the sum: the clock around the step.
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("{value} is not a number"))
+}
+
+/// Bounds of what was counted; a change that needs more of either has to say why. Oracles of the rest: the clock around the step, and
+/// the count of its products by formula.
 #[test]
 fn a_step_launches_and_moves_no_more_than_it_did() {
-    let Some([_, device]) = support::devices() else { return };
-    let [one, two] = [1, LAYERS].map(|layers| measure(&sizes(layers), &device).unwrap());
-    let [one, two] = [one, two].map(|report| {
-        let profile = report.profile.unwrap();
-        let sum = |of: fn(&PlaceReport) -> f64| profile.places.iter().map(of).sum::<f64>();
-        let watched = profile.watched_step_seconds;
-        let seconds = sum(|place| place.seconds);
-        assert!((seconds / watched - 1.0).abs() < 0.03, "{seconds} s of {watched}");
-        assert_eq!(sum(|place| place.flops), report.model_flops);
-        let calls = |operation| {
-            let of = profile.places.iter().filter(|place| place.operation == Some(operation));
-            of.map(|place| (place.calls, place.launches))
-                .fold((0.0, 0.0), |(a, b), (c, d)| (a + c, b + d))
+    if devices().is_none() {
+        return;
+    }
+    let [one, two] = ["1", "2"].map(|layers| {
+        let report = measured(layers);
+        let profile = &report["profile"];
+        let places = profile["places"].as_array().unwrap();
+        let sum = |what: &str, of: Option<&str>| -> f64 {
+            let of_it = places.iter().filter(|p| of.is_none_or(|name| p["operation"] == name));
+            of_it.map(|place| number(&place[what])).sum()
         };
-        for (operation, per_call) in [("adamw_step", 1.0), ("sums_of_squares", 1.0)] {
-            let (calls, launches) = calls(operation);
-            assert_eq!(launches, per_call * calls, "{operation}");
+        let watched = number(&profile["watched_step_seconds"]);
+        let seconds = sum("seconds", None);
+        assert!((seconds / watched - 1.0).abs() < 0.05, "{seconds} s of {watched}");
+        assert_eq!(sum("flops", None), number(&report["model_flops"]));
+        for operation in ["adamw_step", "sums_of_squares", "geglu"] {
+            let [calls, launches] = ["calls", "launches"].map(|what| sum(what, Some(operation)));
+            assert!(calls > 0.0 && launches == calls, "{operation}: {launches} for {calls} calls");
         }
-        for kernel in &profile.kernels {
-            println!("{:>5} {}", kernel.launches, kernel.name);
-        }
-        let moved = sum(|place| place.bytes);
-        println!(
-            "{} launches, {:.0} watched, {moved} bytes",
-            profile.launches,
-            sum(|place| place.launches)
-        );
-        (profile.launches, moved)
+        let kernels = &profile["kernels"];
+        println!("{layers} blocks: {} launches: {kernels:#}", profile["launches"]);
+        [number(&profile["launches"]), sum("bytes", None)]
     });
-    let per_block = two.0 - one.0;
-    println!("{per_block} launches per block");
-    assert!(two.0 <= LAUNCHES, "{} launches", two.0);
+    let per_block = two[0] - one[0];
+    println!("{per_block} launches per block, {} bytes", two[1]);
+    assert!(two[0] > 0.0 && two[0] <= LAUNCHES, "{} launches", two[0]);
     assert!(per_block <= PER_BLOCK, "{per_block} launches per block");
-    assert!(two.1 <= BYTES, "{} bytes", two.1);
+    assert!(two[1] <= BYTES, "{} bytes", two[1]);
 }
-
-/// Launches of a step of two blocks.
-const LAUNCHES: u64 = 0;
-/// Launches of each further block.
-const PER_BLOCK: u64 = 0;
-/// Bytes that the operations of a step of two blocks move at least.
-const BYTES: f64 = 0.0;

@@ -14,6 +14,11 @@ fn number(value: &Value) -> f64 {
     value.as_f64().unwrap_or_else(|| panic!("{value} is not a number"))
 }
 
+/// A number of every place of a profile.
+fn of_places(report: &Value, what: &str) -> impl Iterator<Item = f64> {
+    report["profile"]["places"].as_array().unwrap().iter().map(move |place| number(&place[what]))
+}
+
 const SMALL: [&str; 14] = [
     "step",
     "--layers",
@@ -31,18 +36,26 @@ const SMALL: [&str; 14] = [
     "--profile",
 ];
 
-/// Oracles: the clock around the step for the times, and the count of the step's products by formula (which has a brute force of its
-/// own) for the FLOPs that were counted call by call.
+/// Oracles: the clock around the step for the times, and the count of the step's products by formula (which has a brute force of
+/// its own) for the FLOPs that were counted call by call.
 #[test]
 fn a_profile_is_the_whole_step_and_counts_every_product() {
-    let report =
-        measured(&[&SMALL[..], &["--steps", "3", "--pairs", "4", "--tokens", "64"]].concat());
+    let args = [&SMALL[..], &["--steps", "3", "--pairs", "4", "--tokens", "64"]].concat();
+    // Another process may get the processor between the two clocks, though not each time.
+    let mut off = Vec::new();
+    let report = loop {
+        let report = measured(&args);
+        let counted: f64 = of_places(&report, "seconds").sum();
+        let watched = number(&report["profile"]["watched_step_seconds"]);
+        match (counted / watched - 1.0).abs() {
+            difference if difference < 0.03 => break report,
+            difference => off.push(difference),
+        }
+        assert!(off.len() < 3, "the places' times are off by {off:?} of the step's");
+    };
+    assert_eq!(of_places(&report, "flops").sum::<f64>(), number(&report["model_flops"]));
     let profile = &report["profile"];
     let places = profile["places"].as_array().unwrap();
-    let sum = |what: &str| places.iter().map(|place| number(&place[what])).sum::<f64>();
-    let watched = number(&profile["watched_step_seconds"]);
-    assert!((sum("seconds") / watched - 1.0).abs() < 0.03, "{} s of {watched}", sum("seconds"));
-    assert_eq!(sum("flops"), number(&report["model_flops"]));
     assert_eq!(number(&profile["launches"]), 0.0);
     assert!(number(&profile["memory_rate"]) > 1e8 && number(&profile["product_rate"]) > 1e8);
 
