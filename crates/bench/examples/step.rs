@@ -29,6 +29,7 @@ fn main() -> Result<()> {
         checkpoint_activations: false,
         lora_rank: None,
         steps: 3,
+        profile: false,
     };
     let lora = StepSizes { lora_rank: Some(8), ..full.clone() };
     for (name, sizes) in [("full", full), ("LoRA", lora)] {

@@ -1,4 +1,4 @@
-//! FLOPs of a training step, and the matmul rate of a device.
+//! FLOPs of a training step, and what a device reaches in products and in memory.
 
 use std::time::Instant;
 
@@ -113,6 +113,56 @@ pub fn matmul_rate(device: &Device, precision: Precision) -> Result<f64> {
         }
         size *= 2;
     }
+}
+
+/// The memory rate of a device in bytes/s: the best of two passes over arrays that no cache holds, one by Burn that reads one array
+/// and writes another, and AdamW's, which reads four and writes three.
+///
+/// # Errors
+/// A device failure, such as too little memory.
+pub fn memory_rate(device: &Device) -> Result<f64> {
+    const LONG_ENOUGH: f64 = 5e-3;
+    const ELEMENTS: [usize; 3] = [1 << 24, 1 << 25, 1 << 26];
+    const RUNS: usize = 5;
+    let by = fpo_ops::AdamW {
+        lr: 1e-3,
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 0.0,
+        grad_scale: 1.0,
+    };
+    let mut best = 0.0f64;
+    for elements in ELEMENTS {
+        let array = || Tensor::<1>::ones([elements], device);
+        let (gradient, mut state) = (array(), (array(), array(), array()));
+        let mut times: [Vec<f64>; 2] = Default::default();
+        for run in 0..=RUNS {
+            sync(device)?;
+            let begun = Instant::now();
+            let scaled = gradient.clone() * 1.5;
+            sync(device)?;
+            let scaling = begun.elapsed().as_secs_f64();
+            drop(scaled);
+            let begun = Instant::now();
+            let (p, m, v) = state;
+            state = fpo_ops::adamw_step(p, gradient.clone(), m, v, run + 1, &by);
+            sync(device)?;
+            let moving = begun.elapsed().as_secs_f64();
+            if run > 0 {
+                times[0].push(scaling);
+                times[1].push(moving);
+            }
+        }
+        let times = times.map(median);
+        for (seconds, accesses) in times.iter().zip([2.0, 7.0]) {
+            best = best.max(accesses * (elements * size_of::<f32>()) as f64 / seconds);
+        }
+        if times.iter().all(|&seconds| seconds > LONG_ENOUGH) {
+            break;
+        }
+    }
+    Ok(best)
 }
 
 #[cfg(test)]

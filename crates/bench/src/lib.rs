@@ -1,4 +1,5 @@
-//! Benchmarks of a training step and of single operations: time, memory, and the share of the device's matmul rate.
+//! Benchmarks of a training step, of single operations and of loading: time, memory, where the time goes, and the shares of what
+//! the device reaches in products and in memory.
 //!
 //! # Invariants
 //! * What is measured is the code that trains: the trainer's own forward pass, loss, backward pass and optimiser.
@@ -6,10 +7,13 @@
 
 mod device_memory;
 mod flops;
+pub mod load;
 pub mod ops;
+pub mod profile;
+mod running;
 pub mod step;
 
-pub use flops::matmul_rate;
+pub use flops::{matmul_rate, memory_rate};
 
 /// The median; `values` must not be empty.
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {

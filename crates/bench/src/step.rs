@@ -2,38 +2,24 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
+use anyhow::{Result, anyhow, bail, ensure};
+use burn::tensor::Device;
 use fpo_config::{OptimizerKind, OptimizerSettings, Schedule};
-use fpo_data::{
-    Fingerprint, PairBatch, PairView, Pooling, ReferenceCache, ReferenceWriter, ResponseView,
-    TokenizedPair, TokenizedResponse,
-    reference::{CacheShape, StoredFeatures},
-};
+use fpo_data::{TokenizedPair, TokenizedResponse};
 use fpo_device::{facts::facts, guard, host::peak_rss_mib, sync};
-use fpo_interp::reader::FeatureReader;
-use fpo_losses::{Method, Objective, mean_loss};
-use fpo_ops::{Activation, Encoder, Normalization};
+use fpo_losses::{Method, Objective};
 use fpo_plan::{self as plan, advice};
-use fpo_sae::{Provenance, Sae};
-use fpo_trainer::{
-    aligner::{Aligner, FeatureConstraint},
-    forward::Keep,
-    optim::{GradientMap, Optimizer},
-    reference::Reference,
-};
-use fpo_transformer::{
-    Family, LanguageModel, LoraConfig, ModelConfig, Placement, Precision, PublishedModel, Site,
-    Sizes, weights,
-};
-use rand::{RngExt, SeedableRng};
+use fpo_transformer::{Family, LoraConfig, ModelConfig, Precision, PublishedModel, Sizes};
+use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 use crate::{
     device_memory::DeviceMemory,
-    flops::{Products, matmul_rate},
+    flops::{Products, matmul_rate, memory_rate},
     median,
+    profile::{StepProfile, Watched},
+    running::Running,
 };
 
 /// The arguments that --model replaces.
@@ -98,6 +84,10 @@ pub struct StepSizes {
     /// Steps to measure, after one warm-up step.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u64).range(1..))]
     pub steps: u64,
+    /// Also says where the time goes, from as many steps that are watched: by phase, part and operation, with calls, kernel
+    /// launches, FLOPs, bytes, and the shares of what the device reaches in products and in memory.
+    #[arg(long)]
+    pub profile: bool,
 }
 
 /// The result of [`measure`]; times are medians over the measured steps.
@@ -113,8 +103,12 @@ pub struct StepReport {
     pub forward_seconds: f64,
     /// Time of the backward pass.
     pub backward_seconds: f64,
-    /// Time of the optimiser update.
+    /// Time of the optimiser update, clipping included.
     pub optimizer_seconds: f64,
+    /// Time to draw weights, make the reference's cache and move both to the device.
+    pub start_seconds: f64,
+    /// Time of the first step, which isn't measured otherwise: on a GPU its kernels are compiled.
+    pub first_step_seconds: f64,
     /// Peak resident memory of the process; `None` if the operating system doesn't report it.
     pub peak_rss_mib: Option<f64>,
     /// Peak memory of tensors on a GPU, sampled after forward pass, backward pass and optimiser update; `None` on the CPU.
@@ -135,10 +129,13 @@ pub struct StepReport {
     pub tokens: usize,
     /// Loss of the last step; it is finite.
     pub loss: f64,
+    /// Where the time goes, if [`StepSizes::profile`] asks for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile: Option<StepProfile>,
 }
 
 impl StepSizes {
-    fn prompt(&self) -> usize {
+    pub(crate) fn prompt(&self) -> usize {
         self.prompt_tokens.unwrap_or(self.tokens / 4).max(1)
     }
 
@@ -156,6 +153,14 @@ impl StepSizes {
             head_dim: self.head_dim,
         };
         Family::Gemma2.config(&sizes).map_err(|message| anyhow!("the model's sizes: {message}"))
+    }
+
+    /// Parameters of the model.
+    ///
+    /// # Errors
+    /// Sizes that can't work together.
+    pub fn parameters(&self) -> Result<u64> {
+        Ok(plan::parameters(&self.config()?))
     }
 
     /// With the sizes of `model` filled in, if it is set.
@@ -190,7 +195,7 @@ impl StepSizes {
     }
 
     /// Pairs of random tokens; the responses of a pair share their prompt.
-    fn random_pairs(&self, rng: &mut ChaCha8Rng) -> Vec<TokenizedPair> {
+    pub(crate) fn random_pairs(&self, rng: &mut ChaCha8Rng) -> Vec<TokenizedPair> {
         let vocab = self.vocab as u32;
         (0..self.pairs as u64)
             .map(|id| {
@@ -223,7 +228,7 @@ impl StepSizes {
         }
     }
 
-    fn optimizer(&self) -> OptimizerSettings {
+    pub(crate) fn optimizer(&self) -> OptimizerSettings {
         OptimizerSettings {
             kind: OptimizerKind::Adamw,
             learning_rate: 5e-7,
@@ -259,56 +264,43 @@ fn run(sizes: &StepSizes, planned: &plan::Step, device: &Device) -> Result<StepR
         bail!("--k {} must be between 1 and --d-sae {}", sizes.k, sizes.d_sae);
     }
     plan::check_precision(device, sizes.precision)?;
-    device.seed(0);
-    let pairs = sizes.random_pairs(&mut ChaCha8Rng::seed_from_u64(0));
-    let views: Vec<_> = pairs.iter().map(TokenizedPair::view).collect();
-    let batch = PairBatch::new(&views)?;
-
-    let placement = Placement::new(device.clone(), sizes.precision);
-    let trainable = placement.autodiff();
-    let reference = weights::random(&planned.config, 0, placement)?;
-    let mut policy = match &planned.lora {
-        None => weights::random(&planned.config, 0, &trainable)?,
-        Some(lora) => {
-            lora.check().map_err(|m| anyhow!("--lora-rank: {m}"))?;
-            reference.with_new_lora(lora, 0, &trainable.device)?
-        }
-    };
-    let aligner = aligner(sizes, reference, &views)?;
-    let mut optimizer = Optimizer::new(&sizes.optimizer(), usize::MAX);
+    let begun = Instant::now();
+    let (mut running, mut policy) = Running::start(sizes, planned, device)?;
+    sync(device)?;
+    let start_seconds = begun.elapsed().as_secs_f64();
+    let mut device_memory = DeviceMemory::new(device);
+    let mut first_step_seconds = 0.0;
     let mut times: [Vec<f64>; 4] = Default::default();
     let mut last_loss = f64::NAN;
-    let mut device_memory = DeviceMemory::new(device);
     for step in 0..=sizes.steps {
-        let begun = Instant::now();
-        let comparison = aligner.compare(&policy, &batch)?;
-        let loss = mean_loss(aligner.objective.losses(comparison.quantities));
-        // Reading the loss waits for the device.
-        last_loss = loss.clone().into_scalar::<f32>().into();
-        let forward = begun.elapsed().as_secs_f64();
-        device_memory.sample();
-        let gradients = GradientMap::of(&loss, &policy, comparison.tape);
-        let norm = gradients.norm();
-        ensure!(norm.is_finite(), "the gradient norm is {norm}");
-        let backward = begun.elapsed().as_secs_f64();
-        device_memory.sample();
-        policy = optimizer.step(policy, gradients).0;
-        sync(device)?;
-        let whole = begun.elapsed().as_secs_f64();
-        device_memory.sample();
-        if step > 0 {
-            let parts = [forward, backward - forward, whole - backward, whole];
-            times.iter_mut().zip(parts).for_each(|(all, time)| all.push(time));
+        let (moved, done) = running.step(policy, &mut device_memory)?;
+        (policy, last_loss) = (moved, done.loss);
+        let parts = [done.forward, done.backward, done.optimizer];
+        let whole = parts.iter().sum();
+        match step {
+            0 => first_step_seconds = whole,
+            _ => times
+                .iter_mut()
+                .zip([parts.as_slice(), &[whole]].concat())
+                .for_each(|(all, time)| all.push(time)),
         }
     }
     ensure!(last_loss.is_finite(), "the loss is {last_loss}");
-    // Frees memory for the matrices below.
-    drop((policy, aligner, optimizer));
-    let [forward, backward, optimizer, whole] = times.map(median);
-    let tokens = batch.batch.real_tokens();
     let peak_rss_mib = peak_rss_mib();
+    let watched = match sizes.profile {
+        true => Some(Watched::of(&mut running, policy, sizes.steps)?),
+        false => None,
+    };
+    let tokens = running.batch.batch.real_tokens();
+    // Frees memory for the matrices below.
+    drop(running);
+    let [forward, backward, optimizer, whole] = times.map(median);
     let model_flops = sizes.flops(planned);
     let matmul_flops = matmul_rate(device, sizes.precision)?;
+    let profile = match watched {
+        Some(watched) => Some(watched.report(matmul_flops, memory_rate(device)?)),
+        None => None,
+    };
     Ok(StepReport {
         method: sizes.method.to_string(),
         tokens_per_second: tokens as f64 / whole,
@@ -316,6 +308,8 @@ fn run(sizes: &StepSizes, planned: &plan::Step, device: &Device) -> Result<StepR
         forward_seconds: forward,
         backward_seconds: backward,
         optimizer_seconds: optimizer,
+        start_seconds,
+        first_step_seconds,
         peak_rss_mib,
         device_in_use_mib: device_memory.mib().map(|(in_use, _)| in_use),
         device_reserved_mib: device_memory.mib().map(|(_, reserved)| reserved),
@@ -326,65 +320,6 @@ fn run(sizes: &StepSizes, planned: &plan::Step, device: &Device) -> Result<StepR
         steps: sizes.steps as usize,
         tokens,
         loss: last_loss,
+        profile,
     })
-}
-
-/// The objective with what it needs; log-probabilities and features of the reference come from a cache on disk, as in a run.
-fn aligner(sizes: &StepSizes, reference: LanguageModel, pairs: &[PairView]) -> Result<Aligner> {
-    let site =
-        Site::resid_post(sizes.layers.checked_sub(1).context("--layers must be at least 1")?);
-    let sae = random_sae(sizes, &reference, site, pairs[0].chosen);
-    let reader = FeatureReader::new(Pooling::Predicting, Vec::new()).with(&sae, site);
-    let folder = tempfile::tempdir()?;
-    let fingerprint = Fingerprint::default().with("bench", "random weights");
-    let shape = CacheShape {
-        pairs: sizes.pairs,
-        d_sae: sizes.d_sae,
-        stored: StoredFeatures::All,
-        rows_per_shard: sizes.pairs.try_into()?,
-    };
-    let mut writer = ReferenceWriter::create(folder.path(), &fingerprint, shape)?;
-    let batch = PairBatch::new(pairs)?;
-    for row in (Reference { model: &reference, reader: Some(&reader) }).rows(&batch) {
-        writer.push(row)?;
-    }
-    writer.finish()?;
-    let objective = Objective::paper(sizes.method);
-    let needs = objective.needs();
-    Ok(Aligner {
-        objective,
-        needs,
-        token_statistics: false,
-        features: needs.features.then_some(FeatureConstraint { reader, k: sizes.k, weights: None }),
-        cache: ReferenceCache::open(folder.path(), &fingerprint)?,
-        reference_model: needs.token_kl.then_some(reference),
-        keep: Keep::checkpointed(sizes.checkpoint_activations),
-    })
-}
-
-/// A random autoencoder in which about 1 in 44 features is active per token: pre-activations are normally distributed, and the
-/// threshold is two standard deviations.
-fn random_sae(sizes: &StepSizes, model: &LanguageModel, site: Site, sample: ResponseView) -> Sae {
-    let device = model.device();
-    let tokens: Vec<i32> = sample.tokens.iter().map(|&t| t as i32).collect();
-    let shape = [1, tokens.len()];
-    let tokens = Tensor::<2, Int>::from_data(TensorData::new(tokens, shape), &device);
-    let activations = model.activations(tokens, &[site]).remove(0);
-    let spread = activations.square().mean().into_scalar::<f32>().sqrt();
-    let scale = (sizes.d_model as f64).sqrt().recip();
-    let random =
-        |shape: [usize; 2]| Tensor::<2>::random(shape, Distribution::Normal(0.0, scale), &device);
-    Sae {
-        encoder: Encoder {
-            normalization: Normalization::None,
-            w_enc: random([sizes.d_model, sizes.d_sae]),
-            b_enc: Tensor::zeros([sizes.d_sae], &device),
-            activation: Activation::JumpRelu {
-                threshold: Tensor::full([sizes.d_sae], 2.0 * spread, &device),
-            },
-        },
-        w_dec: random([sizes.d_sae, sizes.d_model]),
-        b_dec: Tensor::zeros([sizes.d_model], &device),
-        provenance: Provenance::default(),
-    }
 }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use fpo_data::{Pooling, TokenBatch};
-use fpo_ops::{Encoder, pooled_features};
+use fpo_ops::{Encoder, pooled_features, profile};
 use fpo_sae::{Sae, check_width};
 use fpo_transformer::{FlatRows, Input, ModelConfig, Site};
 
@@ -66,6 +66,7 @@ impl FeatureReader {
 
     /// Mean features per row of a batch. `activations`: one tensor `[1, tokens, d_model]` per site. Returns `[rows, d_sae]` per site.
     pub fn pool(&self, batch: &TokenBatch, activations: Vec<Tensor<3>>) -> Vec<Tensor<2>> {
+        let _autoencoder = profile::part("autoencoder");
         let positions = batch.positions(self.pooling, &self.excluded);
         let pool = |(x, encoder): (Tensor<3>, &Encoder)| {
             let [rows, tokens, width] = x.dims();

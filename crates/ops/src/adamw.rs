@@ -4,6 +4,8 @@
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 
+use crate::profile;
+
 /// The hyperparameters of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
@@ -53,6 +55,12 @@ pub fn adamw_step<const D: usize>(
         ![&param, &grad, &m, &v].into_iter().any(Tensor::is_autodiff),
         "adamw_step: the tensors must be outside autodiff (`Tensor::inner`)"
     );
+    let _within = profile::operation("adamw_step", || 0.0);
+    // The gradient is read, the others are read and written.
+    profile::moved(|| {
+        let sizes = [&param, &m, &v].map(|x| 2 * x.dtype().size()).iter().sum::<usize>();
+        (param.shape().num_elements() * (sizes + grad.dtype().size())) as f64
+    });
     #[cfg(feature = "flex")]
     if [&param, &grad, &m, &v].into_iter().all(crate::flex::is_plain) {
         let take = crate::flex::take::<Tensor<D>>;

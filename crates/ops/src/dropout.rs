@@ -3,6 +3,8 @@
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
+use crate::profile;
+
 /// Which elements are zeroed.
 #[derive(Clone, Copy, Debug)]
 pub struct Dropout<'a> {
@@ -22,6 +24,7 @@ pub struct Dropout<'a> {
 /// # Panics
 /// If `tokens` doesn't identify each token.
 pub fn dropout<const D: usize>(x: Tensor<D>, by: Dropout) -> Tensor<D> {
+    let _within = profile::operation("dropout", || 0.0);
     #[cfg(feature = "flex")]
     if crate::flex::operand(&x).is_some() {
         let mask = TensorData::new(fast(&x.dims(), by), x.dims());

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Tensor, activation::sigmoid};
 
-use crate::{graph, rms_norm::at_least_f32};
+use crate::{graph, profile, rms_norm::at_least_f32};
 
 /// √(2/π)
 const SQRT_2_OVER_PI: f64 = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2;
@@ -33,8 +33,18 @@ enum Gate {
     Silu,
 }
 
+impl Gate {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Gelu => "geglu",
+            Self::Silu => "swiglu",
+        }
+    }
+}
+
 fn gated<const D: usize>(by: Gate, gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
     assert_eq!(gate.dims(), up.dims(), "gated MLP: gate and up differ in shape");
+    let _within = profile::operation(by.name(), || 0.0);
     #[cfg(feature = "flex")]
     if let Some(output) = crate::flex::apply(
         fast::Gated(by),

@@ -11,7 +11,7 @@ use std::{
 use burn::{
     backend::{
         Autodiff, AutodiffBackend, Backend, BackendTensor, DispatchAutodiffContext, DispatchTensor,
-        DispatchTensorKind,
+        DispatchTensorKind, TensorMetadata,
         autodiff::{
             checkpoint::{base::Checkpointer, strategy::NoCheckpointing},
             grads::Gradients,
@@ -20,6 +20,8 @@ use burn::{
     },
     tensor::{Int, Tensor},
 };
+
+use crate::profile::{self, Origin};
 
 /// A tensor of any rank, outside any graph.
 #[derive(Clone, Debug)]
@@ -153,8 +155,13 @@ fn apply_on<B: Known, const N: usize>(
     for input in &inputs {
         context = context.merge(input.autodiff);
     }
+    // Only computed where the thread is watched.
+    let sizes = profile::is_watched().then(|| inputs.each_ref().map(bytes).to_vec());
+    let origin = |output: &Plain| profile::origin(|| (sizes.unwrap_or_default(), bytes(&output.0)));
     if context == DispatchAutodiffContext::Disabled {
-        return Some(operation.forward(inputs.map(Plain)).0.0);
+        let (output, _) = operation.forward(inputs.map(Plain));
+        origin(&output);
+        return Some(output.0);
     }
     let mut tensors = Vec::with_capacity(N);
     for input in inputs {
@@ -175,6 +182,7 @@ fn apply_on<B: Known, const N: usize>(
     let nodes = tensors.each_ref().map(|tensor| tensor.node());
     let inputs = tensors.map(|tensor| plain::<B>(tensor.into_primitive()));
     let (output, saved) = operation.forward(inputs.clone());
+    let origin = origin(&output);
     let output = primitive::<B>(output);
     let step = Step { operation: PhantomData };
     // The checkpointing strategy only matters for operations that may be recomputed; these are marked as compute-bound.
@@ -184,12 +192,17 @@ fn apply_on<B: Known, const N: usize>(
     {
         OpsKind::Tracked(prepared) => {
             let kept = operation.kept(inputs);
-            prepared.finish((operation, kept, saved), output)
+            prepared.finish((operation, kept, saved, origin), output)
         }
         OpsKind::UnTracked(prepared) => prepared.finish(output),
     };
     let kind = B::wrap(BackendTensor::Autodiff(output));
     Some(DispatchTensor { kind: DispatchTensorKind::Autodiff(Box::new(kind)), autodiff: context })
+}
+
+/// What a tensor takes in memory.
+fn bytes(tensor: &DispatchTensor) -> f64 {
+    (tensor.shape().num_elements() * tensor.dtype().size()) as f64
 }
 
 fn plain<B: Known>(tensor: B::FloatTensorPrimitive) -> Plain {
@@ -218,7 +231,7 @@ impl<O> Debug for Step<O> {
 }
 
 impl<B: Known, O: Operation<N>, const N: usize> Backward<B, N> for Step<O> {
-    type State = (O, [Plain; N], O::Saved);
+    type State = (O, [Plain; N], O::Saved, Origin);
 
     fn backward(
         self,
@@ -228,8 +241,10 @@ impl<B: Known, O: Operation<N>, const N: usize> Backward<B, N> for Step<O> {
     ) {
         let gradient = plain::<B>(gradients.consume::<B>(&ops.node));
         let wanted = ops.parents.each_ref().map(Option::is_some);
-        let (operation, inputs, saved) = ops.state;
+        let (operation, inputs, saved, origin) = ops.state;
+        let within = origin.backward(&wanted);
         let results = operation.backward(inputs, saved, gradient, wanted);
+        drop(within);
         for (parent, result) in ops.parents.into_iter().zip(results) {
             if let (Some(parent), Some(result)) = (parent, result) {
                 gradients.register::<B>(parent.id, primitive::<B>(result));

@@ -5,6 +5,8 @@
 
 use burn::tensor::Tensor;
 
+use crate::profile;
+
 /// `f = z·1[z > θ]`.
 ///
 /// Gradients: to z `1[z > θ]`, without a straight-through part; to θ `−(θ/ε)·K((z−θ)/ε)`, summed over the rows.
@@ -15,6 +17,7 @@ use burn::tensor::Tensor;
 /// * `bandwidth` ε: positive
 pub fn jump_relu(z: Tensor<2>, threshold: Tensor<1>, bandwidth: f64) -> Tensor<2> {
     check_shapes("jump_relu", &z, &threshold, bandwidth);
+    let _within = profile::operation("jump_relu", || 0.0);
     #[cfg(feature = "flex")]
     if let Some(output) = crate::flex::apply(
         fast::JumpRelu { bandwidth: bandwidth as f32 },
@@ -33,6 +36,7 @@ pub fn jump_relu(z: Tensor<2>, threshold: Tensor<1>, bandwidth: f64) -> Tensor<2
 /// As for [`jump_relu`].
 pub fn heaviside(z: Tensor<2>, threshold: Tensor<1>, bandwidth: f64) -> Tensor<2> {
     check_shapes("heaviside", &z, &threshold, bandwidth);
+    let _within = profile::operation("heaviside", || 0.0);
     #[cfg(feature = "flex")]
     if let Some(output) = crate::flex::apply(
         fast::Heaviside { bandwidth: bandwidth as f32 },

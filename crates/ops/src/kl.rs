@@ -6,7 +6,7 @@ use crate::{
     Rows,
     blocked::{BLOCKS, Head},
     log_probs::log_distribution,
-    rows,
+    profile, rows,
 };
 
 /// `KL(reference ‖ policy) = Σ_v r_v·(log r_v − log p_v)` per row, with `r = softmax(softcap(h_r·W_rᵀ))` and
@@ -34,6 +34,7 @@ pub fn linear_kl(
         hidden.dims(),
         weight.dims()
     );
+    let _within = profile::operation("linear_kl", || 2.0 * (n * v) as f64 * (d + d_r) as f64);
     #[cfg(feature = "flex")]
     if let (Some(reference_weight), Some(weight)) = (reference_weight.whole(), weight.whole())
         && let (Some(reference_hidden), Some(reference_weight)) =

@@ -19,6 +19,7 @@
 //! * Results don't depend on the number of threads: blocks are fixed, and partial sums are added in a fixed order.
 //! * No graph is recorded for tensors without autodiff, and no gradient is computed for constant inputs.
 //! * A wrong shape is a bug in the caller: it panics with a message that names the operation and the shapes.
+//! * Every operation says to [`profile`] that it begins, with the FLOPs of its products.
 //!
 //! # Example
 //!
@@ -61,6 +62,7 @@ mod log_probs;
 mod numbers;
 mod pooled;
 mod product;
+pub mod profile;
 mod rms_norm;
 mod rotary;
 mod rows;

@@ -2,7 +2,10 @@
 
 use burn::tensor::{FloatDType, Tensor};
 
-use crate::graph::{self, Again};
+use crate::{
+    graph::{self, Again},
+    profile,
+};
 
 /// `x·Wᵀ`.
 ///
@@ -30,6 +33,7 @@ pub fn linear_of<const D: usize>(
 fn either<const D: usize>(x: Tensor<D>, weight: Tensor<2>, again: Option<Again>) -> Tensor<D> {
     let (d, [_, d_in]) = (x.dims()[D - 1], weight.dims());
     assert_eq!(d, d_in, "linear: x has {d} features, but the weight takes {d_in}");
+    let _within = profile::operation("linear", || flops(&x, &weight));
     #[cfg(feature = "flex")]
     if let Some(output) = crate::flex::apply(
         fast::Linear { again: again.clone() },
@@ -68,6 +72,7 @@ pub fn linear_of_bf16<const D: usize>(
 }
 
 fn either_bf16<const D: usize>(x: Tensor<D>, weight: Tensor<2>, again: Option<Again>) -> Tensor<D> {
+    let _within = profile::operation("linear_bf16", || flops(&x, &weight));
     let rounded_to = Some(FloatDType::BF16);
     let operation = matrix::Linear::<D> { rounded_to, x_type: x.dtype(), again };
     let inputs = [x.clone().into_dispatch(), weight.clone().into_dispatch()];
@@ -75,6 +80,12 @@ fn either_bf16<const D: usize>(x: Tensor<D>, weight: Tensor<2>, again: Option<Ag
         Some(output) => Tensor::from_dispatch(output),
         None => bf16_definition(x, weight),
     }
+}
+
+/// FLOPs of the product.
+fn flops<const D: usize>(x: &Tensor<D>, weight: &Tensor<2>) -> f64 {
+    let [d_out, _] = weight.dims();
+    2.0 * x.shape().num_elements() as f64 * d_out as f64
 }
 
 /// [`linear_bf16`] in plain tensor operations.

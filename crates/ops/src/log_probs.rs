@@ -2,7 +2,7 @@
 
 use burn::tensor::{Int, Tensor, activation::log_softmax};
 
-use crate::{Rows, blocked::BLOCKS, linear, rows, softcap::optional_softcap};
+use crate::{Rows, blocked::BLOCKS, linear, profile, rows, softcap::optional_softcap};
 
 /// `log softmax(softcap(h·Wᵀ))[target]` per row in nats, in float32 at least; gradients reach `hidden` and `weight`. If the weight
 /// has another type than the hidden states, it is cast to theirs, and its gradient is cast back.
@@ -20,6 +20,7 @@ pub fn linear_log_probs(
 ) -> Tensor<1> {
     let weight = weight.into();
     check_shapes("linear_log_probs", &hidden, &weight, &targets);
+    let _within = profile::operation("linear_log_probs", || products(&hidden, &weight));
     #[cfg(feature = "flex")]
     if let Some(indices) = crate::flex::indices(&targets, weight.dims()[0], "linear_log_probs")
         && let Some(weight) = weight.whole()
@@ -80,6 +81,12 @@ pub(crate) fn check_shapes(
         weight.dims(),
         targets.dims()
     );
+}
+
+/// FLOPs of the logits.
+pub(crate) fn products(hidden: &Tensor<2>, weight: &Rows) -> f64 {
+    let ([n, d], [vocabulary, _]) = (hidden.dims(), weight.dims());
+    2.0 * n as f64 * d as f64 * vocabulary as f64
 }
 
 /// The same in blocks, for backends without a fast path.

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use crate::{Encoder, Normalization, graph, rms_norm::at_least_f32};
+use crate::{Encoder, Normalization, graph, profile, rms_norm::at_least_f32};
 
 /// Feature activations computed per block: 128 MiB in float32.
 const BLOCK: usize = 1 << 25;
@@ -21,6 +21,9 @@ pub fn pooled_features(hidden: Tensor<2>, encoder: &Encoder, segments: &[usize])
         segments.iter().sum::<usize>() == n && !segments.is_empty() && !segments.contains(&0),
         "pooled_features: segments {segments:?} must be positive and sum to the {n} rows of hidden"
     );
+    let _within = profile::operation("pooled_features", || {
+        2.0 * hidden.shape().num_elements() as f64 * encoder.d_sae() as f64
+    });
     let hidden = normalized(hidden, encoder);
     #[cfg(feature = "flex")]
     if let Some(output) = fast::Pooled::new(encoder, segments)

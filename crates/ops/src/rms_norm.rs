@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, FloatDType, Tensor};
 
-use crate::graph;
+use crate::{graph, profile};
 
 /// What the weight of a norm says about its gain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,7 @@ pub fn rms_norm<const D: usize>(
 ) -> Tensor<D> {
     let (d, [d_weight]) = (x.dims()[D - 1], weight.dims());
     assert_eq!(d, d_weight, "rms_norm: x has {d} features, but the weight has {d_weight}");
+    let _within = profile::operation("rms_norm", || 0.0);
     #[cfg(feature = "flex")]
     if let Some(output) = crate::flex::apply(
         fast::RmsNorm { offset: gain.offset(), eps: eps as f32 },

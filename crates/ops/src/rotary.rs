@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use crate::rms_norm::at_least_f32;
+use crate::{profile, rms_norm::at_least_f32};
 
 /// Rotates feature `i` of the first half of a head with feature `i` of the second half:
 /// `out₁ = x₁·cos − x₂·sin`, `out₂ = x₂·cos + x₁·sin` (RoFormer, equation 34, in Hugging Face's order of features).
@@ -21,6 +21,7 @@ pub fn rotary(x: Tensor<4>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<4> {
         cos.dims(),
         sin.dims()
     );
+    let _within = profile::operation("rotary", || 0.0);
     #[cfg(feature = "flex")]
     if let (Some(cos), Some(sin)) = (crate::flex::constant(&cos), crate::flex::constant(&sin))
         && let Some(output) =

@@ -2,12 +2,15 @@
 
 use burn::tensor::Tensor;
 
+use crate::profile;
+
 /// `cap · tanh(x / cap)`: the identity near zero, bounded by ±`cap` (Gemma 2 report, section 2).
 ///
 /// # Shapes
 /// * `x`: any
 pub fn softcap<const D: usize>(x: Tensor<D>, cap: f64) -> Tensor<D> {
     assert!(cap > 0.0, "softcap: the cap is {cap}, but must be positive");
+    let _within = profile::operation("softcap", || 0.0);
     #[cfg(feature = "flex")]
     if let Some(output) =
         crate::flex::apply(fast::Softcap { cap: cap as f32 }, [crate::flex::operand(&x)])

@@ -2,6 +2,8 @@
 
 use burn::tensor::Tensor;
 
+use crate::profile;
+
 /// Elements squared at once in tensor operations, so that the squares never take as much memory as the gradient.
 const PIECE: usize = 1 << 22;
 
@@ -11,6 +13,8 @@ const PIECE: usize = 1 << 22;
 /// * `x`: `[n]`, outside autodiff
 /// * result: `[pieces]`; how many there are depends on the device
 pub fn sums_of_squares(x: Tensor<1>) -> Tensor<1> {
+    let _within = profile::operation("sums_of_squares", || 0.0);
+    profile::moved(|| (x.shape().num_elements() * x.dtype().size()) as f64);
     #[cfg(feature = "cube")]
     if crate::cube::takes_outside_graph(&x) {
         let [sums] = crate::cube::run(crate::cube::update::SumSquares, [x.into()]);

@@ -5,7 +5,8 @@ use burn::tensor::{Int, Tensor};
 use crate::{
     Rows,
     blocked::{BLOCKS, Head, LogSumExp},
-    log_probs::{check_shapes, log_distribution},
+    log_probs::{check_shapes, log_distribution, products},
+    profile,
 };
 
 /// Statistics per row of hidden states.
@@ -33,6 +34,7 @@ pub fn linear_token_statistics(
 ) -> TokenStatistics {
     let weight = weight.into();
     check_shapes("linear_token_statistics", &hidden, &weight, &targets);
+    let _within = profile::operation("linear_token_statistics", || products(&hidden, &weight));
     #[cfg(feature = "flex")]
     if let Some(weight) = weight.whole()
         && let Some(statistics) = fast(&hidden, weight, &targets, softcap)

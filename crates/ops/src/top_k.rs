@@ -2,6 +2,8 @@
 
 use burn::tensor::{Bool, IndexingUpdateOp, Int, Tensor};
 
+use crate::profile;
+
 /// Whether each element of `z` `[n, m]` is among the `k` largest of its row, which always are `k` or all; outside any graph. Of
 /// equal elements the first come first on the CPU, and GPUs choose.
 ///
@@ -11,6 +13,7 @@ use burn::tensor::{Bool, IndexingUpdateOp, Int, Tensor};
 /// * result: `[n, m]`
 pub fn among_largest(z: Tensor<2>, k: usize) -> Tensor<2, Bool> {
     assert!(k > 0, "among_largest: k must be at least 1");
+    let _within = profile::operation("among_largest", || 0.0);
     let z = z.without_autodiff();
     #[cfg(feature = "flex")]
     if let Some(found) = fast::among_largest(&z, k) {

@@ -11,7 +11,7 @@ use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
     tensor::{Gradients, Tensor, TensorData},
 };
-use fpo_ops::{AdamW, adamw_step, sums_of_squares};
+use fpo_ops::{AdamW, adamw_step, profile, sums_of_squares};
 use fpo_transformer::{
     LanguageModel, Tape,
     tensor_file::{self, Files, Stored},
@@ -86,6 +86,7 @@ impl GradientMap {
 
     /// The Euclidean norm of all gradients together.
     pub fn norm(&self) -> f64 {
+        let _clipping = profile::part("clipping");
         let squares: Vec<_> = self.0.values().cloned().map(sums_of_squares).collect();
         if squares.is_empty() {
             return 0.0;

@@ -6,6 +6,7 @@ use fpo_data::{PairBatch, ReferenceCache};
 use fpo_interp::reader::FeatureReader;
 use fpo_losses::{Needs, Objective, PerResponse, Quantities, feature_distance};
 use fpo_metrics::{Pairs, TokenStatistics};
+use fpo_ops::profile;
 use fpo_transformer::{LanguageModel, Tape};
 
 use crate::{
@@ -44,6 +45,7 @@ pub struct FeatureConstraint {
 impl FeatureConstraint {
     /// D, summed over the sites (appendix D.2). `policy` and `reference` are pooled features, `[rows, d_sae]` per site. → `[rows]`
     fn distance(&self, policy: &[Tensor<2>], reference: Vec<Tensor<2>>) -> Result<Tensor<1>> {
+        let _autoencoder = profile::part("autoencoder");
         let distances =
             policy.iter().zip(reference).enumerate().map(|(site, (policy, reference))| {
                 let reference = reference.cast(policy.dtype());

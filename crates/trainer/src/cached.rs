@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use burn::tensor::{Device, Tensor, TensorData};
 use fpo_data::{ReferenceCache, reference::ReferenceResponseView};
+use fpo_ops::profile;
 
 /// What the cache holds of a batch: one response per row, all chosen ones first.
 pub struct Cached<'a> {
@@ -38,6 +39,7 @@ impl<'a> Cached<'a> {
     }
 
     fn column(&self, value: fn(&ReferenceResponseView) -> f32, device: &Device) -> Tensor<1> {
+        let _cache = profile::part("reference cache");
         let values: Vec<f32> = self.responses.iter().map(value).collect();
         let rows = values.len();
         Tensor::from_data(TensorData::new(values, [rows]), device)
@@ -45,6 +47,7 @@ impl<'a> Cached<'a> {
 
     /// Pooled features, `[rows, width]` per site; the cache has the sites' features one after another.
     pub fn features(&self, widths: &[usize], device: &Device) -> Vec<Tensor<2>> {
+        let _cache = profile::part("reference cache");
         let (rows, d_sae) = (self.responses.len(), self.d_sae);
         let mut values = vec![0f32; rows * d_sae];
         for (row, response) in values.chunks_exact_mut(d_sae).zip(&self.responses) {

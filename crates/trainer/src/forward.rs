@@ -3,6 +3,7 @@
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use fpo_data::TokenBatch;
 use fpo_interp::reader::{FeatureReader, indices, input};
+use fpo_ops::profile;
 use fpo_transformer::{ForwardOutput, Head, Input, LanguageModel, Site, Tape};
 
 /// A batch on a device, with the positions that losses are about. n is the number of response tokens.
@@ -19,6 +20,7 @@ pub struct DeviceBatch {
 impl DeviceBatch {
     /// Moves a batch to a device.
     pub fn new(batch: &TokenBatch, device: &Device) -> Self {
+        let _batch = profile::part("batch");
         Self {
             input: input(batch, device),
             predicting: indices(batch.predicting_positions(), device),

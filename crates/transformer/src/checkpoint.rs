@@ -7,13 +7,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use burn::tensor::{DType, Element, TensorData};
+use burn::tensor::{DType, TensorData};
 use fpo_torch_file::{Dtype as TorchType, TorchFile};
 use half::bf16;
 use safetensors::tensor::TensorView;
 use serde_json::Value;
 
-use crate::{Error, Family, Piece, WeightType, multimodal::language_model, tensor_file::Files};
+use crate::{
+    Error, Family, Piece, WeightType,
+    multimodal::language_model,
+    tensor_file::{Files, Held},
+};
 
 /// The file with all weights, as it is written.
 pub(crate) const SINGLE: &str = "model.safetensors";
@@ -25,7 +29,7 @@ const FORMS: [[&str; 2]; 2] =
     [[SINGLE, INDEX], ["pytorch_model.bin", "pytorch_model.bin.index.json"]];
 /// Buffers that older versions of transformers stored with the weights. They follow from `config.json`.
 const BUFFERS: [&str; 1] = ["rotary_emb.inv_freq"];
-/// Elements converted at a time.
+/// Elements of a file of PyTorch converted at a time.
 const BLOCK: usize = 1 << 20;
 
 /// The files in a folder that hold a model's weights.
@@ -182,22 +186,24 @@ impl Source<'_> {
     /// a second copy in memory.
     pub fn values(&self, piece: &Piece) -> Result<TensorData, String> {
         match piece.dtype {
-            DType::BF16 => self.convert(piece, bf16::from_f32),
-            _ => self.convert(piece, |value| value),
+            DType::BF16 => self.read_as::<bf16>(piece),
+            _ => self.read_as::<f32>(piece),
         }
     }
 
-    fn convert<E: Element>(
-        &self,
-        piece: &Piece,
-        convert: impl Fn(f32) -> E,
-    ) -> Result<TensorData, String> {
+    fn read_as<E: Held>(&self, piece: &Piece) -> Result<TensorData, String> {
         let places = piece.places();
-        let mut values = Vec::with_capacity(places.len());
-        for start in places.clone().step_by(BLOCK) {
-            let block = self.read(start..(start + BLOCK).min(places.end))?;
-            values.extend(block.into_iter().map(&convert));
-        }
+        let values = match self {
+            Self::Safe(files, view) => files.read_as::<E>(view, places)?,
+            Self::Torch(..) => {
+                let mut values = Vec::with_capacity(places.len());
+                for start in places.clone().step_by(BLOCK) {
+                    let block = self.read(start..(start + BLOCK).min(places.end))?;
+                    values.extend(block.into_iter().map(E::of));
+                }
+                values
+            }
+        };
         Ok(TensorData::new(values, piece.dims()))
     }
 

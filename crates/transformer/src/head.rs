@@ -1,7 +1,7 @@
 //! The language-model head: from final hidden states to distributions over the vocabulary.
 
 use burn::tensor::{Int, Tensor};
-use fpo_ops::{Rows, TokenStatistics, at_least_f32};
+use fpo_ops::{Rows, TokenStatistics, at_least_f32, profile};
 
 use crate::Precision;
 
@@ -34,6 +34,7 @@ impl Head {
     /// The logits themselves, in float32 at least: `hidden` `[n, d_model]` → `[n, vocab_size]`. For a few rows, as in
     /// generation: with a vocabulary of 256,000, a thousand rows take a gigabyte.
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        let _head = profile::part("head");
         let logits =
             self.rows.columns(|rows| at_least_f32(self.precision.linear(hidden.clone(), rows)));
         match self.softcap {
@@ -44,6 +45,7 @@ impl Head {
 
     /// `log p(target)` of each row, in nats: `hidden` `[n, d_model]` and `targets` `[n]` → `[n]`.
     pub fn log_probs(&self, hidden: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
+        let _head = profile::part("head");
         fpo_ops::linear_log_probs(hidden, self.rows.clone(), targets, self.softcap)
     }
 
@@ -54,6 +56,7 @@ impl Head {
         targets: Tensor<1, Int>,
         scale: f64,
     ) -> Tensor<1> {
+        let _head = profile::part("head");
         // s · cap · tanh(z / cap) is what the soft-cap s · cap makes of s · z.
         let softcap = self.softcap.map(|cap| cap * scale);
         fpo_ops::linear_log_probs(hidden * scale, self.rows.clone(), targets, softcap)
@@ -62,6 +65,7 @@ impl Head {
     /// Log-probability of the target, entropy and most probable token of each row; constants. Shapes as in
     /// [`Self::log_probs`].
     pub fn token_statistics(&self, hidden: Tensor<2>, targets: Tensor<1, Int>) -> TokenStatistics {
+        let _head = profile::part("head");
         let head = self.clone().without_autodiff();
         let (hidden, targets) = (hidden.without_autodiff(), targets.without_autodiff());
         fpo_ops::linear_token_statistics(hidden, head.rows, targets, head.softcap)
@@ -78,6 +82,7 @@ impl Head {
         reference: &Self,
         reference_hidden: Tensor<2>,
     ) -> Tensor<1> {
+        let _head = profile::part("head");
         assert_eq!(self.softcap, reference.softcap, "the soft-caps of model and reference differ");
         let (rows, reference_rows) = (self.rows.clone(), reference.rows.clone());
         fpo_ops::linear_kl(reference_hidden, reference_rows, hidden, rows, self.softcap)

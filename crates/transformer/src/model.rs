@@ -3,10 +3,10 @@
 //! Fields have the checkpoint's names, so that a parameter's path is its name in safetensors.
 
 use burn::{
-    module::{Module, Param},
-    tensor::{Device, Int, Tensor},
+    module::{Module, ModuleMapper, Param},
+    tensor::{DType, Device, Int, Tensor},
 };
-use fpo_ops::{AttentionOptions, Gain, Rows, at_least_f32};
+use fpo_ops::{AttentionOptions, Gain, Rows, at_least_f32, profile};
 
 use crate::{
     BlockNorms, Embedding, Error, Head, Linear, LoraConfig, MlpActivation, ModelConfig, Placement,
@@ -190,15 +190,24 @@ impl Block {
         x: Tensor<3>,
         attention: impl FnOnce(&Attention, &Again<3>) -> Tensor<3>,
     ) -> BlockOutput {
+        let _block = profile::part("block");
         let resid_pre = x.clone();
         let after = |norm: Option<&RmsNorm>, output: Tensor<3>| match norm {
             Some(norm) => norm.forward(at_least_f32(output)),
             None => at_least_f32(output),
         };
-        let attn_z = attention(&self.self_attn, &self.input_layernorm.again(&x));
-        let attn_out = self.self_attn.o_proj.forward(attn_z.clone());
+        let normal = self.input_layernorm.again(&x);
+        let (attn_z, attn_out) = {
+            let _attention = profile::part("attention");
+            let z = attention(&self.self_attn, &normal);
+            (z.clone(), self.self_attn.o_proj.forward(z))
+        };
         let x = x + after(self.after_attention(), attn_out);
-        let mlp_out = self.mlp.forward(&self.before_mlp().again(&x));
+        let normal = self.before_mlp().again(&x);
+        let mlp_out = {
+            let _mlp = profile::part("mlp");
+            self.mlp.forward(&normal)
+        };
         let mlp_out = after(self.post_feedforward_layernorm.as_ref(), mlp_out);
         let attn_z = at_least_f32(attn_z);
         BlockOutput { resid_pre, attn_z, resid_post: x + mlp_out.clone(), mlp_out }
@@ -307,6 +316,23 @@ impl LanguageModel {
         Ok(Self { model, lm_head, config: c.clone(), precision, lora: None })
     }
 
+    /// The same model outside any graph, its matrices in the type in which a model that isn't trained holds them. What needs no
+    /// other type is shared with this model.
+    #[must_use]
+    pub fn frozen(&self) -> Self {
+        struct Freeze(DType);
+        impl ModuleMapper for Freeze {
+            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+                param.map(|weights| match D {
+                    2 => weights.cast(self.0),
+                    _ => weights,
+                })
+            }
+        }
+        let matrices = self.precision.of_matrix(&self.device().without_autodiff());
+        self.valid().map(&mut Freeze(matrices))
+    }
+
     /// The configuration that the model was built from.
     pub fn config(&self) -> &ModelConfig {
         &self.config
@@ -329,6 +355,7 @@ impl LanguageModel {
 
     /// Token embeddings, scaled. `tokens` `[batch, tokens]` → `[batch, tokens, d_model]`
     pub(crate) fn embed(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+        let _embedding = profile::part("embedding");
         let [batch, length] = tokens.dims();
         let rows = self.model.embed_tokens.rows().select(tokens.reshape([batch * length]));
         // Rounded as in every other use of a matrix.
@@ -357,6 +384,7 @@ impl LanguageModel {
 
     /// The final norm of the last block's output: the input of the head. `[batch, tokens, d_model]`
     pub(crate) fn final_norm(&self, x: Tensor<3>) -> Tensor<3> {
+        let _norm = profile::part("final norm");
         self.precision.factor(self.model.norm.forward(x))
     }
 

@@ -4,15 +4,17 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs::File,
     io::{BufWriter, Write},
+    mem::MaybeUninit,
     ops::Range,
     path::{Path, PathBuf},
 };
 
-use burn::tensor::Tensor;
+use burn::tensor::{Element, Tensor};
 use half::{bf16, f16};
 use memmap2::Mmap;
 #[cfg(unix)]
 use memmap2::UncheckedAdvice;
+use rayon::prelude::*;
 use safetensors::{
     Dtype, SafeTensors,
     tensor::{Metadata, TensorInfo, TensorView},
@@ -20,7 +22,7 @@ use safetensors::{
 
 use crate::{Error, WeightType};
 
-/// Elements written at a time.
+/// Elements read or written at a time.
 const PIECE: usize = 1 << 20;
 
 /// The memory-mapped files of a checkpoint.
@@ -59,6 +61,15 @@ impl Files {
     /// # Errors
     /// An unsupported element type, or positions beyond the tensor.
     pub fn read(&self, view: &TensorView, places: Range<usize>) -> Result<Vec<f32>, String> {
+        self.read_as(view, places)
+    }
+
+    /// [`Self::read`] in the type in which the elements are held, block by block on all threads.
+    pub(crate) fn read_as<E: Held>(
+        &self,
+        view: &TensorView,
+        places: Range<usize>,
+    ) -> Result<Vec<E>, String> {
         let size = match view.dtype() {
             Dtype::F64 => 8,
             Dtype::F32 => 4,
@@ -72,17 +83,20 @@ impl Files {
         let Some(bytes) = view.data().get(places.start * size..places.end * size) else {
             return Err(format!("has no elements {places:?}: its shape is {:?}", view.shape()));
         };
-        let values = match view.dtype() {
-            Dtype::F64 => {
-                bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect()
+        let mut values = Vec::with_capacity(places.len());
+        let room = &mut values.spare_capacity_mut()[..places.len()];
+        let blocks = room.par_chunks_mut(PIECE).zip(bytes.par_chunks(PIECE * size));
+        blocks.for_each(|(values, bytes)| {
+            match view.dtype() {
+                Dtype::F64 => fill(values, bytes, |b| E::of(f64::from_le_bytes(b) as f32)),
+                Dtype::F32 => fill(values, bytes, |b| E::of(f32::from_le_bytes(b))),
+                Dtype::BF16 => fill(values, bytes, |b| E::of_bf16(bf16::from_le_bytes(b))),
+                _ => fill(values, bytes, |b| E::of(f16::from_le_bytes(b).into())),
             }
-            Dtype::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-            Dtype::BF16 => {
-                bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).into()).collect()
-            }
-            _ => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).into()).collect(),
-        };
-        self.release(bytes);
+            self.release(bytes);
+        });
+        // SAFETY: the blocks are all of these elements, and each is filled.
+        unsafe { values.set_len(places.len()) };
         Ok(values)
     }
 
@@ -99,6 +113,45 @@ impl Files {
         }
         #[cfg(not(unix))]
         let _ = part;
+    }
+}
+
+/// A type in which weights are held in memory.
+pub(crate) trait Held: Element {
+    fn of(value: f32) -> Self;
+    fn of_bf16(value: bf16) -> Self;
+}
+
+impl Held for f32 {
+    fn of(value: f32) -> Self {
+        value
+    }
+
+    fn of_bf16(value: bf16) -> Self {
+        value.into()
+    }
+}
+
+impl Held for bf16 {
+    fn of(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+
+    fn of_bf16(value: bf16) -> Self {
+        value
+    }
+}
+
+/// Fills `values` from `bytes`, N of which are an element; there are as many of both.
+fn fill<const N: usize, E>(
+    values: &mut [MaybeUninit<E>],
+    bytes: &[u8],
+    element: impl Fn([u8; N]) -> E,
+) {
+    let elements = bytes.as_chunks().0;
+    assert_eq!(values.len(), elements.len(), "as many values as elements");
+    for (value, bytes) in values.iter_mut().zip(elements) {
+        value.write(element(*bytes));
     }
 }
 
@@ -276,5 +329,39 @@ mod tests {
         let views = files.views().unwrap();
         assert_eq!(files.read(&views["b"], 5..9).unwrap(), values[5..9]);
         assert!(files.read(&views["b"], 5..13).is_err());
+    }
+    /// Oracle: each element by itself.
+    #[test]
+    fn elements_are_converted_in_blocks_as_one_by_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("types");
+        // Three blocks, the last of which is short, from within the first.
+        let (count, places) = (2 * PIECE + 5, 3..2 * PIECE + 4);
+        let halves: Vec<u16> =
+            (0..count).map(|i| (i as u16).wrapping_mul(40_503) & 0xBFFF).collect();
+        let words: Vec<u32> = halves.iter().map(|&h| u32::from(h) << 15 | 0x155).collect();
+        let two: Vec<u8> = halves.iter().flat_map(|h| h.to_le_bytes()).collect();
+        let four: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let view = |dtype, bytes| TensorView::new(dtype, vec![count], bytes).unwrap();
+        let views = [
+            ("bf16", view(Dtype::BF16, &two)),
+            ("f16", view(Dtype::F16, &two)),
+            ("f32", view(Dtype::F32, &four)),
+        ];
+        safetensors::serialize_to_file(views, None, &path).unwrap();
+        let files = Files::open([path]).unwrap();
+        let views = files.views().unwrap();
+        for name in ["bf16", "f16", "f32"] {
+            let expected = places.clone().map(|i| match name {
+                "bf16" => f32::from(bf16::from_bits(halves[i])),
+                "f16" => f32::from(f16::from_bits(halves[i])),
+                _ => f32::from_bits(words[i]),
+            });
+            let expected: Vec<f32> = expected.collect();
+            let found = files.read(&views[name], places.clone()).unwrap();
+            assert!(found.iter().map(|x| x.to_bits()).eq(expected.iter().map(|x| x.to_bits())));
+            let found = files.read_as::<bf16>(&views[name], places.clone()).unwrap();
+            assert!(found.into_iter().eq(expected.into_iter().map(bf16::from_f32)), "{name}");
+        }
     }
 }

@@ -335,6 +335,35 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
+    use crate::Precision;
+
+    /// Oracle: the same weights drawn for a model that isn't trained.
+    #[test]
+    fn a_frozen_model_is_held_as_if_it_had_never_been_trained() {
+        let config = r#"{"model_type": "llama", "vocab_size": 19, "hidden_size": 8, "intermediate_size": 12,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+            "rms_norm_eps": 1e-5}"#;
+        let config = ModelConfig::from_json(config).unwrap();
+        for precision in Precision::ALL {
+            let placement = Placement::new(Device::flex(), precision);
+            let trained = random(&config, 3, placement.autodiff()).unwrap();
+            let (found, expected) = (trained.frozen(), random(&config, 3, &placement).unwrap());
+            assert!(!found.device().is_autodiff());
+            let types = |model: &LanguageModel| {
+                let block = &model.model.layers[0];
+                let (matrix, norm) =
+                    (block.mlp.up_proj.weight.val(), model.model.norm.weight.val());
+                [model.unembedding().parts()[0].dtype(), matrix.dtype(), norm.dtype()]
+            };
+            assert_eq!(types(&found), types(&expected));
+            let (found, expected) = (parameters(&found), parameters(&expected));
+            for (found, expected) in found.iter().zip(&expected) {
+                let rows = 0..expected.shape[0];
+                let found = found.numbers(rows.clone()).unwrap();
+                assert_eq!(found, expected.numbers(rows).unwrap(), "{}", expected.name);
+            }
+        }
+    }
 
     /// Oracle: the tensors of the saved model.
     #[test]

@@ -10,5 +10,6 @@ mod failures;
 mod half_precision;
 mod losses;
 mod operations;
+mod profile;
 mod program;
 mod support;

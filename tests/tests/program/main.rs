@@ -3,6 +3,7 @@
 mod answers;
 mod autoencoder;
 mod bad_input;
+mod benchmarks;
 mod chat;
 mod common;
 mod drift;
@@ -12,6 +13,7 @@ mod families;
 mod features;
 mod folders;
 mod generate;
+mod gpu_check;
 mod judge;
 mod lora;
 mod metrics;

@@ -11,6 +11,7 @@ use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use super::{AttentionOptions, blocked::Blocked, masked};
 use crate::{
     graph::{self, Operation, Plain},
+    profile,
     rms_norm::at_least_f32,
 };
 
@@ -146,6 +147,9 @@ pub fn flat_attention(
         v.dims()
     );
     assert!(options.window != Some(0), "flat_attention: a window of 0 tokens hides every key");
+    let _within = profile::operation("flat_attention", || {
+        super::flops(rows.positions(), heads * head_dim, options)
+    });
     #[cfg(feature = "flex")]
     if let Some(output) =
         crate::flex::apply(fast::Flat::new(options, rows), [&q, &k, &v].map(crate::flex::operand))

@@ -12,7 +12,7 @@ use burn::tensor::{Bool, Device, FloatDType, Int, Tensor, TensorData, activation
 
 pub use flat::{FlatRows, flat_attention};
 
-use crate::{graph, rms_norm::at_least_f32, softcap::optional_softcap};
+use crate::{graph, profile, rms_norm::at_least_f32, softcap::optional_softcap};
 
 /// How attention scores are scaled, capped and masked.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -131,6 +131,13 @@ fn attention(
         v.dims()
     );
     assert!(options.window != Some(0), "causal_attention: a window of 0 tokens hides every key");
+    let _within = profile::operation("causal_attention", || match texts {
+        Some(texts) => flops(texts.positions(), heads * head_dim, options),
+        None => {
+            let row = flops(kv_tokens - tokens..kv_tokens, heads * head_dim, options);
+            batch as f64 * row
+        }
+    });
     #[cfg(feature = "flex")]
     if let Some(output) = crate::flex::apply(
         fast::Attention { options: *options, texts: texts.cloned() },
@@ -144,6 +151,12 @@ fn attention(
         Some(output) => Tensor::from_dispatch(output),
         None => by_definition(q, k, v, options, texts),
     }
+}
+
+/// FLOPs of scores and weighted sums, for the keys that queries at these positions see, with `width` elements in all heads.
+fn flops(positions: impl Iterator<Item = usize>, width: usize, options: &AttentionOptions) -> f64 {
+    let seen = |position: usize| (position + 1).min(options.window.unwrap_or(usize::MAX)) as f64;
+    4.0 * positions.map(seen).sum::<f64>() * width as f64
 }
 
 /// [`causal_attention`] in plain tensor operations.

@@ -22,7 +22,10 @@ use burn::{
     tensor::{DType, Int, Shape, Tensor, TensorData},
 };
 
-use crate::graph::Plain;
+use crate::{
+    graph::Plain,
+    profile::{self, Origin},
+};
 
 /// A differentiable operation on dense float32 tensors of Flex, with `N` inputs and one output.
 pub(crate) trait Operation<const N: usize>: Clone + Debug + Send + 'static {
@@ -140,7 +143,10 @@ pub(crate) fn apply<const N: usize>(
             Operand::Plain(tensor) => tensor.to_contiguous(),
             Operand::Autodiff(..) => unreachable!("its context is enabled"),
         });
-        return Some(plain(operation.forward(inputs).0));
+        let sizes = profile::is_watched().then(|| inputs.each_ref().map(bytes).to_vec());
+        let (output, _) = operation.forward(inputs);
+        profile::origin(|| (sizes.unwrap_or_default(), bytes(&output)));
+        return Some(plain(output));
     }
 
     let tensors = operands.map(|operand| match operand {
@@ -149,14 +155,16 @@ pub(crate) fn apply<const N: usize>(
     });
     let nodes = tensors.each_ref().map(|tensor| tensor.node());
     let inputs = tensors.map(|tensor| tensor.into_primitive().to_contiguous());
+    let sizes = profile::is_watched().then(|| inputs.each_ref().map(bytes).to_vec());
     let (output, saved) = operation.forward(inputs);
+    let origin = profile::origin(|| (sizes.unwrap_or_default(), bytes(&output)));
     let step = Step { operation: PhantomData };
     // The checkpointing strategy only matters for operations that may be recomputed; these are marked as compute-bound.
     let output = match Backward::<Flex, N>::prepare::<NoCheckpointing>(step, nodes)
         .compute_bound()
         .stateful()
     {
-        OpsKind::Tracked(prepared) => prepared.finish((operation, saved), output),
+        OpsKind::Tracked(prepared) => prepared.finish((operation, saved, origin), output),
         OpsKind::UnTracked(prepared) => prepared.finish(output),
     };
     Some(DispatchTensor {
@@ -179,7 +187,7 @@ impl<O> Debug for Step<O> {
 }
 
 impl<O: Operation<N>, const N: usize> Backward<Flex, N> for Step<O> {
-    type State = (O, O::Saved);
+    type State = (O, O::Saved, Origin);
 
     fn backward(
         self,
@@ -189,14 +197,21 @@ impl<O: Operation<N>, const N: usize> Backward<Flex, N> for Step<O> {
     ) {
         let gradient = gradients.consume::<Flex>(&ops.node).to_contiguous();
         let wanted = ops.parents.each_ref().map(Option::is_some);
-        let (operation, saved) = ops.state;
+        let (operation, saved, origin) = ops.state;
+        let within = origin.backward(&wanted);
         let results = operation.backward(saved, gradient, wanted);
+        drop(within);
         for (parent, result) in ops.parents.into_iter().zip(results) {
             if let (Some(parent), Some(result)) = (parent, result) {
                 gradients.register::<Flex>(parent.id, result);
             }
         }
     }
+}
+
+/// What a float32 tensor takes in memory.
+fn bytes(tensor: &FlexTensor) -> f64 {
+    (tensor.layout().shape().num_elements() * size_of::<f32>()) as f64
 }
 
 /// A Flex tensor outside any graph, for the high-level tensor type.

@@ -1,0 +1,175 @@
+//! The step that alignment runs, on a batch of random tokens and a model of random weights.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
+use fpo_data::{
+    Fingerprint, PairBatch, PairView, Pooling, ReferenceCache, ReferenceWriter, ResponseView,
+    TokenizedPair,
+    reference::{CacheShape, StoredFeatures},
+};
+use fpo_device::sync;
+use fpo_interp::reader::FeatureReader;
+use fpo_losses::{Objective, mean_loss};
+use fpo_ops::{Activation, Encoder, Normalization, profile};
+use fpo_plan as plan;
+use fpo_sae::{Provenance, Sae};
+use fpo_trainer::{
+    aligner::{Aligner, FeatureConstraint},
+    forward::Keep,
+    optim::{GradientMap, Optimizer},
+    reference::Reference,
+};
+use fpo_transformer::{LanguageModel, Placement, Site, weights};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use crate::{device_memory::DeviceMemory, step::StepSizes};
+
+/// A training of which every step is on the same batch.
+pub(crate) struct Running {
+    pub device: Device,
+    pub batch: PairBatch,
+    aligner: Aligner,
+    optimizer: Optimizer,
+}
+
+/// Seconds of a step's phases, and its loss.
+pub(crate) struct Done {
+    pub forward: f64,
+    pub backward: f64,
+    pub optimizer: f64,
+    pub loss: f64,
+}
+
+impl Running {
+    /// Draws the weights, and the reference's values of the batch into a cache. The policy is returned apart: a step moves it.
+    pub fn start(
+        sizes: &StepSizes,
+        planned: &plan::Step,
+        device: &Device,
+    ) -> Result<(Self, LanguageModel)> {
+        device.seed(0);
+        let pairs = sizes.random_pairs(&mut ChaCha8Rng::seed_from_u64(0));
+        let views: Vec<_> = pairs.iter().map(TokenizedPair::view).collect();
+        let batch = PairBatch::new(&views)?;
+        let placement = Placement::new(device.clone(), sizes.precision);
+        let trainable = placement.autodiff();
+        let (policy, reference) = match &planned.lora {
+            None => {
+                let policy = weights::random(&planned.config, 0, &trainable)?;
+                let reference = policy.frozen();
+                (policy, reference)
+            }
+            Some(lora) => {
+                lora.check().map_err(|m| anyhow!("--lora-rank: {m}"))?;
+                let reference = weights::random(&planned.config, 0, placement)?;
+                (reference.with_new_lora(lora, 0, &trainable.device)?, reference)
+            }
+        };
+        let aligner = aligner(sizes, reference, &views)?;
+        let optimizer = Optimizer::new(&sizes.optimizer(), usize::MAX);
+        Ok((Self { device: device.clone(), batch, aligner, optimizer }, policy))
+    }
+
+    /// One step of the policy.
+    ///
+    /// # Errors
+    /// A device failure, or gradients that aren't finite.
+    pub fn step(
+        &mut self,
+        policy: LanguageModel,
+        memory: &mut DeviceMemory,
+    ) -> Result<(LanguageModel, Done)> {
+        let begun = Instant::now();
+        let phase = profile::phase("forward");
+        let comparison = self.aligner.compare(&policy, &self.batch)?;
+        let loss = {
+            let _loss = profile::part("loss");
+            mean_loss(self.aligner.objective.losses(comparison.quantities))
+        };
+        // Reading the loss waits for the device.
+        let value = loss.clone().into_scalar::<f32>().into();
+        drop(phase);
+        let forward = begun.elapsed().as_secs_f64();
+        memory.sample();
+
+        let phase = profile::phase("backward");
+        let gradients = GradientMap::of(&loss, &policy, comparison.tape);
+        sync(&self.device)?;
+        drop(phase);
+        let backward = begun.elapsed().as_secs_f64();
+        memory.sample();
+
+        let phase = profile::phase("optimiser");
+        let (policy, info) = self.optimizer.step(policy, gradients);
+        ensure!(info.grad_norm.is_finite(), "the gradient norm is {}", info.grad_norm);
+        sync(&self.device)?;
+        drop(phase);
+        let whole = begun.elapsed().as_secs_f64();
+        memory.sample();
+        let (backward, optimizer) = (backward - forward, whole - backward);
+        Ok((policy, Done { forward, backward, optimizer, loss: value }))
+    }
+}
+
+/// The objective with what it needs; log-probabilities and features of the reference come from a cache on disk, as in a run.
+fn aligner(sizes: &StepSizes, reference: LanguageModel, pairs: &[PairView]) -> Result<Aligner> {
+    let site =
+        Site::resid_post(sizes.layers.checked_sub(1).context("--layers must be at least 1")?);
+    let sae = random_sae(sizes, &reference, site, pairs[0].chosen);
+    let reader = FeatureReader::new(Pooling::Predicting, Vec::new()).with(&sae, site);
+    let folder = tempfile::tempdir()?;
+    let fingerprint = Fingerprint::default().with("bench", "random weights");
+    let shape = CacheShape {
+        pairs: sizes.pairs,
+        d_sae: sizes.d_sae,
+        stored: StoredFeatures::All,
+        rows_per_shard: sizes.pairs.try_into()?,
+    };
+    let mut writer = ReferenceWriter::create(folder.path(), &fingerprint, shape)?;
+    let batch = PairBatch::new(pairs)?;
+    for row in (Reference { model: &reference, reader: Some(&reader) }).rows(&batch) {
+        writer.push(row)?;
+    }
+    writer.finish()?;
+    let objective = Objective::paper(sizes.method);
+    let needs = objective.needs();
+    Ok(Aligner {
+        objective,
+        needs,
+        token_statistics: false,
+        features: needs.features.then_some(FeatureConstraint { reader, k: sizes.k, weights: None }),
+        cache: ReferenceCache::open(folder.path(), &fingerprint)?,
+        reference_model: needs.token_kl.then_some(reference),
+        keep: Keep::checkpointed(sizes.checkpoint_activations),
+    })
+}
+
+/// A random autoencoder in which about 1 in 44 features is active per token: pre-activations are normally distributed, and the
+/// threshold is two standard deviations.
+fn random_sae(sizes: &StepSizes, model: &LanguageModel, site: Site, sample: ResponseView) -> Sae {
+    let device = model.device();
+    let tokens: Vec<i32> = sample.tokens.iter().map(|&t| t as i32).collect();
+    let shape = [1, tokens.len()];
+    let tokens = Tensor::<2, Int>::from_data(TensorData::new(tokens, shape), &device);
+    let activations = model.activations(tokens, &[site]).remove(0);
+    let spread = activations.square().mean().into_scalar::<f32>().sqrt();
+    let scale = (sizes.d_model as f64).sqrt().recip();
+    let random =
+        |shape: [usize; 2]| Tensor::<2>::random(shape, Distribution::Normal(0.0, scale), &device);
+    Sae {
+        encoder: Encoder {
+            normalization: Normalization::None,
+            w_enc: random([sizes.d_model, sizes.d_sae]),
+            b_enc: Tensor::zeros([sizes.d_sae], &device),
+            activation: Activation::JumpRelu {
+                threshold: Tensor::full([sizes.d_sae], 2.0 * spread, &device),
+            },
+        },
+        w_dec: random([sizes.d_sae, sizes.d_model]),
+        b_dec: Tensor::zeros([sizes.d_model], &device),
+        provenance: Provenance::default(),
+    }
+}
