@@ -5,8 +5,15 @@
 mod commands;
 mod docker;
 
-use std::fs;
-use std::process::{Command, Stdio};
+use std::{
+    fs,
+    process::{Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+/// A command that still runs by then was understood, and is ended.
+const LONG: Duration = Duration::from_secs(5);
 
 /// An assignment that no settings take, so that a run ends before it starts, after all assignments before it were understood.
 const WRONG: [&str; 2] = ["--set", "wrong"];
@@ -18,6 +25,7 @@ fn the_program_takes_every_command() {
         "cargo xtask fpo -- ",
         "cargo xtask train",
         "cargo xtask compare",
+        "cargo xtask study",
         "fpo ",
     ]);
     let mut tried = 0;
@@ -31,17 +39,27 @@ fn the_program_takes_every_command() {
             ["fpo", ref args @ ..] => args,
             _ => continue,
         };
-        let is_run = ["train", "compare"].contains(&args[0])
+        let is_run = ["train", "compare", "study"].contains(&args[0])
             && !args.iter().any(|arg| arg.starts_with("--help"));
         // A run opens its device before it reads its settings, and this program may have been built for the CPU only.
         let args = args.iter().map(|arg| if is_run && *arg == "cuda" { "cpu" } else { arg });
-        let output = Command::new(env!("CARGO_BIN_EXE_fpo-under-test"))
+        let mut child = Command::new(env!("CARGO_BIN_EXE_fpo-under-test"))
             .args(args)
             .args(is_run.then_some(WRONG).into_iter().flatten())
             .current_dir(&folder)
             .stdin(Stdio::null())
-            .output()
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
             .expect("the program starts");
+        let begun = Instant::now();
+        while child.try_wait().unwrap().is_none() {
+            match begun.elapsed() < LONG {
+                true => sleep(Duration::from_millis(10)),
+                false => child.kill().unwrap(),
+            }
+        }
+        let output = child.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         let where_ = format!("{}: {}\n{said}", page.display(), words.join(" "));
         assert_ne!(output.status.code(), Some(2), "{where_}");
