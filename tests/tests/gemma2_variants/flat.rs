@@ -63,7 +63,7 @@ fn flat_pairs_equal_padded_rows() {
         let model = load(case, &Device::flex().autodiff());
         for dtype in [DType::F32, DType::F64] {
             let what = format!("{case}, {dtype:?}");
-            check(&what, &cast(&model, dtype), &pairs, 1e-6);
+            check(&what, &cast(&model, dtype), &pairs, [1e-6, 1e-6]);
         }
     }
 }
@@ -84,21 +84,23 @@ fn so_do_single_sequences() {
     let rows: Vec<_> = items.iter().map(|item| item.response.tokens.to_vec()).collect();
     let rows = Rows { prompts: vec![1; rows.len()], rows, batch };
     for case in ["grouped", "qwen3_tied"] {
-        check(case, &load(case, &Device::flex().autodiff()), &rows, 1e-6);
+        check(case, &load(case, &Device::flex().autodiff()), &rows, [1e-6, 1e-6]);
     }
 }
 
-/// Rounded to bfloat16 in places that depend on the layout, where products are summed.
+/// Keys and values that both rows see have one gradient, rounded to bfloat16 once more than that of each row. Forward nothing is added
+/// in another place.
 #[test]
 fn and_in_mixed_precision_up_to_rounding() {
     let placement = Placement::new(Device::flex().autodiff(), Precision::Bf16Mixed);
     for case in ["grouped", "gemma3_windows", "llama_grouped"] {
         let model = weights::load(&checkpoint(case), &placement).unwrap();
-        check(case, &model, &pairs(), 2e-2);
+        check(case, &model, &pairs(), [1e-6, 5e-2]);
     }
 }
 
-fn check(what: &str, model: &LanguageModel, rows: &Rows, tolerance: f32) {
+/// Holds outputs and gradients to tolerances.
+fn check(what: &str, model: &LanguageModel, rows: &Rows, [of_outputs, of_gradients]: [f32; 2]) {
     let (batch, sites, device) = (&rows.batch, all_sites(model), model.device());
     let width = rows.rows.iter().map(Vec::len).max().unwrap();
     let alone: Vec<i32> = rows
@@ -144,7 +146,7 @@ fn check(what: &str, model: &LanguageModel, rows: &Rows, tolerance: f32) {
         worst = worst.max(difference(&values(log_probs(found)), &values(log_probs(&expected))));
     }
     println!("{what}: outputs differ by at most {worst:.1e}");
-    assert!(worst <= tolerance, "{what}: {worst}");
+    assert!(worst <= of_outputs, "{what}: {worst}");
 
     let gradients = |outputs: &[Tensor<2>]| loss(outputs).backward();
     let mut by_name = [BTreeMap::new(), BTreeMap::new(), BTreeMap::new()];
@@ -154,8 +156,8 @@ fn check(what: &str, model: &LanguageModel, rows: &Rows, tolerance: f32) {
     Named::add(model, &from_outputs, &mut by_name[2]);
     tape.backward(model, &mut from_outputs, |part| Named::add(model, &part, &mut by_name[2]));
     let [expected, flat, recomputed] = &by_name;
-    assert_equal_gradients(what, flat, expected, tolerance);
-    assert_equal_gradients(&format!("{what}, recomputed"), recomputed, expected, tolerance);
+    assert_equal_gradients(what, flat, expected, of_gradients);
+    assert_equal_gradients(&format!("{what}, recomputed"), recomputed, expected, of_gradients);
 }
 
 /// Hidden states and sites at the rows' tokens, `[tokens of all rows, width]`.
