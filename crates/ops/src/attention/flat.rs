@@ -22,7 +22,7 @@ pub struct FlatRows {
     width: usize,
     copies: Arc<Copies<Vec<i32>>>,
     /// The same on the device.
-    on_device: Copies<Tensor<1, Int>>,
+    on_device: Box<Copies<Tensor<1, Int>>>,
 }
 
 /// Where each copy reads from. A cell is a place in the padded rows, `[rows · width]`; an index past the last is for zeros.
@@ -81,10 +81,10 @@ impl FlatRows {
         let shared = second_cell.iter().any(|&cell| cell < cells as i32);
         let second_cell = shared.then_some(second_cell);
         let copies = Copies { token, own_token, cell, second_cell };
-        let on_device = copies.map(|index| {
+        let on_device = Box::new(copies.map(|index| {
             let data = TensorData::new(index.clone(), [index.len()]);
             Tensor::<1, Int>::from_data(data, device).without_autodiff()
-        });
+        }));
         Self { rows: rows.into(), width, copies: Arc::new(copies), on_device }
     }
 
@@ -205,7 +205,7 @@ impl Flat {
     }
 
     fn rows_of(&self, [q, k, v]: [Plain; 3]) -> [Plain; 3] {
-        let Copies { token, own_token, .. } = &self.rows.on_device;
+        let Copies { token, own_token, .. } = &*self.rows.on_device;
         [self.to_rows(q, own_token), self.to_rows(k, token), self.to_rows(v, token)]
     }
 }
@@ -237,7 +237,7 @@ impl Operation<3> for Flat {
         gradient: Plain,
         wanted: [bool; 3],
     ) -> [Option<Plain>; 3] {
-        let Copies { own_token, cell, second_cell, .. } = &self.rows.on_device;
+        let Copies { own_token, cell, second_cell, .. } = &*self.rows.on_device;
         let gradient = self.to_rows(gradient, own_token);
         let found = self.inner.backward(self.rows_of(inputs), (), gradient, wanted);
         let both: Vec<_> = [cell].into_iter().chain(second_cell).collect();
