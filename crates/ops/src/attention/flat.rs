@@ -99,6 +99,11 @@ impl FlatRows {
         self.copies.cell.iter().map(|&cell| cell as usize % self.width)
     }
 
+    /// Tokens of each row; those that two rows share count in both.
+    fn lengths(&self) -> impl Iterator<Item = usize> {
+        self.rows.iter().map(|ranges| ranges.iter().map(ExactSizeIterator::len).sum())
+    }
+
     fn cells(&self) -> usize {
         self.copies.token.len()
     }
@@ -148,7 +153,7 @@ pub fn flat_attention(
     );
     assert!(options.window != Some(0), "flat_attention: a window of 0 tokens hides every key");
     let _within = profile::operation("flat_attention", || {
-        super::flops(rows.positions(), heads * head_dim, options)
+        super::flops(rows.lengths().flat_map(|length| 0..length), heads * head_dim, options)
     });
     #[cfg(feature = "flex")]
     if let Some(output) =
