@@ -100,9 +100,9 @@ fn and_in_mixed_precision_up_to_rounding() {
         let [padded, flat, recomputed] =
             [padded, flat, recomputed].map(|gradients| distance(&gradients, &exact));
         println!("{case}: padded {padded:.2e} from float32, flat {flat:.2e}, {recomputed:.2e}");
-        assert!(padded < 0.1, "{case}: {padded}");
+        assert!(padded < 0.5, "{case}: {padded}");
         for found in [flat, recomputed] {
-            assert!(found < 1.25 * padded, "{case}: {found}, {padded} with padded rows");
+            assert!(found < 1.1 * padded, "{case}: {found}, {padded} with padded rows");
         }
     }
 }
