@@ -6,6 +6,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use crate::{
     STYLE as SHARED_STYLE,
     format::{Unit, fixed_or_short},
+    page::document_head,
     text::visible_inline,
 };
 
@@ -106,15 +107,7 @@ pub fn render(page: &Page) -> String {
     let markup = html! {
         (DOCTYPE)
         html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                meta name="color-scheme" content="light dark";
-                meta http-equiv="Content-Security-Policy" content=(POLICY);
-                title { (page.title) }
-                link rel="icon" href="data:,";
-                style { (PreEscaped(SHARED_STYLE)) (PreEscaped(STYLE)) }
-            }
+            (document_head(&page.title, POLICY, &[SHARED_STYLE, STYLE]))
             body {
                 a.skip href="#features" { "Skip to the features" }
                 header {

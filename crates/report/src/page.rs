@@ -31,21 +31,28 @@ pub(super) fn document(report: &Report) -> Markup {
     shell(&head, sections(report))
 }
 
+/// The element `head` of a page without external resources.
+pub(super) fn document_head(title: &str, policy: &str, styles: &[&str]) -> Markup {
+    html! {
+        head {
+            meta charset="utf-8";
+            meta name="viewport" content="width=device-width, initial-scale=1";
+            meta name="color-scheme" content="light dark";
+            meta http-equiv="Content-Security-Policy" content=(policy);
+            title { (title) }
+            link rel="icon" href="data:,";
+            style { @for style in styles { (PreEscaped(style)) } }
+        }
+    }
+}
+
 /// A page of sections; those that aren't present are left out.
 pub(super) fn shell(head: &Head, sections: impl IntoIterator<Item = Section>) -> Markup {
     let sections: Vec<Section> = sections.into_iter().filter(|section| section.present).collect();
     html! {
         (DOCTYPE)
         html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                meta name="color-scheme" content="light dark";
-                meta http-equiv="Content-Security-Policy" content=(POLICY);
-                title { (head.title) }
-                link rel="icon" href="data:,";
-                style { (PreEscaped(STYLE)) }
-            }
+            (document_head(head.title, POLICY, &[STYLE]))
             body {
                 a.skip href="#content" { "Skip to the content" }
                 header {

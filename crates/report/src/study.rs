@@ -1,11 +1,11 @@
 //! The page of a study: charts with intervals, and tables.
 
-use maud::{DOCTYPE, Markup, PreEscaped, html};
+use maud::{DOCTYPE, Markup, html};
 
 use crate::{
     Cell, Column, ComparisonTable,
     frontier::Frontier,
-    page::{POLICY, STYLE},
+    page::{POLICY, STYLE, document_head},
 };
 
 /// Content of the page.
@@ -92,15 +92,7 @@ pub fn render_study(page: &StudyPage) -> String {
     html! {
         (DOCTYPE)
         html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                meta name="color-scheme" content="light dark";
-                meta http-equiv="Content-Security-Policy" content=(POLICY);
-                title { (page.title) }
-                link rel="icon" href="data:,";
-                style { (PreEscaped(STYLE)) }
-            }
+            (document_head(&page.title, POLICY, &[STYLE]))
             body {
                 a.skip href="#content" { "Skip to the content" }
                 header {
