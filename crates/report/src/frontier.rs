@@ -67,8 +67,8 @@ pub struct Frontier {
 }
 
 impl Frontier {
-    /// In a page, whose colours it takes.
-    pub(super) fn figure(&self) -> Markup {
+    /// In a page, whose colours it takes, with something under it.
+    pub(super) fn figure(&self, under: Markup) -> Markup {
         html! {
             figure.chart {
                 figcaption {
@@ -87,6 +87,7 @@ impl Frontier {
                     Ok(None) => { p.empty { "no data" } }
                     Err(error) => { p.empty { "drawing failed: " (error) } }
                 }
+                (under)
             }
         }
     }
@@ -250,7 +251,7 @@ mod tests {
     #[test]
     fn every_point_has_its_intervals() {
         let of = trace("fpo", vec![spot(0.0, 0.5, 0.1), spot(1.0, 0.7, 0.1), spot(2.0, 0.8, 0.1)]);
-        let figure = chart(vec![of]).figure().into_string();
+        let figure = chart(vec![of]).figure(html! {}).into_string();
         assert_eq!(figure.matches("<circle").count(), 3);
         // The line, two bars a point, and the grid's lines.
         assert_eq!(figure.matches("opacity=\"0.45\"").count(), 6, "{figure}");
@@ -264,13 +265,13 @@ mod tests {
         let wide = Spot { y: Estimate { value: 1.0, range: Some((0.0, f64::INFINITY)) }, ..nan };
         let figure =
             chart(vec![trace("a", vec![nan, wide]), trace("b", vec![spot(1.0, 1.0, 0.1)])]);
-        let text = figure.figure().into_string();
+        let text = figure.figure(html! {}).into_string();
         assert_eq!(text.matches("<circle").count(), 1);
         assert!(
             !text.contains("NaN") && text.contains("--series-1") && !text.contains("--series-0")
         );
         assert_eq!(chart(vec![trace("a", vec![nan])]).svg().unwrap(), None);
-        assert!(chart(vec![]).figure().into_string().contains("no data"));
+        assert!(chart(vec![]).figure(html! {}).into_string().contains("no data"));
     }
 
     #[test]
@@ -281,6 +282,6 @@ mod tests {
         assert!(svg.starts_with("<svg xmlns=") && svg.trim_end().ends_with("</svg>"), "{svg}");
         assert_eq!((svg.matches("<svg").count(), svg.matches("</svg>").count()), (1, 1));
         assert!(!svg.contains("<script") && svg.contains("prefers-color-scheme: dark"), "{svg}");
-        assert!(!chart.figure().into_string().contains("<script"));
+        assert!(!chart.figure(html! {}).into_string().contains("<script"));
     }
 }

@@ -1,12 +1,17 @@
 //! The page of a study: charts with intervals, and tables.
 
-use maud::{DOCTYPE, Markup, html};
+use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use crate::{
     Cell, Column, ComparisonTable,
     frontier::Frontier,
-    page::{POLICY, STYLE, document_head},
+    page::{STYLE, document_head},
 };
+
+/// Saves a chart as PNG; everything else works without it.
+const SCRIPT: &str = include_str!("study/png.js");
+const POLICY: &str =
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'nonce-png'";
 
 /// Content of the page.
 #[derive(Clone, Debug, Default)]
@@ -113,6 +118,7 @@ pub fn render_study(page: &StudyPage) -> String {
                         details { summary { "Show the plan" } pre tabindex="0" { code { (page.plan) } } }
                     }
                 }
+                script nonce="png" { (PreEscaped(SCRIPT)) }
             }
         }
     }
@@ -126,7 +132,7 @@ fn part(at: usize, section: &StudySection) -> Markup {
             p.lead { (section.lead) }
             @if !section.charts.is_empty() {
                 div.charts style="grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr))" {
-                    @for chart in &section.charts { (chart.figure()) }
+                    @for chart in &section.charts { (chart.figure(to_take_away(chart))) }
                 }
             }
             @for table in &section.tables { (table.html()) }
@@ -134,20 +140,46 @@ fn part(at: usize, section: &StudySection) -> Markup {
     }
 }
 
+/// The chart as a file; the script shows the button.
+fn to_take_away(chart: &Frontier) -> Markup {
+    html! {
+        // One that can't be drawn says so in its place.
+        @if let Ok(Some(svg)) = chart.svg() {
+            p.take {
+                a download={ (chart.name) ".svg" } href={ "data:image/svg+xml," (escaped(&svg)) }
+                    aria-label={ (chart.title) " as SVG" } { "SVG" }
+                button type="button" hidden aria-label={ (chart.title) " as PNG" } { "PNG" }
+            }
+        }
+    }
+}
+
+/// Percent-encodes what would end or change a URL (RFC 3986).
+fn escaped(svg: &str) -> String {
+    svg.chars().fold(String::with_capacity(svg.len()), |mut url, c| {
+        match c {
+            '%' | '#' | '\n' | '\r' | '\t' => url.push_str(&format!("%{:02X}", c as u32)),
+            c => url.push(c),
+        }
+        url
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frontier::{Estimate, Spot, Trace};
 
     #[test]
-    fn a_page_without_script_that_escapes_all_text() {
-        let evil = "<script>alert(1)</script>";
+    fn a_page_that_escapes_all_text() {
+        let evil = "</script><script>alert(1)</script>\"'>%3Cscript%3E";
         let text = || vec![evil.to_owned(); 2];
         let (name, title) = (evil.into(), evil.into());
         let table = StudyTable { name, title, head: text(), rows: vec![text()] };
         let section = StudySection {
             title: evil.into(),
             lead: evil.into(),
-            charts: vec![Frontier { title: evil.into(), ..Frontier::default() }],
+            charts: vec![Frontier::default(), charted(evil)],
             tables: vec![table],
         };
         let page = render_study(&StudyPage {
@@ -157,7 +189,36 @@ mod tests {
             sections: vec![section],
             plan: evil.into(),
         });
-        assert!(!page.contains("<script"), "{page}");
+        assert_eq!((page.matches("<script").count(), page.matches("</script").count()), (1, 1));
+        assert!(page.contains("<script nonce=\"png\">") && page.contains("%253Cscript"), "{page}");
         assert!(page.contains("default-src 'none'") && page.contains("href=\"#s0\""));
+    }
+
+    fn charted(text: &str) -> Frontier {
+        let estimate = |value| Estimate { value, range: None };
+        let spots = vec![Spot { x: estimate(1.0), y: estimate(2.0) }];
+        let trace = Trace { name: text.into(), spots, ..Trace::default() };
+        Frontier {
+            name: "a".into(),
+            title: text.into(),
+            traces: vec![trace],
+            ..Frontier::default()
+        }
+    }
+
+    #[test]
+    fn a_chart_is_taken_away_as_the_file_that_it_is() {
+        let chart = charted("50 % & #1\n");
+        let taken = to_take_away(&chart).into_string();
+        let (_, url) = taken.split_once("data:image/svg+xml,").unwrap();
+        let (url, _) = url.split_once('"').unwrap();
+        assert!(!url.contains(['#', '\n']), "{url}");
+        let unescaped = [("%23", "#"), ("%0A", "\n"), ("%25", "%")];
+        let unescaped =
+            unescaped.iter().fold(url.to_owned(), |url, (from, to)| url.replace(from, to));
+        let entities = [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&amp;", "&")];
+        let svg = entities.iter().fold(unescaped, |svg, (from, to)| svg.replace(from, to));
+        assert_eq!(svg, chart.svg().unwrap().unwrap());
+        assert_eq!(to_take_away(&Frontier::default()).into_string(), "");
     }
 }
