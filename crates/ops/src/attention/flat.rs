@@ -1,111 +1,143 @@
 //! Causal attention over rows whose tokens lie flat, one after another: without padding, and what two rows begin with is there once.
 //!
-//! Only attention sees rows, so only here do tokens become rows: queries, keys and values are copied to padded rows, and the outputs
-//! back. The backward pass copies again instead of keeping the rows. All copies read from a known place, gradients too: those of a
-//! shared key are read from both rows and added, in a fixed order.
+//! Only attention sees rows. On Flex it reads them where they lie. Elsewhere, queries, keys and values are copied to padded rows, and
+//! the outputs back; the backward pass copies again instead of keeping the rows. All copies read from a known place, gradients too:
+//! those of a shared key are read from both rows and added.
 
 use std::{ops::Range, sync::Arc};
 
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
+#[cfg(feature = "flex")]
+use super::fast;
 use super::{AttentionOptions, blocked::Blocked, masked};
 use crate::{
     graph::{self, Operation, Plain},
     profile,
-    rms_norm::at_least_f32,
 };
 
 /// Which of a batch's flat tokens make up each row.
 #[derive(Clone, Debug)]
 pub struct FlatRows {
-    rows: Arc<[[Range<usize>; 2]]>,
+    rows: Arc<[Row]>,
     /// Tokens of the longest row.
     width: usize,
-    copies: Arc<Copies<Vec<i32>>>,
-    /// The same on the device.
-    on_device: Arc<Copies<Tensor<1, Int>>>,
+    /// The position of each token in its row.
+    positions: Arc<[usize]>,
+    copies: Arc<Copies>,
 }
 
-/// Where each copy reads from. A cell is a place in the padded rows, `[rows · width]`; an index past the last is for zeros.
 #[derive(Clone, Debug)]
-struct Copies<I> {
-    /// The token of each cell.
-    token: I,
-    /// The same, but zeros in the second of two rows that share the token.
-    own_token: I,
-    /// The cell of each token, in the first of its rows.
-    cell: I,
-    /// Its cell in the second of its rows, if tokens are shared.
-    second_cell: Option<I>,
+pub(super) struct Row {
+    pub ranges: [Range<usize>; 2],
+    /// How many tokens at its beginning are those of an earlier row, and which row that is: itself if there are none.
+    pub shared: usize,
+    pub shared_with: usize,
 }
 
-impl<I> Copies<I> {
-    fn map<J>(&self, mut f: impl FnMut(&I) -> J) -> Copies<J> {
-        Copies {
-            token: f(&self.token),
-            own_token: f(&self.own_token),
-            cell: f(&self.cell),
-            second_cell: self.second_cell.as_ref().map(f),
-        }
+impl Row {
+    fn tokens(&self) -> impl Iterator<Item = usize> {
+        self.ranges.iter().cloned().flatten()
     }
 }
 
+/// Where each copy reads from. A cell is a place in the padded rows, `[rows · width]`.
+#[derive(Clone, Debug)]
+struct Copies {
+    /// The token of each cell; any in one that pads.
+    token: Tensor<1, Int>,
+    /// Whether a cell pads or is the second of its token, `[cells, 1, 1]`.
+    is_copy: Tensor<3, Bool>,
+    /// The cell of each token, in the first of its rows.
+    cell: Tensor<1, Int>,
+    /// If tokens are shared.
+    second: Option<Second>,
+}
+
+#[derive(Clone, Debug)]
+struct Second {
+    /// The cell of each token in the second of its rows; any if it has one.
+    cell: Tensor<1, Int>,
+    /// Whether it has one, `[tokens, 1, 1]`.
+    is_missing: Tensor<3, Bool>,
+}
+
 impl FlatRows {
-    /// A row has the tokens of its first range, then those of its second. Each token is in one row, or at the same position of two.
+    /// A row has the tokens of its first range, then those of its second. Each token is in one row, or in two that begin alike up to it.
     ///
     /// # Panics
-    /// If a token is in no row, in more than two, or at different positions.
+    /// If a token is in no row or in more than two, or if two rows share more than a beginning.
     pub fn new(rows: &[[Range<usize>; 2]], device: &Device) -> Self {
         let length = |row: &[Range<usize>; 2]| row[0].len() + row[1].len();
         let width = rows.iter().map(length).max().unwrap_or(0);
         let count = rows.iter().flatten().map(|range| range.end).max().unwrap_or(0);
-        let (cells, none) = (rows.len() * width, i32::MAX);
-        let mut token = vec![count as i32; cells];
-        let mut own_token = token.clone();
-        let (mut cell, mut second_cell) = (vec![none; count], vec![cells as i32; count]);
+        let mut token = vec![0; rows.len() * width];
+        let mut is_copy = vec![true; rows.len() * width];
+        let (mut cell, mut second) = (vec![None; count], vec![None; count]);
+        let mut found = Vec::with_capacity(rows.len());
         for (row, ranges) in rows.iter().enumerate() {
+            let (mut shared, mut shared_with) = (0, row);
             for (position, at) in ranges.iter().cloned().flatten().enumerate() {
                 let here = row * width + position;
-                token[here] = at as i32;
-                if cell[at] == none {
-                    cell[at] = here as i32;
-                    own_token[here] = at as i32;
-                } else {
-                    let alone = second_cell[at] == cells as i32;
-                    let alike = cell[at] as usize % width == position;
-                    assert!(alone && alike, "token {at} is not at one position of two rows");
-                    second_cell[at] = here as i32;
-                }
+                token[here] = at;
+                let Some(first) = cell[at] else {
+                    (cell[at], is_copy[here]) = (Some(here), false);
+                    continue;
+                };
+                let alike = first % width == position && second[at].is_none();
+                let begins = shared == position && (shared == 0 || shared_with == first / width);
+                assert!(alike && begins, "token {at} is not in the beginning of two rows");
+                second[at] = Some(here);
+                (shared, shared_with) = (position + 1, first / width);
             }
+            found.push(Row { ranges: ranges.clone(), shared, shared_with });
         }
-        assert!(!cell.contains(&none), "each of {count} tokens has to be in a row");
-        let shared = second_cell.iter().any(|&cell| cell < cells as i32);
-        let second_cell = shared.then_some(second_cell);
-        let copies = Copies { token, own_token, cell, second_cell };
-        let on_device = copies.map(|index| {
-            let data = TensorData::new(index.clone(), [index.len()]);
+        let cell: Option<Vec<usize>> = cell.into_iter().collect();
+        let cell = cell.unwrap_or_else(|| panic!("each of {count} tokens has to be in a row"));
+        let index = |places: Vec<usize>| {
+            let shape = [places.len()];
+            let places: Vec<i32> = places.into_iter().map(|place| place as i32).collect();
+            let data = TensorData::new(places, shape);
             Tensor::<1, Int>::from_data(data, device).without_autodiff()
+        };
+        let mask = |of: Vec<bool>| {
+            let shape = [of.len(), 1, 1];
+            let data = TensorData::new(of, shape);
+            Tensor::<3, Bool>::from_data(data, device).without_autodiff()
+        };
+        let second = second.iter().any(Option::is_some).then(|| Second {
+            is_missing: mask(second.iter().map(Option::is_none).collect()),
+            cell: index(second.into_iter().map(Option::unwrap_or_default).collect()),
         });
-        Self { rows: rows.into(), width, copies: Arc::new(copies), on_device: Arc::new(on_device) }
+        Self {
+            rows: found.into(),
+            width,
+            positions: cell.iter().map(|cell| cell % width).collect(),
+            copies: Arc::new(Copies {
+                token: index(token),
+                is_copy: mask(is_copy),
+                cell: index(cell),
+                second,
+            }),
+        }
     }
 
     /// Number of tokens.
     pub fn tokens(&self) -> usize {
-        self.copies.cell.len()
+        self.positions.len()
     }
 
     /// The position of each token in its row.
     pub fn positions(&self) -> impl Iterator<Item = usize> {
-        self.copies.cell.iter().map(|&cell| cell as usize % self.width)
+        self.positions.iter().copied()
     }
 
-    /// Tokens of each row; those that two rows share count in both.
-    fn lengths(&self) -> impl Iterator<Item = usize> {
-        self.rows.iter().map(|ranges| ranges.iter().map(ExactSizeIterator::len).sum())
+    pub(super) fn rows(&self) -> &[Row] {
+        &self.rows
     }
 
     fn cells(&self) -> usize {
-        self.copies.token.len()
+        self.rows.len() * self.width
     }
 
     /// Whether each key is hidden from each query, `[1, 1, tokens, tokens]`.
@@ -113,7 +145,7 @@ impl FlatRows {
         let count = self.tokens();
         let mut hidden = vec![true; count * count];
         for row in self.rows.iter() {
-            let tokens: Vec<usize> = row.iter().cloned().flatten().collect();
+            let tokens: Vec<usize> = row.tokens().collect();
             for (i, query) in tokens.iter().enumerate() {
                 let first = window.map_or(0, |window| (i + 1).saturating_sub(window));
                 tokens[first..=i].iter().for_each(|key| hidden[query * count + key] = false);
@@ -153,12 +185,13 @@ pub fn flat_attention(
     );
     assert!(options.window != Some(0), "flat_attention: a window of 0 tokens hides every key");
     let _within = profile::operation("flat_attention", || {
-        super::flops(rows.lengths().flat_map(|length| 0..length), heads * head_dim, options)
+        super::flops(rows.positions(), heads * head_dim, options)
     });
     #[cfg(feature = "flex")]
-    if let Some(output) =
-        crate::flex::apply(fast::Flat::new(options, rows), [&q, &k, &v].map(crate::flex::operand))
-    {
+    if let Some(output) = crate::flex::apply(
+        fast::Attention::flat(options, rows),
+        [&q, &k, &v].map(crate::flex::operand),
+    ) {
         return Tensor::from_dispatch(output);
     }
     let inner = Blocked::new(options, None, rows.cells() * heads);
@@ -189,56 +222,53 @@ struct Flat {
 }
 
 impl Flat {
-    /// Copies tokens `[1, tokens, heads, head_dim]` to padded rows `[rows, width, heads, head_dim]`.
-    fn to_rows(&self, x: Plain, tokens: &Tensor<1, Int>) -> Plain {
-        let x = Tensor::<4>::from(x);
-        let [_, _, heads, head_dim] = x.dims();
-        let shape = [self.rows.rows.len(), self.rows.width, heads, head_dim];
-        pick(with_zeros(x), tokens).reshape(shape).into()
+    /// Copies tokens `[1, tokens, heads, head_dim]` to cells `[cells, heads, head_dim]`.
+    fn to_cells(&self, x: Plain) -> Tensor<3> {
+        by_token(x).select(0, self.rows.copies.token.clone())
     }
 
-    /// The reverse: the sum over the given cells of each token.
-    fn to_tokens(&self, x: Plain, cells: &[&Tensor<1, Int>]) -> Plain {
-        let x = Tensor::<4>::from(x);
-        let ([_, _, heads, head_dim], dtype) = (x.dims(), x.dtype());
-        let shape = [1, self.rows.tokens(), heads, head_dim];
-        let sum = match cells {
-            [cell] => x.reshape([self.rows.cells(), heads * head_dim]).select(0, (*cell).clone()),
-            _ => {
-                let x = with_zeros(x);
-                let parts = cells.iter().map(|cell| at_least_f32(pick(x.clone(), cell)));
-                parts.reduce(|a, b| a + b).expect("a token has a cell").cast(dtype)
-            }
-        };
-        sum.reshape(shape).into()
+    /// As padded rows, `[rows, width, heads, head_dim]`.
+    fn as_rows(&self, cells: Tensor<3>) -> Plain {
+        let [_, heads, head_dim] = cells.dims();
+        cells.reshape([self.rows.rows.len(), self.rows.width, heads, head_dim]).into()
     }
 
-    fn rows_of(&self, [q, k, v]: [Plain; 3]) -> [Plain; 3] {
-        let Copies { token, own_token, .. } = &*self.rows.on_device;
-        [self.to_rows(q, own_token), self.to_rows(k, token), self.to_rows(v, token)]
+    /// Copies each token's cell in the first of its rows, `[1, tokens, heads, head_dim]`.
+    fn to_tokens(&self, cells: Plain) -> Plain {
+        let tokens = by_token(cells).select(0, self.rows.copies.cell.clone());
+        tokens.unsqueeze::<4>().into()
+    }
+
+    /// The sum of each token's cells, `[1, tokens, heads, head_dim]`.
+    fn sum_to_tokens(&self, cells: Plain) -> Plain {
+        let Some(second) = &self.rows.copies.second else { return self.to_tokens(cells) };
+        let cells = by_token(cells);
+        let first = cells.clone().select(0, self.rows.copies.cell.clone());
+        let again = zero_where(cells.select(0, second.cell.clone()), &second.is_missing);
+        (first + again).unsqueeze::<4>().into()
     }
 }
 
-/// `[…, heads, head_dim]` → `[all before + 1, heads · head_dim]`, the last row being zeros.
-fn with_zeros(x: Tensor<4>) -> Tensor<2> {
-    let [batch, tokens, heads, head_dim] = x.dims();
-    let zeros = Tensor::zeros([1, heads * head_dim], (&x.device(), x.dtype()));
-    Tensor::cat(vec![x.reshape([batch * tokens, heads * head_dim]), zeros], 0)
+fn zero_where(x: Tensor<3>, mask: &Tensor<3, Bool>) -> Tensor<3> {
+    let shape = x.dims();
+    x.mask_fill(mask.clone().expand(shape), 0.0)
 }
 
-fn pick(x: Tensor<2>, rows: &Tensor<1, Int>) -> Tensor<2> {
-    x.select(0, rows.clone())
+/// `[…, heads, head_dim]` → `[all before, heads, head_dim]`.
+fn by_token(x: Plain) -> Tensor<3> {
+    Tensor::<4>::from(x).flatten(0, 1)
 }
 
 impl Operation<3> for Flat {
     type Saved = ();
 
     fn forward(&self, inputs: [Plain; 3]) -> (Plain, ()) {
-        let (output, ()) = self.inner.forward(self.rows_of(inputs));
-        (self.to_tokens(output, &[&self.rows.on_device.cell]), ())
+        let rows = inputs.map(|x| self.as_rows(self.to_cells(x)));
+        let (output, ()) = self.inner.forward(rows);
+        (self.to_tokens(output), ())
     }
 
-    /// The output of a shared token's second row isn't used, so its query gets no gradient there; its key and value do.
+    /// No output of a copy is used, so its gradient is zero: its query gets none, and passes none on to keys and values.
     fn backward(
         &self,
         inputs: [Plain; 3],
@@ -246,102 +276,14 @@ impl Operation<3> for Flat {
         gradient: Plain,
         wanted: [bool; 3],
     ) -> [Option<Plain>; 3] {
-        let Copies { own_token, cell, second_cell, .. } = &*self.rows.on_device;
-        let gradient = self.to_rows(gradient, own_token);
-        let found = self.inner.backward(self.rows_of(inputs), (), gradient, wanted);
-        let both: Vec<_> = [cell].into_iter().chain(second_cell).collect();
-        let cells = [&both[..1], both.as_slice(), both.as_slice()];
-        let mut cells = cells.into_iter();
-        found.map(|x| {
-            let cells = cells.next().expect("one per input");
-            x.map(|x| self.to_tokens(x, cells))
-        })
-    }
-}
-
-/// On Flex, around the fast path over padded rows.
-#[cfg(feature = "flex")]
-mod fast {
-    use burn::backend::flex::FlexTensor;
-
-    use super::{
-        super::{AttentionOptions, fast::Attention},
-        Copies, FlatRows,
-    };
-    use crate::flex::{Operation, blocks, tensor, values};
-
-    #[derive(Clone, Debug)]
-    pub(super) struct Flat {
-        attention: Attention,
-        rows: FlatRows,
-    }
-
-    impl Flat {
-        pub fn new(options: &AttentionOptions, rows: &FlatRows) -> Self {
-            Self { attention: Attention { options: *options, texts: None }, rows: rows.clone() }
-        }
-
-        fn to_rows(&self, x: &FlexTensor, tokens: &[i32]) -> FlexTensor {
-            copied(x, [self.rows.rows.len(), self.rows.width], &[tokens])
-        }
-
-        fn to_tokens(&self, x: &FlexTensor, cells: &[&[i32]]) -> FlexTensor {
-            copied(x, [1, self.rows.tokens()], cells)
-        }
-
-        fn rows_of(&self, [q, k, v]: &[FlexTensor; 3]) -> [FlexTensor; 3] {
-            let Copies { token, own_token, .. } = &*self.rows.copies;
-            [self.to_rows(q, own_token), self.to_rows(k, token), self.to_rows(v, token)]
-        }
-    }
-
-    impl Operation<3> for Flat {
-        /// The inputs, and what attention over padded rows saves beside its own.
-        type Saved = ([FlexTensor; 3], FlexTensor);
-
-        fn forward(&self, inputs: [FlexTensor; 3]) -> (FlexTensor, Self::Saved) {
-            let (output, (_, log_sums)) = self.attention.forward(self.rows_of(&inputs));
-            (self.to_tokens(&output, &[&self.rows.copies.cell]), (inputs, log_sums))
-        }
-
-        fn backward(
-            &self,
-            (inputs, log_sums): Self::Saved,
-            gradient: FlexTensor,
-            wanted: [bool; 3],
-        ) -> [Option<FlexTensor>; 3] {
-            let Copies { own_token, cell, second_cell, .. } = &*self.rows.copies;
-            let gradient = self.to_rows(&gradient, own_token);
-            let saved = (self.rows_of(&inputs), log_sums);
-            let [q, k, v] = self.attention.backward(saved, gradient, wanted);
-            let both: Vec<&[i32]> =
-                [cell].into_iter().chain(second_cell).map(Vec::as_slice).collect();
-            let of = |x: Option<FlexTensor>, cells| x.map(|x| self.to_tokens(&x, cells));
-            [of(q, &both[..1]), of(k, &both), of(v, &both)]
-        }
-    }
-
-    /// The sum of a tensor's tokens at these indices, `[…, heads, head_dim]` → `[…shape, heads, head_dim]`; an index past the last
-    /// token adds nothing.
-    fn copied(x: &FlexTensor, shape: [usize; 2], indices: &[&[i32]]) -> FlexTensor {
-        let [_, _, heads, head_dim] = x.layout().shape()[..] else { unreachable!("of rank 4") };
-        let (x, width) = (values(x), heads * head_dim);
-        let count: usize = shape.iter().product();
-        let block = (blocks::ELEMENTS / width.max(1)).max(1);
-        let mut copied = vec![0.0; count * width];
-        blocks::for_each_block([(&mut copied, block * width)], |number, [copied]| {
-            for (place, token) in (number * block..).zip(copied.chunks_exact_mut(width)) {
-                for (part, index) in indices.iter().enumerate() {
-                    let first = index[place] as usize * width;
-                    let Some(from) = x.get(first..first + width) else { continue };
-                    match part {
-                        0 => token.copy_from_slice(from),
-                        _ => token.iter_mut().zip(from).for_each(|(sum, x)| *sum += x),
-                    }
-                }
-            }
-        });
-        tensor(copied, [shape[0], shape[1], heads, head_dim])
+        let gradient = zero_where(self.to_cells(gradient), &self.rows.copies.is_copy);
+        let rows = inputs.map(|x| self.as_rows(self.to_cells(x)));
+        let [q, k, v] = self.inner.backward(rows, (), self.as_rows(gradient), wanted);
+        [
+            q.map(|q| self.to_tokens(q)),
+            k.map(|k| self.sum_to_tokens(k)),
+            v.map(|v| self.sum_to_tokens(v)),
+        ]
     }
 }
 
@@ -393,8 +335,8 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "token 1 is not at one position of two rows")]
-    fn a_token_has_one_position() {
+    #[should_panic(expected = "token 1 is not in the beginning of two rows")]
+    fn two_rows_share_a_beginning_alone() {
         FlatRows::new(&[[0..2, 2..3], [1..2, 3..4]], &Device::flex());
     }
 }

@@ -6,6 +6,8 @@ mod blocked;
 mod fast;
 pub(crate) mod flat;
 
+#[cfg(feature = "flex")]
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{Bool, Device, FloatDType, Int, Tensor, TensorData, activation::softmax};
@@ -61,6 +63,21 @@ impl TextStarts {
     pub fn positions(&self) -> impl Iterator<Item = usize> {
         let [_, width] = self.dims();
         self.starts.iter().enumerate().map(move |(i, start)| i % width - start)
+    }
+
+    /// The texts, as places of their tokens in all rows.
+    #[cfg(feature = "flex")]
+    fn ranges(&self) -> impl Iterator<Item = Range<usize>> {
+        let [rows, width] = self.dims();
+        (0..rows).flat_map(move |row| {
+            let places = row * width..(row + 1) * width;
+            let texts = self.starts[places.clone()].chunk_by(|a, b| a == b);
+            texts.scan(places.start, |end, text| {
+                let start = *end;
+                *end += text.len();
+                Some(start..*end)
+            })
+        })
     }
 
     /// The first position of the text at `position`.
@@ -140,7 +157,7 @@ fn attention(
     });
     #[cfg(feature = "flex")]
     if let Some(output) = crate::flex::apply(
-        fast::Attention { options: *options, texts: texts.cloned() },
+        fast::Attention::of_rows(options, [batch, tokens, kv_tokens], texts),
         [&q, &k, &v].map(crate::flex::operand),
     ) {
         return Tensor::from_dispatch(output);
