@@ -5,6 +5,14 @@
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// How long free memory stays with the process, in milliseconds. Its own 10 ms are less than
+/// an operation takes, so that a step's buffers would be returned, cleared by the kernel and mapped again in each step.
+const PURGE_DELAY: std::ffi::c_long = 60_000;
+/// `mi_option_purge_delay` of `mimalloc.h`, to which the crate gives no name.
+const MI_OPTION_PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+
 fn main() -> std::process::ExitCode {
+    // SAFETY: no other thread runs yet. A number from the environment, MIMALLOC_PURGE_DELAY, stays.
+    unsafe { libmimalloc_sys::mi_option_set_default(MI_OPTION_PURGE_DELAY, PURGE_DELAY) };
     fpo_cli::main()
 }
