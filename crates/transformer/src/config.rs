@@ -1,12 +1,12 @@
 //! What a decoder is built from.
 
-use std::path::Path;
+use std::{ops::Deref, path::Path};
 
 use fpo_ops::Gain;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Error, Family, Rope, generation_config};
+use crate::{Error, Family, Rope, Sizes, generation_config};
 
 /// More layers than any model has: keeps a damaged number from allocating without end.
 pub(crate) const MOST_LAYERS: usize = 1 << 12;
@@ -44,20 +44,8 @@ pub enum MlpActivation {
 pub struct ModelConfig {
     /// The form of its `config.json`; the decoder doesn't ask for it.
     pub family: Family,
-    /// Tokens in the vocabulary: rows of the embedding.
-    pub vocab_size: usize,
-    /// d_model, the width of the residual stream.
-    pub hidden_size: usize,
-    /// Width of the gated MLP.
-    pub intermediate_size: usize,
-    /// Number of blocks.
-    pub num_hidden_layers: usize,
-    /// Query heads per block.
-    pub num_attention_heads: usize,
-    /// Key and value heads per block; divides `num_attention_heads`.
-    pub num_key_value_heads: usize,
-    /// Width of a head, which need not be `hidden_size / num_attention_heads`.
-    pub head_dim: usize,
+    /// Its sizes, which are read as fields of its own.
+    pub sizes: Sizes,
     /// Where the norms of a block stand.
     pub block_norms: BlockNorms,
     /// What the weights of norms say about their gains.
@@ -98,6 +86,14 @@ pub struct ModelConfig {
     pub bos_token_id: Option<u32>,
     /// Tokens that end a generation.
     pub eos_token_ids: Vec<u32>,
+}
+
+impl Deref for ModelConfig {
+    type Target = Sizes;
+
+    fn deref(&self) -> &Sizes {
+        &self.sizes
+    }
 }
 
 impl ModelConfig {

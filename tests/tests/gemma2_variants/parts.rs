@@ -10,7 +10,7 @@ use burn::{
 use fpo_config::{OptimizerKind, OptimizerSettings, Schedule};
 use fpo_trainer::optim::{GradientMap, Optimizer};
 use fpo_transformer::{
-    Error, GenerationOptions, LanguageModel, LoraConfig, ModelConfig, Placement, Precision,
+    Error, GenerationOptions, LanguageModel, LoraConfig, ModelConfig, Placement, Precision, Sizes,
     generate, weights,
 };
 
@@ -95,7 +95,7 @@ fn what_does_not_fit_is_refused_by_name() {
     );
     assert!(message.contains("5200") && message.contains("4 parts"), "{message}");
     let mut config = config();
-    config.vocab_size = 4;
+    config.sizes.vocab_size = 4;
     let found = weights::random(&config, 3, placement(Some(300), Device::flex()));
     let message = found.map(|_| ()).unwrap_err().to_string();
     assert!(message.contains("model.layers.0.self_attn.q_proj.weight"), "{message}");
@@ -280,7 +280,9 @@ fn other_moments_are_refused() {
         [(VOCABULARY - 1, "does not fit"), (VOCABULARY + 1, "has no elements")]
     {
         for limit in [None, Some(101 * 4 * D_MODEL + 3)] {
-            let config = ModelConfig { vocab_size: vocabulary, ..config() };
+            let config = config();
+            let sizes = Sizes { vocab_size: vocabulary, ..config.sizes };
+            let config = ModelConfig { sizes, ..config };
             let Ok(other) = weights::random(&config, 3, placement(limit, device.clone())) else {
                 continue;
             };

@@ -355,16 +355,11 @@ pub(super) fn written(config: &ModelConfig, dtype: &str) -> Map<String, Value> {
         [one] => json!(one),
         many => json!(many),
     };
-    let value = json!({
+    let kind = json!({
         "architectures": [config.family.architecture()],
         "model_type": config.family.model_type(),
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
+    });
+    let rest = json!({
         "rope_theta": config.rope.theta,
         "rms_norm_eps": config.rms_norm_eps,
         "initializer_range": config.initializer_range,
@@ -377,10 +372,11 @@ pub(super) fn written(config: &ModelConfig, dtype: &str) -> Map<String, Value> {
         "eos_token_id": eos,
         "torch_dtype": dtype,
     });
-    let mut fields = match value {
-        Value::Object(fields) => fields,
-        _ => Map::new(),
-    };
+    let objects = [kind, json!(config.sizes), rest].into_iter().filter_map(|value| match value {
+        Value::Object(fields) => Some(fields),
+        _ => None,
+    });
+    let mut fields: Map<String, Value> = objects.flatten().collect();
     if let Some(scaling) = written_scaling(config.rope.scaling) {
         fields.insert("rope_scaling".into(), scaling);
     }

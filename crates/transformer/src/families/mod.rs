@@ -35,10 +35,10 @@ pub enum Family {
     Qwen3,
 }
 
-/// The sizes that tell the models of a family apart.
+/// The sizes that tell the models of a family apart, named as in Hugging Face's `config.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sizes {
-    /// Tokens in the vocabulary.
+    /// Tokens in the vocabulary: rows of the embedding.
     pub vocab_size: usize,
     /// d_model, the width of the residual stream.
     pub hidden_size: usize,
@@ -48,9 +48,9 @@ pub struct Sizes {
     pub num_hidden_layers: usize,
     /// Query heads per block.
     pub num_attention_heads: usize,
-    /// Key and value heads per block.
+    /// Key and value heads per block; divides `num_attention_heads`.
     pub num_key_value_heads: usize,
-    /// Width of a head.
+    /// Width of a head, which need not be `hidden_size / num_attention_heads`.
     pub head_dim: usize,
 }
 
@@ -181,13 +181,7 @@ fn plain(family: Family, sizes: &Sizes) -> ModelConfig {
     let rope = Rope::plain(10_000.0);
     ModelConfig {
         family,
-        vocab_size: sizes.vocab_size,
-        hidden_size: sizes.hidden_size,
-        intermediate_size: sizes.intermediate_size,
-        num_hidden_layers: sizes.num_hidden_layers,
-        num_attention_heads: sizes.num_attention_heads,
-        num_key_value_heads: sizes.num_key_value_heads,
-        head_dim: sizes.head_dim,
+        sizes: *sizes,
         block_norms: BlockNorms::Before,
         gain: Gain::Weight,
         qk_norm: false,
