@@ -4,7 +4,6 @@
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use crate::{
-    STYLE as SHARED_STYLE,
     format::{Unit, fixed_or_short},
     page::document_head,
     text::visible_inline,
@@ -12,8 +11,6 @@ use crate::{
 
 const STYLE: &str = include_str!("drift/style.css");
 const SCRIPT: &str = include_str!("drift/script.js");
-const POLICY: &str =
-    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'nonce-drift'";
 
 /// Tokens named beside a feature, at most.
 const TOKENS_NAMED: usize = 4;
@@ -107,7 +104,7 @@ pub fn render(page: &Page) -> String {
     let markup = html! {
         (DOCTYPE)
         html lang="en" {
-            (document_head(&page.title, POLICY, &[SHARED_STYLE, STYLE]))
+            (document_head(&page.title, STYLE, Some("drift")))
             body {
                 a.skip href="#features" { "Skip to the features" }
                 header {

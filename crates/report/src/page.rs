@@ -5,10 +5,10 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use crate::{Report, charts, features, samples, tables};
 
 /// The style sheet shared by reports and dashboards: light and dark colours, tables, charts.
-pub const STYLE: &str = include_str!("style.css");
+pub(super) const STYLE: &str = include_str!("style.css");
 
-/// Forbids scripts and external resources, in case generated text breaks out of its element.
-pub(super) const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:";
+/// Forbids external resources and all scripts but a page's own, in case generated text breaks out of its element.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:";
 
 /// The head of a page.
 pub(super) struct Head<'a> {
@@ -31,17 +31,19 @@ pub(super) fn document(report: &Report) -> Markup {
     shell(&head, sections(report))
 }
 
-/// The element `head` of a page without external resources.
-pub(super) fn document_head(title: &str, policy: &str, styles: &[&str]) -> Markup {
+/// The element `head` of a page without external resources: with the style sheet of all pages and one of its own. Its
+/// script, if it has one, carries the nonce.
+pub fn document_head(title: &str, style: &str, nonce: Option<&str>) -> Markup {
+    let script = nonce.map(|nonce| format!("; script-src 'nonce-{nonce}'"));
     html! {
         head {
             meta charset="utf-8";
             meta name="viewport" content="width=device-width, initial-scale=1";
             meta name="color-scheme" content="light dark";
-            meta http-equiv="Content-Security-Policy" content=(policy);
+            meta http-equiv="Content-Security-Policy" content={ (POLICY) (script.unwrap_or_default()) };
             title { (title) }
             link rel="icon" href="data:,";
-            style { @for style in styles { (PreEscaped(style)) } }
+            style { (PreEscaped(STYLE)) (PreEscaped(style)) }
         }
     }
 }
@@ -52,7 +54,7 @@ pub(super) fn shell(head: &Head, sections: impl IntoIterator<Item = Section>) ->
     html! {
         (DOCTYPE)
         html lang="en" {
-            (document_head(head.title, POLICY, &[STYLE]))
+            (document_head(head.title, "", None))
             body {
                 a.skip href="#content" { "Skip to the content" }
                 header {

@@ -2,16 +2,10 @@
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use crate::{
-    Cell, Column, ComparisonTable,
-    frontier::Frontier,
-    page::{STYLE, document_head},
-};
+use crate::{Cell, Column, ComparisonTable, frontier::Frontier, page::document_head};
 
 /// Saves a chart as PNG; everything else works without it.
 const SCRIPT: &str = include_str!("study/png.js");
-const POLICY: &str =
-    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'nonce-png'";
 
 /// Content of the page.
 #[derive(Clone, Debug, Default)]
@@ -97,7 +91,7 @@ pub fn render_study(page: &StudyPage) -> String {
     html! {
         (DOCTYPE)
         html lang="en" {
-            (document_head(&page.title, POLICY, &[STYLE]))
+            (document_head(&page.title, "", Some("png")))
             body {
                 a.skip href="#content" { "Skip to the content" }
                 header {

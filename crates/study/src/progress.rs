@@ -149,7 +149,7 @@ impl Progress {
             0 => Some(0.0),
             count => Some(count as f64 * seconds?),
         };
-        // Parts of which nothing is timed yet take as long as others.
+        // Parts with nothing timed yet are assumed to take as long as the others.
         let any = self.seconds.values().copied().reduce(f64::max);
         let parts = Part::ALL
             .into_iter()

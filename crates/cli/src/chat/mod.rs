@@ -26,7 +26,7 @@ use side::Side;
 /// Talks with a model in the terminal, or with two models: before and after
 ///
 /// Each line is a message; the answer is printed while it is generated. With a second --model both answer, side by side where the
-/// terminal is wide enough, else one under the other, and each goes on from its own answers.
+/// terminal is wide enough, else one under the other, and each continues its own conversation.
 ///
 /// Examples:
 ///   fpo chat --model runs/mine/align

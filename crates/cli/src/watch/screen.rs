@@ -21,7 +21,7 @@ use ratatui::{
     style::{Color, Modifier},
 };
 
-/// Another screen beside the shell's, without a cursor; and the way back.
+/// Switches to the terminal's alternate screen and hides the cursor; and back.
 const ENTER: &str = "\u{1b}[?1049h\u{1b}[?25l\u{1b}[2J";
 const LEAVE: &str = "\u{1b}[0m\u{1b}[?25h\u{1b}[?1049l";
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use fpo_report::{STYLE as SHARED_STYLE, text::visible_inline};
+use fpo_report::{document_head, text::visible_inline};
 use maud::{DOCTYPE, PreEscaped, html};
 use serde_json::{Value, json};
 
@@ -11,8 +11,6 @@ use super::{Bar, Feature, TokenLogit};
 
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");
-const POLICY: &str =
-    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'nonce-features'";
 
 /// Texts of the page around the features.
 #[derive(Clone, Debug)]
@@ -36,15 +34,7 @@ pub fn render(page: &Page, features: &[Feature], text: impl Fn(u32) -> String) -
     let markup = html! {
         (DOCTYPE)
         html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                meta name="color-scheme" content="light dark";
-                meta http-equiv="Content-Security-Policy" content=(POLICY);
-                title { (page.title) }
-                link rel="icon" href="data:,";
-                style { (PreEscaped(SHARED_STYLE)) (PreEscaped(STYLE)) }
-            }
+            (document_head(&page.title, STYLE, Some("features")))
             body.dashboard {
                 header {
                     h1 { (page.title) }
