@@ -1,6 +1,9 @@
 //! A linear layer with an optional bias and an optional low-rank adapter.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
 
 use burn::{
     module::{Module, Param},
@@ -11,7 +14,8 @@ use fpo_ops::{at_least_f32, dropout};
 
 use crate::{Precision, dropping::Mask};
 
-/// The input of linear layers, cheap enough for their backward pass to compute it again instead of keeping it.
+/// The input of linear layers, cheap enough for their backward pass to compute it again instead of keeping it: once for all of them,
+/// held until the last one has had it.
 pub(crate) struct Again<const D: usize> {
     value: Tensor<D>,
     compute: Arc<dyn Fn() -> Tensor<D> + Send + Sync>,
@@ -23,7 +27,8 @@ impl<const D: usize> Again<D> {
         value: Tensor<D>,
         compute: impl Fn() -> Tensor<D> + Send + Sync + 'static,
     ) -> Self {
-        Self { value, compute: Arc::new(compute) }
+        let computed = OnceLock::new();
+        Self { value, compute: Arc::new(move || computed.get_or_init(&compute).clone()) }
     }
 }
 

@@ -176,6 +176,10 @@ const MAY_CHANGE: [&str; 5] =
 /// Settings of `evaluate` that concern alignment alone, which notes them itself.
 const DURING: [&str; 3] = ["every", "subset", "samples"];
 
+/// Files of `align` that a fingerprint knows by their contents, wherever they lie: feature weights, and the autoencoders of further
+/// sites, through the reference.
+const BY_CONTENT: [&str; 2] = ["feature_weights", "sae"];
+
 /// Settings that didn't exist when older runs were made, with what held then, in JSON.
 const NEWER: [(&str, &str); 8] = [
     ("rendering", "\"auto\""),
@@ -191,13 +195,20 @@ const NEWER: [(&str, &str); 8] = [
 /// A settings section as an item of a fingerprint.
 fn section(settings: &impl Serialize) -> Result<String> {
     fn prune(value: &mut Value) {
-        let Some(fields) = value.as_object_mut() else { return };
-        fields.retain(|key, value| {
-            let text = value.to_string();
-            let as_before = NEWER.iter().any(|(newer, then)| key == newer && text == *then);
-            !as_before && !MAY_CHANGE.contains(&key.as_str()) && !DURING.contains(&key.as_str())
-        });
-        fields.values_mut().for_each(prune);
+        match value {
+            Value::Object(fields) => {
+                fields.retain(|key, value| {
+                    let text = value.to_string();
+                    let as_before = NEWER.iter().any(|(newer, then)| key == newer && text == *then);
+                    let is_file = BY_CONTENT.contains(&key.as_str()) && value.is_string();
+                    let left_out = [&MAY_CHANGE[..], &DURING].concat().contains(&key.as_str());
+                    !(as_before || is_file || left_out)
+                });
+                fields.values_mut().for_each(prune);
+            }
+            Value::Array(items) => items.iter_mut().for_each(prune),
+            _ => {}
+        }
     }
     let mut section = serde_json::to_value(settings)?;
     prune(&mut section);
