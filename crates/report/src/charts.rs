@@ -138,7 +138,7 @@ fn draw(chart: &Chart, curves: &[Drawn]) -> Result<String, Box<dyn Error>> {
             .margin_top(fine(8.0))
             .margin_right(fine(18.0))
             .x_label_area_size(fine(38.0))
-            .y_label_area_size(fine(12.0 + 0.58 * TEXT * y_text as f64))
+            .y_label_area_size(fine(12.0 + 0.64 * TEXT * y_text as f64))
             .build_cartesian_2d(x, y)?;
         // The backend divides font sizes by 1.24.
         let text =
