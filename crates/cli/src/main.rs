@@ -16,3 +16,27 @@ fn main() -> std::process::ExitCode {
     unsafe { libmimalloc_sys::mi_option_set_default(MI_OPTION_PURGE_DELAY, PURGE_DELAY) };
     fpo_cli::main()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{env, process::Command};
+
+    use super::*;
+
+    /// Oracle: mimalloc itself, which reads the option from a variable of its name. In a process of its own, because it reads it once.
+    #[test]
+    fn the_option_is_the_purge_delay() {
+        const VARIABLE: &str = "MIMALLOC_PURGE_DELAY";
+        if env::var(VARIABLE).is_ok_and(|delay| delay == "77") {
+            // SAFETY: nothing sets an option meanwhile.
+            let found = || unsafe { libmimalloc_sys::mi_option_get(MI_OPTION_PURGE_DELAY) };
+            assert_eq!(found(), 77);
+            // SAFETY: as above.
+            unsafe { libmimalloc_sys::mi_option_set_default(MI_OPTION_PURGE_DELAY, PURGE_DELAY) };
+            assert_eq!(found(), 77);
+            return;
+        }
+        let mut itself = Command::new(env::current_exe().unwrap());
+        assert!(itself.env(VARIABLE, "77").status().unwrap().success());
+    }
+}
