@@ -13,6 +13,9 @@ use fpo_transformer::{
 /// Where a result holds its adapters, beside the merged model.
 pub(crate) const ADAPTER_FOLDER: &str = "adapter";
 
+/// Of a change that is written down to this share or more, nothing is said.
+const MOSTLY_KEPT: f64 = 0.9;
+
 /// What of a model is trained.
 pub struct Trained {
     initial: Initial,
@@ -88,12 +91,26 @@ impl Trained {
     }
 
     /// Writes the result: the model in Hugging Face's layout with all that its base has beside weights, and its adapters in
-    /// PEFT's format.
+    /// PEFT's format. Notes it if the weights' type loses a good part of what was trained.
     ///
     /// # Errors
     /// The disk's.
-    pub fn finish(&self, model: &LanguageModel, folder: &Path) -> Result<()> {
+    pub fn finish(
+        &self,
+        model: &LanguageModel,
+        folder: &Path,
+        note: impl FnOnce(String),
+    ) -> Result<()> {
         weights::save_from(model, &self.origin, folder)?;
+        if let Some(kept) = weights::kept_change(model, &self.origin)?
+            && kept < MOSTLY_KEPT
+        {
+            note(format!(
+                "the type in which the weights are saved keeps {:.0} % of what training changed: many moved by less than half a step of \
+                 it; model.save_dtype=float32 keeps all",
+                100.0 * kept.max(0.0)
+            ));
+        }
         if model.lora().is_some() {
             let folder = folder.join(ADAPTER_FOLDER);
             fs::create_dir(&folder).with_context(|| format!("creating {}", folder.display()))?;

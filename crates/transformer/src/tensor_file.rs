@@ -23,7 +23,7 @@ use safetensors::{
 use crate::{Error, WeightType};
 
 /// Elements read or written at a time.
-const PIECE: usize = 1 << 20;
+pub(crate) const PIECE: usize = 1 << 20;
 
 /// The memory-mapped files of a checkpoint.
 pub struct Files(Vec<(PathBuf, Mmap)>);

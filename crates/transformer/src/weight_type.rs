@@ -56,6 +56,15 @@ impl WeightType {
         }
     }
 
+    /// A number rounded to the type.
+    pub(crate) fn rounded(self, number: f32) -> f32 {
+        match self {
+            Self::Float32 => number,
+            Self::Bfloat16 => bf16::from_f32(number).to_f32(),
+            Self::Float16 => f16::from_f32(number).to_f32(),
+        }
+    }
+
     /// Numbers rounded to the type, as they stand in a file.
     pub(crate) fn bytes(self, numbers: &[f32]) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(numbers.len() * self.size());

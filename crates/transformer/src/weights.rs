@@ -232,6 +232,39 @@ pub fn save_from(model: &LanguageModel, origin: &Origin, folder: &Path) -> Resul
     save_sharded(model, tensors, folder, SHARD_BYTES)
 }
 
+/// What remains of a trained model's change from its base in the types in which [`save_from`] writes the weights: the length of the
+/// rounded change along the change, 1 if nothing is lost. Weights that moved by less than half a step of the base's type are
+/// written as they were. `None` for a model without a base, with adapters, which are written in float32 too, or without a change.
+///
+/// # Errors
+/// As in [`load`] for the base.
+pub fn kept_change(model: &LanguageModel, origin: &Origin) -> Result<Option<f64>, Error> {
+    let (Some(base), None) = (&origin.base, model.lora()) else { return Ok(None) };
+    let files = WeightFiles::of(base)?.open()?;
+    let sources = files.parameters(model.config().family)?;
+    let (mut along, mut whole) = (0.0, 0.0);
+    for tensor in parameters(model) {
+        let Some(source) = sources.get(&tensor.name) else { continue };
+        let weight_type = origin.weight_type.unwrap_or(source.weight_type());
+        let row = tensor.shape[1..].iter().product::<usize>().max(1);
+        let step = (tensor_file::PIECE / row).max(1);
+        for start in (0..tensor.shape[0]).step_by(step) {
+            let rows = start..tensor.shape[0].min(start + step);
+            let before = source.read(rows.start * row..rows.end * row);
+            let before = before.map_err(|message| Error::Weights {
+                path: base.clone(),
+                problems: vec![format!("`{}`: {message}", tensor.name)],
+            })?;
+            for (after, before) in tensor.numbers(rows)?.into_iter().zip(before) {
+                let change = f64::from(after - before);
+                along += f64::from(weight_type.rounded(after) - before) * change;
+                whole += change * change;
+            }
+        }
+    }
+    Ok((whole > 0.0).then(|| along / whole))
+}
+
 /// A tensor to be written as it is in another file.
 fn from_file<'a>(
     name: String,
@@ -332,10 +365,10 @@ pub(crate) fn write_json(path: &Path, value: &Value) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
+    use burn::{module::ModuleMapper, tensor::Device};
 
     use super::*;
-    use crate::Precision;
+    use crate::{Precision, WeightType};
 
     /// Oracle: the same weights drawn for a model that isn't trained.
     #[test]
@@ -363,6 +396,54 @@ mod tests {
                 assert_eq!(found, expected.numbers(rows).unwrap(), "{}", expected.name);
             }
         }
+    }
+
+    struct Scaled(f32);
+
+    impl ModuleMapper for Scaled {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            param.map(|x| x * self.0)
+        }
+    }
+
+    /// Oracle: what was written, read again.
+    #[test]
+    fn a_small_change_is_lost_in_a_narrow_type() {
+        let config = r#"{"model_type": "llama", "vocab_size": 19, "hidden_size": 8, "intermediate_size": 12,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+            "rms_norm_eps": 1e-5}"#;
+        let config = ModelConfig::from_json(config).unwrap();
+        let device = Device::flex();
+        let [base, written] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let narrow = Origin { weight_type: Some(WeightType::Bfloat16), ..Origin::default() };
+        save_from(&random(&config, 3, &device).unwrap(), &narrow, base.path()).unwrap();
+        let before = load(base.path(), &device).unwrap();
+        let numbers = |model: &LanguageModel| -> Vec<f64> {
+            let all = parameters(model).into_iter();
+            let all = all.flat_map(|tensor| tensor.numbers(0..tensor.shape[0]).unwrap());
+            all.map(f64::from).collect()
+        };
+        let as_base = Origin::base(base.path());
+        let mut found = Vec::new();
+        for scale in [1.0, 1.0 + 1.0 / 4096.0, 1.004, 2.0] {
+            let after = before.clone().map(&mut Scaled(scale));
+            save_from(&after, &as_base, written.path()).unwrap();
+            let read = numbers(&load(written.path(), &device).unwrap());
+            let (mut along, mut whole) = (0.0, 0.0);
+            for ((after, before), read) in numbers(&after).iter().zip(numbers(&before)).zip(read) {
+                along += (read - before) * (after - before);
+                whole += (after - before).powi(2);
+            }
+            let kept = kept_change(&after, &as_base).unwrap();
+            assert_eq!(kept.is_none(), whole == 0.0);
+            let expected = along / whole;
+            assert!(kept.is_none_or(|kept| (kept - expected).abs() < 1e-6), "{kept:?}, {expected}");
+            found.push(kept);
+            let wide = Origin { weight_type: Some(WeightType::Float32), ..as_base.clone() };
+            assert_eq!(kept_change(&after, &wide).unwrap(), kept.map(|_| 1.0));
+        }
+        assert!(found[..2] == [None, Some(0.0)] && found[3] == Some(1.0), "{found:?}");
+        assert!(found[2].is_some_and(|kept| kept > 0.3 && kept != 1.0), "{found:?}");
     }
 
     /// Oracle: the tensors of the saved model.

@@ -53,6 +53,16 @@ fn models_keep_the_types_and_files_of_their_base() {
     // Left from another save, and named.
     fs::write(base.join("model.safetensors.index.json"), "{}").unwrap();
     let path = format!("model.path={}", base.display());
+    // Steps too small for the base's type.
+    for (weight_type, said) in [("bfloat16", true), ("float32", false)] {
+        let run = folder.path().join(weight_type);
+        let weight_type = format!("model.save_dtype={weight_type}");
+        let train = ["train", "--recipe", "smoke", "--run", arg(&run), "--until", "sft"];
+        let settings = ["--set", &path, "--set", &weight_type];
+        let small = ["--set", "sft.optimizer.learning_rate=1e-6"];
+        let printed = succeed(&[&train[..], &settings, &small].concat());
+        assert_eq!(printed.contains("of what training changed"), said, "{printed}");
+    }
     let train = ["train", "--recipe", "smoke", "--run", arg(&run), "--until", "align"];
     let settings = ["--set", &path, "--set", "align.lora.rank=2"];
     let layers =

@@ -81,7 +81,8 @@ fn train(run: &Run, base: &Base, workspace: &Workspace) -> Result<()> {
         training.apply(StepResult { loss, gradients, tokens, ids, metrics })?;
     }
     let policy = training.finish()?;
-    trained.finish(&policy, &workspace.output)?;
+    let note = |text| run.reporter.note("align", text);
+    trained.finish(&policy, &workspace.output, note)?;
     card::write(run, prepared, StageName::Align, &workspace.output, &[])?;
     for folder in kept_checkpoints(&workspace.output)? {
         super::save_tokenizer(&prepared.tokenizer, &folder)?;

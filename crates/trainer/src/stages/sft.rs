@@ -86,7 +86,8 @@ fn train(run: &Run, prepared: &Prepared, workspace: &Workspace) -> Result<()> {
         training.apply(StepResult { loss, gradients, tokens, ids, metrics: Map::new() })?;
     }
     let model = training.finish()?;
-    trained.finish(&model, &workspace.output)?;
+    let note = |text| run.reporter.note("sft", text);
+    trained.finish(&model, &workspace.output, note)?;
     card::write(run, prepared, StageName::Sft, &workspace.output, &[])?;
     super::save_tokenizer(&prepared.tokenizer, &workspace.output)
 }
