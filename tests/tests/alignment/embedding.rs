@@ -173,7 +173,7 @@ impl Run {
             training.apply(step).unwrap();
         }
         let model = training.finish().unwrap();
-        all.finish(&model, &output).unwrap();
+        all.finish(&model, &output, drop).unwrap();
         Some(fs::read(output.join("model.safetensors")).unwrap())
     }
 }
