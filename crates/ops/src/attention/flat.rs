@@ -28,6 +28,10 @@ pub struct FlatRows {
 }
 
 #[derive(Clone, Debug)]
+#[cfg_attr(
+    not(feature = "flex"),
+    expect(dead_code, reason = "Flex alone reads rows where they lie")
+)]
 pub(super) struct Row {
     pub ranges: [Range<usize>; 2],
     /// How many tokens at its beginning are those of an earlier row, and which row that is: itself if there are none.
@@ -132,6 +136,7 @@ impl FlatRows {
         self.positions.iter().copied()
     }
 
+    #[cfg(feature = "flex")]
     pub(super) fn rows(&self) -> &[Row] {
         &self.rows
     }
