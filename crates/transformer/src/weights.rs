@@ -370,13 +370,14 @@ mod tests {
     use super::*;
     use crate::{Precision, WeightType};
 
+    const LLAMA: &str = r#"{"model_type": "llama", "vocab_size": 19, "hidden_size": 8,
+        "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "rms_norm_eps": 1e-5}"#;
+
     /// Oracle: the same weights drawn for a model that isn't trained.
     #[test]
     fn a_frozen_model_is_held_as_if_it_had_never_been_trained() {
-        let config = r#"{"model_type": "llama", "vocab_size": 19, "hidden_size": 8, "intermediate_size": 12,
-            "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
-            "rms_norm_eps": 1e-5}"#;
-        let config = ModelConfig::from_json(config).unwrap();
+        let config = ModelConfig::from_json(LLAMA).unwrap();
         for precision in Precision::ALL {
             let placement = Placement::new(Device::flex(), precision);
             let trained = random(&config, 3, placement.autodiff()).unwrap();
@@ -409,10 +410,7 @@ mod tests {
     /// Oracle: what was written, read again.
     #[test]
     fn a_small_change_is_lost_in_a_narrow_type() {
-        let config = r#"{"model_type": "llama", "vocab_size": 19, "hidden_size": 8, "intermediate_size": 12,
-            "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
-            "rms_norm_eps": 1e-5}"#;
-        let config = ModelConfig::from_json(config).unwrap();
+        let config = ModelConfig::from_json(LLAMA).unwrap();
         let device = Device::flex();
         let [base, written] = [(); 2].map(|()| tempfile::tempdir().unwrap());
         let narrow = Origin { weight_type: Some(WeightType::Bfloat16), ..Origin::default() };
