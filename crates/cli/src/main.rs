@@ -5,8 +5,8 @@
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// How long free memory stays with the process, in milliseconds. Its own 10 ms are less than
-/// an operation takes, so that a step's buffers would be returned, cleared by the kernel and mapped again in each step.
+/// How long free memory stays with the process, in milliseconds. After mimalloc's own 10 ms, a step's buffers would be returned,
+/// cleared by the kernel and mapped again in each step.
 const PURGE_DELAY: std::ffi::c_long = 60_000;
 /// `mi_option_purge_delay` of `mimalloc.h`, to which the crate gives no name.
 const MI_OPTION_PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;

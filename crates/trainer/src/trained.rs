@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use fpo_config::ModelSettings;
 pub use fpo_transformer::weights::Initial;
 use fpo_transformer::{
-    LanguageModel, LoraConfig, Placement, adapter,
+    LanguageModel, LoraConfig, Placement, WeightType, adapter,
     weights::{self, Origin},
 };
 
@@ -102,7 +102,10 @@ impl Trained {
         note: impl FnOnce(String),
     ) -> Result<()> {
         weights::save_from(model, &self.origin, folder)?;
-        if let Some(kept) = weights::kept_change(model, &self.origin)?
+        // Which keeps all, in the type in which it is trained.
+        let is_rounded = self.origin.weight_type != Some(WeightType::Float32);
+        if is_rounded
+            && let Some(kept) = weights::kept_change(model, &self.origin)?
             && kept < MOSTLY_KEPT
         {
             note(format!(

@@ -23,7 +23,7 @@ use safetensors::{
 use crate::{Error, WeightType};
 
 /// Elements read or written at a time.
-pub(crate) const PIECE: usize = 1 << 20;
+const PIECE: usize = 1 << 20;
 
 /// The memory-mapped files of a checkpoint.
 pub struct Files(Vec<(PathBuf, Mmap)>);
@@ -253,10 +253,15 @@ impl<'a> Stored<'a> {
         self.weight_type.size() * self.shape[0] * self.row()
     }
 
-    fn write(&self, file: &mut impl Write, path: &Path) -> Result<(), Error> {
+    /// Its rows, a few at a time.
+    pub fn pieces(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let (rows, step) = (self.shape[0], (PIECE / self.row().max(1)).max(1));
-        for start in (0..rows).step_by(step) {
-            let numbers = self.numbers(start..rows.min(start + step))?;
+        (0..rows).step_by(step).map(move |start| start..rows.min(start + step))
+    }
+
+    fn write(&self, file: &mut impl Write, path: &Path) -> Result<(), Error> {
+        for rows in self.pieces() {
+            let numbers = self.numbers(rows)?;
             file.write_all(&self.weight_type.bytes(&numbers)).map_err(Error::io(path))?;
         }
         Ok(())

@@ -246,16 +246,10 @@ pub fn kept_change(model: &LanguageModel, origin: &Origin) -> Result<Option<f64>
     for tensor in parameters(model) {
         let Some(source) = sources.get(&tensor.name) else { continue };
         let weight_type = origin.weight_type.unwrap_or(source.weight_type());
-        let row = tensor.shape[1..].iter().product::<usize>().max(1);
-        let step = (tensor_file::PIECE / row).max(1);
-        for start in (0..tensor.shape[0]).step_by(step) {
-            let rows = start..tensor.shape[0].min(start + step);
-            let before = source.read(rows.start * row..rows.end * row);
-            let before = before.map_err(|message| Error::Weights {
-                path: base.clone(),
-                problems: vec![format!("`{}`: {message}", tensor.name)],
-            })?;
-            for (after, before) in tensor.numbers(rows)?.into_iter().zip(before) {
+        let of_base = from_file(tensor.name.clone(), tensor.shape.clone(), source, base);
+        for rows in tensor.pieces() {
+            let numbers = tensor.numbers(rows.clone())?.into_iter();
+            for (after, before) in numbers.zip(of_base.numbers(rows)?) {
                 let change = f64::from(after - before);
                 along += f64::from(weight_type.rounded(after) - before) * change;
                 whole += change * change;

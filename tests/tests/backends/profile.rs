@@ -1,4 +1,4 @@
-//! How many kernels a step launches, and what its operations move: the figures of a step for which any device will do.
+//! How many kernels a step launches and how many bytes its operations move: counts, so that any device can check them.
 
 use std::process::Command;
 

@@ -109,6 +109,7 @@ fn a_study_killed_at_any_time_ends_the_same() {
     let printed = succeed(&study(&plan, &killed, &["--dry-run"]));
     let done: Vec<&str> = printed.lines().filter(|line| line.ends_with(" 0 to do")).collect();
     assert_eq!(done.len(), 4, "{printed}");
+    assert!(printed.contains("tune          4 runs, 0 to do"), "{printed}");
     let before =
         fs::metadata(runs(&killed, "measure")[0].join("align")).unwrap().modified().unwrap();
     succeed(&study(&plan, &killed, &[]));
@@ -158,6 +159,8 @@ fn a_study_killed_at_any_time_ends_the_same() {
     }
     let page = fs::read_to_string(undisturbed.join("study.html")).unwrap();
     assert!(page.contains("<svg") && !page.contains("src="));
+    // Its own, that saves charts.
+    assert_eq!(page.matches("<script").count(), 1);
     let kind = &found["control"][1]["kinds"]["french"];
     assert!(kind["pairs"].as_u64().unwrap() > 0 && kind["inside"]["kl"].is_number(), "{kind}");
 }

@@ -53,9 +53,10 @@ impl Attention {
                 texts.ranges().map(|text| vec![Text::alone(text.clone(), text)]).collect()
             }
             None => {
-                let row = |length| move |row| row * length..(row + 1) * length;
-                let row = |at| vec![Text::alone(row(tokens)(at), row(kv_tokens)(at))];
-                (0..batch).map(row).collect()
+                let row = |row, length| row * length..(row + 1) * length;
+                (0..batch)
+                    .map(|at| vec![Text::alone(row(at, tokens), row(at, kv_tokens))])
+                    .collect()
             }
         };
         Self { options: *options, groups }

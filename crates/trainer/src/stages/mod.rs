@@ -201,8 +201,8 @@ fn section(settings: &impl Serialize) -> Result<String> {
                     let text = value.to_string();
                     let as_before = NEWER.iter().any(|(newer, then)| key == newer && text == *then);
                     let is_file = BY_CONTENT.contains(&key.as_str()) && value.is_string();
-                    let left_out = [&MAY_CHANGE[..], &DURING].concat().contains(&key.as_str());
-                    !(as_before || is_file || left_out)
+                    let key = key.as_str();
+                    !(as_before || is_file || MAY_CHANGE.contains(&key) || DURING.contains(&key))
                 });
                 fields.values_mut().for_each(prune);
             }
