@@ -247,9 +247,11 @@ impl Flat {
     /// The sum of each token's cells, `[1, tokens, heads, head_dim]`.
     fn sum_to_tokens(&self, cells: Plain) -> Plain {
         let Some(second) = &self.rows.copies.second else { return self.to_tokens(cells) };
-        let again = by_token(cells.clone()).select(0, second.cell.clone());
-        let again = zero_where(again, &second.is_missing).unsqueeze::<4>();
-        (Tensor::<4>::from(self.to_tokens(cells)) + again).into()
+        // In one shape until the end, so that the sum is fused with both selections.
+        let cells = by_token(cells);
+        let first = cells.clone().select(0, self.rows.copies.cell.clone());
+        let again = zero_where(cells.select(0, second.cell.clone()), &second.is_missing);
+        (first + again).unsqueeze::<4>().into()
     }
 }
 
