@@ -264,6 +264,7 @@ mod fast {
             let gradients = backward(
                 self.head(&inputs),
                 Some(self.head(&self.reference)),
+                Vec::new(),
                 wanted,
                 #[inline(always)]
                 |row, _, z, a| {

@@ -1,4 +1,4 @@
-//! Log-probabilities of target tokens directly from hidden states, without the logits in memory.
+//! Log-probabilities of target tokens directly from hidden states, without all logits in memory.
 
 use burn::tensor::{Int, Tensor, activation::log_softmax};
 
@@ -24,15 +24,17 @@ pub fn linear_log_probs(
     #[cfg(feature = "flex")]
     if let Some(indices) = crate::flex::indices(&targets, weight.dims()[0], "linear_log_probs")
         && let Some(weight) = weight.whole()
-        && let Some(output) = crate::flex::apply(
-            fast::LinearLogProbs {
-                targets: indices.into(),
-                softcap: softcap.map(|cap| cap as f32),
-            },
-            [crate::flex::operand(&hidden), crate::flex::operand(weight)],
-        )
     {
-        return Tensor::from_dispatch(output);
+        let operands = [crate::flex::operand(&hidden), crate::flex::operand(weight)];
+        let is_tracked = operands.iter().flatten().any(crate::flex::Operand::is_tracked);
+        let operation = fast::LinearLogProbs {
+            targets: indices.into(),
+            softcap: softcap.map(|cap| cap as f32),
+            kept: if is_tracked { crate::flex::logits::KEPT } else { 0 },
+        };
+        if let Some(output) = crate::flex::apply(operation, operands) {
+            return Tensor::from_dispatch(output);
+        }
     }
     let blocked = blocked::LinearLogProbs {
         targets: targets.clone().without_autodiff(),
@@ -184,7 +186,7 @@ mod blocked {
     }
 }
 
-/// Logits in blocks, recomputed in the backward pass: nothing of size n × vocabulary is in memory.
+/// Logits in blocks. The backward pass recomputes those beyond a fixed number: nothing of size n × vocabulary is in memory.
 #[cfg(feature = "flex")]
 mod fast {
     use std::sync::Arc;
@@ -194,7 +196,7 @@ mod fast {
     use crate::flex::{
         Operation,
         elementary::{LANES, exp, tanh},
-        logits::{Head, LogSumExp, backward, scan},
+        logits::{Head, LogSumExp, Slab, backward, scan_and_keep},
         tensor, tensors_like, values,
     };
 
@@ -202,6 +204,8 @@ mod fast {
     pub(super) struct LinearLogProbs {
         pub targets: Arc<[usize]>,
         pub softcap: Option<f32>,
+        /// How many logits to keep for the backward pass at most.
+        pub kept: usize,
     }
 
     impl LinearLogProbs {
@@ -211,12 +215,13 @@ mod fast {
     }
 
     impl Operation<2> for LinearLogProbs {
-        /// The inputs, and log Σ exp of each row's logits.
-        type Saved = ([FlexTensor; 2], FlexTensor);
+        /// The inputs, log Σ exp of each row's logits, and the first of the logits.
+        type Saved = ([FlexTensor; 2], FlexTensor, Vec<Slab>);
 
         fn forward(&self, inputs: [FlexTensor; 2]) -> (FlexTensor, Self::Saved) {
-            let states: Vec<(LogSumExp, f32)> = scan(
+            let (states, kept): (Vec<(LogSumExp, f32)>, _) = scan_and_keep(
                 [self.head(&inputs)],
+                self.kept,
                 #[inline(always)]
                 |(total, target): &mut (LogSumExp, f32), row, first, [logits]| {
                     total.update(logits);
@@ -229,14 +234,14 @@ mod fast {
             let n = states.len();
             let log_sums: Vec<f32> = states.iter().map(|(total, _)| total.value()).collect();
             let log_probs = states.iter().zip(&log_sums).map(|((_, target), sum)| target - sum);
-            (tensor(log_probs.collect(), [n]), (inputs, tensor(log_sums, [n])))
+            (tensor(log_probs.collect(), [n]), (inputs, tensor(log_sums, [n]), kept))
         }
 
         /// With p the softmax, t the tanh inside the soft-cap and g the gradient of the row:
         /// `dz_v = g·(1[v = target] − p_v)·(1 − t_v²)`.
         fn backward(
             &self,
-            (inputs, log_sums): Self::Saved,
+            (inputs, log_sums, kept): Self::Saved,
             gradient: FlexTensor,
             wanted: [bool; 2],
         ) -> [Option<FlexTensor>; 2] {
@@ -244,6 +249,7 @@ mod fast {
             let gradients = backward(
                 self.head(&inputs),
                 None,
+                kept,
                 wanted,
                 #[inline(always)]
                 |row, first, z, _| {
@@ -276,8 +282,49 @@ mod fast {
 
 #[cfg(all(test, feature = "flex"))]
 mod tests {
-    use super::blocked::LinearLogProbs;
-    use crate::testing::{check_parts, heads, targets};
+    use burn::tensor::{DType, Tensor};
+
+    use super::{blocked::LinearLogProbs, definition, fast};
+    use crate::{
+        flex::{self, logits::KEPT},
+        numbers::close,
+        testing::{check_parts, heads, random, targets},
+    };
+
+    /// Logits of all rows, of some, or of none are kept; rows and vocabulary aren't multiples of their blocks.
+    #[test]
+    fn kept_logits_make_no_difference() {
+        let (n, d, v) = (600, 5, 300);
+        let (of_row, indices) = (512, flex::indices(&targets(n, v), v, "test").unwrap());
+        let [hidden, weight] =
+            [random(1, [n, d]), random(2, [v, d])].map(|x: Tensor<2>| x.cast(DType::F32));
+        let run = |f: &dyn Fn(Tensor<2>, Tensor<2>) -> Tensor<1>| {
+            let leaves = [&hidden, &weight].map(|x| x.clone().autodiff().require_grad());
+            let output = f(leaves[0].clone(), leaves[1].clone());
+            let scale = random(3, [1, n]).cast(DType::F32).autodiff().reshape([n]);
+            let gradients = (output.clone() * scale).sum().backward();
+            (output.inner(), leaves.map(|leaf| leaf.grad(&gradients).unwrap()))
+        };
+        for softcap in [None, Some(2.0)] {
+            let (output, gradients) =
+                run(&|h, w| definition(h, w, targets(n, v).autodiff(), softcap));
+            for kept in [0, of_row, 256 * of_row, 599 * of_row, 600 * of_row, KEPT] {
+                let (found, found_gradients) = run(&|h, w| {
+                    let operation = fast::LinearLogProbs {
+                        targets: indices.clone().into(),
+                        softcap: softcap.map(|cap| cap as f32),
+                        kept,
+                    };
+                    let operands = [h, w].map(|x| flex::operand(&x));
+                    assert!(operands.iter().flatten().all(flex::Operand::is_tracked));
+                    Tensor::from_dispatch(flex::apply(operation, operands).unwrap())
+                });
+                close("log_probs", &found, &output, 5e-6);
+                close("d_hidden", &found_gradients[0], &gradients[0], 2e-5);
+                close("d_weight", &found_gradients[1], &gradients[1], 2e-5);
+            }
+        }
+    }
 
     #[test]
     fn blocks_and_parts_make_no_difference() {

@@ -5,7 +5,8 @@ use fpo_config::{OptimizerKind, Settings};
 use fpo_transformer::{LoraConfig, ModelConfig, Precision};
 
 use crate::{
-    BLOCKS, BYTES, Memory, adapters, block_parameters, config, d_sae, kept_by_block, parameters,
+    BLOCKS, BYTES, KEPT_LOGITS, Memory, adapters, block_parameters, config, d_sae, kept_by_block,
+    parameters,
 };
 
 /// The sizes that determine a training step's memory.
@@ -25,7 +26,7 @@ pub struct Step {
     pub optimizer: OptimizerKind,
     /// Gradients of several micro-batches are accumulated.
     pub accumulates: bool,
-    /// On a GPU, logits are computed in larger blocks, and the embedding's gradient is concatenated from the blocks' gradients.
+    /// On a GPU, logits are computed in blocks, and the embedding's gradient is concatenated from the blocks' gradients.
     pub gpu: bool,
     /// The reference model is loaded beside the policy.
     pub second_model: bool,
@@ -92,10 +93,10 @@ impl Step {
         (0..c.num_hidden_layers).map(move |layer| kept_by_block(c, self.precision, lora, layer))
     }
 
-    /// Start of the backward pass: all activations are saved, and logits are computed in blocks.
+    /// Start of the backward pass: all activations are saved, and logits are computed in blocks, or some were kept.
     fn at_head(&self) -> Moment {
         let tokens = self.tokens as u64;
-        let (copies, logits) = if self.gpu { (2, BLOCKS) } else { (1, BLOCKS / 4) };
+        let (copies, logits) = if self.gpu { (2, BLOCKS) } else { (1, KEPT_LOGITS) };
         Moment {
             gradients: self.of_earlier_passes() + copies * self.table(),
             activations: tokens * (self.kept() + self.passing()),

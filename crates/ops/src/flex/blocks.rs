@@ -22,6 +22,15 @@ pub(crate) fn for_each(count: usize, work: impl Fn(usize) + Send + Sync) {
     }
 }
 
+/// Runs `work` on every item; on this thread if there is only one.
+pub(crate) fn for_each_item<T: Send>(items: Vec<T>, work: impl Fn(T) + Send + Sync) {
+    if items.len() <= 1 {
+        items.into_iter().for_each(work);
+    } else {
+        items.into_par_iter().for_each(work);
+    }
+}
+
 /// The results of `work` for every index below `count`, in order.
 pub(crate) fn map<R: Send>(count: usize, work: impl Fn(usize) -> R + Send + Sync) -> Vec<R> {
     if count <= 1 {
@@ -45,12 +54,7 @@ pub(crate) fn for_each_block<T: Send, const N: usize>(
             block
         }));
     }
-    if blocks.len() <= 1 {
-        blocks.into_iter().for_each(|block| work(0, block));
-    } else {
-        let numbered = blocks.into_par_iter().enumerate();
-        numbered.for_each(|(index, block)| work(index, block));
-    }
+    for_each_item(blocks.into_iter().enumerate().collect(), |(index, block)| work(index, block));
 }
 
 /// Splits a slice into parts of the given lengths, and runs `work(index, index of the first element, part)` on each.
@@ -61,14 +65,13 @@ pub(crate) fn for_each_part(
 ) {
     let mut parts = Vec::new();
     let mut start = 0;
-    for length in lengths {
+    for (index, length) in lengths.enumerate() {
         let (part, rest) = slice.split_at_mut(length);
-        parts.push((start, part));
+        parts.push((index, start, part));
         start += length;
         slice = rest;
     }
-    let numbered = parts.into_par_iter().enumerate();
-    numbered.for_each(|(index, (start, part))| work(index, start, part));
+    for_each_item(parts, |(index, start, part)| work(index, start, part));
 }
 
 /// New vectors, filled block by block as in [`for_each_block`]. `lengths` are the lengths of a block and of the vector.

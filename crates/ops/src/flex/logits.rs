@@ -1,10 +1,12 @@
-//! Logits `softcap(h·Wᵀ)` in blocks, never all of them at once. Shared by the operations on the whole vocabulary.
+//! Logits `softcap(h·Wᵀ)` in blocks, and never more than a fixed number of them in memory. Shared by the operations on the whole
+//! vocabulary.
 //!
-//! In the forward pass a task takes some rows through the vocabulary in chunks and keeps running sums. In the backward pass a
-//! slab of rows gets the gradients of its logits; each chunk of the vocabulary is a task, which also adds to its part of the
-//! weight's gradient. Then the slab is multiplied by the weight.
+//! In the forward pass a task takes some rows through the vocabulary in chunks and keeps running sums. The first rows' products
+//! may be kept for the backward pass; those of the others are computed again there, a slab of rows at a time. Each chunk of the
+//! vocabulary is a task, which turns the products of its slabs into their gradients and adds to its part of the weight's gradient.
+//! Then the slabs are multiplied by the weight.
 
-use std::ops::Range;
+use std::{iter, ops::Range};
 
 use burn::backend::flex::FlexTensor;
 
@@ -21,8 +23,11 @@ const ROWS: usize = 64;
 const CHUNK: usize = 256;
 /// Rows per task of the forward scan: the more, the less often a chunk of the weight is packed for the product.
 const SCAN_ROWS: usize = 256;
-/// Logits per slab (32 MiB), but at least [`ROWS`] rows: the more rows, the longer the inner sums of the weight's gradient.
+/// Products per slab that is computed again (32 MiB), but at least [`ROWS`] rows: the more rows, the longer the inner sums of the
+/// weight's gradient.
 const SLAB: usize = 1 << 23;
+/// Products that a forward pass may keep for its backward pass: 320 MiB.
+pub(crate) const KEPT: usize = 5 << 24;
 /// The logit that fills up the last chunk's lanes. Its exponential is zero, and it is finite, so that times zero it is zero.
 const PADDING: f32 = -1e30;
 
@@ -82,6 +87,11 @@ impl<'a> Head<'a> {
     /// The logits in rows of [`CHUNK`], the last lanes filled with [`PADDING`].
     fn logits(&self, rows: &Range<usize>, tokens: &Range<usize>, output: &mut [f32]) {
         self.products(rows, tokens, output);
+        self.to_logits(rows, tokens, output);
+    }
+
+    /// Turns products into logits, the last lanes filled with [`PADDING`].
+    fn to_logits(&self, rows: &Range<usize>, tokens: &Range<usize>, output: &mut [f32]) {
         let width = tokens.len().next_multiple_of(LANES);
         vectorised(
             #[inline(always)]
@@ -100,6 +110,24 @@ impl<'a> Head<'a> {
     }
 }
 
+/// The products of some rows: for each chunk of the vocabulary, rows of [`CHUNK`].
+#[derive(Clone, Debug)]
+pub(crate) struct Slab {
+    rows: Range<usize>,
+    products: Vec<f32>,
+}
+
+impl Slab {
+    fn new(head: &Head, rows: Range<usize>) -> Self {
+        let products = vec![0.0; rows.len() * head.vocabulary().next_multiple_of(CHUNK)];
+        Self { rows, products }
+    }
+
+    fn chunks_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
+        self.products.chunks_mut(self.rows.len() * CHUNK)
+    }
+}
+
 /// Takes every row through the vocabulary. `update` gets the row's state, the row's index, the first token of a chunk, and the
 /// logits of each head in this chunk, padded to whole lanes. Returns the final state of each row.
 #[inline(always)]
@@ -107,14 +135,34 @@ pub(crate) fn scan<A: Clone + Default + Send, const H: usize>(
     heads: [Head; H],
     update: impl Fn(&mut A, usize, usize, [&[f32]; H]) + Send + Sync,
 ) -> Vec<A> {
+    scan_and_keep(heads, 0, update).0
+}
+
+/// The same, and the last head's products of the first rows: at most `kept` products.
+#[inline(always)]
+pub(crate) fn scan_and_keep<A: Clone + Default + Send, const H: usize>(
+    heads: [Head; H],
+    kept: usize,
+    update: impl Fn(&mut A, usize, usize, [&[f32]; H]) + Send + Sync,
+) -> (Vec<A>, Vec<Slab>) {
     let n = heads[0].rows();
+    let of_row = heads[H - 1].vocabulary().next_multiple_of(CHUNK);
     let blocks = blocks::map(n.div_ceil(SCAN_ROWS), |block| {
         let rows = block * SCAN_ROWS..((block + 1) * SCAN_ROWS).min(n);
+        let is_kept = rows.end * of_row <= kept;
+        let mut slab = is_kept.then(|| Slab::new(&heads[H - 1], rows.clone()));
+        let mut kept = slab.iter_mut().flat_map(Slab::chunks_mut);
         let mut states = vec![A::default(); rows.len()];
         let mut scratch = [(); H].map(|()| vec![0.0; SCAN_ROWS * CHUNK]);
         for tokens in heads[0].chunks() {
             for (head, scratch) in heads.iter().zip(&mut scratch) {
-                head.logits(&rows, &tokens, scratch);
+                head.products(&rows, &tokens, scratch);
+            }
+            if let Some(kept) = kept.next() {
+                kept.copy_from_slice(&scratch[H - 1][..kept.len()]);
+            }
+            for (head, scratch) in heads.iter().zip(&mut scratch) {
+                head.to_logits(&rows, &tokens, scratch);
             }
             let width = tokens.len().next_multiple_of(LANES);
             vectorised(
@@ -127,12 +175,14 @@ pub(crate) fn scan<A: Clone + Default + Send, const H: usize>(
                 },
             );
         }
-        states
+        drop(kept);
+        (states, slab)
     });
-    blocks.into_iter().flatten().collect()
+    let (states, slabs): (Vec<_>, Vec<_>) = blocks.into_iter().unzip();
+    (states.into_iter().flatten().collect(), slabs.into_iter().flatten().collect())
 }
 
-/// The wanted gradients of the hidden states and of the weight.
+/// The wanted gradients of the hidden states and of the weight. `kept` are the products that [`scan`] kept.
 ///
 /// `gradient` turns one row of a chunk in place: from arguments of the soft-cap's tanh (logits, if there is no soft-cap) into the
 /// gradients of the products `h·Wᵀ`. It gets the row's index, the first token of the chunk, the row, and the logits of `other`
@@ -141,52 +191,75 @@ pub(crate) fn scan<A: Clone + Default + Send, const H: usize>(
 pub(crate) fn backward(
     head: Head,
     other: Option<Head>,
+    kept: Vec<Slab>,
     [hidden_wanted, weight_wanted]: [bool; 2],
     gradient: impl Fn(usize, usize, &mut [f32], &[f32]) + Send + Sync,
 ) -> [Option<Vec<f32>>; 2] {
     let (n, d, vocabulary) = (head.rows(), head.d, head.vocabulary());
     let mut d_hidden = vec![0.0; if hidden_wanted { n * d } else { 0 }];
     let mut d_weight = vec![0.0; if weight_wanted { vocabulary * d } else { 0 }];
-    let slab_rows = (SLAB / vocabulary.max(1) / ROWS * ROWS).clamp(ROWS, 16 * ROWS).min(n);
-    let mut slab = vec![0.0; slab_rows * vocabulary.next_multiple_of(CHUNK)];
-
-    for first in (0..n).step_by(slab_rows.max(1)) {
+    let slab_rows = (SLAB / vocabulary.max(1) / ROWS * ROWS).clamp(ROWS, 16 * ROWS);
+    let first = kept.last().map_or(0, |slab| slab.rows.end);
+    let again = (first..n).step_by(slab_rows).map(|first| {
         let rows = first..(first + slab_rows).min(n);
-        let slices = [(&mut slab[..], slab_rows * CHUNK), (&mut d_weight[..], CHUNK * d)];
-        blocks::for_each_block(slices, |chunk, [slab, d_weight]| {
-            let tokens = chunk * CHUNK..((chunk + 1) * CHUNK).min(vocabulary);
+        (false, vec![Slab::new(&head, rows)])
+    });
+
+    for (is_computed, mut slabs) in iter::once((true, kept)).chain(again) {
+        let Some(first) = slabs.first().map(|slab| slab.rows.start) else { continue };
+        let end = slabs.last().map_or(first, |slab| slab.rows.end);
+        let rows: Vec<_> = slabs.iter().map(|slab| slab.rows.clone()).collect();
+        let tasks: Vec<_> = {
+            let mut products: Vec<_> = slabs.iter_mut().map(Slab::chunks_mut).collect();
+            let mut d_weights = d_weight.chunks_mut((CHUNK * d).max(1));
+            let of_chunk = |tokens| {
+                let slabs: Vec<_> = products.iter_mut().filter_map(Iterator::next).collect();
+                (tokens, slabs, d_weights.next())
+            };
+            head.chunks().map(of_chunk).collect()
+        };
+        blocks::for_each_item(tasks, |(tokens, slabs, mut d_weight)| {
             let width = tokens.len().next_multiple_of(LANES);
             let mut scratch = vec![0.0; if other.is_some() { ROWS * CHUNK } else { 0 }];
-            for first in rows.clone().step_by(ROWS) {
-                let some = first..(first + ROWS).min(rows.end);
-                let slab = &mut slab[(first - rows.start) * CHUNK..][..some.len() * CHUNK];
-                head.products(&some, &tokens, slab);
-                if let Some(other) = other {
-                    other.logits(&some, &tokens, &mut scratch);
+            for (rows, slab) in rows.iter().zip(slabs) {
+                for (first, slab) in rows.clone().step_by(ROWS).zip(slab.chunks_mut(ROWS * CHUNK)) {
+                    let some = first..(first + ROWS).min(rows.end);
+                    if !is_computed {
+                        head.products(&some, &tokens, slab);
+                    }
+                    if let Some(other) = other {
+                        other.logits(&some, &tokens, &mut scratch);
+                    }
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            for (i, row) in slab.chunks_exact_mut(CHUNK).enumerate() {
+                                let other = scratch.get(i * CHUNK..i * CHUNK + width);
+                                let other = other.unwrap_or_default();
+                                gradient(first + i, tokens.start, &mut row[..width], other);
+                            }
+                        },
+                    );
                 }
-                vectorised(
-                    #[inline(always)]
-                    || {
-                        for (i, row) in slab.chunks_exact_mut(CHUNK).enumerate() {
-                            let other = scratch.get(i * CHUNK..i * CHUNK + width);
-                            let other = other.unwrap_or_default();
-                            gradient(first + i, tokens.start, &mut row[..width], other);
-                        }
-                    },
-                );
-            }
-            if weight_wanted {
-                let slab = Matrix::strided(slab, rows.len(), tokens.len(), CHUNK);
-                multiply(d_weight, Write::Add, 1.0, slab.t(), head.hidden(&rows));
+                if let Some(d_weight) = &mut d_weight {
+                    let slab = Matrix::strided(slab, rows.len(), tokens.len(), CHUNK);
+                    multiply(d_weight, Write::Add, 1.0, slab.t(), head.hidden(rows));
+                }
             }
         });
         if hidden_wanted {
-            let d_hidden = &mut d_hidden[rows.start * d..rows.end * d];
+            // All slabs but the last have as many rows as the first.
+            let of_slab = rows[0].len();
+            let d_hidden = &mut d_hidden[first * d..end * d];
             blocks::for_each_block([(d_hidden, ROWS * d)], |block, [d_hidden]| {
+                let row = block * ROWS;
+                let slab = &slabs[row / of_slab];
                 for (chunk, tokens) in head.chunks().enumerate() {
-                    let slab = &slab[(chunk * slab_rows + block * ROWS) * CHUNK..];
-                    let slab = Matrix::strided(slab, d_hidden.len() / d, tokens.len(), CHUNK);
-                    multiply(d_hidden, Write::Add, 1.0, slab, head.weight(&tokens));
+                    let first = chunk * slab.rows.len() + row % of_slab;
+                    let products = &slab.products[first * CHUNK..];
+                    let products =
+                        Matrix::strided(products, d_hidden.len() / d, tokens.len(), CHUNK);
+                    multiply(d_hidden, Write::Add, 1.0, products, head.weight(&tokens));
                 }
             });
         }

@@ -50,6 +50,16 @@ pub(crate) enum Operand {
     Autodiff(FloatTensor<Autodiff<Flex>>, DispatchAutodiffContext),
 }
 
+impl Operand {
+    /// Whether a gradient reaches it.
+    pub fn is_tracked(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            Self::Autodiff(tensor, _) => tensor.is_tracked(),
+        }
+    }
+}
+
 /// `tensor` as an operand of a fast path; `None` if it isn't a float32 tensor on Flex.
 pub(crate) fn operand<const D: usize>(tensor: &Tensor<D>) -> Option<Operand> {
     if tensor.dtype() != DType::F32 {
