@@ -50,34 +50,83 @@ pub fn adamw_step<const D: usize>(
         m.dims(),
         v.dims()
     );
+    let flat = |x: Tensor<D>| x.reshape([shape.iter().product::<usize>()]);
+    let moved = adamw_steps(vec![[param, grad, m, v].map(flat)], step, options);
+    let Ok([moved]) = <[_; 1]>::try_from(moved) else { unreachable!("one for one") };
+    moved.map(|x| x.reshape(shape)).into()
+}
+
+/// [`adamw_step`] for many parameters, on GPUs several of them in one kernel: `[param, grad, m, v]` of each becomes `[param, m, v]`.
+///
+/// # Shapes
+/// * `param`, `grad`, `m`, `v` of a parameter: `[n]`
+pub fn adamw_steps(
+    parameters: Vec<[Tensor<1>; 4]>,
+    step: usize,
+    options: &AdamW,
+) -> Vec<[Tensor<1>; 3]> {
     assert!(step > 0, "adamw_step: steps count from 1");
-    assert!(
-        ![&param, &grad, &m, &v].into_iter().any(Tensor::is_autodiff),
-        "adamw_step: the tensors must be outside autodiff (`Tensor::inner`)"
-    );
-    let _within = profile::operation("adamw_step", || 0.0);
-    // The gradient is read, the others are read and written.
-    profile::moved(|| {
-        let sizes = [&param, &m, &v].map(|x| 2 * x.dtype().size()).iter().sum::<usize>();
-        (param.shape().num_elements() * (sizes + grad.dtype().size())) as f64
-    });
-    #[cfg(feature = "flex")]
-    if [&param, &grad, &m, &v].into_iter().all(crate::flex::is_plain) {
-        let take = crate::flex::take::<Tensor<D>>;
-        return fast([take(param), take(m), take(v)], take(grad), step, options)
-            .map(|tensor| Tensor::from_dispatch(crate::flex::plain(tensor)))
-            .into();
+    for of_one in &parameters {
+        let [counts @ .., _] = of_one.each_ref().map(|x| x.dims()[0]);
+        let count = of_one[3].dims()[0];
+        assert!(counts == [count; 3], "adamw_step: {counts:?} and {count} differ in length");
+        assert!(
+            !of_one.iter().any(Tensor::is_autodiff),
+            "adamw_step: the tensors must be outside autodiff (`Tensor::inner`)"
+        );
     }
     #[cfg(feature = "cube")]
-    if [&param, &grad, &m, &v].into_iter().all(crate::cube::takes) {
-        let flat = |x: Tensor<D>| x.reshape([shape.iter().product::<usize>()]);
-        let inputs = [param, m, v, grad].map(|x| flat(x).into());
-        let kernel = crate::cube::update::AdamWStep(options.coefficients(step));
-        return crate::cube::run(kernel, inputs)
-            .map(|x| Tensor::<1>::from(x).reshape(shape))
-            .into();
+    if parameters.iter().flatten().all(crate::cube::takes) {
+        return kernels(parameters, step, options);
     }
-    definition(param, grad, m, v, step, options)
+    let one = |of_one: [Tensor<1>; 4]| {
+        let _within = watched(std::slice::from_ref(&of_one));
+        #[cfg(feature = "flex")]
+        if of_one.iter().all(crate::flex::is_plain) {
+            let [param, grad, m, v] = of_one.map(crate::flex::take);
+            return fast([param, m, v], grad, step, options)
+                .map(|tensor| Tensor::from_dispatch(crate::flex::plain(tensor)));
+        }
+        let [param, grad, m, v] = of_one;
+        definition(param, grad, m, v, step, options).into()
+    };
+    parameters.into_iter().map(one).collect()
+}
+
+fn watched(parameters: &[[Tensor<1>; 4]]) -> impl Drop + use<> {
+    let within = profile::operation("adamw_step", || 0.0);
+    // The gradient is read, the others are read and written.
+    profile::moved(|| {
+        let bytes = |x: &Tensor<1>| (x.shape().num_elements() * x.dtype().size()) as f64;
+        let of_one = |[param, grad, m, v]: &[Tensor<1>; 4]| {
+            2.0 * (bytes(param) + bytes(m) + bytes(v)) + bytes(grad)
+        };
+        parameters.iter().map(of_one).sum()
+    });
+    within
+}
+
+#[cfg(feature = "cube")]
+fn kernels(parameters: Vec<[Tensor<1>; 4]>, step: usize, options: &AdamW) -> Vec<[Tensor<1>; 3]> {
+    use crate::cube::{run_of_many, update};
+
+    let types = |of_one: &[Tensor<1>; 4]| of_one.each_ref().map(|x| x.dtype());
+    let groups = update::groups(parameters, types);
+    let moved = groups.into_iter().flat_map(|group| {
+        let _within = watched(&group);
+        let mut kinds = [const { Vec::new() }; 4];
+        for of_one in group {
+            kinds.iter_mut().zip(of_one).for_each(|(kind, tensor)| kind.push(tensor.into()));
+        }
+        let [params, grads, m, v] = kinds;
+        let count = params.len();
+        let inputs = [params, m, v, grads].into_iter().flatten().collect();
+        let kernel = update::AdamWSteps(options.coefficients(step));
+        let mut moved = run_of_many(kernel, inputs).into_iter().map(Into::into);
+        let [params, m, v] = [(); 3].map(|()| moved.by_ref().take(count).collect::<Vec<_>>());
+        params.into_iter().zip(m).zip(v).map(|((param, m), v)| [param, m, v]).collect::<Vec<_>>()
+    });
+    moved.collect()
 }
 
 /// [`adamw_step`] in plain tensor operations.

@@ -9,7 +9,7 @@
 //! |---|---|
 //! | float32 on Flex | the fast path, with SIMD on all cores |
 //! | float64 and half precision on Flex | blocked, in tensor operations |
-//! | float32 and half precision on GPUs (features `cuda`, `wgpu`) | blocked, with Burn's matrix products and the kernels in `cube` between them (attention weights, everything computed from logits, pooled features); a kernel for `rms_norm`, `adamw_step` and `sums_of_squares`; tensor operations, which Burn fuses, for element-wise operations |
+//! | float32 and half precision on GPUs (features `cuda`, `wgpu`) | blocked, with Burn's matrix products and the kernels in `cube` between them (attention weights, everything computed from logits, pooled features); a kernel for `rms_norm`, for `rotary`, and for several parameters in `adamw_steps` and `sums_of_squares`; tensor operations, which Burn fuses, for element-wise operations |
 //! | float64 on GPUs | blocked, in tensor operations |
 //!
 //! # Invariants
@@ -73,7 +73,7 @@ mod statistics;
 mod testing;
 mod top_k;
 
-pub use adamw::{AdamW, adamw_step};
+pub use adamw::{AdamW, adamw_step, adamw_steps};
 pub use attention::{
     AttentionOptions, FlatRows, TextStarts, causal_attention, flat_attention, packed_attention,
 };

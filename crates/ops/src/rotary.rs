@@ -29,6 +29,14 @@ pub fn rotary(x: Tensor<4>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<4> {
     {
         return Tensor::from_dispatch(output);
     }
+    #[cfg(feature = "cube")]
+    if crate::cube::takes(&x) && [&cos, &sin].into_iter().all(crate::cube::takes) {
+        let [cos, sin] = [&cos, &sin].map(|table| table.clone().without_autodiff());
+        let operation = crate::cube::rotary::Rotary { cos, sin };
+        if let Some(output) = crate::graph::apply(operation, [x.clone().into_dispatch()]) {
+            return Tensor::from_dispatch(output);
+        }
+    }
     definition(x, cos, sin)
 }
 

@@ -9,9 +9,9 @@ use std::{collections::BTreeMap, path::Path};
 use anyhow::{Result, anyhow, bail};
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
-    tensor::{Gradients, Tensor, TensorData},
+    tensor::{Gradients, Shape, Tensor, TensorData},
 };
-use fpo_ops::{AdamW, adamw_step, profile, sums_of_squares};
+use fpo_ops::{AdamW, adamw_steps, profile, sums_of_squares};
 use fpo_transformer::{
     LanguageModel, Tape,
     tensor_file::{self, Files, Stored},
@@ -87,13 +87,11 @@ impl GradientMap {
     /// The Euclidean norm of all gradients together.
     pub fn norm(&self) -> f64 {
         let _clipping = profile::part("clipping");
-        let squares: Vec<_> = self.0.values().cloned().map(sums_of_squares).collect();
-        if squares.is_empty() {
+        if self.0.is_empty() {
             return 0.0;
         }
-        // One read from the device for all of them.
-        let squares: Vec<f64> = Tensor::cat(squares, 0).into_data().iter::<f64>().collect();
-        squares.iter().sum::<f64>().sqrt()
+        let squares = sums_of_squares(self.0.values().cloned().collect());
+        squares.into_data().iter::<f64>().sum::<f64>().sqrt()
     }
 }
 
@@ -114,6 +112,72 @@ pub struct Optimizer {
     total_steps: usize,
     step: usize,
     moments: BTreeMap<String, Moments>,
+}
+
+/// A parameter with its gradient, taken out of the model: in place, only the only owner can move it.
+struct Taken {
+    name: String,
+    shape: Shape,
+    /// Flattened.
+    weights: Tensor<1>,
+    /// Flattened.
+    gradient: Tensor<1>,
+}
+
+/// Takes the parameters that have a gradient out of a model and leaves one element in their place.
+struct Take {
+    path: Vec<String>,
+    gradients: GradientMap,
+    taken: Vec<Taken>,
+}
+
+impl ModuleMapper for Take {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_owned());
+    }
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let name = self.path.join(".");
+        let Some(gradient) = self.gradients.0.remove(&name) else { return param };
+        param.map(|weights| {
+            let (shape, placeholder) = (weights.shape(), Tensor::empty([1; D], &weights.device()));
+            let weights = flat(weights.without_autodiff());
+            self.taken.push(Taken { name, shape, weights, gradient });
+            placeholder
+        })
+    }
+}
+
+/// A parameter after a step.
+struct Moved {
+    shape: Shape,
+    /// Flattened.
+    weights: Tensor<1>,
+}
+
+/// Puts parameters back into their places in a model.
+struct Put {
+    path: Vec<String>,
+    moved: BTreeMap<String, Moved>,
+}
+
+impl ModuleMapper for Put {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_owned());
+    }
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        match self.moved.remove(&self.path.join(".")) {
+            Some(Moved { shape, weights }) => {
+                param.map(|_| weights.reshape::<D, _>(shape).autodiff().require_grad())
+            }
+            None => param,
+        }
+    }
 }
 
 /// What one step of the optimiser used.
@@ -152,76 +216,63 @@ impl Optimizer {
         model: LanguageModel,
         gradients: GradientMap,
     ) -> (LanguageModel, StepInfo) {
-        struct Update<'a> {
-            path: Vec<String>,
-            optimizer: &'a mut Optimizer,
-            gradients: GradientMap,
-            clip: f64,
-            learning_rate: f64,
-        }
-        impl ModuleMapper for Update<'_> {
-            fn enter_module(&mut self, name: &str, _container: &str) {
-                self.path.push(name.to_owned());
-            }
-            fn exit_module(&mut self, _name: &str, _container: &str) {
-                self.path.pop();
-            }
-            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-                let name = self.path.join(".");
-                let Some(gradient) = self.gradients.0.remove(&name) else { return param };
-                param.map(|weights| {
-                    let shape = weights.dims();
-                    let weights = flat(weights.without_autodiff());
-                    let (clip, learning_rate) = (self.clip, self.learning_rate);
-                    let weights =
-                        self.optimizer.update(name, weights, gradient, clip, learning_rate);
-                    weights.reshape(shape).autodiff().require_grad()
-                })
-            }
-        }
         let grad_norm = gradients.norm();
         let learning_rate = self.learning_rate(self.step);
         self.step += 1;
         let clip = (self.settings.max_grad_norm / (grad_norm + 1e-6)).min(1.0);
-        let mut update =
-            Update { path: Vec::new(), optimizer: self, gradients, clip, learning_rate };
-        let model = model.map(&mut update);
+        let mut take = Take { path: Vec::new(), gradients, taken: Vec::new() };
+        let model = model.map(&mut take);
+        let moved = self.update(take.taken, clip, learning_rate);
+        let model = model.map(&mut Put { path: Vec::new(), moved });
         (model, StepInfo { grad_norm, learning_rate })
     }
 
-    /// Moves a parameter by its gradient times `grad_scale`.
+    /// Moves parameters by their gradients times `grad_scale`. Returns them by their names.
     fn update(
         &mut self,
-        name: String,
-        w: Tensor<1>,
-        g: Tensor<1>,
+        parameters: Vec<Taken>,
         grad_scale: f64,
         lr: f64,
-    ) -> Tensor<1> {
+    ) -> BTreeMap<String, Moved> {
         let weight_decay = self.settings.weight_decay;
-        let moments = self.moments.remove(&name);
-        match self.settings.kind {
+        let (mut names, mut tensors) = (Vec::new(), Vec::new());
+        for Taken { name, shape, weights, gradient } in parameters {
+            let moments = self.moments.remove(&name);
+            tensors.push((weights, gradient, moments));
+            names.push((name, shape));
+        }
+        let moved: Vec<(Tensor<1>, Moments)> = match self.settings.kind {
             OptimizerKind::Adamw => {
-                let (m, v) = match moments {
-                    Some(Moments { first: Some(m), second: v }) => (m, v),
-                    _ => (g.zeros_like(), g.zeros_like()),
-                };
+                let states = tensors.into_iter().map(|(w, g, moments)| {
+                    let (m, v) = match moments {
+                        Some(Moments { first: Some(m), second: v }) => (m, v),
+                        _ => (g.zeros_like(), g.zeros_like()),
+                    };
+                    [w, g, m, v]
+                });
                 let [beta1, beta2] = self.settings.betas;
                 let options = AdamW { lr, beta1, beta2, eps: 1e-8, weight_decay, grad_scale };
-                let (w, m, v) = adamw_step(w, g, m, v, self.step, &options);
-                self.moments.insert(name, Moments { first: Some(m), second: v });
-                w
+                let moved = adamw_steps(states.collect(), self.step, &options).into_iter();
+                moved.map(|[w, m, v]| (w, Moments { first: Some(m), second: v })).collect()
             }
             OptimizerKind::Rmsprop => {
-                // v ← 0.99 v + 0.01 g², w ← w − lr · g / (√v + 1e-8): torch.optim.RMSprop's defaults.
-                let g = g * grad_scale;
-                let v = moments.map_or_else(|| g.zeros_like(), |m| m.second);
-                let v = v * 0.99 + g.clone().square() * 0.01;
-                let w = w * (1.0 - lr * weight_decay) - g / (v.clone().sqrt() + 1e-8) * lr;
-                self.moments.insert(name, Moments { first: None, second: v });
-                w
+                let moved = tensors.into_iter().map(|(w, g, moments)| {
+                    // v ← 0.99 v + 0.01 g², w ← w − lr · g / (√v + 1e-8): torch.optim.RMSprop's defaults.
+                    let g = g * grad_scale;
+                    let v = moments.map_or_else(|| g.zeros_like(), |m| m.second);
+                    let v = v * 0.99 + g.clone().square() * 0.01;
+                    let w = w * (1.0 - lr * weight_decay) - g / (v.clone().sqrt() + 1e-8) * lr;
+                    (w, Moments { first: None, second: v })
+                });
+                moved.collect()
             }
+        };
+        let mut result = BTreeMap::new();
+        for ((name, shape), (weights, moments)) in names.into_iter().zip(moved) {
+            self.moments.insert(name.clone(), moments);
+            result.insert(name, Moved { shape, weights });
         }
+        result
     }
 
     /// Writes the moments as safetensors, those of a tensor held in parts as one. The number of the step is the caller's to keep.

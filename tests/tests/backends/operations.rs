@@ -293,13 +293,44 @@ fn adamw() {
     }
 }
 
+/// More parameters than a kernel takes, of different lengths; one alone is the oracle.
+#[test]
+fn many_parameters_at_once() {
+    let Some([_, device]) = devices() else { return };
+    let options =
+        AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, grad_scale: 0.5 };
+    let counts: Vec<usize> = (0..70).map(|i| [1, 1023, 1024, 70_001, 3][i % 5] + i).collect();
+    let states = || -> Vec<[Tensor<1>; 4]> {
+        let of_one = |(i, &count): (usize, &usize)| {
+            [0, 1, 2, 3].map(|kind| {
+                let x = random(4 * i as u64 + kind, [1, count], 1.0, &device).squeeze_dim(0);
+                if kind == 3 { x.abs() } else { x }
+            })
+        };
+        counts.iter().enumerate().map(of_one).collect()
+    };
+    let together = fpo_ops::adamw_steps(states(), 3, &options);
+    assert_eq!(together.len(), counts.len());
+    let (mut squares, mut tensors) = (0.0, Vec::new());
+    for ([p, g, m, v], found) in states().into_iter().zip(together) {
+        squares += values(&g).iter().map(|g| g * g).sum::<f64>();
+        tensors.push(g.clone());
+        let alone = fpo_ops::adamw_step(p, g, m, v, 3, &options);
+        for (found, alone) in found.iter().zip([alone.0, alone.1, alone.2]) {
+            assert_eq!(values(found), values(&alone));
+        }
+    }
+    let found = values(&fpo_ops::sums_of_squares(tensors)).iter().sum::<f64>();
+    close("squares of many", &[found], &[squares], TOLERANCE);
+}
+
 #[test]
 fn sums_of_squares() {
     let Some(devices) = devices() else { return };
     for count in [1, 255, 70_000, 200_001] {
         let [expected, found] = devices.clone().map(|device| {
             let x = random(1, [1, count], 1.0, &device).squeeze_dim::<1>(0);
-            vec![values(&fpo_ops::sums_of_squares(x)).iter().sum::<f64>()]
+            vec![values(&fpo_ops::sums_of_squares(vec![x])).iter().sum::<f64>()]
         });
         close(&format!("squares of {count}"), &found, &expected, TOLERANCE);
     }

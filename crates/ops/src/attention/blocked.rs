@@ -37,8 +37,8 @@ struct Sizes {
 
 impl Sizes {
     fn of([q, k]: [&Tensor<4>; 2]) -> Self {
-        let [batch, tokens, heads, width] = q.dims();
-        let [_, kv_tokens, kv_heads, _] = k.dims();
+        let [batch, heads, tokens, width] = q.dims();
+        let [_, kv_heads, kv_tokens, _] = k.dims();
         Self { batch, kv_heads, group: heads / kv_heads, tokens, kv_tokens, width }
     }
 
@@ -52,27 +52,27 @@ impl Sizes {
         queries.start + offset..queries.end + offset
     }
 
-    /// The queries of a block, grouped by key-value head: `[batch, tokens, heads, head_dim]` →
+    /// The queries of a block, grouped by key-value head: `[batch, heads, tokens, head_dim]` →
     /// `[batch · kv_heads, group · block, head_dim]`.
     fn queries(&self, x: &Tensor<4>, block: &Range<usize>) -> Tensor<3> {
         let Self { batch, kv_heads, group, width, .. } = *self;
-        let x = x.clone().narrow(1, block.start, block.len()).swap_dims(1, 2);
+        let x = x.clone().narrow(2, block.start, block.len());
         x.reshape([batch * kv_heads, group * block.len(), width])
     }
 
     /// The reverse.
     fn ungrouped_queries(&self, x: Tensor<3>, block: &Range<usize>) -> Tensor<4> {
-        x.reshape([self.batch, self.heads(), block.len(), self.width]).swap_dims(1, 2)
+        x.reshape([self.batch, self.heads(), block.len(), self.width])
     }
 
-    /// `[batch, kv_tokens, kv_heads, head_dim]` → `[batch · kv_heads, kv_tokens, head_dim]`.
+    /// `[batch, kv_heads, kv_tokens, head_dim]` → `[batch · kv_heads, kv_tokens, head_dim]`.
     fn keys(&self, x: Tensor<4>) -> Tensor<3> {
-        x.swap_dims(1, 2).reshape([self.batch * self.kv_heads, self.kv_tokens, self.width])
+        x.reshape([self.batch * self.kv_heads, self.kv_tokens, self.width])
     }
 
     /// The reverse.
     fn ungrouped_keys(&self, x: Tensor<3>) -> Tensor<4> {
-        x.reshape([self.batch, self.kv_heads, self.kv_tokens, self.width]).swap_dims(1, 2)
+        x.reshape([self.batch, self.kv_heads, self.kv_tokens, self.width])
     }
 
     /// `[batch, heads, block, keys]` → `[batch · kv_heads, group · block, keys]`
@@ -253,11 +253,13 @@ impl Blocked {
     }
 }
 
-impl Operation<3> for Blocked {
-    type Saved = ();
-
-    fn forward(&self, inputs: [Plain; 3]) -> (Plain, ()) {
-        let [q, k, v] = inputs.map(Tensor::<4>::from);
+impl Blocked {
+    /// The outputs, of the shape of the queries.
+    ///
+    /// # Shapes
+    /// * queries: `[batch, heads, tokens, head_dim]`
+    /// * keys, values: `[batch, kv_heads, kv_tokens, head_dim]`
+    pub fn of_heads(&self, [q, k, v]: [Tensor<4>; 3]) -> Tensor<4> {
         let (sizes, path) = (Sizes::of([&q, &k]), self.path(&q));
         let (k, v) = (sizes.keys(k), sizes.keys(v));
         let blocks = self.blocks(&sizes).map(|block| {
@@ -265,20 +267,17 @@ impl Operation<3> for Blocked {
             let weights = self.weights(&path, &sizes, &block, products);
             sizes.ungrouped_queries(weights.matmul(block.of_keys(&v)), &block.queries)
         });
-        (Tensor::cat(blocks.collect(), 1).into(), ())
+        Tensor::cat(blocks.collect(), 2)
     }
 
-    /// With p the weights, g the gradient of a block, `dp = g·vᵀ` and `ds` from [`Blocked::differentiate`]:
-    /// `dq = ds·k`, `dk = dsᵀ·q`, `dv = pᵀ·g`.
-    fn backward(
+    /// The wanted gradients, given that of the outputs. With p the weights, g the gradient of a block, `dp = g·vᵀ` and `ds` from
+    /// [`Blocked::differentiate`]: `dq = ds·k`, `dk = dsᵀ·q`, `dv = pᵀ·g`.
+    pub fn backward_of_heads(
         &self,
-        inputs: [Plain; 3],
-        (): (),
-        gradient: Plain,
+        [q, k, v]: [Tensor<4>; 3],
+        gradient: &Tensor<4>,
         wanted: [bool; 3],
-    ) -> [Option<Plain>; 3] {
-        let [q, k, v] = inputs.map(Tensor::<4>::from);
-        let gradient = Tensor::<4>::from(gradient);
+    ) -> [Option<Tensor<4>>; 3] {
         let (sizes, path) = (Sizes::of([&q, &k]), self.path(&q));
         let dtype = FloatDType::from(q.dtype());
         let (k, v) = (sizes.keys(k), sizes.keys(v));
@@ -287,10 +286,13 @@ impl Operation<3> for Blocked {
         for block in self.blocks(&sizes) {
             let among_all = |x: Tensor<3>| {
                 let after = sizes.kv_tokens - block.keys.end;
-                at_least_f32(x).pad([(0, 0), (block.keys.start, after), (0, 0)], 0.0)
+                match (block.keys.start, after) {
+                    (0, 0) => at_least_f32(x),
+                    (before, after) => at_least_f32(x).pad([(0, 0), (before, after), (0, 0)], 0.0),
+                }
             };
             let (q, g) =
-                (sizes.queries(&q, &block.queries), sizes.queries(&gradient, &block.queries));
+                (sizes.queries(&q, &block.queries), sizes.queries(gradient, &block.queries));
             let products = q.clone().matmul(block.of_keys(&k).transpose());
             let (p, d_s) = match wanted[0] || wanted[1] {
                 true => {
@@ -311,9 +313,33 @@ impl Operation<3> for Blocked {
                 d_k = Some(add(d_k, among_all(d_s.transpose().matmul(q))));
             }
         }
-        let [d_k, d_v] =
-            [d_k, d_v].map(|sum| sum.map(|x| sizes.ungrouped_keys(x.cast(dtype)).into()));
-        [wanted[0].then(|| Tensor::cat(d_q, 1).into()), d_k, d_v]
+        let [d_k, d_v] = [d_k, d_v].map(|sum| sum.map(|x| sizes.ungrouped_keys(x.cast(dtype))));
+        [wanted[0].then(|| Tensor::cat(d_q, 2)), d_k, d_v]
+    }
+}
+
+/// `[batch, tokens, heads, head_dim]` → `[batch, heads, tokens, head_dim]`, and the reverse.
+fn swapped(x: Tensor<4>) -> Tensor<4> {
+    x.swap_dims(1, 2)
+}
+
+impl Operation<3> for Blocked {
+    type Saved = ();
+
+    fn forward(&self, inputs: [Plain; 3]) -> (Plain, ()) {
+        (swapped(self.of_heads(inputs.map(|x| swapped(x.into())))).into(), ())
+    }
+
+    fn backward(
+        &self,
+        inputs: [Plain; 3],
+        (): (),
+        gradient: Plain,
+        wanted: [bool; 3],
+    ) -> [Option<Plain>; 3] {
+        let inputs = inputs.map(|x| swapped(x.into()));
+        let gradients = self.backward_of_heads(inputs, &swapped(gradient.into()), wanted);
+        gradients.map(|gradient| gradient.map(|x| swapped(x).into()))
     }
 }
 

@@ -50,20 +50,12 @@ impl Row {
 struct Copies {
     /// The token of each cell; any in one that pads.
     token: Tensor<1, Int>,
-    /// Whether a cell pads or is the second of its token, `[cells, 1, 1]`.
-    is_copy: Tensor<3, Bool>,
+    /// The same, but -1 in a cell that pads or is the second of its token.
+    own_token: Tensor<1, Int>,
     /// The cell of each token, in the first of its rows.
     cell: Tensor<1, Int>,
-    /// If tokens are shared.
-    second: Option<Second>,
-}
-
-#[derive(Clone, Debug)]
-struct Second {
-    /// The cell of each token in the second of its rows; any if it has one.
-    cell: Tensor<1, Int>,
-    /// Whether it has one, `[tokens, 1, 1]`.
-    is_missing: Tensor<3, Bool>,
+    /// The cell of each token in the second of its rows, or -1. `None` if no token has one.
+    second: Option<Tensor<1, Int>>,
 }
 
 impl FlatRows {
@@ -76,7 +68,7 @@ impl FlatRows {
         let width = rows.iter().map(length).max().unwrap_or(0);
         let count = rows.iter().flatten().map(|range| range.end).max().unwrap_or(0);
         let mut token = vec![0; rows.len() * width];
-        let mut is_copy = vec![true; rows.len() * width];
+        let mut own_token = vec![None; rows.len() * width];
         let (mut cell, mut second) = (vec![None; count], vec![None; count]);
         let mut found = Vec::with_capacity(rows.len());
         for (row, ranges) in rows.iter().enumerate() {
@@ -85,7 +77,7 @@ impl FlatRows {
                 let here = row * width + position;
                 token[here] = at;
                 let Some(first) = cell[at] else {
-                    (cell[at], is_copy[here]) = (Some(here), false);
+                    (cell[at], own_token[here]) = (Some(here), Some(at));
                     continue;
                 };
                 let alike = first % width == position && second[at].is_none();
@@ -98,30 +90,22 @@ impl FlatRows {
         }
         let cell: Option<Vec<usize>> = cell.into_iter().collect();
         let cell = cell.unwrap_or_else(|| panic!("each of {count} tokens has to be in a row"));
-        let index = |places: Vec<usize>| {
+        let index = |places: &mut dyn Iterator<Item = Option<usize>>| {
+            let places: Vec<i32> = places.map(|place| place.map_or(-1, |at| at as i32)).collect();
             let shape = [places.len()];
-            let places: Vec<i32> = places.into_iter().map(|place| place as i32).collect();
             let data = TensorData::new(places, shape);
             Tensor::<1, Int>::from_data(data, device).without_autodiff()
         };
-        let mask = |of: Vec<bool>| {
-            let shape = [of.len(), 1, 1];
-            let data = TensorData::new(of, shape);
-            Tensor::<3, Bool>::from_data(data, device).without_autodiff()
-        };
-        let second = second.iter().any(Option::is_some).then(|| Second {
-            is_missing: mask(second.iter().map(Option::is_none).collect()),
-            cell: index(second.into_iter().map(Option::unwrap_or_default).collect()),
-        });
+        let is_shared = second.iter().any(Option::is_some);
         Self {
             rows: found.into(),
             width,
             positions: cell.iter().map(|cell| cell % width).collect(),
             copies: Arc::new(Copies {
-                token: index(token),
-                is_copy: mask(is_copy),
-                cell: index(cell),
-                second,
+                token: index(&mut token.into_iter().map(Some)),
+                own_token: index(&mut own_token.into_iter()),
+                cell: index(&mut cell.into_iter().map(Some)),
+                second: is_shared.then(|| index(&mut second.into_iter())),
             }),
         }
     }
@@ -219,7 +203,8 @@ pub fn definition(
     masked(q, k, v, options, hidden)
 }
 
-/// In tensor operations, around attention over padded rows.
+/// Around attention over padded rows: from flat tokens `[1, tokens, heads, head_dim]` to `[rows, heads, width, head_dim]` and back, by
+/// a kernel on GPUs, in tensor operations elsewhere.
 #[derive(Clone, Debug)]
 struct Flat {
     inner: Blocked,
@@ -227,51 +212,64 @@ struct Flat {
 }
 
 impl Flat {
-    /// Copies tokens `[1, tokens, heads, head_dim]` to cells `[cells, heads, head_dim]`.
-    fn to_cells(&self, x: Plain) -> Tensor<3> {
-        by_token(x).select(0, self.rows.copies.token.clone())
+    /// Copies tokens to the cells that have one in `tokens`, and zero to others.
+    fn to_heads(&self, x: Plain, tokens: &Tensor<1, Int>) -> Tensor<4> {
+        #[cfg(feature = "cube")]
+        if crate::cube::takes(&Tensor::<4>::from(x.clone())) {
+            return self.shape().heads(x, tokens);
+        }
+        let x: Tensor<3> = Tensor::<4>::from(x).squeeze_dim(0);
+        let [_, heads, head_dim] = x.dims();
+        let cells = select(x, tokens);
+        cells.reshape([self.rows.rows.len(), self.rows.width, heads, head_dim]).swap_dims(1, 2)
     }
 
-    /// As padded rows, `[rows, width, heads, head_dim]`.
-    fn as_rows(&self, cells: Tensor<3>) -> Plain {
-        let [_, heads, head_dim] = cells.dims();
-        cells.reshape([self.rows.rows.len(), self.rows.width, heads, head_dim]).into()
+    /// Copies each token's cell in the first of its rows.
+    fn to_tokens(&self, x: Tensor<4>) -> Plain {
+        self.tokens_of(x, None)
     }
 
-    /// Copies each token's cell in the first of its rows, `[1, tokens, heads, head_dim]`.
-    fn to_tokens(&self, cells: Plain) -> Plain {
-        let tokens = by_token(cells).select(0, self.rows.copies.cell.clone());
-        tokens.unsqueeze::<4>().into()
+    /// The sum of each token's cells.
+    fn sum_to_tokens(&self, x: Tensor<4>) -> Plain {
+        self.tokens_of(x, self.rows.copies.second.as_ref())
     }
 
-    /// The sum of each token's cells, `[1, tokens, heads, head_dim]`.
-    fn sum_to_tokens(&self, cells: Plain) -> Plain {
-        let Some(second) = &self.rows.copies.second else { return self.to_tokens(cells) };
-        // In one shape until the end, so that the sum is fused with both selections.
-        let cells = by_token(cells);
-        let first = cells.clone().select(0, self.rows.copies.cell.clone());
-        let again = zero_where(cells.select(0, second.cell.clone()), &second.is_missing);
-        (first + again).unsqueeze::<4>().into()
+    fn tokens_of(&self, x: Tensor<4>, second: Option<&Tensor<1, Int>>) -> Plain {
+        let cell = &self.rows.copies.cell;
+        #[cfg(feature = "cube")]
+        if crate::cube::takes(&x) {
+            return self.shape().tokens(x, cell, second);
+        }
+        let cells: Tensor<3> = x.swap_dims(1, 2).flatten(0, 1);
+        let first = select(cells.clone(), cell);
+        let sum = match second {
+            Some(second) => first + select(cells, second),
+            None => first,
+        };
+        sum.unsqueeze::<4>().into()
+    }
+
+    #[cfg(feature = "cube")]
+    fn shape(&self) -> crate::cube::rows::Rows {
+        crate::cube::rows::Rows { rows: self.rows.rows.len(), width: self.rows.width }
     }
 }
 
-fn zero_where(x: Tensor<3>, mask: &Tensor<3, Bool>) -> Tensor<3> {
-    let shape = x.dims();
-    x.mask_fill(mask.clone().expand(shape), 0.0)
-}
-
-/// `[…, heads, head_dim]` → `[all before, heads, head_dim]`.
-fn by_token(x: Plain) -> Tensor<3> {
-    Tensor::<4>::from(x).flatten(0, 1)
+/// Rows of x, and zero where the place is -1.
+fn select(x: Tensor<3>, places: &Tensor<1, Int>) -> Tensor<3> {
+    let [_, heads, head_dim] = x.dims();
+    let [count] = places.dims();
+    let is_missing = places.clone().lower_elem(0).reshape([count, 1, 1]);
+    let is_missing = is_missing.expand([count, heads, head_dim]);
+    x.select(0, places.clone().clamp_min(0)).mask_fill(is_missing, 0.0)
 }
 
 impl Operation<3> for Flat {
     type Saved = ();
 
     fn forward(&self, inputs: [Plain; 3]) -> (Plain, ()) {
-        let rows = inputs.map(|x| self.as_rows(self.to_cells(x)));
-        let (output, ()) = self.inner.forward(rows);
-        (self.to_tokens(output), ())
+        let heads = inputs.map(|x| self.to_heads(x, &self.rows.copies.token));
+        (self.to_tokens(self.inner.of_heads(heads)), ())
     }
 
     /// No output of a copy is used, so its gradient is zero: its query gets none, and passes none on to keys and values.
@@ -282,9 +280,9 @@ impl Operation<3> for Flat {
         gradient: Plain,
         wanted: [bool; 3],
     ) -> [Option<Plain>; 3] {
-        let gradient = zero_where(self.to_cells(gradient), &self.rows.copies.is_copy);
-        let rows = inputs.map(|x| self.as_rows(self.to_cells(x)));
-        let [q, k, v] = self.inner.backward(rows, (), self.as_rows(gradient), wanted);
+        let gradient = self.to_heads(gradient, &self.rows.copies.own_token);
+        let heads = inputs.map(|x| self.to_heads(x, &self.rows.copies.token));
+        let [q, k, v] = self.inner.backward_of_heads(heads, &gradient, wanted);
         [
             q.map(|q| self.to_tokens(q)),
             k.map(|k| self.sum_to_tokens(k)),

@@ -39,11 +39,10 @@ impl Matrix {
         Self::new(empty_device_dtype(client, device, description.shape.clone(), description.dtype))
     }
 
-    /// The same values in a buffer without other owners.
-    pub fn owned(self) -> Self {
-        match self.tensor.can_mut() {
-            true => self,
-            false => Self::new(self.tensor.copy()),
+    /// Copies the values if the buffer has another owner.
+    pub fn make_owned(&mut self) {
+        if !self.tensor.can_mut() {
+            *self = Self::new(self.tensor.clone().copy());
         }
     }
 
@@ -83,9 +82,9 @@ impl Matrix {
 }
 
 /// The index type that reaches every element of these tensors.
-pub(super) fn address<const N: usize>(tensors: [&Matrix; N]) -> AddressType {
-    let types = tensors.map(|rows| rows.tensor.required_address_type());
-    types.into_iter().max().unwrap_or_default()
+pub(super) fn address<'a>(tensors: impl IntoIterator<Item = &'a Matrix>) -> AddressType {
+    let types = tensors.into_iter().map(|rows| rows.tensor.required_address_type());
+    types.max().unwrap_or_default()
 }
 
 /// The distance between rows; `None` if it isn't the same everywhere.

@@ -12,6 +12,8 @@ mod place;
 pub(crate) mod pooled;
 pub(crate) mod products;
 pub(crate) mod rms_norm;
+pub(crate) mod rotary;
+pub(crate) mod rows;
 mod softcap;
 pub(crate) mod update;
 
@@ -21,8 +23,7 @@ use burn::{
         fusion::{
             FusionTensor,
             custom::{
-                CustomOpIr, HandleContainer, Operation, OperationIr, OperationOutput, StreamId,
-                TensorIr, TensorSpec,
+                CustomOpIr, HandleContainer, Operation, OperationIr, StreamId, TensorIr, TensorSpec,
             },
         },
     },
@@ -53,6 +54,38 @@ pub(crate) trait Kernel<const N: usize, const M: usize>:
     fn launch(&self, inputs: [Matrix; N], outputs: [Matrix; M]);
 }
 
+/// A kernel with any number of inputs and outputs; otherwise as [`Kernel`].
+pub(crate) trait KernelOfMany: Clone + std::fmt::Debug + Send + Sync + 'static {
+    const NAME: &'static str;
+    const IN_PLACE: bool = false;
+
+    fn outputs(&self, inputs: &[TensorSpec]) -> Vec<TensorSpec>;
+
+    fn launch(&self, inputs: Vec<Matrix>, outputs: Vec<Matrix>);
+}
+
+/// A [`Kernel`] as one of many.
+#[derive(Clone, Debug)]
+struct Fixed<K, const N: usize, const M: usize>(K);
+
+impl<K: Kernel<N, M>, const N: usize, const M: usize> KernelOfMany for Fixed<K, N, M> {
+    const NAME: &'static str = K::NAME;
+    const IN_PLACE: bool = K::IN_PLACE;
+
+    fn outputs(&self, inputs: &[TensorSpec]) -> Vec<TensorSpec> {
+        self.0.outputs(std::array::from_fn(|i| &inputs[i])).into()
+    }
+
+    fn launch(&self, inputs: Vec<Matrix>, outputs: Vec<Matrix>) {
+        self.0.launch(array(inputs), array(outputs));
+    }
+}
+
+fn array<T, const N: usize>(items: Vec<T>) -> [T; N] {
+    let Ok(items) = items.try_into() else { unreachable!("as many as the kernel has") };
+    items
+}
+
 /// Whether the kernels accept a tensor: on a GPU, and of a type that float32 represents exactly.
 pub(crate) fn takes<const D: usize>(x: &Tensor<D>) -> bool {
     let of_type = matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16);
@@ -76,53 +109,51 @@ pub(crate) fn run<K: Kernel<N, M>, const N: usize, const M: usize>(
     kernel: K,
     inputs: [Plain; N],
 ) -> [Plain; M] {
-    let inputs = inputs.map(fused);
+    array(run_of_many(Fixed::<K, N, M>(kernel), inputs.into()))
+}
+
+/// The same for any number of inputs, at least one, and outputs.
+pub(crate) fn run_of_many<K: KernelOfMany>(kernel: K, inputs: Vec<Plain>) -> Vec<Plain> {
+    let inputs: Vec<_> = inputs.into_iter().map(fused).collect();
     let client = inputs[0].client.clone();
-    let specs = inputs.each_ref().map(|x| TensorSpec::new(x.shape.clone(), x.dtype));
-    let outputs = kernel
-        .outputs(specs.each_ref())
-        .map(|spec| TensorIr::uninit(client.create_empty_handle(), spec.shape, spec.dtype));
-    let inputs = inputs.map(FusionTensor::into_ir);
+    let specs: Vec<_> = inputs.iter().map(|x| TensorSpec::new(x.shape.clone(), x.dtype)).collect();
+    let outputs = kernel.outputs(&specs).into_iter();
+    let outputs = outputs
+        .map(|spec| TensorIr::uninit(client.create_empty_handle(), spec.shape, spec.dtype))
+        .collect::<Vec<_>>();
+    let inputs: Vec<_> = inputs.into_iter().map(FusionTensor::into_ir).collect();
     let description = CustomOpIr::new(K::NAME, &inputs, &outputs);
     let queued = Queued { kernel, inputs, outputs };
-    client
-        .register(StreamId::current(), OperationIr::Custom(description), queued)
-        .outputs::<M>()
-        .map(plain)
+    let outputs = client.register(StreamId::current(), OperationIr::Custom(description), queued);
+    outputs.into_iter().map(plain).collect()
 }
 
 /// A kernel in the queue.
 #[derive(Debug)]
-struct Queued<K, const N: usize, const M: usize> {
+struct Queued<K> {
     kernel: K,
-    inputs: [TensorIr; N],
-    outputs: [TensorIr; M],
+    inputs: Vec<TensorIr>,
+    outputs: Vec<TensorIr>,
 }
 
-impl<K: Kernel<N, M>, const N: usize, const M: usize> Operation<FusionCubeRuntime>
-    for Queued<K, N, M>
-{
+impl<K: KernelOfMany> Operation<FusionCubeRuntime> for Queued<K> {
     fn execute(
         &self,
         handles: &mut HandleContainer<CubeFusionHandle>,
     ) -> Result<(), ExecutionError> {
         // Integer tensors have the same kind of handle.
-        let inputs = self
-            .inputs
-            .each_ref()
-            .map(|input| Matrix::new(handles.get_float_tensor::<CubeBackend>(input)));
-        let (inputs, outputs): (_, [Matrix; M]) = if K::IN_PLACE {
-            let mut place = 0..;
-            let inputs = inputs.map(|input| match place.next() < Some(M) {
-                true => input.owned(),
-                false => input,
-            });
-            let outputs = std::array::from_fn(|i| inputs[i].clone());
-            (inputs, outputs)
+        let inputs = self.inputs.iter();
+        let mut inputs: Vec<_> = inputs
+            .map(|input| Matrix::new(handles.get_float_tensor::<CubeBackend>(input)))
+            .collect();
+        let outputs: Vec<_> = if K::IN_PLACE {
+            for input in &mut inputs[..self.outputs.len()] {
+                input.make_owned();
+            }
+            inputs[..self.outputs.len()].to_vec()
         } else {
             let like = inputs[0].tensor();
-            let outputs = self.outputs.each_ref().map(|output| Matrix::empty(output, like));
-            (inputs, outputs)
+            self.outputs.iter().map(|output| Matrix::empty(output, like)).collect()
         };
         if !outputs.iter().all(Matrix::is_empty) {
             self.kernel.launch(inputs, outputs.clone());

@@ -1,5 +1,5 @@
-//! What moves the weights: [`adamw_step`](crate::adamw_step) in one pass over parameter, gradient and moments, in place, and the
-//! sums of squares for clipping.
+//! What moves the weights: [`adamw_steps`](crate::adamw_steps) in one pass over parameters, gradients and moments, in place, and the
+//! sums of squares for clipping. A kernel takes several parameters, because most are small.
 
 use burn::{
     backend::fusion::custom::TensorSpec,
@@ -8,7 +8,7 @@ use burn::{
 use burn_cubecl::cubecl::{self, ir::ElemType, prelude::*};
 
 use super::{
-    Kernel,
+    KernelOfMany,
     matrix::{Matrix, address},
     place::{Plan, UNITS, sum_of_group},
 };
@@ -20,37 +20,76 @@ const ELEMENTS: usize = 4;
 /// Elements that a cube squares and sums.
 const PIECE: usize = 1 << 16;
 
-/// Parameter, first and second moment, gradient, all `[n]` → the first three, in place.
-#[derive(Clone, Debug)]
-pub(crate) struct AdamWStep(pub Coefficients);
+/// How many parameters a kernel moves at most, and of how many tensors it squares the elements. Each smaller number, for the last ones,
+/// is another kernel to compile.
+const AT_ONCE: usize = 16;
 
-impl Kernel<4, 3> for AdamWStep {
-    const NAME: &'static str = "fpo::adamw_step";
+/// How many tensors go into the queue together at most.
+const QUEUED: usize = 4 * AT_ONCE;
+
+/// Consecutive items that go into the queue together: all with the same key.
+pub(crate) fn groups<T, K: PartialEq>(items: Vec<T>, key: impl Fn(&T) -> K) -> Vec<Vec<T>> {
+    let mut groups: Vec<Vec<T>> = Vec::new();
+    for item in items {
+        match groups.last_mut() {
+            Some(group) if group.len() < QUEUED && key(&group[0]) == key(&item) => group.push(item),
+            _ => groups.push(vec![item]),
+        }
+    }
+    groups
+}
+
+/// How many parameters a kernel takes, each of which takes some buffers. Arguments that aren't tensors may take buffers as well.
+fn at_once(tensor: &Matrix, buffers_of_each: usize) -> usize {
+    let bound = tensor.client().properties().hardware.max_bindings as usize;
+    (bound.saturating_sub(3) / buffers_of_each).clamp(1, AT_ONCE)
+}
+
+/// Parameters, first and second moments, gradients, `[n]` each and as many of each → the first three, in place.
+#[derive(Clone, Debug)]
+pub(crate) struct AdamWSteps(pub Coefficients);
+
+impl KernelOfMany for AdamWSteps {
+    const NAME: &'static str = "fpo::adamw_steps";
     const IN_PLACE: bool = true;
 
-    fn outputs(&self, [param, m, v, _]: [&TensorSpec; 4]) -> [TensorSpec; 3] {
-        [param.clone(), m.clone(), v.clone()]
+    fn outputs(&self, inputs: &[TensorSpec]) -> Vec<TensorSpec> {
+        inputs[..inputs.len() / 4 * 3].to_vec()
     }
 
-    fn launch(&self, [.., grad]: [Matrix; 4], [param, m, v]: [Matrix; 3]) {
-        let count = param.width();
-        let plan = Plan { group: UNITS, cubes: count.div_ceil(UNITS * ELEMENTS) };
-        let address = address([&param, &m, &v, &grad]);
-        let types = [param.element(), grad.element(), m.element()];
+    fn launch(&self, inputs: Vec<Matrix>, outputs: Vec<Matrix>) {
+        let count = inputs.len() / 4;
+        let grads = &inputs[3 * count..];
+        let at_once = at_once(&grads[0], 4);
+        for first in (0..count).step_by(at_once) {
+            let some = first..(first + at_once).min(count);
+            let state = [0, 1, 2].map(|kind| &outputs[kind * count..][some.clone()]);
+            self.launch_some(state, &grads[some]);
+        }
+    }
+}
+
+impl AdamWSteps {
+    fn launch_some(&self, [params, m, v]: [&[Matrix]; 3], grads: &[Matrix]) {
+        let cubes = params.iter().map(|param| param.width().div_ceil(UNITS * ELEMENTS));
+        let plan = Plan { group: UNITS, cubes: cubes.sum() };
+        let address = address([params, m, v, grads].into_iter().flatten());
+        let types = [params[0].element(), grads[0].element(), m[0].element()];
+        let parameters = params.iter().zip(m).zip(v).zip(grads);
+        let parameters = parameters.map(|(((param, m), v), grad)| {
+            let [param_, m, v, grad] = [param, m, v, grad].map(|x| x.clone().argument());
+            ParameterLaunch::new(param_, m, v, grad, param.width())
+        });
         let Coefficients { shrink, rate, inverse, new1, new2, beta2, eps, scale } = self.0;
-        // SAFETY: the kernel only accesses `count` elements, which all of these tensors have, and no two of the first three are the
-        // same buffer: each has one owner.
+        // SAFETY: the kernel only accesses as many elements of a parameter, its moments and its gradient as the parameter has, which
+        // all four have, and no two of the first three are the same buffer: each has one owner.
         unsafe {
             adamw::launch_unchecked(
-                &param.client(),
+                &params[0].client(),
                 plan.cube_count(),
                 plan.cube_dim(),
                 address,
-                param.argument(),
-                m.argument(),
-                v.argument(),
-                grad.argument(),
-                count,
+                parameters.collect(),
                 shrink,
                 rate,
                 inverse,
@@ -65,13 +104,20 @@ impl Kernel<4, 3> for AdamWStep {
     }
 }
 
+/// `[count]` each.
+#[derive(CubeType, CubeLaunch)]
+struct Parameter<P: Float, G: Float, M: Float> {
+    param: Box<[P]>,
+    m: Box<[M]>,
+    v: Box<[M]>,
+    grad: Box<[G]>,
+    count: usize,
+}
+
+/// The cubes are those of the first parameter, then those of the second, and so on.
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn adamw<P: Float, G: Float, M: Float>(
-    param: &mut [P],
-    m: &mut [M],
-    v: &mut [M],
-    grad: &[G],
-    count: usize,
+    parameters: &mut Sequence<Parameter<P, G, M>>,
     shrink: f32,
     rate: f32,
     inverse: f32,
@@ -82,66 +128,97 @@ fn adamw<P: Float, G: Float, M: Float>(
     scale: f32,
     #[define(P, G, M)] _types: [ElemType; 3],
 ) {
-    let first = CUBE_POS * (UNITS * ELEMENTS) + UNIT_POS_X as usize;
+    let mut before = 0usize;
     #[unroll]
-    for k in 0..ELEMENTS {
-        let i = first + k * UNITS;
-        if i < count {
-            let g = f32::cast_from(grad[i]) * scale;
-            let before = f32::cast_from(m[i]);
-            let mean = before + (g - before) * new1;
-            let square = f32::cast_from(v[i]) * beta2 + g * g * new2;
-            let step = rate * mean / (square.sqrt() * inverse + eps);
-            m[i] = M::cast_from(mean);
-            v[i] = M::cast_from(square);
-            param[i] = P::cast_from(f32::cast_from(param[i]) * shrink - step);
+    for which in 0..parameters.len() {
+        let of_one = parameters.index_mut(which);
+        let cubes = of_one.count.div_ceil(UNITS * ELEMENTS);
+        if CUBE_POS >= before && CUBE_POS < before + cubes {
+            let first = (CUBE_POS - before) * (UNITS * ELEMENTS) + UNIT_POS_X as usize;
+            #[unroll]
+            for k in 0..ELEMENTS {
+                let i = first + k * UNITS;
+                if i < of_one.count {
+                    let g = f32::cast_from(of_one.grad[i]) * scale;
+                    let old = f32::cast_from(of_one.m[i]);
+                    let mean = old + (g - old) * new1;
+                    let square = f32::cast_from(of_one.v[i]) * beta2 + g * g * new2;
+                    let step = rate * mean / (square.sqrt() * inverse + eps);
+                    of_one.m[i] = M::cast_from(mean);
+                    of_one.v[i] = M::cast_from(square);
+                    of_one.param[i] = P::cast_from(f32::cast_from(of_one.param[i]) * shrink - step);
+                }
+            }
         }
+        before += cubes;
     }
 }
 
-/// `[n]` → the sums of the squares of its pieces, in float32.
+/// `[n]` each → the sums of the squares of their pieces, one tensor after the other, in float32.
 #[derive(Clone, Debug)]
-pub(crate) struct SumSquares;
+pub(crate) struct SumsOfSquares;
 
-impl Kernel<1, 1> for SumSquares {
+impl KernelOfMany for SumsOfSquares {
     const NAME: &'static str = "fpo::sums_of_squares";
 
-    fn outputs(&self, [x]: [&TensorSpec; 1]) -> [TensorSpec; 1] {
-        let pieces = x.shape.num_elements().div_ceil(PIECE);
-        [TensorSpec::new(Shape::new([pieces]), DType::F32)]
+    fn outputs(&self, inputs: &[TensorSpec]) -> Vec<TensorSpec> {
+        let pieces = inputs.iter().map(|x| x.shape.num_elements().div_ceil(PIECE)).sum();
+        vec![TensorSpec::new(Shape::new([pieces]), DType::F32)]
     }
 
-    fn launch(&self, [x]: [Matrix; 1], [output]: [Matrix; 1]) {
-        let count = x.width();
-        let plan = Plan { group: UNITS, cubes: output.width() };
-        let (address, element) = (address([&x]), x.element());
-        // SAFETY: the kernel only accesses `count` elements of x, and one element of the output per piece of them.
-        unsafe {
-            sum_squares::launch_unchecked(
-                &x.client(),
-                plan.cube_count(),
-                plan.cube_dim(),
-                address,
-                x.argument(),
-                output.argument(),
-                count,
-                element,
-            );
+    fn launch(&self, inputs: Vec<Matrix>, outputs: Vec<Matrix>) {
+        let at_once = at_once(&inputs[0], 1);
+        let mut first_piece = 0;
+        for some in inputs.chunks(at_once) {
+            let cubes = some.iter().map(|x| x.width().div_ceil(PIECE)).sum();
+            let plan = Plan { group: UNITS, cubes };
+            let address = address(some);
+            // SAFETY: the kernel only accesses as many elements of a tensor as it has, and one element of the output per piece.
+            unsafe {
+                sums_of_squares::launch_unchecked(
+                    &some[0].client(),
+                    plan.cube_count(),
+                    plan.cube_dim(),
+                    address,
+                    some.iter().map(|x| x.clone().argument()).collect(),
+                    outputs[0].clone().argument(),
+                    some.iter().map(Matrix::width).collect(),
+                    first_piece,
+                    some[0].element(),
+                );
+            }
+            first_piece += cubes;
         }
     }
 }
 
+/// A cube per piece.
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn sum_squares<F: Float>(x: &[F], output: &mut [f32], count: usize, #[define(F)] _type: ElemType) {
+fn sums_of_squares<F: Float>(
+    x: &Sequence<Box<[F]>>,
+    output: &mut [f32],
+    counts: &Sequence<usize>,
+    first_piece: usize,
+    #[define(F)] _type: ElemType,
+) {
     let mut scratch = Shared::<[f32]>::new_slice(UNITS);
-    let first = CUBE_POS * PIECE;
     let mut sum = 0.0f32;
-    for i in range_stepped(first + UNIT_POS_X as usize, min(first + PIECE, count), UNITS) {
-        let x = f32::cast_from(x[i]);
-        sum += x * x;
+    let mut before = 0usize;
+    #[unroll]
+    for which in 0..counts.len() {
+        let count = counts[which];
+        let pieces = count.div_ceil(PIECE);
+        if CUBE_POS >= before && CUBE_POS < before + pieces {
+            let first = (CUBE_POS - before) * PIECE;
+            for i in range_stepped(first + UNIT_POS_X as usize, min(first + PIECE, count), UNITS) {
+                let x = f32::cast_from(x[which][i]);
+                sum += x * x;
+            }
+        }
+        before += pieces;
     }
     let sum = sum_of_group(sum, &mut scratch, UNITS);
-    if UNIT_POS_X == 0 && first < count {
-        output[CUBE_POS] = sum;
+    if UNIT_POS_X == 0 && CUBE_POS < before {
+        output[first_piece + CUBE_POS] = sum;
     }
 }

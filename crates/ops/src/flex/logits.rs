@@ -87,11 +87,11 @@ impl<'a> Head<'a> {
     /// The logits in rows of [`CHUNK`], the last lanes filled with [`PADDING`].
     fn logits(&self, rows: &Range<usize>, tokens: &Range<usize>, output: &mut [f32]) {
         self.products(rows, tokens, output);
-        self.to_logits(rows, tokens, output);
+        self.cap(rows, tokens, output);
     }
 
     /// Turns products into logits, the last lanes filled with [`PADDING`].
-    fn to_logits(&self, rows: &Range<usize>, tokens: &Range<usize>, output: &mut [f32]) {
+    fn cap(&self, rows: &Range<usize>, tokens: &Range<usize>, output: &mut [f32]) {
         let width = tokens.len().next_multiple_of(LANES);
         vectorised(
             #[inline(always)]
@@ -162,7 +162,7 @@ pub(crate) fn scan_and_keep<A: Clone + Default + Send, const H: usize>(
                 kept.copy_from_slice(&scratch[H - 1][..kept.len()]);
             }
             for (head, scratch) in heads.iter().zip(&mut scratch) {
-                head.to_logits(&rows, &tokens, scratch);
+                head.cap(&rows, &tokens, scratch);
             }
             let width = tokens.len().next_multiple_of(LANES);
             vectorised(
