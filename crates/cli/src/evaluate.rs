@@ -71,7 +71,7 @@ pub struct Evaluate {
     /// Preference pairs, the same ones as in the cache.
     #[arg(long, value_name = "FILE", value_parser = streams::input)]
     data: PathBuf,
-    /// The objective: dpo, tdpo1, tdpo2, simpo, simpo-kl, fpo or another one; an unknown name prints the list.
+    /// The objective: dpo, tdpo1, tdpo2, simpo, simpo-kl, fpo or any other align.method; an unknown name prints the list.
     #[arg(long, value_name = "METHOD")]
     method: Method,
     /// The JSON lines file to write.

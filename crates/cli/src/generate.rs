@@ -51,7 +51,7 @@ pub struct Generate {
         conflicts_with_all = ["rendering", "raw"]
     )]
     benchmark: Option<Benchmark>,
-    /// With --for: the name that the answers bear [default: the name of the model's folder].
+    /// With --for: the model name to write with the answers [default: the name of the model's folder].
     #[arg(long, value_name = "NAME", requires = "benchmark")]
     model_id: Option<String>,
     /// With --for mt-bench: answers to each question, each sampled on its own [default: 1].
@@ -98,7 +98,8 @@ const AFTER_HELP: &str = "\
 A file of prompts is a .txt file with one prompt per line, or JSON lines (plain or gzip) or Parquet with
 `prompt` (a text or a list of messages), `messages` or `text`.
 
-A response ends at EOS, at the end-of-turn token, at any eos_token_id in config.json, or at a --stop token.
+A response ends at EOS, at the end-of-turn token, at an eos_token_id of generation_config.json (of config.json if that
+has none), or at a --stop token.
 Repetition penalty, temperature, top-k and top-p work as in Hugging Face transformers and are applied in this
 order. A prompt that leaves too few positions for --max-new-tokens is refused.
 
@@ -108,10 +109,10 @@ With --for, each benchmark is read, answered and written as its own code does it
   mt-bench     question.jsonl: question_id, turns          temperature by category, 1024 tokens a turn
   ifeval       input_data.jsonl: key, prompt               greedy, 1280 tokens
 Questions are user turns of the chat template; MT-Bench's second turn follows the answer to the first. White space around an
-answer is removed, and an answer is shorter where the model's positions leave no more. token_len in Arena-Hard's file
-counts tokens of the model's own tokenizer. A question's answer depends on the seed and the question, not on the batch or
-on what was asked before. --out is written after each batch: the same call completes a file that was cut off, keeps what
-is in it, and refuses answers of another model or other settings, which are in OUT.settings.json.";
+answer is removed. Answers are cut short where the model runs out of positions. token_len in Arena-Hard's file counts tokens
+of the model's own tokenizer. An answer depends on the seed and the question, not on the batch or on earlier questions.
+--out is written after each batch. If it was interrupted, the same call keeps the answers in it and adds the missing ones.
+Answers of another model or other settings are refused; OUT.settings.json records both.";
 
 /// A line of the output.
 #[derive(Serialize)]

@@ -55,7 +55,7 @@ struct Cli {
     /// Reports nothing but warnings and errors.
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
-    /// Reports progress in lines, every few seconds, with the device and the causes of an error one by one.
+    /// Prints progress as a line every few seconds, names the device, and lists each cause of an error on its own line.
     #[arg(short, long, global = true)]
     verbose: bool,
     #[command(subcommand)]
@@ -106,7 +106,7 @@ enum Command {
         /// The shell.
         shell: Shell,
     },
-    /// Searches the features of a sparse autoencoder, and shows what alignment changed of them.
+    /// Searches the features of a sparse autoencoder, and shows how alignment changed them.
     #[command(subcommand)]
     Features(features::Features),
     Generate(generate::Generate),

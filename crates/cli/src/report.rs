@@ -15,10 +15,10 @@ const RUNS_PAGE: &str = "runs.html";
 
 /// Writes a run's report again, or one page with several runs side by side
 ///
-/// Nothing is computed: the page shows what lies in the folders, of runs that are still being made or were interrupted too. Several
-/// runs may differ in anything. Their page has the settings that differ, metrics with differences, the curves of all in the same
-/// charts, answers to the same prompts, moved features where the autoencoders are the same, time and memory. What can't be
-/// compared, such as metrics on different data, is said at the top and has no differences.
+/// Nothing is computed: the page shows what is in the folders, also for runs that are unfinished or were interrupted. With several
+/// runs it shows the settings that differ, metrics and their differences, all curves in the same charts, answers to the same
+/// prompts, the features that moved (if the autoencoders are the same), time and memory. No difference is shown for what can't be
+/// compared, such as metrics on different data; the top of the page lists it.
 ///
 /// Examples:
 ///   fpo report runs/tiny

@@ -10,7 +10,7 @@ use crate::streams;
 
 #[derive(Args)]
 pub struct SettingsArgs {
-    /// Recipe to start from; `fpo recipes` lists them [default: tiny, or the settings of the run's folder if it has any].
+    /// Recipe to start from; `fpo recipes` lists them [default: tiny; train and compare: the run folder's own settings, if any].
     #[arg(long, value_name = "RECIPE")]
     pub recipe: Option<String>,
     /// A TOML file with settings that override the recipe's.

@@ -25,7 +25,7 @@ use crate::{
 ///   plan.toml       the plan
 ///   bases/          what alignments start from: data, fine-tuned model, autoencoder, reference
 ///   tune/, measure/, ablate/, control/
-///                   one run a folder, METHOD/CONSTANTS/SEED
+///                   one folder per run, METHOD/CONSTANTS/seed-N (ablate/ and control/: METHOD/CONSTANTS/CHANGE/seed-N)
 ///   study.json      everything that was measured
 ///   cost.json       time and memory of each method
 ///   study.html      all of it on a page, with the frontier; figures/ has its charts as SVG and CSV, tables/ its tables

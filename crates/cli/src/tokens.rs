@@ -16,13 +16,13 @@ pub const TOKENS_HELP: &str = "\
 How pairs are tokenised (`fpo train` follows the same rules, with data.rendering):
   * With --rendering auto, a text prompt becomes a user turn and its response an assistant turn of the model's
     chat template. A prompt that already contains turn markers of the template, or starts with BOS, is left
-    unchanged. Without a chat template, and with --rendering none, prompt and response are concatenated
-    unchanged and EOS is appended, as in TRL.
+    unchanged. With --rendering none, or if the tokenizer has no chat template, prompt and response are
+    concatenated unchanged and EOS is appended, as in TRL.
   * Lists of messages are rendered by the chat template. Whole dialogues, as in HH-RLHF, count as messages;
     without a template they keep their form \\n\\nHuman: … \\n\\nAssistant: …. With --rendering none the result is
     exactly that of transformers; otherwise white space after the last turn is removed.
-  * Prompt and response are tokenised together. As in TRL, the responses of a pair share one prompt, the longest
-    beginning that the prompt alone and both joint tokenisations have in common: a token that spans the boundary
+  * Prompt and response are tokenised together. As in TRL, both responses of a pair share one prompt: the longest
+    common token prefix of the prompt alone and of the prompt with each response. A token that spans the boundary
     belongs to the response. BOS is prepended once, even if the template adds it as well.
   * No pair is skipped: a pair that can't be read is an error that names its row.
 Data: JSON lines (plain or gzip), Parquet, or a folder of these, with `prompt`, `chosen` and `rejected` as texts

@@ -32,7 +32,7 @@ use crate::{
 ///   run.toml        the resolved settings
 ///   prepared/       tokenised data
 ///   sft/            the fine-tuned model, which is the reference, in Hugging Face's layout
-///   sae/            the sparse autoencoder as a SAELens folder, where the method or evaluate.features asks for one
+///   sae/            the sparse autoencoder as a SAELens folder, if the method is fpo or evaluate.features is set
 ///   reference/      the reference's log-probabilities and pooled features (Parquet)
 ///   align/          the aligned model in Hugging Face's layout
 ///   evaluate/       metrics and responses on held-out data, before and after alignment
@@ -40,9 +40,10 @@ use crate::{
 ///   timing.json     hardware, wall clock and tokens per second of each stage
 /// and a table of metrics is printed.
 ///
-/// Called again with the same folder, it continues: with the folder's own settings, on which --config and --set are
-/// put; finished stages are kept, and an interrupted one resumes from its last checkpoint. Ctrl-C writes a checkpoint
-/// first. Settings or data that would discard finished work are refused, with a list, unless --overwrite is given.
+/// Called again with the same folder, it resumes. It starts from the folder's own settings; --config and --set override
+/// them. Finished stages are kept, and an interrupted stage resumes from its last checkpoint. Ctrl-C writes a
+/// checkpoint before the run stops. A call that would discard finished work is refused, with a list of what would be
+/// lost, unless --overwrite is given.
 ///
 /// Examples:
 ///   fpo train
@@ -107,14 +108,13 @@ pub struct RunArgs {
     /// Folder of the run [default: runs/RECIPE].
     #[arg(long = "run", value_name = "FOLDER")]
     folder: Option<PathBuf>,
-    /// Which texts go through the chat template: the setting data.rendering, under its name in other commands.
+    /// Which texts go through the chat template; the same as --set data.rendering=….
     #[arg(long, value_name = "auto|template|none")]
     rendering: Option<Rendering>,
-    /// What becomes of a system message: the setting data.system, under its name in other commands.
+    /// How system messages are handled; the same as --set data.system=….
     #[arg(long, value_name = "keep|fold")]
     system: Option<System>,
-    /// Makes stages again that were made from other settings or data, which discards what is there. Without it such a call is
-    /// refused.
+    /// Runs stages again whose settings or data have changed, and discards their old results. Without it such a call is refused.
     #[arg(long)]
     overwrite: bool,
     /// Has no effect: a run always continues.

@@ -1,4 +1,4 @@
-//! Log-probabilities of target tokens without logits in memory, against the plain definition: the same values and gradients.
+//! Log-probabilities of target tokens without all logits in memory, against the plain definition: the same values and gradients.
 //!
 //!     cargo run --release -p fpo-ops --features flex --example log_probs
 

@@ -59,7 +59,7 @@ pub fn adamw_step<const D: usize>(
 /// [`adamw_step`] for many parameters, on GPUs several of them in one kernel: `[param, grad, m, v]` of each becomes `[param, m, v]`.
 ///
 /// # Shapes
-/// * `param`, `grad`, `m`, `v` of a parameter: `[n]`
+/// * `param`, `grad`, `m`, `v` of a parameter: `[n]`; the moments have the same type
 pub fn adamw_steps(
     parameters: Vec<[Tensor<1>; 4]>,
     step: usize,
@@ -67,9 +67,10 @@ pub fn adamw_steps(
 ) -> Vec<[Tensor<1>; 3]> {
     assert!(step > 0, "adamw_step: steps count from 1");
     for of_one in &parameters {
-        let [counts @ .., _] = of_one.each_ref().map(|x| x.dims()[0]);
-        let count = of_one[3].dims()[0];
-        assert!(counts == [count; 3], "adamw_step: {counts:?} and {count} differ in length");
+        let [_, _, m, v] = of_one;
+        let counts = of_one.each_ref().map(|x| x.dims()[0]);
+        assert!(counts == [counts[0]; 4], "adamw_step: param, grad, m and v: lengths {counts:?}");
+        assert!(m.dtype() == v.dtype(), "adamw_step: m {:?}, v {:?}", m.dtype(), v.dtype());
         assert!(
             !of_one.iter().any(Tensor::is_autodiff),
             "adamw_step: the tensors must be outside autodiff (`Tensor::inner`)"

@@ -7,6 +7,8 @@ use crate::{Rows, blocked::BLOCKS, linear, profile, rows, softcap::optional_soft
 /// `log softmax(softcap(h·Wᵀ))[target]` per row in nats, in float32 at least; gradients reach `hidden` and `weight`. If the weight
 /// has another type than the hidden states, it is cast to theirs, and its gradient is cast back.
 ///
+/// On the CPU, up to 320 MiB of logits are kept until the backward pass, if one can follow: measure without autodiff.
+///
 /// # Shapes
 /// * `hidden`: `[n, d]`, already shifted: row i predicts `targets[i]`
 /// * `weight`: `[vocabulary, d]`, the unembedding, whole or in parts
@@ -186,7 +188,7 @@ mod blocked {
     }
 }
 
-/// Logits in blocks. The backward pass recomputes those beyond a fixed number: nothing of size n × vocabulary is in memory.
+/// Logits in blocks. A fixed number of them is kept for the backward pass, which computes the others again.
 #[cfg(feature = "flex")]
 mod fast {
     use std::sync::Arc;

@@ -36,7 +36,7 @@ pub use work::{Counts, work};
 const BYTES: u64 = 4;
 /// Bytes of the blocks in which logits and feature activations are computed.
 const BLOCKS: u64 = 128 << 20;
-/// Bytes of logits that the forward pass keeps for the backward pass at most, on the CPU.
+/// Bytes of logits that the forward pass keeps for the backward pass at most, on the CPU: `KEPT` in fpo-ops.
 const KEPT_LOGITS: u64 = 320 << 20;
 
 /// A stage that [`Stage::memory`] covers.

@@ -6,7 +6,7 @@ use fpo_ops::{Rows, TokenStatistics, at_least_f32, profile};
 use crate::Precision;
 
 /// Unembedding and soft-cap together: `logits = softcap(hidden · Wᵀ)`, `p = softmax(logits)`. Everything but [`Self::logits`] is
-/// computed without ever holding all logits.
+/// computed without all logits in memory.
 ///
 /// A head shares its model's parameters: gradients reach them, unless it is made [constant](Self::without_autodiff).
 #[derive(Clone, Debug)]

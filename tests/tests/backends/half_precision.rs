@@ -59,6 +59,11 @@ fn operations_with_kernels() {
         let rows = FlatRows::new(&[[0..3, 3..8], [0..3, 8..9]], device);
         fpo_ops::flat_attention(q, k, v, &options, &rows)
     });
+    same("rotary", [[1, 5, 3, 8]], |[x], device| {
+        let [cos, sin] =
+            [1, 2].map(|seed| random(seed, [5, 4], 1.0, &device.clone().without_autodiff()));
+        fpo_ops::rotary(x, cos, sin)
+    });
     let [n, d, v] = [13, 8, 50];
     same("linear_log_probs", [[n, d], [v, d]], |[h, w], device| {
         fpo_ops::linear_log_probs(h, w, indices(3, n, v, device), Some(3.0))

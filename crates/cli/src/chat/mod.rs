@@ -72,7 +72,8 @@ const AFTER_HELP: &str = concat!(
 The whole conversation is the prompt of each answer, through the model's chat template; a model without one gets
 \\n\\nHuman: … \\n\\nAssistant: …. Where it no longer fits into the model's positions, the oldest turns are dropped, never the
 system message. The same messages, seed and options give the same answers.
-What isn't typed is read as one message a line; the first that can't be answered then ends the program."
+`rlwrap fpo chat …` adds a history and the editing of lines. What isn't typed is read as one message a line; the first that
+can't be answered then ends the program."
 );
 
 /// The conversation.

@@ -25,11 +25,11 @@ use crate::{
     tokens::{TOKENS_HELP, TokenArgs},
 };
 
-/// Shows per feature of an autoencoder what alignment changed
+/// Shows how alignment changed each feature of an autoencoder
 ///
-/// Both models read the same texts, and every feature's activations are compared token by token. Written are a page
-/// (the most changed features with the tokens at which they changed most, searchable and sortable) and a CSV table of
-/// all features:
+/// Both models read the same texts, and each feature's activations are compared token by token. The command writes an
+/// HTML page (the features that changed most, with the tokens at which they changed most; searchable and sortable) and
+/// a CSV table of all features:
 ///   mean_before, mean_after       mean activation over all tokens but BOS, EOS and padding
 ///   firing_before, firing_after   share of these tokens at which the feature is active
 ///   change                        mean_after − mean_before

@@ -220,7 +220,7 @@ impl Flat {
         }
         let x: Tensor<3> = Tensor::<4>::from(x).squeeze_dim(0);
         let [_, heads, head_dim] = x.dims();
-        let cells = select(x, tokens);
+        let cells = select_or_zero(x, tokens);
         cells.reshape([self.rows.rows.len(), self.rows.width, heads, head_dim]).swap_dims(1, 2)
     }
 
@@ -241,22 +241,22 @@ impl Flat {
             return self.shape().tokens(x, cell, second);
         }
         let cells: Tensor<3> = x.swap_dims(1, 2).flatten(0, 1);
-        let first = select(cells.clone(), cell);
+        let first = cells.clone().select(0, cell.clone());
         let sum = match second {
-            Some(second) => first + select(cells, second),
+            Some(second) => first + select_or_zero(cells, second),
             None => first,
         };
         sum.unsqueeze::<4>().into()
     }
 
     #[cfg(feature = "cube")]
-    fn shape(&self) -> crate::cube::rows::Rows {
-        crate::cube::rows::Rows { rows: self.rows.rows.len(), width: self.rows.width }
+    fn shape(&self) -> crate::cube::rows::PaddedRows {
+        crate::cube::rows::PaddedRows { rows: self.rows.rows.len(), width: self.rows.width }
     }
 }
 
 /// Rows of x, and zero where the place is -1.
-fn select(x: Tensor<3>, places: &Tensor<1, Int>) -> Tensor<3> {
+fn select_or_zero(x: Tensor<3>, places: &Tensor<1, Int>) -> Tensor<3> {
     let [_, heads, head_dim] = x.dims();
     let [count] = places.dims();
     let is_missing = places.clone().lower_elem(0).reshape([count, 1, 1]);

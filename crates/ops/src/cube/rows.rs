@@ -16,13 +16,13 @@ use crate::graph::Plain;
 
 /// The sizes of padded rows.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Rows {
+pub(crate) struct PaddedRows {
     pub rows: usize,
     /// Cells per row.
     pub width: usize,
 }
 
-impl Rows {
+impl PaddedRows {
     /// x `[1, tokens, heads, head_dim]` and the token of each cell, `[rows · width]` → `[rows, heads, width, head_dim]`, zero where
     /// there is no token, which is -1.
     pub fn heads(self, x: Plain, tokens: &Tensor<1, Int>) -> Tensor<4> {
@@ -46,13 +46,13 @@ impl Rows {
 }
 
 #[derive(Clone, Debug)]
-struct ToHeads(Rows);
+struct ToHeads(PaddedRows);
 
 impl Kernel<2, 1> for ToHeads {
     const NAME: &'static str = "fpo::heads_of_rows";
 
     fn outputs(&self, [x, _]: [&TensorSpec; 2]) -> [TensorSpec; 1] {
-        let Rows { rows, width } = self.0;
+        let PaddedRows { rows, width } = self.0;
         [TensorSpec::new(Shape::new([rows, x.shape[2], width, x.shape[3]]), x.dtype)]
     }
 

@@ -82,7 +82,8 @@ impl AdamWSteps {
         });
         let Coefficients { shrink, rate, inverse, new1, new2, beta2, eps, scale } = self.0;
         // SAFETY: the kernel only accesses as many elements of a parameter, its moments and its gradient as the parameter has, which
-        // all four have, and no two of the first three are the same buffer: each has one owner.
+        // all four have. The moments have one type. No two of the first three are the same buffer, because a kernel that works in
+        // place gets buffers with one owner.
         unsafe {
             adamw::launch_unchecked(
                 &params[0].client(),

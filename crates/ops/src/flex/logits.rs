@@ -6,7 +6,7 @@
 //! vocabulary is a task, which turns the products of its slabs into their gradients and adds to its part of the weight's gradient.
 //! Then the slabs are multiplied by the weight.
 
-use std::{iter, ops::Range};
+use std::{iter, mem, ops::Range};
 
 use burn::backend::flex::FlexTensor;
 
@@ -26,7 +26,7 @@ const SCAN_ROWS: usize = 256;
 /// Products per slab that is computed again (32 MiB), but at least [`ROWS`] rows: the more rows, the longer the inner sums of the
 /// weight's gradient.
 const SLAB: usize = 1 << 23;
-/// Products that a forward pass may keep for its backward pass: 320 MiB.
+/// Products that a forward pass may keep for its backward pass: 320 MiB, which `fpo-plan` counts as well.
 pub(crate) const KEPT: usize = 5 << 24;
 /// The logit that fills up the last chunk's lanes. Its exponential is zero, and it is finite, so that times zero it is zero.
 const PADDING: f32 = -1e30;
@@ -118,11 +118,6 @@ pub(crate) struct Slab {
 }
 
 impl Slab {
-    fn new(head: &Head, rows: Range<usize>) -> Self {
-        let products = vec![0.0; rows.len() * head.vocabulary().next_multiple_of(CHUNK)];
-        Self { rows, products }
-    }
-
     fn chunks_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
         self.products.chunks_mut(self.rows.len() * CHUNK)
     }
@@ -150,16 +145,15 @@ pub(crate) fn scan_and_keep<A: Clone + Default + Send, const H: usize>(
     let blocks = blocks::map(n.div_ceil(SCAN_ROWS), |block| {
         let rows = block * SCAN_ROWS..((block + 1) * SCAN_ROWS).min(n);
         let is_kept = rows.end * of_row <= kept;
-        let mut slab = is_kept.then(|| Slab::new(&heads[H - 1], rows.clone()));
-        let mut kept = slab.iter_mut().flat_map(Slab::chunks_mut);
+        let mut products = Vec::with_capacity(if is_kept { rows.len() * of_row } else { 0 });
         let mut states = vec![A::default(); rows.len()];
         let mut scratch = [(); H].map(|()| vec![0.0; SCAN_ROWS * CHUNK]);
         for tokens in heads[0].chunks() {
             for (head, scratch) in heads.iter().zip(&mut scratch) {
                 head.products(&rows, &tokens, scratch);
             }
-            if let Some(kept) = kept.next() {
-                kept.copy_from_slice(&scratch[H - 1][..kept.len()]);
+            if is_kept {
+                products.extend_from_slice(&scratch[H - 1][..rows.len() * CHUNK]);
             }
             for (head, scratch) in heads.iter().zip(&mut scratch) {
                 head.cap(&rows, &tokens, scratch);
@@ -175,14 +169,13 @@ pub(crate) fn scan_and_keep<A: Clone + Default + Send, const H: usize>(
                 },
             );
         }
-        drop(kept);
-        (states, slab)
+        (states, is_kept.then_some(Slab { rows, products }))
     });
     let (states, slabs): (Vec<_>, Vec<_>) = blocks.into_iter().unzip();
     (states.into_iter().flatten().collect(), slabs.into_iter().flatten().collect())
 }
 
-/// The wanted gradients of the hidden states and of the weight. `kept` are the products that [`scan`] kept.
+/// The wanted gradients of the hidden states and of the weight. `kept` are the products that [`scan_and_keep`] kept.
 ///
 /// `gradient` turns one row of a chunk in place: from arguments of the soft-cap's tanh (logits, if there is no soft-cap) into the
 /// gradients of the products `h·Wᵀ`. It gets the row's index, the first token of the chunk, the row, and the logits of `other`
@@ -202,10 +195,16 @@ pub(crate) fn backward(
     let first = kept.last().map_or(0, |slab| slab.rows.end);
     let again = (first..n).step_by(slab_rows).map(|first| {
         let rows = first..(first + slab_rows).min(n);
-        (false, vec![Slab::new(&head, rows)])
+        (false, vec![Slab { rows, products: Vec::new() }])
     });
+    let of_row = vocabulary.next_multiple_of(CHUNK);
+    let mut memory = Vec::new();
 
     for (is_computed, mut slabs) in iter::once((true, kept)).chain(again) {
+        if let ([slab], false) = (&mut slabs[..], is_computed) {
+            memory.resize(slab.rows.len() * of_row, 0.0);
+            slab.products = mem::take(&mut memory);
+        }
         let Some(first) = slabs.first().map(|slab| slab.rows.start) else { continue };
         let end = slabs.last().map_or(first, |slab| slab.rows.end);
         let rows: Vec<_> = slabs.iter().map(|slab| slab.rows.clone()).collect();
@@ -262,6 +261,9 @@ pub(crate) fn backward(
                     multiply(d_hidden, Write::Add, 1.0, products, head.weight(&tokens));
                 }
             });
+        }
+        if let ([slab], false) = (&mut slabs[..], is_computed) {
+            memory = mem::take(&mut slab.products);
         }
     }
     [hidden_wanted.then_some(d_hidden), weight_wanted.then_some(d_weight)]
