@@ -111,13 +111,18 @@ impl Job<'_> {
     }
 }
 
-/// The name of a model's folder.
+/// The name of a model's folder; of a run's `align/` and `sft/` with the run's before it, because all runs have those.
 pub fn name_of(model: &Path) -> Result<String> {
     let whole: PathBuf = model.canonicalize().with_context(|| model.display().to_string())?;
     let name = whole.file_name().with_context(|| {
         format!("{} has no name; give the model one with --model-id", model.display())
     })?;
-    Ok(name.to_string_lossy().into_owned())
+    let name = name.to_string_lossy();
+    let run = whole.parent().filter(|_| ["align", "sft"].contains(&&*name));
+    Ok(match run.and_then(Path::file_name) {
+        Some(run) => format!("{}-{name}", run.to_string_lossy()),
+        None => name.into_owned(),
+    })
 }
 
 /// One answer to a question, turn by turn.
@@ -251,7 +256,7 @@ impl Answering<'_> {
             let wanted: Vec<bool> = requests.iter().map(Option::is_some).collect();
             let requests = requests.into_iter().flatten().collect();
             let mut generation = Generation::new(model, requests, &options)?;
-            while generation.step().is_some() {}
+            while generation.step()?.is_some() {}
             let mut answers = generation.finish().into_iter();
             for (conversation, wanted) in asked.into_iter().zip(wanted) {
                 let answer = if wanted { answers.next() } else { None }.unwrap_or_default();

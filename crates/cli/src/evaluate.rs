@@ -118,6 +118,7 @@ impl Evaluate {
     pub fn run(self) -> Result<()> {
         let inputs = [&*self.data, &self.policy, &self.reference];
         streams::keep_apart(&self.per_pair, &inputs)?;
+        streams::check_file(&self.per_pair)?;
         let objective = self.objective()?;
         let placement = self.placement.open()?;
         let folder = ModelFolder::open(&self.policy)?.with_system(self.tokens.system);

@@ -101,6 +101,7 @@ impl Find {
             bail!("--hold-out {} must be between 0 and 1", self.hold_out);
         }
         streams::keep_apart(&self.out, &[&self.positive, &self.negative, &self.sae, &self.model])?;
+        streams::check_file(&self.out)?;
         let reporter = reporter();
         let placement = self.placement.open()?;
         let loaded = Loaded::open(&self.model, &placement)?;

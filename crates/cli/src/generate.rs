@@ -51,7 +51,7 @@ pub struct Generate {
         conflicts_with_all = ["rendering", "raw"]
     )]
     benchmark: Option<Benchmark>,
-    /// With --for: the model name to write with the answers [default: the name of the model's folder].
+    /// With --for: the model name to write with the answers [default: the name of the model's folder, RUN-align for a run's].
     #[arg(long, value_name = "NAME", requires = "benchmark")]
     model_id: Option<String>,
     /// With --for mt-bench: answers to each question, each sampled on its own [default: 1].
@@ -135,6 +135,7 @@ impl Generate {
     pub fn run(self) -> Result<()> {
         if let (Some(out), Some(prompts)) = (&self.out, &self.prompts.prompts) {
             streams::keep_apart(out, &[prompts, &self.model])?;
+            streams::check_file(out)?;
         }
         let folder = ModelFolder::open(&self.model)?.with_system(self.system);
         // clap leaves out what --out and --for require where --prompt stands in its place.

@@ -1,6 +1,10 @@
 //! `fpo report`: the page of a run again, or one page of several.
 
-use std::{collections::BTreeSet, io::Write, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -54,6 +58,10 @@ impl Report {
             }
         };
         let out = self.out.unwrap_or(default);
+        let inputs: Vec<&Path> = self.runs.iter().map(PathBuf::as_path).collect();
+        for output in std::iter::once(&out).chain(&self.csv) {
+            streams::keep_apart(output, &inputs)?;
+        }
         if self.csv.as_ref() == Some(&out) {
             bail!("{}: the page and the table of curves can't be the same file", out.display());
         }

@@ -58,6 +58,7 @@ struct Line {
 impl Score {
     pub fn run(self) -> Result<()> {
         streams::keep_apart(&self.out, &[&self.data, &self.model])?;
+        streams::check_file(&self.out)?;
         let placement = self.placement.open()?;
         let folder = ModelFolder::open(&self.model)?.with_system(self.tokens.system);
         let pairs = self.tokens.read_pairs(&folder, &self.data)?;

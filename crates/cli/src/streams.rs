@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use fpo_data::{atomic, checkpoints::METRICS_FILE};
 use tempfile::TempDir;
 
 /// Where standard output is as a file.
@@ -101,12 +102,18 @@ pub fn report(out: &Path, line: &str) -> Result<()> {
     }
 }
 
-/// Refuses an output that would replace an input, or a folder with an input in it.
+/// Endings of files in an input's folder that may be replaced: pages, tables and lines of results.
+const RESULTS: [&str; 3] = ["html", "csv", "jsonl"];
+
+/// Refuses an output that would replace an input, a folder with an input in it, or a part of an input's folder.
 pub fn keep_apart(out: &Path, inputs: &[&Path]) -> Result<()> {
     let Ok(target) = fs::canonicalize(out) else { return Ok(()) };
+    let is_result = target.extension().is_some_and(|e| RESULTS.iter().any(|ending| e == *ending))
+        && target.file_name().is_none_or(|name| name != METRICS_FILE);
     for input in inputs {
         let Ok(source) = fs::canonicalize(input) else { continue };
-        if source.starts_with(&target) || is_same_file(&target, &source) {
+        let is_part = target.starts_with(&source) && !is_result;
+        if source.starts_with(&target) || is_same_file(&target, &source) || is_part {
             bail!(
                 "{} would replace the input {}; choose another name for the output",
                 out.display(),
@@ -115,6 +122,14 @@ pub fn keep_apart(out: &Path, inputs: &[&Path]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses a file that can't be written, before the work that it is for.
+pub fn check_file(out: &Path) -> Result<()> {
+    match is_stdout(out) {
+        true => Ok(()),
+        false => Ok(atomic::check_file(out)?),
+    }
 }
 
 /// Whether two names lead to one file, as hard links do.
@@ -224,12 +239,17 @@ mod tests {
         fs::write(path("data"), "x").unwrap();
         fs::hard_link(path("data"), path("same")).unwrap();
         fs::create_dir(path("folder")).unwrap();
-        fs::write(path("folder/data"), "y").unwrap();
+        for name in ["data", "page.html", "metrics.jsonl"] {
+            fs::write(path("folder").join(name), "y").unwrap();
+        }
         for (out, input, kept_apart) in [
             ("data", "data", false),
             ("same", "data", false),
             ("folder", "folder/data", false),
-            ("folder/data", "folder", true),
+            ("folder/data", "folder", false),
+            ("folder/page.html", "folder", true),
+            ("folder/new", "folder", true),
+            ("folder/metrics.jsonl", "folder", false),
             ("other", "data", true),
             ("data", "missing", true),
         ] {

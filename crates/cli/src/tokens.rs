@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use fpo_data::{
     Fingerprint, Item, OnEmpty, Pair, PairStore, PairView, PrepareSummary, Preparer, Rendering,
-    ResponseView, Store, System, TokenizedPair, Truncation, read_items, read_pairs,
+    ResponseView, Store, System, TokenizedPair, Tokenizer, Truncation, read_items, read_pairs,
 };
 
 use crate::{loaded::ModelFolder, terminal::reporter};
@@ -27,6 +27,22 @@ How pairs are tokenised (`fpo train` follows the same rules, with data.rendering
   * No pair is skipped: a pair that can't be read is an error that names its row.
 Data: JSON lines (plain or gzip), Parquet, or a folder of these, with `prompt`, `chosen` and `rejected` as texts
 or lists of messages; or prepared/train.arrow and held_out.arrow of a run, whose pairs are tokenised already.";
+
+/// Refuses prepared data of another tokenizer, which lies beside them: their numbers would be other tokens.
+pub fn check_tokenizer(data: &Path, tokenizer: &Tokenizer) -> Result<()> {
+    let beside = data.parent().unwrap_or(Path::new("."));
+    if !beside.join("tokenizer.json").is_file() {
+        return Ok(());
+    }
+    let prepared_by = Tokenizer::load(beside)?;
+    let mut ids = 0..prepared_by.vocab_size() as u32;
+    match ids.find(|&id| prepared_by.token(id) != tokenizer.token(id)) {
+        None => Ok(()),
+        Some(id) => bail!(
+            "it was tokenised by another tokenizer than the model's (token {id} differs); use the data that it was prepared from"
+        ),
+    }
+}
 
 #[derive(Args)]
 pub struct TokenArgs {
@@ -93,7 +109,7 @@ impl TokenArgs {
     /// Reads all pairs of a file in order. Prepared pairs (`train.arrow` of a run) are taken as they are, others are tokenised.
     pub fn read_pairs(&self, folder: &ModelFolder, data: &Path) -> Result<Pairs> {
         let pairs = match is_prepared(data) {
-            true => self.prepared_pairs(data),
+            true => self.prepared_pairs(folder, data),
             false => self.tokenized_pairs(folder, data),
         };
         let pairs = pairs.with_context(|| data.display().to_string())?;
@@ -106,18 +122,18 @@ impl TokenArgs {
         Ok(pairs)
     }
 
-    /// Prepared data are tokens: nothing can be said of how they become tokens.
-    fn check_prepared(&self) -> Result<()> {
+    /// Prepared data are tokens of the tokenizer beside them: nothing can be said of how they become tokens.
+    fn check_prepared(&self, folder: &ModelFolder, data: &Path) -> Result<()> {
         let given = [self.max_length.is_some(), self.max_prompt_length.is_some()];
         ensure!(
             !given.contains(&true) && self.rendering == Rendering::default(),
             "it is already tokenised; remove --rendering, --max-length and --max-prompt-length"
         );
-        Ok(())
+        check_tokenizer(data, &folder.tokenizer)
     }
 
-    fn prepared_pairs(&self, data: &Path) -> Result<Pairs> {
-        self.check_prepared()?;
+    fn prepared_pairs(&self, folder: &ModelFolder, data: &Path) -> Result<Pairs> {
+        self.check_prepared(folder, data)?;
         let store = PairStore::open(data)?;
         Ok(Pairs { binding: store.binding(), rows: PairRows::Prepared(store) })
     }
@@ -134,7 +150,7 @@ impl TokenArgs {
     /// (`train.arrow`, `sft.arrow` of a run) are taken as they are, others are tokenised.
     pub fn read_sequences(&self, folder: &ModelFolder, data: &Path) -> Result<Vec<Sequence>> {
         if is_prepared(data) {
-            let sequences = self.prepared_sequences(data);
+            let sequences = self.prepared_sequences(folder, data);
             let sequences = sequences.with_context(|| data.display().to_string())?;
             for (index, sequence) in sequences.iter().enumerate() {
                 check(folder, &sequence.tokens)
@@ -164,8 +180,8 @@ impl TokenArgs {
         Ok(sequences)
     }
 
-    fn prepared_sequences(&self, data: &Path) -> Result<Vec<Sequence>> {
-        self.check_prepared()?;
+    fn prepared_sequences(&self, folder: &ModelFolder, data: &Path) -> Result<Vec<Sequence>> {
+        self.check_prepared(folder, data)?;
         let sequence = |(row, response): (usize, ResponseView)| Sequence {
             row,
             tokens: response.tokens.to_vec(),

@@ -143,6 +143,22 @@ pub fn write_file<T, E: From<AtomicError>>(
     }
 }
 
+/// Whether [`write_file`] could write there now, for programs that find out before the work. Nothing is left.
+///
+/// # Errors
+/// A folder in its place, or one that can't be written to.
+pub fn check_file(path: &Path) -> Result<(), AtomicError> {
+    if let Destination::File(path) = context(path, "open it", Destination::of(path))? {
+        if path.is_dir() {
+            return context(&path, "write", Err(io::Error::from(io::ErrorKind::IsADirectory)));
+        }
+        let parent = prepare_parent(&path)?;
+        let temporary = beside(&path, 0o666, "", |new| new.tempfile_in(&parent));
+        context(&path, "create a temporary file next to it", temporary)?;
+    }
+    Ok(())
+}
+
 fn replace_file<T, E: From<AtomicError>>(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<File>) -> Result<T, E>,

@@ -2,6 +2,7 @@
 
 use std::{
     cell::Cell,
+    collections::BTreeMap,
     fs::{self, File},
     io::Write,
     path::{Path, PathBuf},
@@ -31,6 +32,9 @@ const FILES: [&str; 6] =
 struct StageFile {
     stage: String,
     fingerprint: Fingerprint,
+    /// Bytes of the weights and tables in the folder, once the stage has ended. Notes of earlier versions have none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    sizes: BTreeMap<String, u64>,
 }
 
 /// The settings that a run's folder was made with; none where there are none.
@@ -213,13 +217,52 @@ pub fn made_from(folder: &Path) -> Option<Fingerprint> {
 }
 
 pub(crate) fn read_fingerprint(path: &Path) -> Option<Fingerprint> {
+    read_note(path).map(|note| note.fingerprint)
+}
+
+fn read_note(path: &Path) -> Option<StageFile> {
     // Whatever is wrong with the file, it doesn't say what the stage was made from.
     let text = fs::read_to_string(path).ok()?;
-    serde_json::from_str::<StageFile>(&text).ok().map(|file| file.fingerprint)
+    serde_json::from_str(&text).ok()
 }
 
 pub(crate) fn write_fingerprint(path: &Path, stage: &str, fingerprint: &Fingerprint) -> Result<()> {
-    let file = StageFile { stage: stage.to_owned(), fingerprint: fingerprint.clone() };
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let file = StageFile {
+        stage: stage.to_owned(),
+        fingerprint: fingerprint.clone(),
+        sizes: sizes(folder).with_context(|| format!("listing {}", folder.display()))?,
+    };
     let text = serde_json::to_string_pretty(&file)?;
     fs::write(path, text + "\n").with_context(|| format!("writing {}", path.display()))
+}
+
+/// Bytes of a folder's weights and tables.
+fn sizes(folder: &Path) -> std::io::Result<BTreeMap<String, u64>> {
+    let mut sizes = BTreeMap::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if [".safetensors", ".arrow"].iter().any(|ending| name.ends_with(ending)) {
+            sizes.insert(name, entry.metadata()?.len());
+        }
+    }
+    Ok(sizes)
+}
+
+/// Refuses a finished stage whose files aren't as they were written.
+pub(crate) fn check_whole(folder: &Path) -> Result<()> {
+    let Some(note) = read_note(&folder.join(STAGE_FILE)) else { return Ok(()) };
+    for (name, expected) in note.sizes {
+        let file = folder.join(name);
+        let found = fs::metadata(&file).map_or(0, |metadata| metadata.len());
+        if found != expected {
+            bail!(
+                "{} has {found} bytes and had {expected} when the stage ended; delete {}, and the same command makes it again",
+                file.display(),
+                folder.display()
+            );
+        }
+    }
+    Ok(())
 }

@@ -35,7 +35,7 @@ use fpo_plan::{advice, check_precision};
 use fpo_transformer::Placement;
 
 pub use discard::Stale;
-use folder::{Folder, STAGE_FILE, read_fingerprint, write_fingerprint};
+use folder::{Folder, STAGE_FILE, check_whole, read_fingerprint, write_fingerprint};
 pub use folder::{made_from, saved_settings};
 use timing::StageTiming;
 
@@ -216,6 +216,7 @@ impl Run {
         let folder = self.folder.join(name);
         let stage = Stage { folder: folder.clone(), hash: fingerprint.hash() };
         if read_fingerprint(&folder.join(STAGE_FILE)).is_some_and(|found| found == fingerprint) {
+            check_whole(&folder).with_context(|| format!("stage {name}"))?;
             if self.mode.get() == Mode::Work {
                 self.reporter.note(name, "up to date");
                 self.save_first_settings()?;

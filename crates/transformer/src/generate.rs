@@ -101,7 +101,7 @@ pub fn generate_with(
     let streams = (0..).map(|row| options.first_prompt.wrapping_add(row));
     let requests = prompts.iter().zip(streams).map(request).collect();
     let mut generation = Generation::new(model, requests, options)?;
-    while let Some(tokens) = generation.step() {
+    while let Some(tokens) = generation.step()? {
         tokens.into_iter().for_each(|(row, token)| on_token(row, token));
     }
     Ok(generation.finish())
@@ -183,9 +183,12 @@ impl<'a> Generation<'a> {
 
     /// Samples one token for every prompt that hasn't ended, and returns those that aren't stop tokens, with their prompts'
     /// indexes; `None` once all have ended.
-    pub fn step(&mut self) -> Option<Vec<(usize, u32)>> {
+    ///
+    /// # Errors
+    /// Logits that are no numbers.
+    pub fn step(&mut self) -> Result<Option<Vec<(usize, u32)>>, Error> {
         if self.rows.iter().all(Row::is_done) {
-            return None;
+            return Ok(None);
         }
         let config = self.model.config();
         let pad_token = config.pad_token_id.unwrap_or(0);
@@ -203,6 +206,11 @@ impl<'a> Generation<'a> {
         for (index, (logits, row)) in per_row.enumerate() {
             let mut next = pad_token;
             if !row.is_done() {
+                if logits.iter().any(|&logit| logit.is_nan() || logit == f32::INFINITY) {
+                    let message =
+                        "the logits aren't finite; check the model's weights for NaN or infinity";
+                    return Err(Error::Prompt { index, message: message.into() });
+                }
                 let result = &mut row.result;
                 result.entropies.push(entropy(&softmax(logits, 1.0)));
                 let seen = row.request.prompt.iter().chain(&result.tokens).copied();
@@ -219,7 +227,7 @@ impl<'a> Generation<'a> {
             self.positions.push(self.width + self.steps - row.padding);
         }
         self.steps += 1;
-        Some(sampled)
+        Ok(Some(sampled))
     }
 
     /// The continuations so far.

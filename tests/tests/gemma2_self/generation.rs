@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use burn::tensor::Tensor;
+use burn::{
+    module::{Module, ModuleMapper, Param},
+    tensor::Tensor,
+};
 use fpo_transformer::{
     Error, Generated, GenerationOptions, Site, generate, generate::generate_with,
 };
@@ -132,4 +135,19 @@ fn a_penalty_covers_prompt_and_answer() {
     let different: BTreeSet<u32> = all.iter().copied().collect();
     assert!(answer[0].tokens != plain[0].tokens);
     assert!(different.len() + prompt.len() >= all.len(), "{all:?} repeats itself");
+}
+
+struct Broken;
+
+impl ModuleMapper for Broken {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|x| x * f32::NAN)
+    }
+}
+
+#[test]
+fn logits_that_are_no_numbers_are_an_error() {
+    let model = model(&config()).map(&mut Broken);
+    let error = generate(&model, &[vec![1, 2]], &greedy(4)).unwrap_err();
+    assert!(error.to_string().contains("check the model's weights for NaN"), "{error}");
 }

@@ -55,6 +55,14 @@ fn a_call_goes_on_with_the_folders_own_settings() {
         assert!(printed.contains("sft  up to date"), "{printed}");
     }
     same(&sft, &contents(&run.join("sft")), "the finished stage");
+    // A damaged result isn't taken for a finished one.
+    let weights = run.join("sft/model.safetensors");
+    let whole = fs::read(&weights).unwrap();
+    fs::write(&weights, &whole[..1000]).unwrap();
+    let message = fail(&["train", "--run", arg(&run)]);
+    let expected = format!("has 1000 bytes and had {} when the stage ended; delete", whole.len());
+    assert!(message.contains(&expected), "{message}");
+    fs::write(&weights, whole).unwrap();
     let saved = fs::read_to_string(run.join("run.toml")).unwrap();
     assert!(saved.contains("alpha = 0.7") && saved.contains("hidden_size = 32"), "{saved}");
 
@@ -268,4 +276,90 @@ fn a_disk_without_room_is_refused_before_anything_is_written() {
         "{printed}"
     );
     assert!(!left, "something was left");
+}
+
+/// Another call's output, a model's weights or a run's settings are no place for results.
+#[test]
+fn outputs_do_not_replace_parts_of_inputs() {
+    if skip_when_quick("outputs_do_not_replace_parts_of_inputs") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    succeed(&["train", "--recipe", "smoke", "--run", arg(&run)]);
+    let (before, elsewhere) = (contents(&run), tempfile::tempdir().unwrap());
+    let [align, settings] = ["align", "run.toml"].map(|name| run.join(name));
+    let [weights, held_out, examples, saved] =
+        ["align/model.safetensors", "prepared/held_out.arrow", "prepared/sft.arrow", "sae"]
+            .map(|name| run.join(name));
+    let train = [
+        "sae",
+        "train",
+        "--model",
+        arg(&align),
+        "--data",
+        arg(&examples),
+        "--site",
+        "resid_post:0",
+    ];
+    for (call, expected) in [
+        (&["report", arg(&run), "--out", arg(&settings)][..], "would replace the input"),
+        (
+            &["features", "drift", "--run", arg(&run), "--out", arg(&settings)],
+            "would replace the input",
+        ),
+        (
+            &["score", "--model", arg(&align), "--data", arg(&held_out), "--out", arg(&weights)],
+            "would replace the input",
+        ),
+        (
+            &[
+                "score",
+                "--model",
+                arg(&align),
+                "--data",
+                arg(&held_out),
+                "--out",
+                arg(elsewhere.path()),
+            ],
+            "is a directory",
+        ),
+        (
+            &[&train[..], &["--out", arg(&run.join("sft"))]].concat(),
+            "is not the result of a training",
+        ),
+        (&[&train[..], &["--out", arg(&saved)]].concat(), "is not the result of a training"),
+    ] {
+        let message = fail(call);
+        assert!(message.contains(expected), "{call:?}: {message}");
+        same(&before, &contents(&run), expected);
+    }
+    // Data of another tokenizer: two of its tokens have changed places.
+    let prepared = elsewhere.path().join("prepared");
+    fs::create_dir(&prepared).unwrap();
+    for name in ["held_out.arrow", "tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(run.join("prepared").join(name), prepared.join(name)).unwrap();
+    }
+    let other = prepared.join("held_out.arrow");
+    let lines = elsewhere.path().join("lines.jsonl");
+    let score = ["score", "--model", arg(&align), "--data", arg(&other), "--out", arg(&lines)];
+    succeed(&score);
+    let path = prepared.join("tokenizer.json");
+    let mut tokenizer: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    let vocabulary = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+    let [a, b] =
+        [270, 271].map(|id| vocabulary.keys().find(|k| vocabulary[*k] == id).unwrap().clone());
+    vocabulary.insert(a, 271.into());
+    vocabulary.insert(b, 270.into());
+    fs::write(&path, tokenizer.to_string()).unwrap();
+    let message = fail(&score);
+    assert!(message.contains("another tokenizer than the model's (token 270"), "{message}");
+
+    // Refused for its settings, it leaves nothing either.
+    let out = folder.path().join("sae");
+    let few = ["--out", arg(&out), "--set", "sae.tokens=1000"];
+    let message = fail(&[&train[..], &few].concat());
+    assert!(message.contains("raise sae.tokens = 1000"), "{message}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }

@@ -202,7 +202,7 @@ fn under(
         let mut generation = Generation::new(side.model(), vec![request], &side.options)?;
         let mut text = side.text_stream();
         while !answering.is_stopped()
-            && let Some(tokens) = generation.step()
+            && let Some(tokens) = generation.step()?
         {
             for (_, token) in tokens {
                 streams::write(columns::printable(&text.push(token)?).as_bytes())?;
@@ -233,7 +233,7 @@ fn beside(
     while !columns.is_done() {
         for (index, generation) in generations.iter_mut().enumerate() {
             let Some(text) = &mut texts[index] else { continue };
-            let next = if answering.is_stopped() { None } else { generation.step() };
+            let next = if answering.is_stopped() { None } else { generation.step()? };
             match next {
                 Some(tokens) => {
                     for (_, token) in tokens {

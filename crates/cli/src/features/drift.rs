@@ -106,8 +106,10 @@ struct Outputs {
 impl Drift {
     pub fn run(self) -> Result<()> {
         let (named, outputs) = (Inputs::named(&self)?, self.outputs());
+        let inputs: Vec<&Path> = named.paths().into_iter().chain(self.run.as_deref()).collect();
         for output in std::iter::once(&outputs.page).chain(&outputs.csv) {
-            streams::keep_apart(output, &named.paths())?;
+            streams::keep_apart(output, &inputs)?;
+            streams::check_file(output)?;
         }
         let is_page = |csv: &PathBuf| same(csv, &outputs.page);
         ensure!(

@@ -12,7 +12,11 @@ use fpo_interp::activations::Source;
 use fpo_transformer::Site;
 use tempfile::TempDir;
 
-use crate::{loaded::Loaded, terminal::reporter, tokens::is_prepared};
+use crate::{
+    loaded::Loaded,
+    terminal::reporter,
+    tokens::{check_tokenizer, is_prepared},
+};
 
 /// How texts become rows.
 #[derive(Args)]
@@ -55,6 +59,7 @@ impl Rows {
     /// tokens per row. Of pairs, the chosen responses are read.
     pub fn open(data: &Path, loaded: &Loaded, args: &RowArgs) -> Result<Self> {
         if is_prepared(data) {
+            check_tokenizer(data, &loaded.tokenizer).with_context(|| data.display().to_string())?;
             let rows = match Store::open(data)? {
                 Store::Examples(store) => Self { store, _folder: None },
                 Store::Pairs(pairs) => {

@@ -1,6 +1,11 @@
 //! `fpo sae train`: autoencoders for one or more sites of a model, trained in one pass over its activations.
 
-use std::{collections::BTreeSet, fs, num::NonZeroUsize, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    fs,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -29,6 +34,8 @@ use crate::{
 /// Maximum number of held-out tokens for measuring quality.
 const HELD_OUT: usize = 100_000;
 const MADE_FROM: &str = "made_from.json";
+/// What a training leaves: in its folder, or for several sites in a folder of each.
+const OWN_FILES: [&str; 4] = ["cfg.json", "sae_weights.safetensors", "quality.json", METRICS_FILE];
 
 /// Trains autoencoders on a model's activations, one per site, in one pass over the data
 ///
@@ -100,17 +107,22 @@ impl Train {
             .with("data", content(&self.data)?)
             .with("max_length", format!("{:?}", self.rows.max_length));
         let made_from = self.rows.add_to(made_from);
-        let mut store = ActivationStore::new(
-            rows.source(&loaded, sites.clone()),
-            StoreSettings {
-                tokens: settings.sae.tokens,
-                held_out: HELD_OUT,
-                buffer_tokens: settings.sae.buffer_tokens.get(),
-                max_norm: settings.sae.max_norm,
-                batch_size: settings.reference.batch_size,
-                seed: settings.seed,
-            },
-        )?;
+        let store = StoreSettings {
+            tokens: settings.sae.tokens,
+            held_out: HELD_OUT,
+            buffer_tokens: settings.sae.buffer_tokens.get(),
+            max_norm: settings.sae.max_norm,
+            batch_size: settings.reference.batch_size,
+            seed: settings.seed,
+        };
+        store.check_rows(&rows.store, &loaded.tokenizer.special_ids()).with_context(|| {
+            format!(
+                "{}; give more data or raise sae.tokens = {}",
+                self.data.display(),
+                store.tokens
+            )
+        })?;
+        let mut store = ActivationStore::new(rows.source(&loaded, sites.clone()), store)?;
         if let Some(folder) = &self.shards {
             store = store.with_shards(folder, self.shards_precision, made_from.clone())?;
         }
@@ -181,9 +193,12 @@ impl Train {
 
     /// Refuses to replace a folder that isn't the result of a training.
     fn check_out(&self) -> Result<()> {
-        let own = |folder: &std::path::Path| folder.join(METRICS_FILE).is_file();
-        let foreign = self.out.exists() && !own(&self.out) && !is_empty(&self.out);
-        if foreign {
+        let is_own =
+            |path: &Path| has_only(path, |path| OWN_FILES.iter().any(|f| path.ends_with(f)));
+        let is_result = has_only(&self.out, |path| {
+            OWN_FILES.iter().any(|name| path.ends_with(name)) || path.is_dir() && is_own(path)
+        });
+        if self.out.exists() && !is_result {
             bail!("{} is not the result of a training, so it was left alone", self.out.display());
         }
         Ok(())
@@ -227,6 +242,8 @@ impl Train {
     }
 }
 
-fn is_empty(folder: &std::path::Path) -> bool {
-    fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
+/// Whether a folder has nothing but such files; of what can't be read, no.
+fn has_only(folder: &Path, known: impl Fn(&Path) -> bool) -> bool {
+    let known = |entry: std::io::Result<fs::DirEntry>| entry.is_ok_and(|e| known(&e.path()));
+    fs::read_dir(folder).is_ok_and(|mut entries| entries.all(known))
 }

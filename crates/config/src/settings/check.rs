@@ -107,6 +107,9 @@ impl Settings {
                 bail!("align.early_stopping.threshold = {} must not be negative", stop.threshold);
             }
         }
+        if !(e.temperature >= 0.0 && e.temperature.is_finite()) {
+            bail!("evaluate.temperature = {} must not be negative; 0 is greedy", e.temperature);
+        }
         let DataSettings { train, eval, hold_out, built_in, .. } = &self.data;
         let none = match train {
             None => built_in.held_out_pairs == 0,

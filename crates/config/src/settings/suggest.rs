@@ -1,7 +1,29 @@
 //! What a mistyped key may have meant.
 
-/// Keys of other trainers, by the last part of ours.
-const ELSEWHERE: [(&str, &str); 14] = [
+/// Keys of other trainers, by ours or its last part.
+const ELSEWHERE: [(&str, &str); 36] = [
+    ("adam_beta1", "align.optimizer.betas"),
+    ("adam_beta2", "align.optimizer.betas"),
+    ("base_model", "model.path"),
+    ("bf16", "model.precision"),
+    ("cpo_alpha", "align.nll_weight"),
+    ("dtype", "model.precision"),
+    ("eval_steps", "evaluate.every"),
+    ("gradient_accumulation_steps", "align.batch_size"),
+    ("hook_name", "sae.site"),
+    ("jumprelu_sparsity_loss_mode", "sae.training.penalty"),
+    ("k", "sae.training.target_l0"),
+    ("l0_coefficient", "sae.training.sparsity"),
+    ("l1_coefficient", "sae.training.sparsity"),
+    ("load_best_model_at_end", "align.keep_best"),
+    ("metric_for_best_model", "align.keep_best"),
+    ("model_name_or_path", "model.path"),
+    ("optim", "align.optimizer.kind"),
+    ("report_to", "track"),
+    ("rl", "align.method"),
+    ("save_total_limit", "align.keep_last"),
+    ("torch_dtype", "model.precision"),
+    ("val_set_size", "data.hold_out"),
     ("lr", "learning_rate"),
     ("wd", "weight_decay"),
     ("warmup", "warmup_steps"),
@@ -20,6 +42,8 @@ const ELSEWHERE: [(&str, &str); 14] = [
 
 /// How alike the last parts of two keys are that may mean the same (Jaro-Winkler).
 const ALIKE: f64 = 0.9;
+/// How alike whole keys are, where no last part is alike.
+const SOMEWHAT_ALIKE: f64 = 0.8;
 /// Suggestions, at most.
 const MOST: usize = 3;
 
@@ -39,6 +63,9 @@ fn nearest<'a>(key: &str, known: &'a [String]) -> Vec<&'a str> {
     let written = last(key);
     let elsewhere = ELSEWHERE.iter().find(|(theirs, _)| *theirs == written);
     let meant = elsewhere.map_or(written.as_str(), |(_, ours)| ours);
+    if let Some(ours) = known.iter().find(|ours| elsewhere.is_some() && *ours == meant) {
+        return vec![ours];
+    }
     let alike = |k: &str| strsim::jaro_winkler(&last(k), meant);
     let whole = |k: &str| strsim::jaro_winkler(k, key);
     let best = known.iter().map(|k| alike(k)).fold(0.0, f64::max);
@@ -46,6 +73,7 @@ fn nearest<'a>(key: &str, known: &'a [String]) -> Vec<&'a str> {
         known.iter().map(String::as_str).filter(|k| alike(k) == best && best >= ALIKE).collect();
     if found.is_empty() {
         let most = known.iter().max_by(|a, b| whole(a).total_cmp(&whole(b)));
+        let most = most.filter(|most| whole(most) >= SOMEWHAT_ALIKE);
         return most.into_iter().map(String::as_str).collect();
     }
     let shared = |k: &str| k.split('.').zip(key.split('.')).take_while(|(a, b)| a == b).count();
@@ -70,6 +98,7 @@ mod tests {
             "align.epochs",
             "sft.epochs",
             "align.lora.rank",
+            "align.keep_best",
             "data.max_length",
         ]
         .map(str::to_owned);
@@ -81,6 +110,9 @@ mod tests {
             ("align.num_train_epochs", "; did you mean `align.epochs`?"),
             ("align.lora.r", "; did you mean `align.lora.rank`?"),
             ("max_len", "; did you mean `data.max_length`?"),
+            ("load_best_model_at_end", "; did you mean `align.keep_best`?"),
+            ("align.rl", "; did you mean `align.method`?"),
+            ("completely_unknown", ""),
         ] {
             assert_eq!(suffix(key, &known), expected, "{key}");
         }
