@@ -83,8 +83,8 @@ pub fn temporary_of(name: &str) -> Option<&str> {
 enum Destination {
     /// A file that is replaced, or created.
     File(PathBuf),
-    /// Something that is written into: a pipe, a terminal, a device.
-    Stream(File),
+    /// Something that is written into: a pipe, a terminal, a device. Whoever opens a pipe is waited for.
+    Stream(PathBuf),
 }
 
 impl Destination {
@@ -95,7 +95,7 @@ impl Destination {
         for _ in 0..LONGEST {
             // These name what a process has open, whatever it is.
             if path == Path::new("/dev/stdout") || path.starts_with("/proc/self/fd") {
-                return open_stream(&path).map(Self::Stream);
+                return Ok(Self::Stream(path));
             }
             // What can't be looked at is refused where it is written.
             let Ok(found) = fs::symlink_metadata(&path) else { break };
@@ -105,7 +105,7 @@ impl Destination {
             } else if found.is_file() || found.is_dir() {
                 break;
             } else {
-                return open_stream(&path).map(Self::Stream);
+                return Ok(Self::Stream(path));
             }
         }
         Ok(Self::File(path))
@@ -134,7 +134,8 @@ pub fn write_file<T, E: From<AtomicError>>(
 ) -> Result<T, E> {
     match context(path, "open it", Destination::of(path))? {
         Destination::File(path) => replace_file(&path, write),
-        Destination::Stream(file) => {
+        Destination::Stream(stream) => {
+            let file = context(path, "open it", open_stream(&stream))?;
             let mut writer = BufWriter::with_capacity(1 << 16, file);
             let value = write(&mut writer)?;
             context(path, "write", writer.flush())?;
@@ -143,7 +144,7 @@ pub fn write_file<T, E: From<AtomicError>>(
     }
 }
 
-/// Whether [`write_file`] could write there now, for programs that find out before the work. Nothing is left.
+/// Whether [`write_file`] could write there now, for programs that find out before the work. Nothing is left, and no pipe is opened.
 ///
 /// # Errors
 /// A folder in its place, or one that can't be written to.
