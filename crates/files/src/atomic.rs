@@ -153,8 +153,10 @@ pub fn check_file(path: &Path) -> Result<(), AtomicError> {
         if path.is_dir() {
             return context(&path, "write", Err(io::Error::from(io::ErrorKind::IsADirectory)));
         }
-        let parent = prepare_parent(&path)?;
-        let temporary = beside(&path, 0o666, "", |new| new.tempfile_in(&parent));
+        // Folders that are missing would be made in the first that isn't.
+        let parent = parent_of(&path);
+        let found = parent.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("."));
+        let temporary = beside(&path, 0o666, "", |new| new.tempfile_in(found));
         context(&path, "create a temporary file next to it", temporary)?;
     }
     Ok(())
@@ -242,11 +244,15 @@ pub fn replace_dir<T, E: From<AtomicError>>(
     Ok(value)
 }
 
-fn prepare_parent(path: &Path) -> Result<PathBuf, AtomicError> {
-    let parent = match path.parent() {
+fn parent_of(path: &Path) -> PathBuf {
+    match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
-    };
+    }
+}
+
+fn prepare_parent(path: &Path) -> Result<PathBuf, AtomicError> {
+    let parent = parent_of(path);
     context(path, "create its parent folder", fs::create_dir_all(&parent))?;
     Ok(parent)
 }
@@ -330,6 +336,22 @@ mod tests {
         assert!(error.contains("file: can't write; the disk is full"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "two");
         assert_eq!(names(path.parent().unwrap()), ["file"], "no leftovers");
+    }
+
+    #[test]
+    fn a_check_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["new", "new/deeper/file"] {
+            check_file(&folder.path().join(name)).unwrap();
+        }
+        let error = check_file(folder.path()).unwrap_err();
+        assert_eq!(error.source.kind(), io::ErrorKind::IsADirectory, "{error}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        let file = folder.path().join("file");
+        fs::write(&file, "old").unwrap();
+        check_file(&file).unwrap();
+        assert!(check_file(&file.join("below")).is_err());
+        assert_eq!(fs::read(&file).unwrap(), b"old");
     }
 
     #[test]

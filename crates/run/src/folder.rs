@@ -29,9 +29,9 @@ const FILES: [&str; 6] =
 
 /// What a stage was made from.
 #[derive(Serialize, Deserialize)]
-struct StageFile {
+pub(crate) struct StageFile {
     stage: String,
-    fingerprint: Fingerprint,
+    pub fingerprint: Fingerprint,
     /// Bytes of the weights and tables in the folder, once the stage has ended. Notes of earlier versions have none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     sizes: BTreeMap<String, u64>,
@@ -216,11 +216,11 @@ pub fn made_from(folder: &Path) -> Option<Fingerprint> {
     read_fingerprint(&folder.join(STAGE_FILE))
 }
 
-pub(crate) fn read_fingerprint(path: &Path) -> Option<Fingerprint> {
+fn read_fingerprint(path: &Path) -> Option<Fingerprint> {
     read_note(path).map(|note| note.fingerprint)
 }
 
-fn read_note(path: &Path) -> Option<StageFile> {
+pub(crate) fn read_note(path: &Path) -> Option<StageFile> {
     // Whatever is wrong with the file, it doesn't say what the stage was made from.
     let text = fs::read_to_string(path).ok()?;
     serde_json::from_str(&text).ok()
@@ -250,19 +250,20 @@ fn sizes(folder: &Path) -> std::io::Result<BTreeMap<String, u64>> {
     Ok(sizes)
 }
 
-/// Refuses a finished stage whose files aren't as they were written.
-pub(crate) fn check_whole(folder: &Path) -> Result<()> {
-    let Some(note) = read_note(&folder.join(STAGE_FILE)) else { return Ok(()) };
-    for (name, expected) in note.sizes {
-        let file = folder.join(name);
-        let found = fs::metadata(&file).map_or(0, |metadata| metadata.len());
-        if found != expected {
-            bail!(
-                "{} has {found} bytes and had {expected} when the stage ended; delete {}, and the same command makes it again",
-                file.display(),
-                folder.display()
-            );
+impl StageFile {
+    /// Refuses a finished stage whose files aren't as they were written.
+    pub fn check_whole(&self, folder: &Path) -> Result<()> {
+        for (name, expected) in &self.sizes {
+            let file = folder.join(name);
+            let found = fs::metadata(&file).map_or(0, |metadata| metadata.len());
+            if found != *expected {
+                bail!(
+                    "{} has {found} bytes and had {expected} when the stage ended; delete {}, and the same command makes it again",
+                    file.display(),
+                    folder.display()
+                );
+            }
         }
+        Ok(())
     }
-    Ok(())
 }

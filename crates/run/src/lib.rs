@@ -35,7 +35,7 @@ use fpo_plan::{advice, check_precision};
 use fpo_transformer::Placement;
 
 pub use discard::Stale;
-use folder::{Folder, STAGE_FILE, check_whole, read_fingerprint, write_fingerprint};
+use folder::{Folder, STAGE_FILE, read_note, write_fingerprint};
 pub use folder::{made_from, saved_settings};
 use timing::StageTiming;
 
@@ -215,8 +215,9 @@ impl Run {
     ) -> Result<Stage> {
         let folder = self.folder.join(name);
         let stage = Stage { folder: folder.clone(), hash: fingerprint.hash() };
-        if read_fingerprint(&folder.join(STAGE_FILE)).is_some_and(|found| found == fingerprint) {
-            check_whole(&folder).with_context(|| format!("stage {name}"))?;
+        let note = read_note(&folder.join(STAGE_FILE));
+        if let Some(note) = note.filter(|note| note.fingerprint == fingerprint) {
+            note.check_whole(&folder).with_context(|| format!("stage {name}"))?;
             if self.mode.get() == Mode::Work {
                 self.reporter.note(name, "up to date");
                 self.save_first_settings()?;

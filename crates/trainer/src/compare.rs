@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 use fpo_config::Settings;
 use fpo_losses::Method;
 use fpo_metrics::{cells, cells_before, columns};
@@ -28,12 +28,12 @@ pub fn compare(run: &Run, methods: &[Method]) -> Result<(ComparisonTable, PathBu
         methods.iter().try_for_each(|&method| {
             let nested = nested(run, method)?;
             let probed = nested.probe(|| evaluate(&nested, &base, &align(&nested, &base)?));
-            match probed.map(drop).map_err(|error| error.downcast::<Stale>()) {
-                // Nothing of it is there yet.
-                Err(Ok(stale)) if stale.discards.is_empty() => Ok(()),
-                Err(Ok(stale)) => Err(stale.into()),
-                Err(Err(error)) => Err(error),
-                Ok(()) => Ok(()),
+            let is_new = |error: &Error| {
+                error.downcast_ref::<Stale>().is_some_and(|stale| stale.discards.is_empty())
+            };
+            match probed {
+                Err(error) if is_new(&error) => Ok(()),
+                probed => probed.map(drop),
             }
         })?;
         walk(run, StageName::Evaluate).map(drop)

@@ -193,11 +193,8 @@ impl Train {
 
     /// Refuses to replace a folder that isn't the result of a training.
     fn check_out(&self) -> Result<()> {
-        let is_own =
-            |path: &Path| has_only(path, |path| OWN_FILES.iter().any(|f| path.ends_with(f)));
-        let is_result = has_only(&self.out, |path| {
-            OWN_FILES.iter().any(|name| path.ends_with(name)) || path.is_dir() && is_own(path)
-        });
+        let is_own = |path: &Path| OWN_FILES.iter().any(|name| path.ends_with(name));
+        let is_result = has_only(&self.out, |path| is_own(path) || has_only(path, is_own));
         if self.out.exists() && !is_result {
             bail!("{} is not the result of a training, so it was left alone", self.out.display());
         }

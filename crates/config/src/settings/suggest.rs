@@ -1,7 +1,7 @@
 //! What a mistyped key may have meant.
 
 /// Keys of other trainers, by ours or its last part.
-const ELSEWHERE: [(&str, &str); 36] = [
+const ELSEWHERE: [(&str, &str); 35] = [
     ("adam_beta1", "align.optimizer.betas"),
     ("adam_beta2", "align.optimizer.betas"),
     ("base_model", "model.path"),
@@ -12,7 +12,6 @@ const ELSEWHERE: [(&str, &str); 36] = [
     ("gradient_accumulation_steps", "align.batch_size"),
     ("hook_name", "sae.site"),
     ("jumprelu_sparsity_loss_mode", "sae.training.penalty"),
-    ("k", "sae.training.target_l0"),
     ("l0_coefficient", "sae.training.sparsity"),
     ("l1_coefficient", "sae.training.sparsity"),
     ("load_best_model_at_end", "align.keep_best"),
@@ -63,7 +62,7 @@ fn nearest<'a>(key: &str, known: &'a [String]) -> Vec<&'a str> {
     let written = last(key);
     let elsewhere = ELSEWHERE.iter().find(|(theirs, _)| *theirs == written);
     let meant = elsewhere.map_or(written.as_str(), |(_, ours)| ours);
-    if let Some(ours) = known.iter().find(|ours| elsewhere.is_some() && *ours == meant) {
+    if let Some(ours) = known.iter().find(|ours| *ours == meant) {
         return vec![ours];
     }
     let alike = |k: &str| strsim::jaro_winkler(&last(k), meant);
@@ -99,6 +98,7 @@ mod tests {
             "sft.epochs",
             "align.lora.rank",
             "align.keep_best",
+            "align.k",
             "data.max_length",
         ]
         .map(str::to_owned);
@@ -112,6 +112,7 @@ mod tests {
             ("max_len", "; did you mean `data.max_length`?"),
             ("load_best_model_at_end", "; did you mean `align.keep_best`?"),
             ("align.rl", "; did you mean `align.method`?"),
+            ("algin.k", "; did you mean `align.k`?"),
             ("completely_unknown", ""),
         ] {
             assert_eq!(suffix(key, &known), expected, "{key}");

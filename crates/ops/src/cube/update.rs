@@ -77,8 +77,9 @@ impl AdamWSteps {
         let types = [params[0].element(), grads[0].element(), m[0].element()];
         let parameters = params.iter().zip(m).zip(v).zip(grads);
         let parameters = parameters.map(|(((param, m), v), grad)| {
-            let [param_, m, v, grad] = [param, m, v, grad].map(|x| x.clone().argument());
-            ParameterLaunch::new(param_, m, v, grad, param.width())
+            let count = param.width();
+            let [param, m, v, grad] = [param, m, v, grad].map(|x| x.clone().argument());
+            ParameterLaunch::new(param, m, v, grad, count)
         });
         let Coefficients { shrink, rate, inverse, new1, new2, beta2, eps, scale } = self.0;
         // SAFETY: the kernel only accesses as many elements of a parameter, its moments and its gradient as the parameter has, which

@@ -6,7 +6,7 @@
 //! vocabulary is a task, which turns the products of its slabs into their gradients and adds to its part of the weight's gradient.
 //! Then the slabs are multiplied by the weight.
 
-use std::{iter, mem, ops::Range};
+use std::{ops::Range, slice};
 
 use burn::backend::flex::FlexTensor;
 
@@ -184,28 +184,16 @@ pub(crate) fn scan_and_keep<A: Clone + Default + Send, const H: usize>(
 pub(crate) fn backward(
     head: Head,
     other: Option<Head>,
-    kept: Vec<Slab>,
+    mut kept: Vec<Slab>,
     [hidden_wanted, weight_wanted]: [bool; 2],
     gradient: impl Fn(usize, usize, &mut [f32], &[f32]) + Send + Sync,
 ) -> [Option<Vec<f32>>; 2] {
     let (n, d, vocabulary) = (head.rows(), head.d, head.vocabulary());
     let mut d_hidden = vec![0.0; if hidden_wanted { n * d } else { 0 }];
     let mut d_weight = vec![0.0; if weight_wanted { vocabulary * d } else { 0 }];
-    let slab_rows = (SLAB / vocabulary.max(1) / ROWS * ROWS).clamp(ROWS, 16 * ROWS);
-    let first = kept.last().map_or(0, |slab| slab.rows.end);
-    let again = (first..n).step_by(slab_rows).map(|first| {
-        let rows = first..(first + slab_rows).min(n);
-        (false, vec![Slab { rows, products: Vec::new() }])
-    });
-    let of_row = vocabulary.next_multiple_of(CHUNK);
-    let mut memory = Vec::new();
 
-    for (is_computed, mut slabs) in iter::once((true, kept)).chain(again) {
-        if let ([slab], false) = (&mut slabs[..], is_computed) {
-            memory.resize(slab.rows.len() * of_row, 0.0);
-            slab.products = mem::take(&mut memory);
-        }
-        let Some(first) = slabs.first().map(|slab| slab.rows.start) else { continue };
+    let mut pass = |slabs: &mut [Slab], are_computed: bool| {
+        let Some(first) = slabs.first().map(|slab| slab.rows.start) else { return };
         let end = slabs.last().map_or(first, |slab| slab.rows.end);
         let rows: Vec<_> = slabs.iter().map(|slab| slab.rows.clone()).collect();
         let tasks: Vec<_> = {
@@ -223,7 +211,7 @@ pub(crate) fn backward(
             for (rows, slab) in rows.iter().zip(slabs) {
                 for (first, slab) in rows.clone().step_by(ROWS).zip(slab.chunks_mut(ROWS * CHUNK)) {
                     let some = first..(first + ROWS).min(rows.end);
-                    if !is_computed {
+                    if !are_computed {
                         head.products(&some, &tokens, slab);
                     }
                     if let Some(other) = other {
@@ -262,9 +250,16 @@ pub(crate) fn backward(
                 }
             });
         }
-        if let ([slab], false) = (&mut slabs[..], is_computed) {
-            memory = mem::take(&mut slab.products);
-        }
+    };
+    pass(&mut kept, true);
+    let first = kept.last().map_or(0, |slab| slab.rows.end);
+    drop(kept);
+    let slab_rows = (SLAB / vocabulary.max(1) / ROWS * ROWS).clamp(ROWS, 16 * ROWS);
+    let mut slab = Slab { rows: 0..0, products: Vec::new() };
+    for first in (first..n).step_by(slab_rows) {
+        slab.rows = first..(first + slab_rows).min(n);
+        slab.products.resize(slab.rows.len() * vocabulary.next_multiple_of(CHUNK), 0.0);
+        pass(slice::from_mut(&mut slab), false);
     }
     [hidden_wanted.then_some(d_hidden), weight_wanted.then_some(d_weight)]
 }
