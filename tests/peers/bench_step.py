@@ -1,10 +1,14 @@
 """The step that `fpo bench step` measures, by PyTorch: one line of JSON with the same fields.
 
+Pairs are all alike, of --tokens and --prompt-tokens, or as --lengths FILE says, one {"prompt": …, "chosen": …, "rejected": …} a line:
+taken in the file's order, --pairs at a time, and padded on the right to the longest row of their batch. Only real tokens count.
+
     python bench_step.py --peer torch   FPO on transformers' model, written by hand, nothing computed that isn't needed
     python bench_step.py --peer trl     TRL's DPOTrainer with `sigmoid_norm`, FPO without its constraint: TRL has no FPO
 """
 
 import argparse
+import itertools
 import json
 import logging
 import os
@@ -34,8 +38,10 @@ MODELS = {
 def arguments():
     parser = argparse.ArgumentParser()
     parser.add_argument("--peer", choices=["torch", "trl"], required=True)
+    parser.add_argument("--tokens", type=int)
     parser.add_argument("--prompt-tokens", type=int)
-    sizes = dict(pairs=8, tokens=128, vocab=4096, d_model=256, layers=4, heads=4, kv_heads=2, head_dim=64,
+    parser.add_argument("--lengths", metavar="FILE")
+    sizes = dict(pairs=8, vocab=4096, d_model=256, layers=4, heads=4, kv_heads=2, head_dim=64,
                  ffn=1024, d_sae=2048, k=50, steps=7, threads=2)
     for name, value in sizes.items():
         parser.add_argument("--" + name.replace("_", "-"), type=int, default=value)
@@ -47,8 +53,24 @@ def arguments():
     vars(a).update(MODELS.get(a.model, {}))
     if on_gpu(a) and not torch.cuda.is_available():
         raise SystemExit(f"PyTorch {torch.__version__} finds no CUDA device: is it built for CUDA, and the driver there?")
+    if a.lengths and (a.tokens or a.prompt_tokens):
+        parser.error("--lengths can't be used with --tokens or --prompt-tokens")
+    a.tokens = a.tokens or 128
     a.prompt_tokens = a.prompt_tokens or a.tokens // 4
     return a
+
+
+def batches_of_lengths(a):
+    """Tokens of prompt, chosen and rejected response of the pairs of each batch that has a turn; step n is on batch n in turn."""
+    if not a.lengths:
+        return [[(a.prompt_tokens, a.tokens - a.prompt_tokens, a.tokens - a.prompt_tokens)] * a.pairs]
+    with open(a.lengths, encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file if line.strip()]
+    pairs = [(line["prompt"], line["chosen"], line["rejected"]) for line in lines]
+    if len(pairs) < a.pairs:
+        raise SystemExit(f"{a.lengths}: it has {len(pairs)} pairs for --pairs {a.pairs}")
+    batches = [pairs[i:i + a.pairs] for i in range(0, len(pairs) - a.pairs + 1, a.pairs)]
+    return batches[:a.steps + 1]
 
 
 def random_model(a):
@@ -70,11 +92,46 @@ def mixed(a):
     return torch.autocast(torch.device(a.device).type, torch.bfloat16, enabled=a.precision == "bf16-mixed")
 
 
-def random_pairs(a):
+def random_batches(a):
     draw = torch.Generator().manual_seed(0)
     ids = lambda n: torch.randint(3, a.vocab, (n,), generator=draw).tolist()
-    rest = a.tokens - a.prompt_tokens
-    return [{"prompt_ids": ids(a.prompt_tokens), "chosen_ids": ids(rest), "rejected_ids": ids(rest)} for _ in range(a.pairs)]
+    pair = lambda prompt, chosen, rejected: {"prompt_ids": ids(prompt), "chosen_ids": ids(chosen), "rejected_ids": ids(rejected)}
+    return [[pair(*lengths) for lengths in batch] for batch in batches_of_lengths(a)]
+
+
+class Batch:
+    """Rows of chosen responses, then of rejected ones, and where in them responses are predicted. Where all are alike there is no
+    attention mask, and positions are a slice; otherwise the mask and the padding are those of transformers' and TRL's collators."""
+
+    def __init__(self, pairs, device):
+        rows = [(p["prompt_ids"], p[side]) for side in ("chosen_ids", "rejected_ids") for p in pairs]
+        counts = [len(response) for _, response in rows]
+        starts = [len(prompt) - 1 for prompt, _ in rows]
+        lengths = [len(prompt) + len(response) for prompt, response in rows]
+        width = max(lengths)
+        self.tokens = torch.tensor([p + r + [0] * (width - len(p + r)) for p, r in rows], device=device)
+        self.targets = torch.tensor([token for _, response in rows for token in response], device=device)
+        self.counts, self.counts_on_device = counts, torch.tensor(counts, device=device)
+        self.first = self.tokens[:1, :lengths[0]]
+        self.mask = self.places = None
+        if len(set(zip(starts, counts))) == 1:
+            self.start = starts[0]
+        else:
+            self.mask = (torch.arange(width) < torch.tensor(lengths)[:, None]).long().to(device)
+            places = [width * row + start + i for row, (start, count) in enumerate(zip(starts, counts)) for i in range(count)]
+            self.places = torch.tensor(places, device=device)
+
+    def predicting(self, x):
+        """Of `[rows, width, …]` what predicts the response tokens, `[response tokens, …]`."""
+        if self.places is None:
+            return x[:, self.start:-1].flatten(0, 1)
+        return x.flatten(0, 1).index_select(0, self.places)
+
+    def sums(self, x):
+        """The sum over each row's response tokens."""
+        if self.places is None:
+            return x.unflatten(0, (len(self.counts), -1)).sum(1)
+        return torch.stack([row.sum(0) for row in x.split(self.counts)])
 
 
 def on_gpu(a):
@@ -102,44 +159,40 @@ def fpo_steps(a):
     if a.checkpoint_activations:
         model.train()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    pairs = random_pairs(a)
-    rows = [p["prompt_ids"] + p[side] for side in ("chosen_ids", "rejected_ids") for p in pairs]
-    tokens = torch.tensor(rows, device=a.device)
-    start, count = a.prompt_tokens - 1, a.tokens - a.prompt_tokens
-    targets = tokens[:, start + 1:]
+    batches = [Batch(pairs, a.device) for pairs in random_batches(a)]
     site = {}
     model.model.layers[-1].register_forward_hook(
         lambda module, inputs, output: site.update(x=output[0] if isinstance(output, tuple) else output))
     cap = getattr(model.config, "final_logit_softcapping", None)
 
     with torch.no_grad():
-        model.model(tokens[:1])
+        model.model(batches[0].first)
         spread = site["x"].square().mean().sqrt()
     w_enc = torch.randn(a.d_model, a.d_sae, device=a.device) / a.d_model**0.5
     threshold = torch.full((a.d_sae,), 2 * spread.item(), device=a.device)
 
-    def quantities():
-        hidden = model.model(tokens).last_hidden_state[:, start:-1]
+    def quantities(batch):
+        hidden = batch.predicting(model.model(batch.tokens, attention_mask=batch.mask).last_hidden_state)
         logits = model.lm_head(hidden).float()
         if cap:
             logits = cap * torch.tanh(logits / cap)
-        log_probs = torch.log_softmax(logits, -1).gather(2, targets[..., None])[..., 0].sum(1)
-        z = (site["x"][:, start:-1] @ w_enc).float()
-        return log_probs, torch.where(z > threshold, z, 0.0).mean(1)
+        log_probs = batch.sums(torch.log_softmax(logits, -1).gather(1, batch.targets[:, None])[:, 0])
+        z = (batch.predicting(site["x"]) @ w_enc).float()
+        return log_probs, batch.sums(torch.where(z > threshold, z, 0.0)) / batch.counts_on_device[:, None]
 
     with torch.no_grad(), mixed(a):
-        reference_log_probs, reference_features = quantities()
+        references = [quantities(batch) for batch in batches]
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-7, weight_decay=0.0)
     beta, alpha = 0.1, 0.5
-    while True:
+    for batch, (reference_log_probs, reference_features) in itertools.cycle(zip(batches, references)):
         with mixed(a):
-            log_probs, features = quantities()
+            log_probs, features = quantities(batch)
         with torch.no_grad():
             chosen = torch.zeros_like(features, dtype=torch.bool)
             for x in (features, reference_features):
                 chosen.scatter_(1, x.topk(a.k, 1).indices, True)
         distance = ((features - reference_features).square() * chosen).sum(1) / a.k
-        rewards = beta * (log_probs - reference_log_probs) / count
+        rewards = beta * (log_probs - reference_log_probs) / batch.counts_on_device
         distance_w, distance_l = distance.chunk(2)
         reward_w, reward_l = rewards.chunk(2)
         u = reward_w - reward_l - alpha * beta * (distance_l - distance_w.detach())
@@ -186,17 +239,20 @@ def measure_trl(a):
     words = tokenizers.models.WordLevel({"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3}, unk_token="<unk>")
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizers.Tokenizer(words), pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>")
+    pairs = [pair for batch in random_batches(a) for pair in batch]
+    longest = max(len(p["prompt_ids"]) + len(p[side]) for p in pairs for side in ("chosen_ids", "rejected_ids"))
     with tempfile.TemporaryDirectory() as folder:
         config = DPOConfig(
             folder, loss_type=["sigmoid_norm"], beta=0.1, precompute_ref_log_probs=True, learning_rate=5e-7,
-            per_device_train_batch_size=a.pairs, max_steps=a.steps + 1, max_length=a.tokens, report_to="none",
+            per_device_train_batch_size=a.pairs, max_steps=a.steps + 1, max_length=longest, report_to="none",
             save_strategy="no", logging_steps=1000, disable_tqdm=True, use_cpu=a.device == "cpu",
             bf16=a.precision == "bf16-mixed", gradient_checkpointing=a.checkpoint_activations,
             lr_scheduler_type="constant", max_grad_norm=1.0, dataloader_pin_memory=False,
+            train_sampling_strategy="sequential",
         )
         clock = Clock()
         trainer = Prepared(random_model(a), args=config, processing_class=tokenizer, callbacks=[clock],
-                           train_dataset=datasets.Dataset.from_list(random_pairs(a)))
+                           train_dataset=datasets.Dataset.from_list(pairs))
         loss = trainer.train().training_loss
     return clock.times[1:], loss
 
@@ -214,8 +270,10 @@ def main():
     sys.stdout = stdout
     if len(times) != a.steps:
         raise SystemExit(f"{len(times)} steps were measured instead of {a.steps}")
-    seconds = statistics.median(times)
-    tokens = 2 * a.pairs * a.tokens
+    batches = batches_of_lengths(a)
+    seconds = statistics.median(times) if len(batches) == 1 else statistics.mean(times)
+    in_turn = [batches[step % len(batches)] for step in range(1, a.steps + 1)]
+    tokens = statistics.mean(sum(2 * p + c + r for p, c, r in batch) for batch in in_turn)
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     if a.peer == "trl":
         import trl
@@ -227,7 +285,7 @@ def main():
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         **device_memory(a),
         "steps": len(times),
-        "tokens": tokens,
+        "tokens": int(tokens + 0.5),
         "loss": loss,
         "versions": versions,
     }))

@@ -41,12 +41,17 @@ struct Row {
     what: &'static str,
     precision: &'static str,
     sizes: &'static [&'static str],
+    /// A file of pairs' lengths in the repository, for pairs that aren't all alike.
+    lengths: Option<&'static str>,
 }
 
 impl Row {
     /// The arguments, the same for FPO and its peers.
-    fn args(&self) -> Vec<&'static str> {
-        [self.sizes, &["--precision", self.precision]].concat()
+    fn args(&self) -> Vec<String> {
+        let mut args = [self.sizes, &["--precision", self.precision]].concat();
+        let file = self.lengths.map(|file| launch::root().join(file).display().to_string());
+        args.extend(file.iter().flat_map(|file| ["--lengths", file]));
+        args.into_iter().map(str::to_owned).collect()
     }
 
     fn title(&self, place: &str) -> String {
@@ -54,21 +59,30 @@ impl Row {
     }
 }
 
-const ROWS: [Row; 3] = [
+const ROWS: [Row; 4] = [
     Row {
         what: "8 pairs × 128 tokens, vocabulary 4,096",
         precision: "float32",
         sizes: &["--vocab", "4096"],
+        lengths: None,
     },
     Row {
         what: "8 pairs × 128 tokens, vocabulary 32,768",
         precision: "float32",
         sizes: &["--vocab", "32768"],
+        lengths: None,
     },
     Row {
         what: "8 pairs × 128 tokens, SmolLM2-135M's shape, 3 steps",
         precision: "float32",
         sizes: &["--model", "smollm2-135m", "--steps", "3"],
+        lengths: None,
+    },
+    Row {
+        what: "8 pairs of alpaca-eval's lengths, SmolLM2-135M's shape, 8 steps on as many batches",
+        precision: "float32",
+        sizes: &["--model", "smollm2-135m", "--steps", "8"],
+        lengths: Some("tests/peers/lengths/alpaca_eval.jsonl"),
     },
 ];
 /// For GPUs: a model of a size that is trained there, with the settings of its recipe.
@@ -86,6 +100,7 @@ const GEMMA: Row = Row {
         "50",
         "--checkpoint-activations",
     ],
+    lengths: None,
 };
 const METHODS: [&str; 6] = ["dpo", "tdpo1", "tdpo2", "simpo", "simpo-kl", "fpo"];
 const TOKENS: [&str; 3] = ["128", "512", "2048"];
@@ -211,7 +226,8 @@ fn compare(
     println!("{}\n", what.title(&place));
     let header = ["tokens/s", "of matrix rate", "peak, MiB", "FPO faster by", "FPO memory"];
     println!("{}", row("", header));
-    let ours = step(&what.args())?;
+    let args = what.args();
+    let ours = step(&args.iter().map(String::as_str).collect::<Vec<_>>())?;
     let cells = |x: &Measured| {
         let share = format!("{:.1} %", 100.0 * x.share_of(&ours));
         [format!("{:.0}", x.speed()), share, format!("{:.0}", x.memory())]
@@ -223,7 +239,7 @@ fn compare(
         let mut command = Command::new(python);
         command.arg(launch::root().join("tests/peers/bench_step.py"));
         command.args(["--peer", peer, "--threads", &bench.threads.to_string()]);
-        command.args(what.args()).args(["--device", device]);
+        command.args(&args).args(["--device", device]);
         command.env("OMP_NUM_THREADS", bench.threads.to_string());
         let theirs = measured(&mut command)?;
         let ratios = [
@@ -309,8 +325,13 @@ mod tests {
     fn a_title_says_in_which_types_all_sides_compute() {
         for row in ROWS.iter().chain([&GEMMA]) {
             assert!(row.title("cuda").contains(row.precision), "{}", row.what);
-            assert!(row.args().ends_with(&["--precision", row.precision]), "{}", row.what);
+            let args = row.args().join(" ");
+            assert!(args.contains(&format!("--precision {}", row.precision)), "{args}");
+            if let Some(file) = row.args().iter().skip_while(|arg| *arg != "--lengths").nth(1) {
+                assert!(Path::new(file).is_absolute() && Path::new(file).is_file(), "{file}");
+            }
         }
+        assert!(ROWS[3].args().contains(&"--lengths".to_owned()));
         assert_eq!(
             GEMMA.title("cuda:1"),
             "one FPO step, bf16-mixed, AdamW, 2 pairs × 512 tokens, Gemma-2-2B's shape, activations recomputed, 50 steps, cuda:1"

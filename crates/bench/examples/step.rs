@@ -14,6 +14,8 @@ fn main() -> Result<()> {
         pairs: 4,
         tokens: 64,
         prompt_tokens: Some(16),
+        // Pairs of one length; a file would give each its own.
+        lengths: None,
         // Random weights of the sizes below; `Some("gemma-2-2b".parse()?)` would take that model's sizes instead.
         model: None,
         vocab: 1024,

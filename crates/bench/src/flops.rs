@@ -8,18 +8,14 @@ use fpo_device::sync;
 use fpo_plan as plan;
 use fpo_transformer::{LoraConfig, ModelConfig, Precision, Projection};
 
-use crate::median;
+use crate::{lengths::PairLengths, median};
 
 /// The sizes that determine the matrix products of a step.
 #[derive(Clone, Debug)]
 pub(crate) struct Products<'a> {
     pub config: &'a ModelConfig,
-    /// Pairs in the step, all of the same length.
-    pub pairs: usize,
-    /// Prompt tokens per pair, which its two responses share.
-    pub prompt: usize,
-    /// Tokens per response, whose log-probabilities are computed.
-    pub response: usize,
+    /// Pairs in the step; log-probabilities are those of the response tokens.
+    pub pairs: &'a [PairLengths],
     /// Only these adapters are trained, if set.
     pub lora: Option<&'a LoraConfig>,
     /// A reference model is run beside the policy, for the token-level KL.
@@ -37,8 +33,9 @@ impl Products<'_> {
     pub(crate) fn flops(&self) -> f64 {
         let c = self.config;
         let layers = c.num_hidden_layers as f64;
-        let tokens = (self.pairs * (self.prompt + 2 * self.response)) as f64;
-        let response = (2 * self.pairs * self.response) as f64;
+        let sum = |of: fn(&PairLengths) -> usize| self.pairs.iter().map(of).sum::<usize>() as f64;
+        let tokens = sum(PairLengths::computed);
+        let response = sum(PairLengths::responses);
         let weights = |p| plan::sizes(c, p).into_iter().product::<usize>();
         let linear =
             layers * tokens * Projection::ALL.into_iter().map(weights).sum::<usize>() as f64;
@@ -63,7 +60,6 @@ impl Products<'_> {
 
     /// Number of query-key pairs inside the causal window, over all layers; queries of a prompt count once.
     fn visible_pairs(&self) -> f64 {
-        let tokens = self.prompt + self.response;
         let of_layer = |layer| {
             let window = self.config.window(layer).unwrap_or(usize::MAX);
             // The first `window` queries see 1, 2, … keys.
@@ -71,10 +67,12 @@ impl Products<'_> {
                 let window = window.min(queries);
                 window * (window + 1) / 2 + (queries - window) * window
             };
-            2 * of_first(tokens) - of_first(self.prompt)
+            let of_pair = |&PairLengths { prompt, chosen, rejected }: &PairLengths| {
+                of_first(prompt + chosen) + of_first(prompt + rejected) - of_first(prompt)
+            };
+            self.pairs.iter().map(|pair| of_pair(pair) as f64).sum::<f64>()
         };
-        let pairs: usize = (0..self.config.num_hidden_layers).map(of_layer).sum();
-        (self.pairs * pairs) as f64
+        (0..self.config.num_hidden_layers).map(of_layer).sum()
     }
 }
 
@@ -196,11 +194,14 @@ mod tests {
         let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
         let (d, ffn) = (c.hidden_size, c.intermediate_size);
         let (mut trained, mut frozen, mut second) = (0, 0, 0);
-        for sequence in 0..2 * p.pairs {
+        let sequences = p.pairs.iter().flat_map(|pair| {
+            [(pair.prompt, pair.chosen, true), (pair.prompt, pair.rejected, false)]
+        });
+        for (prompt, response, is_first) in sequences {
             for layer in 0..c.num_hidden_layers {
-                for position in 0..p.prompt + p.response {
+                for position in 0..prompt + response {
                     // The prompt of every second sequence is that of the one before.
-                    let is_computed = sequence % 2 == 0 || position >= p.prompt;
+                    let is_computed = is_first || position >= prompt;
                     let linear: [[usize; 2]; 7] =
                         [[d, q], [d, kv], [d, kv], [q, d], [d, ffn], [d, ffn], [ffn, d]];
                     for [inner, columns] in linear.into_iter().filter(|_| is_computed) {
@@ -223,7 +224,7 @@ mod tests {
                     }
                 }
             }
-            for _position in 0..p.response {
+            for _position in 0..response {
                 let head = 2 * d * c.vocab_size;
                 second += head;
                 if p.lora.is_some() {
@@ -240,20 +241,17 @@ mod tests {
     #[test]
     fn flops_match_a_brute_force_count() {
         let lora = LoraConfig { rank: 3, ..LoraConfig::default() };
+        let pair = |prompt, chosen, rejected| PairLengths { prompt, chosen, rejected };
+        let batches = [vec![pair(2, 5, 5); 3], vec![pair(2, 5, 1), pair(6, 1, 9), pair(1, 1, 1)]];
         for window in [1, 4, 7, 8, 4096] {
             let config = config(window);
             for lora in [None, Some(&lora)] {
                 for (second_model, d_sae) in [(false, Some(30)), (true, None)] {
-                    let products = Products {
-                        config: &config,
-                        pairs: 3,
-                        prompt: 2,
-                        response: 5,
-                        lora,
-                        second_model,
-                        d_sae,
-                    };
-                    assert_eq!(products.flops(), brute_force(&products), "{products:?}");
+                    for pairs in &batches {
+                        let products =
+                            Products { config: &config, pairs, lora, second_model, d_sae };
+                        assert_eq!(products.flops(), brute_force(&products), "{products:?}");
+                    }
                 }
             }
         }
@@ -265,9 +263,7 @@ mod tests {
         let config = "gemma-2-2b".parse::<PublishedModel>().unwrap().config();
         let products = Products {
             config: &config,
-            pairs: 2,
-            prompt: 0,
-            response: 64,
+            pairs: &[PairLengths { prompt: 0, chosen: 64, rejected: 64 }; 2],
             lora: None,
             second_model: false,
             d_sae: None,

@@ -7,6 +7,7 @@
 
 mod device_memory;
 mod flops;
+mod lengths;
 pub mod load;
 pub mod ops;
 pub mod profile;
@@ -14,6 +15,7 @@ mod running;
 pub mod step;
 
 pub use flops::{matmul_rate, memory_rate};
+pub use lengths::LengthsError;
 
 /// The median; `values` must not be empty.
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
@@ -23,6 +25,11 @@ pub(crate) fn median(mut values: Vec<f64>) -> f64 {
         1 => values[middle],
         _ => (values[middle - 1] + values[middle]) / 2.0,
     }
+}
+
+/// The mean; `values` must not be empty.
+pub(crate) fn mean(values: Vec<f64>) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
 }
 
 #[cfg(test)]

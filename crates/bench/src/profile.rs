@@ -85,17 +85,19 @@ pub(crate) struct Watched {
 }
 
 impl Watched {
-    /// Watches `steps` steps, after one to warm up: what is fused between boundaries is other kernels than in a whole step.
+    /// Watches the steps 1 to `steps` again, after one to warm up: what is fused between boundaries is other kernels than in a whole
+    /// step.
     pub fn of(running: &mut Running, policy: LanguageModel, steps: u64) -> Result<Self> {
         let device = running.device.clone();
         let mut memory = DeviceMemory::new(&device);
         let (step, kernels) =
-            profile::count_launches(&device, || running.step(policy, &mut memory));
+            profile::count_launches(&device, || running.step(policy, 0, &mut memory));
         let mut policy = step?.0;
-        policy = profile::watch(&device, || running.step(policy, &mut memory)).0?.0;
+        policy = profile::watch(&device, || running.step(policy, 0, &mut memory)).0?.0;
         let begun = Instant::now();
         let (moved, profile) = profile::watch(&device, || -> Result<_> {
-            (0..steps).try_fold(policy, |policy, _| Ok(running.step(policy, &mut memory)?.0))
+            (1..=steps)
+                .try_fold(policy, |policy, step| Ok(running.step(policy, step, &mut memory)?.0))
         });
         let seconds = begun.elapsed().as_secs_f64();
         moved?;

@@ -1,12 +1,12 @@
-//! The step that alignment runs, on a batch of random tokens and a model of random weights.
+//! The step that alignment runs, on batches of random tokens and a model of random weights.
 
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
 use fpo_data::{
-    Fingerprint, PairBatch, PairView, Pooling, ReferenceCache, ReferenceWriter, ResponseView,
-    TokenizedPair,
+    Fingerprint, PairBatch, Pooling, ReferenceCache, ReferenceWriter, ResponseView, TokenizedPair,
+    TokenizedResponse,
     reference::{CacheShape, StoredFeatures},
 };
 use fpo_device::sync;
@@ -22,15 +22,15 @@ use fpo_trainer::{
     reference::Reference,
 };
 use fpo_transformer::{LanguageModel, Placement, Site, weights};
-use rand::SeedableRng;
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{device_memory::DeviceMemory, step::StepSizes};
+use crate::{device_memory::DeviceMemory, lengths::PairLengths, step::StepSizes};
 
-/// A training of which every step is on the same batch.
+/// A training whose steps go round through a few batches.
 pub(crate) struct Running {
     pub device: Device,
-    pub batch: PairBatch,
+    batches: Vec<PairBatch>,
     aligner: Aligner,
     optimizer: Optimizer,
 }
@@ -44,16 +44,19 @@ pub(crate) struct Done {
 }
 
 impl Running {
-    /// Draws the weights, and the reference's values of the batch into a cache. The policy is returned apart: a step moves it.
+    /// Draws tokens and weights, and computes the reference's values of all batches into a cache. The policy is returned apart: a
+    /// step moves it.
     pub fn start(
         sizes: &StepSizes,
         planned: &plan::Step,
+        batches: &[Vec<PairLengths>],
         device: &Device,
     ) -> Result<(Self, LanguageModel)> {
         device.seed(0);
-        let pairs = sizes.random_pairs(&mut ChaCha8Rng::seed_from_u64(0));
+        let pairs = random_pairs(sizes.vocab, batches.iter().flatten());
         let views: Vec<_> = pairs.iter().map(TokenizedPair::view).collect();
-        let batch = PairBatch::new(&views)?;
+        let batches =
+            views.chunks(sizes.pairs).map(PairBatch::new).collect::<Result<Vec<_>, _>>()?;
         let placement = Placement::new(device.clone(), sizes.precision);
         let trainable = placement.autodiff();
         let (policy, reference) = match &planned.lora {
@@ -68,23 +71,25 @@ impl Running {
                 (reference.with_new_lora(lora, 0, &trainable.device)?, reference)
             }
         };
-        let aligner = aligner(sizes, reference, &views)?;
+        let aligner = aligner(sizes, reference, &batches, views[0].chosen)?;
         let optimizer = Optimizer::new(&sizes.optimizer(), usize::MAX);
-        Ok((Self { device: device.clone(), batch, aligner, optimizer }, policy))
+        Ok((Self { device: device.clone(), batches, aligner, optimizer }, policy))
     }
 
-    /// One step of the policy.
+    /// One step of the policy, on the batch that is the step's in turn.
     ///
     /// # Errors
     /// A device failure, or gradients that aren't finite.
     pub fn step(
         &mut self,
         policy: LanguageModel,
+        step: u64,
         memory: &mut DeviceMemory,
     ) -> Result<(LanguageModel, Done)> {
+        let batch = in_turn(&self.batches, step);
         let begun = Instant::now();
         let phase = profile::phase("forward");
-        let comparison = self.aligner.compare(&policy, &self.batch)?;
+        let comparison = self.aligner.compare(&policy, batch)?;
         let loss = {
             let _loss = profile::part("loss");
             mean_loss(self.aligner.objective.losses(comparison.quantities))
@@ -114,23 +119,54 @@ impl Running {
     }
 }
 
-/// The objective with what it needs; log-probabilities and features of the reference come from a cache on disk, as in a run.
-fn aligner(sizes: &StepSizes, reference: LanguageModel, pairs: &[PairView]) -> Result<Aligner> {
+/// The batch of a step: steps go round through the batches, and the step to warm up, 0, is on the first.
+pub(crate) fn in_turn<T>(batches: &[T], step: u64) -> &T {
+    &batches[(step % batches.len() as u64) as usize]
+}
+
+/// Pairs of random tokens; the responses of a pair share their prompt.
+fn random_pairs<'a>(
+    vocab: usize,
+    lengths: impl Iterator<Item = &'a PairLengths>,
+) -> Vec<TokenizedPair> {
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let mut random =
+        |tokens| -> Vec<u32> { (0..tokens).map(|_| rng.random_range(0..vocab as u32)).collect() };
+    let pair = |(id, &PairLengths { prompt, chosen, rejected })| {
+        let beginning = random(prompt);
+        let mut response = |tokens| TokenizedResponse {
+            tokens: [beginning.as_slice(), &random(tokens)].concat(),
+            prompt_len: prompt,
+        };
+        TokenizedPair { id, chosen: response(chosen), rejected: response(rejected) }
+    };
+    (0..).zip(lengths).map(pair).collect()
+}
+
+/// The objective with what it needs; log-probabilities and features of the reference come from a cache on disk, as in a run. The
+/// autoencoder is made for a model of which `sample` is an input.
+fn aligner(
+    sizes: &StepSizes,
+    reference: LanguageModel,
+    batches: &[PairBatch],
+    sample: ResponseView,
+) -> Result<Aligner> {
     let site =
         Site::resid_post(sizes.layers.checked_sub(1).context("--layers must be at least 1")?);
-    let sae = random_sae(sizes, &reference, site, pairs[0].chosen);
+    let sae = random_sae(sizes, &reference, site, sample);
     let reader = FeatureReader::new(Pooling::Predicting, Vec::new()).with(&sae, site);
     let folder = tempfile::tempdir()?;
     let fingerprint = Fingerprint::default().with("bench", "random weights");
+    let pairs = batches.iter().map(PairBatch::pairs).sum::<usize>();
     let shape = CacheShape {
-        pairs: sizes.pairs,
+        pairs,
         d_sae: sizes.d_sae,
         stored: StoredFeatures::All,
-        rows_per_shard: sizes.pairs.try_into()?,
+        rows_per_shard: pairs.try_into()?,
     };
     let mut writer = ReferenceWriter::create(folder.path(), &fingerprint, shape)?;
-    let batch = PairBatch::new(pairs)?;
-    for row in (Reference { model: &reference, reader: Some(&reader) }).rows(&batch) {
+    let says = Reference { model: &reference, reader: Some(&reader) };
+    for row in batches.iter().flat_map(|batch| says.rows(batch)) {
         writer.push(row)?;
     }
     writer.finish()?;

@@ -1,25 +1,23 @@
 //! Benchmark of one alignment step on random data: time, memory and share of the matmul rate.
 
-use std::time::Instant;
+use std::{path::PathBuf, time::Instant};
 
 use anyhow::{Result, anyhow, bail, ensure};
 use burn::tensor::Device;
 use fpo_config::{OptimizerKind, OptimizerSettings, Schedule};
-use fpo_data::{TokenizedPair, TokenizedResponse};
 use fpo_device::{facts::facts, guard, host::peak_rss_mib, sync};
 use fpo_losses::{Method, Objective};
 use fpo_plan::{self as plan, advice};
 use fpo_transformer::{Family, LoraConfig, ModelConfig, Precision, PublishedModel, Sizes};
-use rand::RngExt;
-use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 use crate::{
     device_memory::DeviceMemory,
     flops::{Products, matmul_rate, memory_rate},
-    median,
+    lengths::{self, PairLengths},
+    mean, median,
     profile::{StepProfile, Watched},
-    running::Running,
+    running::{Running, in_turn},
 };
 
 /// The arguments that --model replaces.
@@ -41,6 +39,10 @@ pub struct StepSizes {
     /// Prompt tokens per sequence [default: a quarter of --tokens].
     #[arg(long)]
     pub prompt_tokens: Option<usize>,
+    /// Takes the tokens of each pair from a file of JSON lines, such as {"prompt": 31, "chosen": 120, "rejected": 84}: of the
+    /// prompt, and of each response after it. Steps go round through its batches of --pairs pairs, in the file's order.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["tokens", "prompt_tokens"])]
+    pub lengths: Option<PathBuf>,
     /// Takes the sizes from a published model, such as gemma-2-2b, with random weights and an autoencoder of 16,384 features;
     /// replaces --vocab to --d-sae.
     #[arg(long, conflicts_with_all = SHAPE)]
@@ -90,7 +92,7 @@ pub struct StepSizes {
     pub profile: bool,
 }
 
-/// The result of [`measure`]; times are medians over the measured steps.
+/// The result of [`measure`]. Times are medians over the measured steps, or means where the steps are on different batches.
 #[derive(Clone, Debug, Serialize)]
 pub struct StepReport {
     /// Name of the objective.
@@ -115,17 +117,17 @@ pub struct StepReport {
     pub device_in_use_mib: Option<f64>,
     /// Peak memory that Burn's allocator had reserved on a GPU at those points, in use or cached; `None` on the CPU.
     pub device_reserved_mib: Option<f64>,
-    /// FLOPs of the matrix products of a step, without recomputation.
+    /// FLOPs of the matrix products of a step, without recomputation; their mean where batches differ.
     pub model_flops: f64,
     /// Matmul rate in FLOP/s, measured after the steps in the data type of the step's products.
     pub matmul_flops: f64,
     /// Share of that rate that the step reaches, from 0 to 1.
     pub matmul_share: f64,
-    /// Peak memory that `fpo plan` predicts for the step.
+    /// Peak memory that `fpo plan` predicts for the step, on the largest batch.
     pub planned_mib: f64,
     /// Number of measured steps.
     pub steps: usize,
-    /// Tokens per step, over both sequences of all pairs.
+    /// Tokens per step, over both sequences of all pairs; their mean where batches differ, rounded.
     pub tokens: usize,
     /// Loss of the last step; it is finite.
     pub loss: f64,
@@ -135,8 +137,21 @@ pub struct StepReport {
 }
 
 impl StepSizes {
-    pub(crate) fn prompt(&self) -> usize {
-        self.prompt_tokens.unwrap_or(self.tokens / 4).max(1)
+    /// The batches that steps go round through.
+    fn batches(&self) -> Result<Vec<Vec<PairLengths>>> {
+        ensure!(self.pairs > 0, "--pairs must be at least 1");
+        if let Some(path) = &self.lengths {
+            return Ok(lengths::read(path, self.pairs)?);
+        }
+        let prompt = self.prompt_tokens.unwrap_or(self.tokens / 4).max(1);
+        ensure!(
+            prompt < self.tokens,
+            "--tokens {} leaves no response after {prompt} prompt tokens",
+            self.tokens
+        );
+        let response = self.tokens - prompt;
+        let pair = PairLengths { prompt, chosen: response, rejected: response };
+        Ok(vec![vec![pair; self.pairs]])
     }
 
     fn config(&self) -> Result<ModelConfig> {
@@ -180,44 +195,13 @@ impl StepSizes {
         }
     }
 
-    /// FLOPs of a step.
-    fn flops(&self, planned: &plan::Step) -> f64 {
-        let products = Products {
-            config: &planned.config,
-            pairs: self.pairs,
-            prompt: self.prompt(),
-            response: self.tokens - self.prompt(),
-            lora: planned.lora.as_ref(),
-            second_model: planned.second_model,
-            d_sae: planned.d_sae,
-        };
-        products.flops()
-    }
-
-    /// Pairs of random tokens; the responses of a pair share their prompt.
-    pub(crate) fn random_pairs(&self, rng: &mut ChaCha8Rng) -> Vec<TokenizedPair> {
-        let vocab = self.vocab as u32;
-        (0..self.pairs as u64)
-            .map(|id| {
-                let prompt: Vec<u32> =
-                    (0..self.prompt()).map(|_| rng.random_range(0..vocab)).collect();
-                let mut response = || {
-                    let rest = (self.prompt()..self.tokens).map(|_| rng.random_range(0..vocab));
-                    let tokens = prompt.iter().copied().chain(rest).collect();
-                    TokenizedResponse { tokens, prompt_len: self.prompt() }
-                };
-                TokenizedPair { id, chosen: response(), rejected: response() }
-            })
-            .collect()
-    }
-
-    /// The step as the memory planner sees it.
-    fn planned(&self, config: ModelConfig, device: &Device) -> plan::Step {
+    /// The step as the memory planner sees it, with so many tokens.
+    fn planned(&self, config: ModelConfig, tokens: usize, device: &Device) -> plan::Step {
         let needs = Objective::paper(self.method).needs();
         plan::Step {
             config,
             precision: self.precision,
-            tokens: self.pairs * (2 * self.tokens - self.prompt()),
+            tokens,
             checkpointed: self.checkpoint_activations,
             lora: self.lora_rank.map(|rank| LoraConfig { rank, ..LoraConfig::default() }),
             optimizer: self.optimizer().kind,
@@ -242,30 +226,50 @@ impl StepSizes {
     }
 }
 
+fn sum(pairs: &[PairLengths], of: fn(&PairLengths) -> usize) -> usize {
+    pairs.iter().map(of).sum()
+}
+
+/// FLOPs of a step on these pairs.
+fn flops(pairs: &[PairLengths], planned: &plan::Step) -> f64 {
+    let products = Products {
+        config: &planned.config,
+        pairs,
+        lora: planned.lora.as_ref(),
+        second_model: planned.second_model,
+        d_sae: planned.d_sae,
+    };
+    products.flops()
+}
+
 /// Runs the step that alignment runs on a batch, with a model of random weights, and measures it.
 ///
 /// # Errors
-/// Sizes that can't work together, a precision that the device lacks, a device failure, or a loss that isn't finite.
+/// Sizes that can't work together, a file of lengths that can't be used ([`LengthsError`](crate::LengthsError)), a precision that the
+/// device lacks, a device failure, or a loss that isn't finite.
 pub fn measure(sizes: &StepSizes, device: &Device) -> Result<StepReport> {
     let sizes = &sizes.with_model_sizes();
-    let planned = sizes.planned(sizes.config()?, device);
-    guard(|| run(sizes, &planned, device)).map_err(|error| advice::of_step(error, &planned, device))
+    let mut batches = sizes.batches()?;
+    // Others have no turn.
+    batches.truncate(usize::try_from(sizes.steps)?.saturating_add(1));
+    let largest = batches.iter().map(|pairs| sum(pairs, PairLengths::computed)).max();
+    let planned = sizes.planned(sizes.config()?, largest.unwrap_or(0), device);
+    guard(|| run(sizes, &planned, &batches, device))
+        .map_err(|error| advice::of_step(error, &planned, device))
 }
 
-fn run(sizes: &StepSizes, planned: &plan::Step, device: &Device) -> Result<StepReport> {
-    ensure!(sizes.pairs > 0, "--pairs must be at least 1");
-    ensure!(
-        sizes.prompt() < sizes.tokens,
-        "--tokens {} leaves no response after {} prompt tokens",
-        sizes.tokens,
-        sizes.prompt()
-    );
+fn run(
+    sizes: &StepSizes,
+    planned: &plan::Step,
+    batches: &[Vec<PairLengths>],
+    device: &Device,
+) -> Result<StepReport> {
     if Objective::paper(sizes.method).needs().features && !(1..=sizes.d_sae).contains(&sizes.k) {
         bail!("--k {} must be between 1 and --d-sae {}", sizes.k, sizes.d_sae);
     }
     plan::check_precision(device, sizes.precision)?;
     let begun = Instant::now();
-    let (mut running, mut policy) = Running::start(sizes, planned, device)?;
+    let (mut running, mut policy) = Running::start(sizes, planned, batches, device)?;
     sync(device)?;
     let start_seconds = begun.elapsed().as_secs_f64();
     let mut device_memory = DeviceMemory::new(device);
@@ -273,7 +277,7 @@ fn run(sizes: &StepSizes, planned: &plan::Step, device: &Device) -> Result<StepR
     let mut times: [Vec<f64>; 4] = Default::default();
     let mut last_loss = f64::NAN;
     for step in 0..=sizes.steps {
-        let (moved, done) = running.step(policy, &mut device_memory)?;
+        let (moved, done) = running.step(policy, step, &mut device_memory)?;
         (policy, last_loss) = (moved, done.loss);
         let parts = [done.forward, done.backward, done.optimizer];
         let whole = parts.iter().sum();
@@ -291,11 +295,15 @@ fn run(sizes: &StepSizes, planned: &plan::Step, device: &Device) -> Result<StepR
         true => Some(Watched::of(&mut running, policy, sizes.steps)?),
         false => None,
     };
-    let tokens = running.batch.batch.real_tokens();
     // Frees memory for the matrices below.
     drop(running);
-    let [forward, backward, optimizer, whole] = times.map(median);
-    let model_flops = sizes.flops(planned);
+    let typical = if batches.len() == 1 { median } else { mean };
+    let [forward, backward, optimizer, whole] = times.map(typical);
+    let of_steps = |of: &dyn Fn(&[PairLengths]) -> f64| {
+        mean((1..=sizes.steps).map(|step| of(in_turn::<Vec<_>>(batches, step))).collect())
+    };
+    let tokens = of_steps(&|pairs| sum(pairs, PairLengths::in_rows) as f64);
+    let model_flops = of_steps(&|pairs| flops(pairs, planned));
     let matmul_flops = matmul_rate(device, sizes.precision)?;
     let profile = match watched {
         Some(watched) => Some(watched.report(matmul_flops, memory_rate(device)?)),
@@ -303,7 +311,7 @@ fn run(sizes: &StepSizes, planned: &plan::Step, device: &Device) -> Result<StepR
     };
     Ok(StepReport {
         method: sizes.method.to_string(),
-        tokens_per_second: tokens as f64 / whole,
+        tokens_per_second: tokens / whole,
         step_seconds: whole,
         forward_seconds: forward,
         backward_seconds: backward,
@@ -318,7 +326,7 @@ fn run(sizes: &StepSizes, planned: &plan::Step, device: &Device) -> Result<StepR
         matmul_share: model_flops / whole / matmul_flops,
         planned_mib: planned.memory().total() as f64 / f64::from(1 << 20),
         steps: sizes.steps as usize,
-        tokens,
+        tokens: tokens.round() as usize,
         loss: last_loss,
         profile,
     })

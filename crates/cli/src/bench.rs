@@ -30,6 +30,10 @@ pub enum Bench {
 /// Prints tokens per second and the median times of the whole step and of its forward pass, backward pass and
 /// optimiser update, then the share of the matrix rate and the peak memory.
 ///
+/// All pairs have the same number of tokens, or with --lengths those of a file, where each batch has a step in turn.
+/// The times are then means over the measured steps, and tokens per second are all tokens of these steps by their
+/// time; nothing is padded, and padding would not count.
+///
 /// The matrix rate is the FLOP/s of a large matrix product, measured in the same run. The step's FLOPs are those
 /// of its matrix products: in the forward pass linear layers at all tokens, attention for visible query-key
 /// pairs, head and autoencoder at response positions; in the backward pass twice that, or once if an operand is
@@ -43,6 +47,7 @@ pub enum Bench {
 /// Examples:
 ///   fpo bench step
 ///   fpo bench step --profile --layers 2
+///   fpo bench step --lengths pairs.jsonl --pairs 4
 ///   fpo bench step --model gemma-2-2b --tokens 512 --pairs 2 --device cuda --precision bf16-mixed
 #[derive(Args)]
 #[command(verbatim_doc_comment)]

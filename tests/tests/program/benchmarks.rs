@@ -1,4 +1,4 @@
-//! `fpo bench step --profile` and `fpo bench load`.
+//! `fpo bench step` with `--profile` and with `--lengths`, and `fpo bench load`.
 
 use serde_json::Value;
 
@@ -104,6 +104,59 @@ fn what_is_computed_again_is_in_the_backward_pass_and_the_table_is_readable() {
         assert!(printed.contains(word), "no {word} in:\n{printed}");
     }
     assert!(!printed.contains("launches"), "the CPU launches no kernels:\n{printed}");
+}
+
+/// Oracles: the step on `--tokens` and `--prompt-tokens`, whose pairs are the same to the token; and for pairs of several lengths, sums
+/// by hand, and the products counted call by call.
+#[test]
+fn a_step_takes_its_pairs_lengths_from_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, pairs: &[[usize; 3]]| {
+        let line = |[prompt, chosen, rejected]: &[usize; 3]| {
+            format!("{{\"prompt\": {prompt}, \"chosen\": {chosen}, \"rejected\": {rejected}}}\n")
+        };
+        let path = folder.path().join(name);
+        std::fs::write(&path, pairs.iter().map(line).collect::<String>()).unwrap();
+        path
+    };
+    let step = |sizes: &[&str]| measured(&[&SMALL[..], sizes].concat());
+
+    let alike = step(&["--pairs", "3", "--tokens", "24", "--prompt-tokens", "6", "--steps", "2"]);
+    let path = file("alike.jsonl", &[[6, 18, 18]; 3]);
+    let by_file = step(&["--pairs", "3", "--lengths", arg(&path), "--steps", "2"]);
+    for what in ["tokens", "loss", "model_flops", "planned_mib", "steps"] {
+        assert_eq!(by_file[what], alike[what], "{what}");
+    }
+
+    // Steps 1 to 3 are on the second, the first and again the second batch; the last pair is in none.
+    let pairs = [[5, 12, 7], [9, 3, 20], [2, 1, 4], [16, 9, 9], [60, 60, 60]];
+    let path = file("several.jsonl", &pairs);
+    let several = step(&["--pairs", "2", "--lengths", arg(&path), "--steps", "3"]);
+    let tokens = [(17 + 12) + (12 + 29), (3 + 6) + (25 + 25)];
+    assert_eq!(number(&several["tokens"]), ((2 * tokens[1] + tokens[0]) as f64 / 3.0).round());
+    let flops = number(&several["model_flops"]);
+    assert!((of_places(&several, "flops").sum::<f64>() / flops - 1.0).abs() < 1e-12);
+    let all = (2 * tokens[1] + tokens[0]) as f64;
+    let speed = all / (3.0 * number(&several["step_seconds"]));
+    assert!((number(&several["tokens_per_second"]) / speed - 1.0).abs() < 1e-9);
+    let loss = number(&several["loss"]);
+    assert!((loss - std::f64::consts::LN_2).abs() < 0.01, "{loss}");
+
+    // Each batch alone; the plan is that of the one with more tokens, a prompt's counted once.
+    let [first, second] = [&pairs[..2], &pairs[2..4]].map(|pairs| {
+        let path = file("batch.jsonl", pairs);
+        step(&["--pairs", "2", "--lengths", arg(&path), "--steps", "1"])
+    });
+    let mean = (number(&first["model_flops"]) + 2.0 * number(&second["model_flops"])) / 3.0;
+    assert!((flops / mean - 1.0).abs() < 1e-12);
+    assert_eq!(several["planned_mib"], first["planned_mib"]);
+    assert!(number(&first["planned_mib"]) > number(&second["planned_mib"]));
+
+    std::fs::write(&path, "{\"prompt\": 3, \"chosen\": 0, \"rejected\": 1}\n").unwrap();
+    let message = fail(&["bench", "step", "--lengths", arg(&path)]);
+    assert!(message.contains("several.jsonl, line 1: `chosen` is 0; each line"), "{message}");
+    let both = fail(&["bench", "step", "--lengths", arg(&path), "--prompt-tokens", "4"]);
+    assert!(both.contains("cannot be used with"), "{both}");
 }
 
 #[test]
