@@ -129,10 +129,10 @@ fn a_step_takes_its_pairs_lengths_from_a_file() {
     }
 
     // Steps 1 to 3 are on the second, the first and again the second batch; the last pair is in none.
-    let pairs = [[5, 12, 7], [9, 3, 20], [2, 1, 4], [16, 9, 9], [60, 60, 60]];
+    let pairs = [[50, 120, 7], [9, 3, 200], [2, 1, 4], [16, 9, 9], [160, 60, 60]];
     let path = file("several.jsonl", &pairs);
     let several = step(&["--pairs", "2", "--lengths", arg(&path), "--steps", "3"]);
-    let tokens = [(17 + 12) + (12 + 29), (3 + 6) + (25 + 25)];
+    let tokens = [(170 + 57) + (12 + 209), (3 + 6) + (25 + 25)];
     assert_eq!(number(&several["tokens"]), ((2 * tokens[1] + tokens[0]) as f64 / 3.0).round());
     let flops = number(&several["model_flops"]);
     assert!((of_places(&several, "flops").sum::<f64>() / flops - 1.0).abs() < 1e-12);
