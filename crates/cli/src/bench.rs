@@ -30,9 +30,9 @@ pub enum Bench {
 /// Prints tokens per second and the median times of the whole step and of its forward pass, backward pass and
 /// optimiser update, then the share of the matrix rate and the peak memory.
 ///
-/// All pairs have the same number of tokens, or with --lengths those of a file, where each batch has a step in turn.
-/// The times are then means over the measured steps, and tokens per second are all tokens of these steps by their
-/// time; nothing is padded, and padding would not count.
+/// All pairs have the same number of tokens, or with --lengths those of a file, whose batches take turns. Times are
+/// then means over the measured steps, and tokens per second are all tokens of these steps divided by their time;
+/// nothing is padded.
 ///
 /// The matrix rate is the FLOP/s of a large matrix product, measured in the same run. The step's FLOPs are those
 /// of its matrix products: in the forward pass linear layers at all tokens, attention for visible query-key

@@ -1,6 +1,7 @@
 """Records how long real pairs are, in tokens of a model with a chat template: 64 pairs, one {"prompt", "chosen", "rejected"} a line,
 drawn with seed 0 from those that the recipe `smollm2-135m-fpo` would not cut.
 
+    pip install transformers==5.24.0 jinja2
     python generate.py alpaca-eval SMOLLM2 train.jsonl.gz > alpaca_eval.jsonl
     python generate.py hh-rlhf SMOLLM2 harmless-base-test.jsonl.gz > hh_rlhf.jsonl
 
