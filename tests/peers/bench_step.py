@@ -100,8 +100,8 @@ def random_batches(a):
 
 
 class Batch:
-    """Rows of chosen responses, then of rejected ones, and where in them responses are predicted. Where all are alike there is no
-    attention mask, and positions are a slice; otherwise the mask and the padding are those of transformers' and TRL's collators."""
+    """Rows of chosen responses, then of rejected ones, and where in them responses are predicted: a slice where all are alike.
+    Padding is on the right, where causal attention needs no mask for it; without one PyTorch's attention is faster."""
 
     def __init__(self, pairs, device):
         rows = [(p["prompt_ids"], p[side]) for side in ("chosen_ids", "rejected_ids") for p in pairs]
@@ -113,11 +113,10 @@ class Batch:
         self.targets = torch.tensor([token for _, response in rows for token in response], device=device)
         self.counts, self.counts_on_device = counts, torch.tensor(counts, device=device)
         self.first = self.tokens[:1, :lengths[0]]
-        self.mask = self.places = None
+        self.places = None
         if len(set(zip(starts, counts))) == 1:
             self.start = starts[0]
         else:
-            self.mask = (torch.arange(width) < torch.tensor(lengths)[:, None]).long().to(device)
             places = [width * row + start + i for row, (start, count) in enumerate(zip(starts, counts)) for i in range(count)]
             self.places = torch.tensor(places, device=device)
 
@@ -172,7 +171,7 @@ def fpo_steps(a):
     threshold = torch.full((a.d_sae,), 2 * spread.item(), device=a.device)
 
     def quantities(batch):
-        hidden = batch.predicting(model.model(batch.tokens, attention_mask=batch.mask).last_hidden_state)
+        hidden = batch.predicting(model.model(batch.tokens).last_hidden_state)
         logits = model.lm_head(hidden).float()
         if cap:
             logits = cap * torch.tanh(logits / cap)

@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Instant};
 
 use anyhow::{Result, anyhow, bail, ensure};
 use burn::tensor::Device;
+use clap::builder::RangedU64ValueParser;
 use fpo_config::{OptimizerKind, OptimizerSettings, Schedule};
 use fpo_device::{facts::facts, guard, host::peak_rss_mib, sync};
 use fpo_losses::{Method, Objective};
@@ -31,10 +32,10 @@ pub struct StepSizes {
     #[arg(long, default_value = "fpo")]
     pub method: Method,
     /// Pairs per step, in a single forward pass.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = size())]
     pub pairs: usize,
     /// Tokens per sequence: prompt and response together.
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, value_parser = size())]
     pub tokens: usize,
     /// Prompt tokens per sequence [default: a quarter of --tokens].
     #[arg(long)]
@@ -48,31 +49,31 @@ pub struct StepSizes {
     #[arg(long, conflicts_with_all = SHAPE)]
     pub model: Option<PublishedModel>,
     /// Vocabulary size.
-    #[arg(long, default_value_t = 4096)]
+    #[arg(long, default_value_t = 4096, value_parser = size())]
     pub vocab: usize,
     /// Width of the residual stream.
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 256, value_parser = size())]
     pub d_model: usize,
     /// Number of transformer blocks.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 4, value_parser = size())]
     pub layers: usize,
     /// Number of query heads.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 4, value_parser = size())]
     pub heads: usize,
     /// Number of key and value heads.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 2, value_parser = size())]
     pub kv_heads: usize,
     /// Width of one attention head.
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = size())]
     pub head_dim: usize,
     /// Width of the MLP.
-    #[arg(long, default_value_t = 1024)]
+    #[arg(long, default_value_t = 1024, value_parser = size())]
     pub ffn: usize,
     /// Number of features of the autoencoder, which reads the last block's output.
-    #[arg(long, default_value_t = 2048)]
+    #[arg(long, default_value_t = 2048, value_parser = size())]
     pub d_sae: usize,
     /// k: features are compared over the union of the policy's and the reference's top k.
-    #[arg(long, default_value_t = 50)]
+    #[arg(long, default_value_t = 50, value_parser = size())]
     pub k: usize,
     /// float32, or bf16-mixed: matrix products in bfloat16, parameters and losses in float32.
     #[arg(long, default_value_t)]
@@ -134,6 +135,16 @@ pub struct StepReport {
     /// Where the time goes, if [`StepSizes::profile`] asks for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub profile: Option<StepProfile>,
+}
+
+/// The largest of a model's sizes, several times what published ones have; with it, no count of a step's overflows.
+const LARGEST: u64 = 1 << 20;
+/// The most tokens of a step.
+const MOST_TOKENS: usize = 1 << 24;
+
+/// Of a number of things on the command line.
+fn size() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=LARGEST)
 }
 
 impl StepSizes {
@@ -253,7 +264,12 @@ pub fn measure(sizes: &StepSizes, device: &Device) -> Result<StepReport> {
     // Others have no turn.
     batches.truncate(usize::try_from(sizes.steps)?.saturating_add(1));
     let largest = batches.iter().map(|pairs| sum(pairs, PairLengths::computed)).max();
-    let planned = sizes.planned(sizes.config()?, largest.unwrap_or(0), device);
+    let largest = largest.unwrap_or(0);
+    ensure!(
+        largest <= MOST_TOKENS,
+        "a step of {largest} tokens is more than the {MOST_TOKENS} that are measured: lower --pairs, or the tokens of each"
+    );
+    let planned = sizes.planned(sizes.config()?, largest, device);
     guard(|| run(sizes, &planned, &batches, device))
         .map_err(|error| advice::of_step(error, &planned, device))
 }

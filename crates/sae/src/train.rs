@@ -16,6 +16,8 @@ const THRESHOLD_RATE: f64 = 0.01;
 const DENSER: f64 = 3.0;
 /// Pre-activations that the initial threshold is chosen by, at most (but those of one token).
 const PRE_ACTIVATIONS: usize = 1 << 22;
+/// The most features: sixteen times as many as published autoencoders have.
+const MOST_FEATURES: usize = 1 << 24;
 
 /// Training settings. Lengths are in units of inputs scaled to E‖x‖² = 1.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -173,6 +175,9 @@ impl SaeTraining {
             }
             None if !(s.revive.is_finite() && s.revive >= 0.0) => {
                 Err(Error::Training(format!("revive = {} must not be negative", s.revive)))
+            }
+            None if s.d_sae > MOST_FEATURES => {
+                Err(Error::Training(format!("d_sae = {} exceeds {MOST_FEATURES}", s.d_sae)))
             }
             None if s.target_l0 > s.d_sae as f64 => Err(Error::Training(format!(
                 "target_l0 = {} exceeds the number of features, d_sae = {}",

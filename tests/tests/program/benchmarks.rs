@@ -160,6 +160,14 @@ fn a_step_takes_its_pairs_lengths_from_a_file() {
 }
 
 #[test]
+fn sizes_beyond_any_model_are_refused() {
+    let message = fail(&["bench", "step", "--pairs", "100000000000"]);
+    assert!(message.contains("--pairs") && message.contains("1048576"), "{message}");
+    let message = fail(&["bench", "step", "--pairs", "1048576", "--tokens", "1048576"]);
+    assert!(message.contains("lower --pairs"), "{message}");
+}
+
+#[test]
 fn loading_is_measured() {
     let report = measured(&["load", "--repeats", "1"]);
     // SmolLM2-135M in bfloat16.

@@ -8,6 +8,9 @@ use fpo_transformer::Site;
 
 use super::{DataSettings, MoreSite, Settings};
 
+/// The most examples, pairs or prompts of the built-in data.
+const MOST_BUILT_IN: usize = 10_000_000;
+
 impl Settings {
     pub(super) fn check(&self) -> Result<()> {
         self.align.objective().check().map_err(|m| anyhow!("align: {m}"))?;
@@ -30,6 +33,20 @@ impl Settings {
             }
         }
         if self.data.train.is_none() {
+            let sizes = &self.data.built_in;
+            let counts = [
+                ("sft", sizes.sft),
+                ("pairs", sizes.pairs),
+                ("held_out_pairs", sizes.held_out_pairs),
+                ("held_out_prompts", sizes.held_out_prompts),
+            ];
+            if let Some((name, count)) =
+                counts.into_iter().find(|&(_, count)| count > MOST_BUILT_IN)
+            {
+                bail!(
+                    "data.built_in.{name} = {count} exceeds {MOST_BUILT_IN}: the built-in data is for trying things out"
+                );
+            }
             let without_effect = [
                 ("limit", self.data.limit.is_some()),
                 ("eval", self.data.eval.is_some()),

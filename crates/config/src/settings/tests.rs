@@ -228,6 +228,8 @@ fn refused_settings_say_what_to_do() {
         ("sft.optimizer.warmup_ratio=1.5", "warmup_ratio = 1.5"),
         ("align.optimizer.betas=[0.9, 1.0]", "betas = [0.9, 1.0]"),
         ("data.sft=x.jsonl", "data.sft has no effect"),
+        ("data.built_in.pairs=9223372036854775807", "data.built_in.pairs = 9223372036854775807"),
+        ("sae.training.d_sae=9223372036854775807", "exceeds 16777216"),
     ] {
         let message = format!("{:#}", resolve(&[set]).unwrap_err());
         assert!(message.contains(says), "{set}: {message:?} does not say {says:?}");
