@@ -8,7 +8,10 @@ use fpo_device::sync;
 use fpo_plan as plan;
 use fpo_transformer::{LoraConfig, ModelConfig, Precision, Projection};
 
-use crate::{lengths::PairLengths, median};
+use crate::{
+    lengths::{self, PairLengths},
+    median,
+};
 
 /// The sizes that determine the matrix products of a step.
 #[derive(Clone, Debug)]
@@ -33,9 +36,8 @@ impl Products<'_> {
     pub(crate) fn flops(&self) -> f64 {
         let c = self.config;
         let layers = c.num_hidden_layers as f64;
-        let sum = |of: fn(&PairLengths) -> usize| self.pairs.iter().map(of).sum::<usize>() as f64;
-        let tokens = sum(PairLengths::computed);
-        let response = sum(PairLengths::responses);
+        let tokens = lengths::sum(self.pairs, PairLengths::computed) as f64;
+        let response = lengths::sum(self.pairs, PairLengths::responses) as f64;
         let weights = |p| plan::sizes(c, p).into_iter().product::<usize>();
         let linear =
             layers * tokens * Projection::ALL.into_iter().map(weights).sum::<usize>() as f64;

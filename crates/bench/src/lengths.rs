@@ -102,6 +102,11 @@ impl PairLengths {
     }
 }
 
+/// A count of tokens, over all pairs.
+pub(crate) fn sum(pairs: &[PairLengths], of: fn(&PairLengths) -> usize) -> usize {
+    pairs.iter().map(of).sum()
+}
+
 /// The batches of a file, JSON lines: its pairs in their order, `pairs` at a time. What is left at the end is no batch.
 ///
 /// # Errors

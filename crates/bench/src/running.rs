@@ -165,8 +165,8 @@ fn aligner(
         rows_per_shard: pairs.try_into()?,
     };
     let mut writer = ReferenceWriter::create(folder.path(), &fingerprint, shape)?;
-    let says = Reference { model: &reference, reader: Some(&reader) };
-    for row in batches.iter().flat_map(|batch| says.rows(batch)) {
+    let offline = Reference { model: &reference, reader: Some(&reader) };
+    for row in batches.iter().flat_map(|batch| offline.rows(batch)) {
         writer.push(row)?;
     }
     writer.finish()?;

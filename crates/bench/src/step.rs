@@ -137,12 +137,12 @@ pub struct StepReport {
     pub profile: Option<StepProfile>,
 }
 
-/// The largest of a model's sizes, several times what published ones have; with it, no count of a step's overflows.
+/// The largest of a model's sizes, several times what published ones have.
 const LARGEST: u64 = 1 << 20;
 /// The most tokens of a step.
 const MOST_TOKENS: usize = 1 << 24;
 
-/// Of a number of things on the command line.
+/// Parses a number of pairs, tokens, blocks and so on.
 fn size() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..=LARGEST)
 }
@@ -237,10 +237,6 @@ impl StepSizes {
     }
 }
 
-fn sum(pairs: &[PairLengths], of: fn(&PairLengths) -> usize) -> usize {
-    pairs.iter().map(of).sum()
-}
-
 /// FLOPs of a step on these pairs.
 fn flops(pairs: &[PairLengths], planned: &plan::Step) -> f64 {
     let products = Products {
@@ -263,7 +259,7 @@ pub fn measure(sizes: &StepSizes, device: &Device) -> Result<StepReport> {
     let mut batches = sizes.batches()?;
     // Others have no turn.
     batches.truncate(usize::try_from(sizes.steps)?.saturating_add(1));
-    let largest = batches.iter().map(|pairs| sum(pairs, PairLengths::computed)).max();
+    let largest = batches.iter().map(|pairs| lengths::sum(pairs, PairLengths::computed)).max();
     let largest = largest.unwrap_or(0);
     ensure!(
         largest <= MOST_TOKENS,
@@ -318,7 +314,7 @@ fn run(
     let of_steps = |of: &dyn Fn(&[PairLengths]) -> f64| {
         mean((1..=sizes.steps).map(|step| of(in_turn::<Vec<_>>(batches, step))).collect())
     };
-    let tokens = of_steps(&|pairs| sum(pairs, PairLengths::in_rows) as f64);
+    let tokens = of_steps(&|pairs| lengths::sum(pairs, PairLengths::in_rows) as f64);
     let model_flops = of_steps(&|pairs| flops(pairs, planned));
     let matmul_flops = matmul_rate(device, sizes.precision)?;
     let profile = match watched {

@@ -179,7 +179,7 @@ fn retry_after_is_honoured() {
     let begun = Instant::now();
     run(&server, &file, &questions(1), &judge(), 1).unwrap();
     assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
-    // Nobody waits for a day, nor for money.
+    // A wait of a day and an unpaid quota both end the judging at once.
     for (answer, part) in
         [(wait("86400", "tomorrow"), "1440 minutes"), (wait("1", "insufficient_quota: pay"), "pay")]
     {
