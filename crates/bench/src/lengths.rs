@@ -1,11 +1,11 @@
 //! Tokens of the pairs that a step is measured on: alike in all of them, or as a file says.
 
 use std::{
-    fs::File,
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
 };
 
+use fpo_data::read_at_most;
 use serde::Deserialize;
 
 /// The largest file that is read, in MiB: room for several hundred thousand pairs.
@@ -114,11 +114,9 @@ pub(crate) fn sum(pairs: &[PairLengths], of: fn(&PairLengths) -> usize) -> usize
 pub(crate) fn read(path: &Path, pairs: usize) -> Result<Vec<Vec<PairLengths>>, LengthsError> {
     let failed = |source| LengthsError::Read { path: path.to_owned(), source };
     let limit = LARGEST << 20;
-    let mut bytes = Vec::new();
-    File::open(path).map_err(failed)?.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > limit {
+    let Some(bytes) = read_at_most(path, limit).map_err(failed)? else {
         return Err(LengthsError::TooLarge { path: path.to_owned() });
-    }
+    };
     let mut found = Vec::new();
     for (index, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
         if !line.trim_ascii().is_empty() {

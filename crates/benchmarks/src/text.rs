@@ -1,11 +1,8 @@
 //! Files of JSON objects: one a line, or an array of them.
 
-use std::{
-    fs::File,
-    io::{self, Read},
-    path::Path,
-};
+use std::{io, path::Path};
 
+use fpo_files::read_at_most;
 use serde_json::{Map, Value};
 
 use crate::Error;
@@ -28,12 +25,9 @@ const MIB: u64 = 1 << 20;
 /// Reads a file of at most `limit` MiB that should be one of `kind`. An object that is cut off at the end is left out.
 pub fn read(path: &Path, limit: u64, kind: &'static str) -> Result<Rows, Error> {
     let failed = |source| Error::Read { path: path.to_owned(), source };
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(failed)?;
-    file.take(limit * MIB + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > limit * MIB {
+    let Some(bytes) = read_at_most(path, limit * MIB).map_err(failed)? else {
         return Err(Error::TooLong { path: path.to_owned(), limit, kind });
-    }
+    };
     let (text, half) = match std::str::from_utf8(&bytes) {
         Ok(text) => (text, false),
         Err(error) if error.error_len().is_none() => {

@@ -7,8 +7,10 @@
 //! * Knows no other crate of the workspace.
 
 pub mod atomic;
+mod bounded;
 pub mod checkpoints;
 pub mod fingerprint;
 pub mod hash;
 
+pub use bounded::read_at_most;
 pub use fingerprint::Fingerprint;

@@ -1,9 +1,8 @@
 //! Objects out of a JSON array or JSON lines, whichever a file has.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
+use fpo_files::read_at_most;
 use serde_json::{Map, Value};
 
 use crate::Error;
@@ -24,12 +23,9 @@ pub struct Row {
 /// # Errors
 /// A file that can't be read, is too large, isn't JSON, or holds something else than objects.
 pub fn read(path: &Path) -> Result<Vec<Row>, Error> {
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(Error::io(path))?;
-    file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(Error::io(path))?;
-    if bytes.len() as u64 > LARGEST {
+    let Some(bytes) = read_at_most(path, LARGEST).map_err(Error::io(path))? else {
         return Err(Error::file(path, format!("is larger than {LARGEST} bytes")));
-    }
+    };
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
     let object = |number: usize, value: Value| match value {
         Value::Object(fields) => Ok(Row { number, fields }),

@@ -1,13 +1,14 @@
 //! What of a run's folder can be read, finished or not.
 
 use std::{
-    fs::File,
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
 };
 
 use fpo_config::Settings;
-use fpo_data::{PairStore, PrepareSummary, checkpoints::METRICS_FILE, hash::hash_file};
+use fpo_data::{
+    PairStore, PrepareSummary, checkpoints::METRICS_FILE, hash::hash_file, read_at_most,
+};
 use fpo_run::{
     made_from, saved_settings,
     timing::{self, Timing},
@@ -257,18 +258,14 @@ fn data(prepared: &Path) -> Option<[String; 2]> {
 
 /// A file's text; none where there is none.
 fn text(path: &Path) -> Result<Option<String>, PageError> {
-    let file = match File::open(path) {
-        Ok(file) => file,
+    let damaged = |problem: String| PageError::Damaged { path: path.to_owned(), problem };
+    let bytes = match read_at_most(path, LARGEST) {
+        Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(in_path(path)(error)),
     };
-    let mut text = String::new();
-    file.take(LARGEST + 1).read_to_string(&mut text).map_err(in_path(path))?;
-    if text.len() as u64 > LARGEST {
-        let problem = format!("it is larger than {LARGEST} bytes");
-        return Err(PageError::Damaged { path: path.to_owned(), problem });
-    }
-    Ok(Some(text))
+    let bytes = bytes.ok_or_else(|| damaged(format!("it is larger than {LARGEST} bytes")))?;
+    String::from_utf8(bytes).map(Some).map_err(|error| damaged(error.to_string()))
 }
 
 /// A value in JSON; none where there is no such file.
