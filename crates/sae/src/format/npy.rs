@@ -70,9 +70,11 @@ struct Header<'a> {
 }
 
 impl<'a> Header<'a> {
-    /// None unless the text is a dictionary of the three keys, as NumPy writes it.
+    /// None unless the text is a dictionary of the three keys, as NumPy writes it, and ends with a line: one of another length is cut
+    /// off there or goes on into the data.
     fn parse(text: &'a str) -> Option<Self> {
-        let mut rest = text.trim().strip_prefix('{')?.strip_suffix('}')?.trim();
+        let text = text.strip_suffix('\n')?.trim();
+        let mut rest = text.strip_prefix('{')?.strip_suffix('}')?.trim();
         let (mut descr, mut fortran_order, mut shape) = (None, None, None);
         while !rest.is_empty() {
             let (key, value) = rest.split_once(':')?;

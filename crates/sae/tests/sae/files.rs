@@ -205,8 +205,11 @@ fn every_kind_of_numpy_array_is_read_or_refused() {
     let second = [b"\x93NUMPY\x02\x00", &first[8..10], b"\0\0", &first[10..]].concat();
     assert_eq!(w_enc(&path, &second).unwrap(), values);
     let third = [b"\x93NUMPY\x04\x00", &second[8..]].concat();
+    // The padding of the header, taken for the data.
+    let shorter = [b"\x93NUMPY\x01\x00\x57\x00", &first[10..10 + 0x57 + 24]].concat();
     for (array, says) in [
         (third.as_slice(), "version 4"),
+        (&shorter, "header"),
         (&npy(">f4", false, "(2, 3)", &single), ">f4"),
         (&npy("<c8", false, "(3,)", &single), "<c8"),
         (&npy("<f4", true, "(1, 2, 3)", &single), "Fortran"),
