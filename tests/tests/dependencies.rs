@@ -25,7 +25,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("fpo-datasets", &[]),
     ("fpo-report", &[]),
     ("fpo-track", &["fpo-files"]),
-    ("fpo-losses", &[]),
+    ("fpo-losses", &["fpo-ops"]),
     ("fpo-torch-file", &[]),
     ("fpo-transformer", &["fpo-ops", "fpo-torch-file"]),
     ("fpo-sae", &["fpo-ops", "fpo-torch-file"]),

@@ -7,7 +7,10 @@ use fpo_ops::profile::{self, Profile};
 use fpo_transformer::LanguageModel;
 use serde::Serialize;
 
-use crate::{device_memory::DeviceMemory, running::Running};
+use crate::{
+    device_memory::DeviceMemory,
+    running::{Running, Waits},
+};
 
 /// The profile of a step; all numbers are means per step.
 #[derive(Clone, Debug, Serialize)]
@@ -90,15 +93,16 @@ impl Watched {
     pub fn of(running: &mut Running, policy: LanguageModel, steps: u64) -> Result<Self> {
         let device = running.device.clone();
         let mut memory = DeviceMemory::new(&device);
-        let (step, kernels) =
-            profile::count_launches(&device, || running.step(policy, 0, &mut memory));
-        let mut policy = step?.0;
-        policy = profile::watch(&device, || running.step(policy, 0, &mut memory)).0?.0;
+        let mut step = |policy, step| {
+            let waits = Waits::AfterEachPhase(&mut memory);
+            running.step(policy, step, waits).map(|(policy, _)| policy)
+        };
+        let (moved, kernels) = profile::count_launches(&device, || step(policy, 0));
+        let mut policy = moved?;
+        policy = profile::watch(&device, || step(policy, 0)).0?;
         let begun = Instant::now();
-        let (moved, profile) = profile::watch(&device, || -> Result<_> {
-            (1..=steps)
-                .try_fold(policy, |policy, step| Ok(running.step(policy, step, &mut memory)?.0))
-        });
+        let (moved, profile) =
+            profile::watch(&device, || -> Result<_> { (1..=steps).try_fold(policy, &mut step) });
         let seconds = begun.elapsed().as_secs_f64();
         moved?;
         Ok(Self { profile, seconds, steps: steps as f64, kernels })

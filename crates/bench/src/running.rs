@@ -35,12 +35,36 @@ pub(crate) struct Running {
     optimizer: Optimizer,
 }
 
-/// Seconds of a step's phases, and its loss.
+/// A step that was done.
 pub(crate) struct Done {
-    pub forward: f64,
-    pub backward: f64,
-    pub optimizer: f64,
+    /// Seconds of forward pass and loss, backward pass, and optimiser.
+    pub phases: [f64; 3],
     pub loss: f64,
+}
+
+impl Done {
+    /// Of the whole step.
+    pub fn seconds(&self) -> f64 {
+        self.phases.iter().sum()
+    }
+}
+
+/// When a step waits for the device.
+pub(crate) enum Waits<'a> {
+    /// At its end, as in a training: only then its loss is read. The phases end when they are queued.
+    Once,
+    /// After each phase, when the memory is sampled.
+    AfterEachPhase(&'a mut DeviceMemory),
+}
+
+impl Waits<'_> {
+    fn after_phase(&mut self, device: &Device) -> Result<()> {
+        if let Self::AfterEachPhase(memory) = self {
+            sync(device)?;
+            memory.sample();
+        }
+        Ok(())
+    }
 }
 
 impl Running {
@@ -84,7 +108,7 @@ impl Running {
         &mut self,
         policy: LanguageModel,
         step: u64,
-        memory: &mut DeviceMemory,
+        mut waits: Waits,
     ) -> Result<(LanguageModel, Done)> {
         let batch = in_turn(&self.batches, step);
         let begun = Instant::now();
@@ -94,28 +118,26 @@ impl Running {
             let _loss = profile::part("loss");
             mean_loss(self.aligner.objective.losses(comparison.quantities))
         };
-        // Reading the loss waits for the device.
-        let value = loss.clone().into_scalar::<f32>().into();
+        waits.after_phase(&self.device)?;
         drop(phase);
         let forward = begun.elapsed().as_secs_f64();
-        memory.sample();
 
         let phase = profile::phase("backward");
         let gradients = GradientMap::of(&loss, &policy, comparison.tape);
-        sync(&self.device)?;
+        waits.after_phase(&self.device)?;
         drop(phase);
         let backward = begun.elapsed().as_secs_f64();
-        memory.sample();
 
         let phase = profile::phase("optimiser");
         let (policy, info) = self.optimizer.step(policy, gradients);
-        ensure!(info.grad_norm.is_finite(), "the gradient norm is {}", info.grad_norm);
+        let (loss, norm) = (loss.into_scalar::<f32>(), info.grad_norm());
+        ensure!(norm.is_finite(), "the gradient norm is {norm}");
         sync(&self.device)?;
+        waits.after_phase(&self.device)?;
         drop(phase);
         let whole = begun.elapsed().as_secs_f64();
-        memory.sample();
-        let (backward, optimizer) = (backward - forward, whole - backward);
-        Ok((policy, Done { forward, backward, optimizer, loss: value }))
+        let phases = [forward, backward - forward, whole - backward];
+        Ok((policy, Done { phases, loss: loss.into() }))
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
     lengths::{self, PairLengths},
     mean, median,
     profile::{StepProfile, Watched},
-    running::{Running, in_turn},
+    running::{Done, Running, Waits, in_turn},
 };
 
 /// The arguments that --model replaces.
@@ -82,7 +82,7 @@ pub struct StepSizes {
     #[arg(long)]
     pub checkpoint_activations: bool,
     /// Trains LoRA adapters of this rank on all linear layers instead of the full model.
-    #[arg(long)]
+    #[arg(long, value_parser = size())]
     pub lora_rank: Option<usize>,
     /// Steps to measure, after one warm-up step.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u64).range(1..))]
@@ -102,7 +102,8 @@ pub struct StepReport {
     pub tokens_per_second: f64,
     /// Time of a whole step.
     pub step_seconds: f64,
-    /// Time of forward pass and loss.
+    /// Time of forward pass and loss. On a GPU, whose steps wait for it once, the phases' times are those of a few steps more that
+    /// wait after each phase.
     pub forward_seconds: f64,
     /// Time of the backward pass.
     pub backward_seconds: f64,
@@ -137,6 +138,8 @@ pub struct StepReport {
     pub profile: Option<StepProfile>,
 }
 
+/// Steps that wait after each phase, at most.
+const PHASED: u64 = 5;
 /// The largest of a model's sizes, several times what published ones have.
 const LARGEST: u64 = 1 << 20;
 /// The most tokens of a step.
@@ -284,21 +287,29 @@ fn run(
     let (mut running, mut policy) = Running::start(sizes, planned, batches, device)?;
     sync(device)?;
     let start_seconds = begun.elapsed().as_secs_f64();
-    let mut device_memory = DeviceMemory::new(device);
-    let mut first_step_seconds = 0.0;
-    let mut times: [Vec<f64>; 4] = Default::default();
+    let mut memory = DeviceMemory::new(device);
+    let (mut whole, mut phases) = (Vec::new(), <[Vec<f64>; 3]>::default());
+    let mut add = |done: &Done| phases.iter_mut().zip(done.phases).for_each(|(all, t)| all.push(t));
+    let (moved, first) = running.step(policy, 0, Waits::Once)?;
+    policy = moved;
+    let is_gpu = facts(device).is_some();
+    if is_gpu {
+        for step in 1..=sizes.steps.min(PHASED) {
+            let (moved, done) = running.step(policy, step, Waits::AfterEachPhase(&mut memory))?;
+            policy = moved;
+            add(&done);
+        }
+    }
+    // These come last, where a profiler from outside finds them.
     let mut last_loss = f64::NAN;
-    for step in 0..=sizes.steps {
-        let (moved, done) = running.step(policy, step, &mut device_memory)?;
+    for step in 1..=sizes.steps {
+        // On the CPU a phase is done when it returns.
+        let waits = if is_gpu { Waits::Once } else { Waits::AfterEachPhase(&mut memory) };
+        let (moved, done) = running.step(policy, step, waits)?;
         (policy, last_loss) = (moved, done.loss);
-        let parts = [done.forward, done.backward, done.optimizer];
-        let whole = parts.iter().sum();
-        match step {
-            0 => first_step_seconds = whole,
-            _ => times
-                .iter_mut()
-                .zip([parts.as_slice(), &[whole]].concat())
-                .for_each(|(all, time)| all.push(time)),
+        whole.push(done.seconds());
+        if !is_gpu {
+            add(&done);
         }
     }
     ensure!(last_loss.is_finite(), "the loss is {last_loss}");
@@ -310,7 +321,7 @@ fn run(
     // Frees memory for the matrices below.
     drop(running);
     let typical = if batches.len() == 1 { median } else { mean };
-    let [forward, backward, optimizer, whole] = times.map(typical);
+    let ([forward, backward, optimizer], whole) = (phases.map(typical), typical(whole));
     let of_steps = |of: &dyn Fn(&[PairLengths]) -> f64| {
         mean((1..=sizes.steps).map(|step| of(in_turn::<Vec<_>>(batches, step))).collect())
     };
@@ -329,10 +340,10 @@ fn run(
         backward_seconds: backward,
         optimizer_seconds: optimizer,
         start_seconds,
-        first_step_seconds,
+        first_step_seconds: first.seconds(),
         peak_rss_mib,
-        device_in_use_mib: device_memory.mib().map(|(in_use, _)| in_use),
-        device_reserved_mib: device_memory.mib().map(|(_, reserved)| reserved),
+        device_in_use_mib: memory.mib().map(|(in_use, _)| in_use),
+        device_reserved_mib: memory.mib().map(|(_, reserved)| reserved),
         model_flops,
         matmul_flops,
         matmul_share: model_flops / whole / matmul_flops,

@@ -136,6 +136,11 @@ fn print_step(report: &StepReport) -> Result<()> {
     for (name, seconds) in milliseconds {
         out!("{name:<12} {:10.1} ms", seconds * 1e3)?;
     }
+    if report.device_in_use_mib.is_some() {
+        out!(
+            "             the phases are those of steps that wait for the GPU after each of them"
+        )?;
+    }
     let share = (100.0 * report.matmul_share, report.matmul_flops / 1e12);
     out!("{:<12} {:10.1} % of {:.2} TFLOP/s", "matrix rate", share.0, share.1)?;
     if let Some(mib) = report.peak_rss_mib {

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use fpo_data::{Pooling, TokenBatch};
-use fpo_ops::{Encoder, pooled_features, profile};
+use fpo_ops::{Encoder, pooled_features, profile, select_rows};
 use fpo_sae::{Sae, check_width};
 use fpo_transformer::{FlatRows, Input, ModelConfig, Site};
 
@@ -71,7 +71,7 @@ impl FeatureReader {
         let pool = |(x, encoder): (Tensor<3>, &Encoder)| {
             let [rows, tokens, width] = x.dims();
             let flat = indices(positions.flat.clone(), &x.device());
-            let x = x.reshape([rows * tokens, width]).select(0, flat);
+            let x = select_rows(x.reshape([rows * tokens, width]), flat);
             pooled_features(x, encoder, &positions.counts)
         };
         activations.into_iter().zip(self.encoders()).map(pool).collect()

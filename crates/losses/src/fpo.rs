@@ -71,7 +71,7 @@ pub fn feature_distance(
 fn in_top_k(activations: Tensor<2>, k: usize) -> Tensor<2, Bool> {
     let [rows, d_sae] = activations.dims();
     let k = k.min(d_sae);
-    let smallest = activations.clone().topk(k, 1).slice([0..rows, k - 1..k]);
+    let smallest = fpo_ops::kth_largest(activations.clone(), k);
     let in_top_k = activations.clone().greater_equal(smallest.expand([rows, d_sae]));
     in_top_k.bool_and(activations.greater_scalar(0.0))
 }

@@ -31,7 +31,7 @@ impl PerResponse {
     /// If `parts` is empty.
     pub fn cat(parts: Vec<Self>) -> Self {
         let (chosen, rejected) = parts.into_iter().map(|p| (p.chosen, p.rejected)).unzip();
-        Self { chosen: Tensor::cat(chosen, 0), rejected: Tensor::cat(rejected, 0) }
+        Self { chosen: fpo_ops::joined(chosen, 0), rejected: fpo_ops::joined(rejected, 0) }
     }
 
     /// Applies `f` to both sides.

@@ -1,6 +1,8 @@
 //! What was computed of pairs: tensors over micro-batches, then values on the host.
 
-use burn::tensor::Tensor;
+use std::ops::Range;
+
+use burn::tensor::{DType, FloatDType, Tensor};
 use fpo_losses::{Objective, PairLosses, PerResponse, Quantities};
 
 use crate::metrics::margin::method_margins;
@@ -126,20 +128,34 @@ impl Pairs {
         let q = self.quantities();
         let [pairs] = q.counts.chosen.dims();
         self.check_counts(pairs);
-        let of_losses = |f: fn(&Losses) -> &Tensor<1>| {
-            host(Tensor::cat(self.losses.iter().map(|part| f(part).clone()).collect(), 0))
+        let mut device = Reading::default();
+        let mut of_losses = |f: fn(&Losses) -> &Tensor<1>| {
+            device.ask(Tensor::cat(self.losses.iter().map(|part| f(part).clone()).collect(), 0))
         };
         let (losses, us) = (of_losses(|part| &part.losses), of_losses(|part| &part.u));
         let rewards = self.losses.iter().map(|part| part.rewards.clone()).collect();
-        let rewards = sides(&PerResponse::cat(rewards));
-        let statistic = |f: fn(&TokenStatistics) -> &PerResponse| {
+        let rewards = device.ask_sides(&PerResponse::cat(rewards));
+        let mut statistic = |f: fn(&TokenStatistics) -> &PerResponse| {
             let parts: Vec<_> = self.statistics.iter().map(|part| f(part).clone()).collect();
-            (!parts.is_empty()).then(|| sides(&PerResponse::cat(parts)))
+            (!parts.is_empty()).then(|| device.ask_sides(&PerResponse::cat(parts)))
         };
         let (entropy, right) = (statistic(|part| &part.entropy), statistic(|part| &part.right));
-        let margins = self.method_margins.clone().map(host);
-        let (log_probs, tokens) = (sides(&q.log_probs), sides(&q.counts));
-        let (kl, distance) = (q.kl.as_ref().map(sides), q.distance.as_ref().map(sides));
+        let margins = self.method_margins.clone().map(|margins| device.ask(margins));
+        let (log_probs, tokens) = (device.ask_sides(&q.log_probs), device.ask_sides(&q.counts));
+        let kl = q.kl.as_ref().map(|kl| device.ask_sides(kl));
+        let distance = q.distance.as_ref().map(|distance| device.ask_sides(distance));
+
+        let values = device.read();
+        let list = |asked: Range<usize>| values[asked].to_vec();
+        // The margin is the difference in float64.
+        let sides = |[chosen, rejected]: [Range<usize>; 2]| -> Vec<Sides> {
+            let both = values[chosen].iter().zip(&values[rejected]);
+            both.map(|(&chosen, &rejected)| Sides::new(chosen, rejected)).collect()
+        };
+        let (losses, us, margins) = (list(losses), list(us), margins.map(list));
+        let [rewards, log_probs, tokens] = [rewards, log_probs, tokens].map(sides);
+        let [entropy, right, kl, distance] =
+            [entropy, right, kl, distance].map(|asked| asked.map(sides));
         let at = |values: &Option<Vec<Sides>>, i: usize| values.as_ref().map(|values| values[i]);
         let pair = |i: usize| PairValues {
             loss: losses[i],
@@ -171,13 +187,33 @@ fn detached(values: &PerResponse) -> PerResponse {
     values.clone().map(Tensor::without_autodiff)
 }
 
-fn host(values: Tensor<1>) -> Vec<f64> {
-    values.into_data().iter::<f64>().collect()
+/// Values that are read from the device together: each read waits for it.
+#[derive(Default)]
+struct Reading {
+    tensors: Vec<Tensor<1>>,
+    count: usize,
 }
 
-/// Both sides in one transfer, and their margins in float64.
-fn sides(values: &PerResponse) -> Vec<Sides> {
-    let read = host(Tensor::cat(vec![values.chosen.clone(), values.rejected.clone()], 0));
-    let pairs = read.len() / 2;
-    (0..pairs).map(|i| Sides::new(read[i], read[pairs + i])).collect()
+impl Reading {
+    /// Where the values will be.
+    fn ask(&mut self, values: Tensor<1>) -> Range<usize> {
+        let start = self.count;
+        self.count += values.dims()[0];
+        self.tensors.push(values);
+        start..self.count
+    }
+
+    fn ask_sides(&mut self, values: &PerResponse) -> [Range<usize>; 2] {
+        [&values.chosen, &values.rejected].map(|side| self.ask(side.clone()))
+    }
+
+    fn read(self) -> Vec<f64> {
+        // The widest type of them holds them all.
+        let widest = match self.tensors.iter().any(|x| x.dtype() == DType::F64) {
+            true => FloatDType::F64,
+            false => FloatDType::F32,
+        };
+        let tensors = self.tensors.into_iter().map(|x| x.cast(widest)).collect();
+        Tensor::cat(tensors, 0).into_data().iter::<f64>().collect()
+    }
 }

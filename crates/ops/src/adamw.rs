@@ -4,7 +4,7 @@
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 
-use crate::profile;
+use crate::{Clip, profile};
 
 /// The hyperparameters of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -19,7 +19,7 @@ pub struct AdamW {
     pub eps: f64,
     /// Decoupled weight decay: the parameter shrinks by `lr · weight_decay`.
     pub weight_decay: f64,
-    /// Multiplies the gradient first, so that clipping by the global norm needs no second copy.
+    /// Multiplies the gradient first.
     pub grad_scale: f64,
 }
 
@@ -51,12 +51,13 @@ pub fn adamw_step<const D: usize>(
         v.dims()
     );
     let flat = |x: Tensor<D>| x.reshape([shape.iter().product::<usize>()]);
-    let moved = adamw_steps(vec![[param, grad, m, v].map(flat)], step, options);
+    let moved = adamw_steps(vec![[param, grad, m, v].map(flat)], step, options, &Clip::NONE);
     let Ok([moved]) = <[_; 1]>::try_from(moved) else { unreachable!("one for one") };
     moved.map(|x| x.reshape(shape)).into()
 }
 
 /// [`adamw_step`] for many parameters, on GPUs several of them in one kernel: `[param, grad, m, v]` of each becomes `[param, m, v]`.
+/// The gradients are clipped as they are read: no second copy of them is made.
 ///
 /// # Shapes
 /// * `param`, `grad`, `m`, `v` of a parameter: `[n]`; the moments have the same type
@@ -64,6 +65,7 @@ pub fn adamw_steps(
     parameters: Vec<[Tensor<1>; 4]>,
     step: usize,
     options: &AdamW,
+    clip: &Clip,
 ) -> Vec<[Tensor<1>; 3]> {
     assert!(step > 0, "adamw_step: steps count from 1");
     for of_one in &parameters {
@@ -78,8 +80,9 @@ pub fn adamw_steps(
     }
     #[cfg(feature = "cube")]
     if parameters.iter().flatten().all(crate::cube::takes) {
-        return kernels(parameters, step, options);
+        return kernels(parameters, step, options, clip);
     }
+    let options = &AdamW { grad_scale: options.grad_scale * clip.factor(), ..*options };
     let one = |of_one: [Tensor<1>; 4]| {
         let _within = watched(std::slice::from_ref(&of_one));
         #[cfg(feature = "flex")]
@@ -108,10 +111,20 @@ fn watched(parameters: &[[Tensor<1>; 4]]) -> impl Drop + use<> {
 }
 
 #[cfg(feature = "cube")]
-fn kernels(parameters: Vec<[Tensor<1>; 4]>, step: usize, options: &AdamW) -> Vec<[Tensor<1>; 3]> {
+fn kernels(
+    parameters: Vec<[Tensor<1>; 4]>,
+    step: usize,
+    options: &AdamW,
+    clip: &Clip,
+) -> Vec<[Tensor<1>; 3]> {
     use crate::cube::{run_of_many, update};
 
     let types = |of_one: &[Tensor<1>; 4]| of_one.each_ref().map(|x| x.dtype());
+    let on_device = clip.on_device().cloned();
+    let options = match on_device {
+        None => &AdamW { grad_scale: options.grad_scale * clip.factor(), ..*options },
+        Some(_) => options,
+    };
     let groups = update::groups(parameters, types);
     let moved = groups.into_iter().flat_map(|group| {
         let _within = watched(&group);
@@ -121,7 +134,8 @@ fn kernels(parameters: Vec<[Tensor<1>; 4]>, step: usize, options: &AdamW) -> Vec
         }
         let [params, grads, m, v] = kinds;
         let count = params.len();
-        let inputs = [params, m, v, grads].into_iter().flatten().collect();
+        let on_device = on_device.clone().map(Into::into);
+        let inputs = [params, m, v, grads].into_iter().flatten().chain(on_device).collect();
         let kernel = update::AdamWSteps(options.coefficients(step));
         let mut moved = run_of_many(kernel, inputs).into_iter().map(Into::into);
         let [params, m, v] = [(); 3].map(|()| moved.by_ref().take(count).collect::<Vec<_>>());

@@ -8,7 +8,7 @@ use burn::tensor::{FloatDType, Int, Tensor};
 use crate::{
     Rows,
     graph::Plain,
-    product::{Factor, product},
+    product::{Factor, Sums, product},
     rms_norm::at_least_f32,
 };
 
@@ -130,7 +130,11 @@ impl Head {
     }
 
     pub fn logits(&self, rows: &Range<usize>, tokens: &Range<usize>) -> Logits {
-        let products = at_least_f32(self.products(rows, tokens));
+        self.logits_of(self.products(rows, tokens), rows, tokens)
+    }
+
+    fn logits_of(&self, products: Tensor<2>, rows: &Range<usize>, tokens: &Range<usize>) -> Logits {
+        let products = at_least_f32(products);
         let (values, tanh) = match self.softcap {
             Some(cap) => {
                 let tanh = (products / cap).tanh();
@@ -149,48 +153,44 @@ impl Head {
         gradient: impl Fn(&Logits) -> Tensor<2>,
     ) -> [Option<Plain>; N] {
         let dtype = FloatDType::from(self.hidden.dtype());
-        self.backward_of_products(wanted, |rows, tokens| {
-            let logits = self.logits(rows, tokens);
+        self.backward_of_products(wanted, |rows, tokens, products| {
+            let logits = self.logits_of(products, rows, tokens);
             logits.through_softcap(gradient(&logits)).cast(dtype)
         })
     }
 
-    /// The same, where `d_products` computes the gradient of a block of products, in the type of the hidden states.
+    /// The same, where `d_products` computes the gradient of a block of products, in the type of the hidden states, given these
+    /// products.
     pub fn backward_of_products<const N: usize>(
         &self,
         wanted: [bool; N],
-        d_products: impl Fn(&Range<usize>, &Range<usize>) -> Tensor<2>,
+        d_products: impl Fn(&Range<usize>, &Range<usize>, Tensor<2>) -> Tensor<2>,
     ) -> [Option<Plain>; N] {
         let [dtype, weight_dtype] =
             [self.hidden.dtype(), self.weight.dtype()].map(FloatDType::from);
-        let rows: Vec<_> = self.row_blocks().collect();
-        let mut d_hidden: Vec<Option<Tensor<2>>> = vec![None; rows.len()];
+        let mut d_hidden = Sums::new(self.hidden.dims()[0]);
         let mut results = [const { None }; N];
         let (hidden_wanted, parts_wanted) = (wanted[0], &wanted[1..]);
         for (i, part) in self.parts().enumerate() {
-            let mut d_part = Vec::new();
+            let mut d_part = Sums::new(part.len());
             for tokens in self.blocks_of(&part) {
-                let mut d_tokens: Option<Tensor<2>> = None;
-                for (rows, d_rows) in rows.iter().zip(&mut d_hidden) {
-                    let d_products = d_products(rows, &tokens);
+                let weight = self.weight(&tokens);
+                for rows in self.row_blocks() {
+                    let hidden = self.hidden(&rows);
+                    let products = product(hidden.clone(), Factor::transposed(weight.clone()));
+                    let d_products = d_products(&rows, &tokens, products);
                     if hidden_wanted {
-                        let more = at_least_f32(product(d_products.clone(), self.weight(&tokens)));
-                        *d_rows = Some(add(d_rows.take(), more));
+                        d_hidden.add(rows, d_products.clone(), weight.clone());
                     }
                     if parts_wanted[i] {
-                        let more = at_least_f32(product(
-                            Factor::transposed(d_products),
-                            self.hidden(rows),
-                        ));
-                        d_tokens = Some(add(d_tokens, more));
+                        let of_part = tokens.start - part.start..tokens.end - part.start;
+                        d_part.add(of_part, Factor::transposed(d_products), hidden);
                     }
                 }
-                d_part.extend(d_tokens.map(|sum| sum.cast(weight_dtype)));
             }
-            results[1 + i] = parts_wanted[i].then(|| Tensor::cat(d_part, 0).into());
+            results[1 + i] = parts_wanted[i].then(|| d_part.get().cast(weight_dtype).into());
         }
-        let d_hidden: Vec<_> = d_hidden.into_iter().flatten().map(|sum| sum.cast(dtype)).collect();
-        results[0] = hidden_wanted.then(|| Tensor::cat(d_hidden, 0).into());
+        results[0] = hidden_wanted.then(|| d_hidden.get().cast(dtype).into());
         results
     }
 }

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Bool, Tensor};
 
-use crate::{among_largest, rms_norm::at_least_f32};
+use crate::{among_largest, matmul, rms_norm::at_least_f32};
 
 /// The encoder of a frozen sparse autoencoder, `f(x) = activation(x̃·W_enc + b_enc)`, where x̃ is x [normalised](Normalization).
 #[derive(Clone, Debug)]
@@ -35,7 +35,7 @@ impl Encoder {
 
     /// Normalised activations `[n, d_in]` → features `[n, d_sae]`.
     pub(crate) fn encode_normalized(&self, x: Tensor<2>) -> Tensor<2> {
-        let z = x.matmul(self.w_enc.clone()) + self.b_enc.clone().unsqueeze::<2>();
+        let z = matmul(x, self.w_enc.clone()) + self.b_enc.clone().unsqueeze::<2>();
         self.activation.apply(z)
     }
 

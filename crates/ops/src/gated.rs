@@ -5,9 +5,10 @@ use burn::tensor::{Tensor, activation::sigmoid};
 use crate::{graph, profile, rms_norm::at_least_f32};
 
 /// √(2/π)
-const SQRT_2_OVER_PI: f64 = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2;
+pub(crate) const SQRT_2_OVER_PI: f64 =
+    std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2;
 /// The cubic coefficient of the tanh approximation of GELU.
-const CUBIC: f64 = 0.044_715;
+pub(crate) const CUBIC: f64 = 0.044_715;
 
 /// `gelu(gate) · up` with the tanh approximation `gelu(x) = x/2 · (1 + tanh(√(2/π)·(x + 0.044715·x³)))`
 /// (PyTorch's `gelu_pytorch_tanh`).
@@ -27,8 +28,8 @@ pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
 }
 
 /// The function of the gate.
-#[derive(Clone, Copy, Debug)]
-enum Gate {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Gate {
     Gelu,
     Silu,
 }
@@ -82,7 +83,7 @@ fn by_definition<const D: usize>(by: Gate, gate: Tensor<D>, up: Tensor<D>) -> Te
     product.cast(dtype)
 }
 
-/// The definition with a backward pass that only saves gate and up.
+/// The definition with a backward pass that only saves gate and up; on GPUs, a kernel each.
 mod recomputed {
     use burn::tensor::{Tensor, activation::sigmoid};
 
@@ -99,7 +100,12 @@ mod recomputed {
         type Saved = ();
 
         fn forward(&self, [gate, up]: [Plain; 2]) -> (Plain, ()) {
-            (by_definition(self.0, Tensor::<D>::from(gate), up.into()).into(), ())
+            let (gate, up) = (Tensor::<D>::from(gate), Tensor::<D>::from(up));
+            #[cfg(feature = "cube")]
+            if [&gate, &up].into_iter().all(crate::cube::takes) {
+                return (crate::cube::gated::forward(self.0, [gate.into(), up.into()]), ());
+            }
+            (by_definition(self.0, gate, up).into(), ())
         }
 
         /// `d up = g·f(x)`, `d gate = g·up·f′(x)`, where f is x times a factor:
@@ -113,6 +119,11 @@ mod recomputed {
             [gate_wanted, up_wanted]: [bool; 2],
         ) -> [Option<Plain>; 2] {
             let [x, up, g] = [gate, up, gradient].map(Tensor::<D>::from);
+            #[cfg(feature = "cube")]
+            if [&x, &up, &g].into_iter().all(crate::cube::takes) {
+                let inputs = [x.into(), up.into(), g.into()];
+                return crate::cube::gated::backward(self.0, inputs).map(Some);
+            }
             let dtype = x.dtype();
             let [x, up, g] = [x, up, g].map(at_least_f32);
             let gradients = match self.0 {

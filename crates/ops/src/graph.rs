@@ -85,6 +85,11 @@ pub(crate) trait Operation<const N: usize>: Clone + Debug + Send + 'static {
     /// The output, and what to save for the backward pass.
     fn forward(&self, inputs: [Plain; N]) -> (Plain, Self::Saved);
 
+    /// Bytes that are read of each input, given what it takes in memory, and the output. Only a profile asks.
+    fn read(&self, inputs: [f64; N], _output: f64) -> [f64; N] {
+        inputs
+    }
+
     /// The inputs as the backward pass gets them. An operation that computes one again may let go of it here.
     fn kept(&self, inputs: [Plain; N]) -> [Plain; N] {
         inputs
@@ -156,8 +161,13 @@ fn apply_on<B: Known, const N: usize>(
         context = context.merge(input.autodiff);
     }
     // Only computed where the thread is watched.
-    let sizes = profile::is_watched().then(|| inputs.each_ref().map(bytes).to_vec());
-    let origin = |output: &Plain| profile::origin(|| (sizes.unwrap_or_default(), bytes(&output.0)));
+    let sizes = profile::is_watched().then(|| inputs.each_ref().map(bytes));
+    let origin = |output: &Plain| {
+        profile::origin(|| {
+            let output = bytes(&output.0);
+            (sizes.map_or(Vec::new(), |sizes| operation.read(sizes, output).to_vec()), output)
+        })
+    };
     if context == DispatchAutodiffContext::Disabled {
         let (output, _) = operation.forward(inputs.map(Plain));
         origin(&output);

@@ -90,6 +90,7 @@ mod blocked {
     use crate::{
         blocked::{Head, LogSumExp},
         graph::{Operation, Plain},
+        joined,
     };
 
     #[derive(Clone, Debug)]
@@ -118,7 +119,7 @@ mod blocked {
                 sums[0].push(log_r);
                 sums[1].push(log_p);
             }
-            (Tensor::cat(kl, 0).into(), sums.map(|sums| Tensor::cat(sums, 0).unsqueeze_dim(1)))
+            (joined(kl, 0).into(), sums.map(|sums| joined(sums, 0).unsqueeze_dim(1)))
         }
     }
 
@@ -154,8 +155,8 @@ mod blocked {
                     sums[1].push(p.value());
                 }
             }
-            let output = Tensor::cat(kl, 0).squeeze_dim::<1>(1);
-            (output.into(), sums.map(|sums| Tensor::cat(sums, 0)))
+            let output = joined(kl, 0).squeeze_dim::<1>(1);
+            (output.into(), sums.map(|sums| joined(sums, 0)))
         }
 
         /// With g the gradient of the row: `g·(p_v − r_v)` per logit of the policy.
@@ -170,9 +171,10 @@ mod blocked {
             #[cfg(feature = "cube")]
             if self.has_kernels(&policy) {
                 let sums = [r_sums, p_sums].map(|sums| sums.squeeze_dim::<1>(1));
-                return policy.backward_of_products(wanted, |rows, tokens| {
+                return policy.backward_of_products(wanted, |rows, tokens, products| {
                     let of = |x: &Tensor<1>| x.clone().narrow(0, rows.start, rows.len());
-                    let blocks = Blocks::of(&self.reference, &policy, rows, tokens);
+                    let reference = self.reference.products(rows, tokens);
+                    let blocks = Blocks::new([reference, products], policy.softcap);
                     blocks.backward(sums.each_ref().map(of), of(&gradient))
                 });
             }

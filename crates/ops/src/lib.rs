@@ -9,7 +9,7 @@
 //! |---|---|
 //! | float32 on Flex | the fast path, with SIMD on all cores |
 //! | float64 and half precision on Flex | blocked, in tensor operations |
-//! | float32 and half precision on GPUs (features `cuda`, `wgpu`) | blocked, with Burn's matrix products and the kernels in `cube` between them (attention weights, everything computed from logits, pooled features); a kernel for `rms_norm`, for `rotary`, and for several parameters in `adamw_steps` and `sums_of_squares`; tensor operations, which Burn fuses, for element-wise operations |
+//! | float32 and half precision on GPUs (features `cuda`, `wgpu`) | blocked, with Burn's matrix products and the kernels in `cube` between them (attention weights, everything computed from logits, pooled features); a kernel for `rms_norm`, `rotary`, `geglu`, `swiglu`, `kth_largest`, `add_rows` and `segment_sums`, and for several parameters in `adamw_steps` and `sums_of_squares`; tensor operations, which Burn fuses, for other element-wise operations |
 //! | float64 on GPUs | blocked, in tensor operations |
 //!
 //! # Invariants
@@ -44,6 +44,7 @@
 mod adamw;
 mod attention;
 mod blocked;
+mod clip;
 #[cfg(feature = "cube")]
 mod cube;
 mod dropout;
@@ -52,11 +53,13 @@ mod encoder;
 mod flex;
 mod gated;
 mod graph;
+mod joined;
 mod jump_relu;
 mod kl;
 mod largest;
 mod linear;
 mod log_probs;
+mod matmul;
 #[cfg(all(test, feature = "flex"))]
 #[path = "../tests/ops/numbers.rs"]
 mod numbers;
@@ -66,9 +69,12 @@ pub mod profile;
 mod rms_norm;
 mod rotary;
 mod rows;
+mod seed;
+mod segments;
 mod softcap;
 mod squares;
 mod statistics;
+mod table;
 #[cfg(all(test, feature = "flex"))]
 mod testing;
 mod top_k;
@@ -77,22 +83,28 @@ pub use adamw::{AdamW, adamw_step, adamw_steps};
 pub use attention::{
     AttentionOptions, FlatRows, TextStarts, causal_attention, flat_attention, packed_attention,
 };
+pub use clip::Clip;
 pub use dropout::{Dropout, dropout};
 pub use encoder::{Activation, Encoder, Normalization};
 pub use gated::{geglu, swiglu};
+pub use joined::joined;
 pub use jump_relu::{heaviside, jump_relu};
 pub use kl::linear_kl;
 pub use largest::largest_tensor;
 pub use linear::{linear, linear_bf16, linear_of, linear_of_bf16};
 pub use log_probs::linear_log_probs;
+pub use matmul::{matmul, matmul_bf16};
 pub use pooled::pooled_features;
 pub use rms_norm::{Gain, at_least_f32, rms_norm};
 pub use rotary::rotary;
 pub use rows::Rows;
+pub use seed::seed;
+pub use segments::segment_sums;
 pub use softcap::softcap;
 pub use squares::sums_of_squares;
 pub use statistics::{TokenStatistics, linear_token_statistics};
-pub use top_k::among_largest;
+pub use table::{add_rows, select_rows};
+pub use top_k::{among_largest, kth_largest};
 
 #[cfg(feature = "cube")]
 pub use cube::products::take_product_refusal;
@@ -118,11 +130,15 @@ pub mod definition {
     pub use crate::kl::definition as linear_kl;
     pub use crate::linear::{bf16_definition as linear_bf16, definition as linear};
     pub use crate::log_probs::definition as linear_log_probs;
+    pub use crate::matmul::{bf16_definition as matmul_bf16, definition as matmul};
     pub use crate::pooled::definition as pooled_features;
     pub use crate::rms_norm::definition as rms_norm;
     pub use crate::rotary::definition as rotary;
+    pub use crate::seed::definition as seed;
+    pub use crate::segments::definition as segment_sums;
     pub use crate::softcap::definition as softcap;
     pub use crate::squares::definition as sums_of_squares;
     pub use crate::statistics::definition as linear_token_statistics;
-    pub use crate::top_k::definition as among_largest;
+    pub use crate::table::definition as add_rows;
+    pub use crate::top_k::{definition as among_largest, kth_definition as kth_largest};
 }

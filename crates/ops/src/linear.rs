@@ -115,7 +115,7 @@ mod matrix {
     use super::rows;
     use crate::{
         graph::{Again, Operation, Plain},
-        product::{Factor, product},
+        product::{Factor, product, product_f32},
     };
 
     #[derive(Clone, Debug)]
@@ -176,8 +176,7 @@ mod matrix {
             let d_weight = weight_wanted.then(|| {
                 let x = self.again.as_ref().map_or(x, Again::compute);
                 let x = self.factor(rows(Tensor::<D>::from(x)));
-                let d_weight = product(Factor::transposed(g), x);
-                d_weight.cast(weight_type).into()
+                product_f32(Factor::transposed(g), x).cast(weight_type).into()
             });
             [d_x, d_weight]
         }

@@ -100,6 +100,7 @@ mod blocked {
     use crate::{
         blocked::{Blocks, Head, LogSumExp},
         graph::{Operation, Plain},
+        joined,
     };
 
     #[derive(Clone, Debug)]
@@ -125,7 +126,7 @@ mod blocked {
                 log_probs.push(summary.target() - log_sum.clone());
                 log_sums.push(log_sum);
             }
-            (Tensor::cat(log_probs, 0).into(), Tensor::cat(log_sums, 0).unsqueeze_dim(1))
+            (joined(log_probs, 0).into(), joined(log_sums, 0).unsqueeze_dim(1))
         }
     }
 
@@ -155,8 +156,8 @@ mod blocked {
                     log_sums.push(state.value());
                 }
             }
-            let output = Tensor::cat(log_probs, 0).squeeze_dim::<1>(1);
-            (output.into(), Tensor::cat(log_sums, 0))
+            let output = joined(log_probs, 0).squeeze_dim::<1>(1);
+            (output.into(), joined(log_sums, 0))
         }
 
         /// With p the softmax and g the gradient of the row: `g·(1[v = target] − p_v)` per logit.
@@ -171,10 +172,11 @@ mod blocked {
             let head = Head::of(inputs, self.softcap, self.blocks);
             #[cfg(feature = "cube")]
             if crate::cube::takes(&head.hidden) {
+                let softcap = self.softcap;
                 let log_sums = log_sums.squeeze_dim::<1>(1);
-                return head.backward_of_products(wanted, |rows, tokens| {
+                return head.backward_of_products(wanted, |rows, tokens, products| {
                     let of = |x: &Tensor<1>| x.clone().narrow(0, rows.start, rows.len());
-                    let block = crate::cube::head::Block::of(&head, rows, tokens);
+                    let block = crate::cube::head::Block::new(products, softcap, tokens);
                     block.backward(self.targets(rows), of(&log_sums), of(&gradient))
                 });
             }

@@ -84,6 +84,8 @@ mod blocked {
         Encoder,
         blocked::{add, ranges},
         graph::{Operation, Plain},
+        joined,
+        product::{Factor, product},
         rms_norm::at_least_f32,
     };
 
@@ -100,7 +102,7 @@ mod blocked {
         /// `h·W_enc` of some rows, `[rows, d_sae]`.
         fn products(&self, hidden: &Tensor<2>, rows: &Range<usize>) -> Tensor<2> {
             let hidden = at_least_f32(hidden.clone().narrow(0, rows.start, rows.len()));
-            hidden.matmul(self.encoder.w_enc.clone())
+            product(hidden, self.encoder.w_enc.clone())
         }
 
         /// The pre-activations of some rows, and where they are closed. `[rows, d_sae]`
@@ -205,9 +207,11 @@ mod blocked {
                 let shares = self.shares(rows, &z);
                 shares.transpose().matmul(gradient.clone()).mask_fill(closed, 0.0)
             };
-            let parts = ranges(hidden.dims()[0], self.rows)
-                .map(|rows| d_z(&rows).matmul(self.encoder.w_enc.clone().transpose()).cast(dtype));
-            [Some(Tensor::cat(parts.collect(), 0).into())]
+            let parts = ranges(hidden.dims()[0], self.rows).map(|rows| {
+                let w_enc = Factor::transposed(self.encoder.w_enc.clone());
+                product(d_z(&rows), w_enc).cast(dtype)
+            });
+            [Some(joined(parts.collect(), 0).into())]
         }
     }
 }

@@ -5,7 +5,10 @@ use burn::{
     tensor::{DType, Device, Int, Tensor},
 };
 
-use crate::graph::{self, Operation};
+use crate::{
+    graph::{self, Operation},
+    select_rows,
+};
 
 /// A matrix `[rows, d]` in one to [`Rows::MOST_PARTS`] tensors, each of which holds consecutive rows.
 #[derive(Clone, Debug)]
@@ -90,7 +93,7 @@ impl Rows {
     /// The rows at `indices` `[n]`, each in `0..rows`: `[n, d]`.
     pub fn select(&self, indices: Tensor<1, Int>) -> Tensor<2> {
         if let Some(whole) = self.whole() {
-            return whole.clone().select(0, indices);
+            return select_rows(whole.clone(), indices);
         }
         let shape = [indices.dims()[0], self.dims()[1]];
         let mut first = 0;

@@ -22,7 +22,7 @@ pub fn sums_of_squares(tensors: Vec<Tensor<1>>) -> Tensor<1> {
             let mut sums = crate::cube::run_of_many(crate::cube::update::SumsOfSquares, group);
             sums.remove(0).into()
         });
-        return Tensor::cat(sums.collect(), 0);
+        return crate::joined(sums.collect(), 0);
     }
     let sums = tensors.into_iter().flat_map(|x| {
         let _within = watched(std::slice::from_ref(&x));

@@ -97,8 +97,8 @@ fn by_kernels(head: &Head, targets: &Tensor<1, Int>) -> TokenStatistics {
         argmax.push(summary.largest_token());
     }
     TokenStatistics {
-        log_probs: Tensor::cat(log_probs, 0),
-        entropy: Tensor::cat(entropy, 0),
+        log_probs: crate::joined(log_probs, 0),
+        entropy: crate::joined(entropy, 0),
         argmax: Tensor::cat(argmax, 0),
     }
 }

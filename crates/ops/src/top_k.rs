@@ -32,6 +32,34 @@ pub fn definition(z: Tensor<2>, k: usize) -> Tensor<2, Bool> {
     none.scatter(1, indices, ones, IndexingUpdateOp::Add).greater_elem(0)
 }
 
+/// The k-th largest element of each row, outside any graph; NaN counts as larger than all numbers or smaller, by its sign.
+///
+/// # Shapes
+/// * `z`: `[n, m]`, in float32 or half precision on GPUs
+/// * `k`: from 1 to m
+/// * result: `[n, 1]`
+pub fn kth_largest(z: Tensor<2>, k: usize) -> Tensor<2> {
+    let [_, m] = z.dims();
+    assert!((1..=m).contains(&k), "kth_largest: k is {k}, and rows have {m} elements");
+    let _within = profile::operation("kth_largest", || 0.0);
+    let z = z.without_autodiff();
+    #[cfg(feature = "flex")]
+    if let Some(found) = fast::kth_largest(&z, k) {
+        return found;
+    }
+    #[cfg(feature = "cube")]
+    if crate::cube::takes(&z) {
+        return crate::cube::select::kth_largest(z, k);
+    }
+    kth_definition(z, k)
+}
+
+/// [`kth_largest`] by plain tensor operations.
+pub fn kth_definition(z: Tensor<2>, k: usize) -> Tensor<2> {
+    let [n, _] = z.dims();
+    z.without_autodiff().topk(k, 1).slice([0..n, k - 1..k])
+}
+
 /// A selection per row, without sorting it.
 #[cfg(feature = "flex")]
 mod fast {
@@ -50,12 +78,25 @@ mod fast {
         Some(Tensor::from_data(TensorData::new(rows.concat(), shape), &z.device()))
     }
 
+    /// None if the tensor isn't float32 on Flex.
+    pub(super) fn kth_largest(z: &Tensor<2>, k: usize) -> Option<Tensor<2>> {
+        let [rows, width] = z.dims();
+        let found = constant(z)?;
+        let elements = values(&found);
+        let least = blocks::map(rows, |row| kth(&elements[row * width..][..width], k));
+        Some(Tensor::from_data(TensorData::new(least, [rows, 1]), &z.device()))
+    }
+
+    fn kth(row: &[f32], k: usize) -> f32 {
+        let mut order = row.to_vec();
+        *order.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
+    }
+
     fn select(row: &[f32], k: usize) -> Vec<bool> {
         if k >= row.len() {
             return vec![true; row.len()];
         }
-        let mut order = row.to_vec();
-        let (_, &mut least, _) = order.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
+        let least = kth(row, k);
         let above = row.iter().filter(|x| x.total_cmp(&least) == Ordering::Greater).count();
         let mut ties = k - above;
         let open = |x: &f32| match x.total_cmp(&least) {

@@ -8,10 +8,11 @@ use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Result, anyhow, bail};
 use burn::{
+    backend::DispatchTensor,
     module::{Module, ModuleMapper, ModuleVisitor, Param},
     tensor::{Gradients, Shape, Tensor, TensorData},
 };
-use fpo_ops::{AdamW, adamw_steps, profile, sums_of_squares};
+use fpo_ops::{AdamW, Clip, adamw_steps, profile};
 use fpo_transformer::{
     LanguageModel, Tape,
     tensor_file::{self, Files, Stored},
@@ -37,9 +38,12 @@ impl GradientMap {
         let mut gradients = loss.backward();
         self.add(Self::collect(model, &mut gradients));
         if let Some(tape) = tape {
-            tape.backward(model, &mut gradients, |mut part| {
+            let embedded = tape.backward(model, &mut gradients, |mut part| {
                 self.add(Self::collect(model, &mut part));
             });
+            if let Some(embedded) = embedded {
+                embedded.add_to(&mut self.0);
+            }
         }
     }
 
@@ -84,14 +88,10 @@ impl GradientMap {
         }
     }
 
-    /// The Euclidean norm of all gradients together.
-    pub fn norm(&self) -> f64 {
+    /// Their norm, and the factor that clips it to the largest.
+    fn clip(&self, largest: f64) -> Clip {
         let _clipping = profile::part("clipping");
-        if self.0.is_empty() {
-            return 0.0;
-        }
-        let squares = sums_of_squares(self.0.values().cloned().collect());
-        squares.into_data().iter::<f64>().sum::<f64>().sqrt()
+        Clip::of(self.0.values().cloned().collect(), largest)
     }
 }
 
@@ -125,10 +125,13 @@ struct Taken {
 }
 
 /// Takes the parameters that have a gradient out of a model and leaves one element in their place.
+#[derive(Default)]
 struct Take {
     path: Vec<String>,
     gradients: GradientMap,
     taken: Vec<Taken>,
+    /// One for each number of dimensions.
+    placeholders: BTreeMap<usize, DispatchTensor>,
 }
 
 impl ModuleMapper for Take {
@@ -142,10 +145,11 @@ impl ModuleMapper for Take {
         let name = self.path.join(".");
         let Some(gradient) = self.gradients.0.remove(&name) else { return param };
         param.map(|weights| {
-            let (shape, placeholder) = (weights.shape(), Tensor::empty([1; D], &weights.device()));
+            let (shape, device) = (weights.shape(), weights.device());
             let weights = flat(weights.without_autodiff());
             self.taken.push(Taken { name, shape, weights, gradient });
-            placeholder
+            let empty = || Tensor::<D>::empty([1; D], &device).into_dispatch();
+            Tensor::from_dispatch(self.placeholders.entry(D).or_insert_with(empty).clone())
         })
     }
 }
@@ -181,12 +185,18 @@ impl ModuleMapper for Put {
 }
 
 /// What one step of the optimiser used.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct StepInfo {
-    /// Global norm of the gradients, before clipping.
-    pub grad_norm: f64,
+    clip: Clip,
     /// The learning rate that was used.
     pub learning_rate: f64,
+}
+
+impl StepInfo {
+    /// Global norm of the gradients, before clipping. On a GPU this waits for the device.
+    pub fn grad_norm(&self) -> f64 {
+        self.clip.norm()
+    }
 }
 
 impl Optimizer {
@@ -210,30 +220,24 @@ impl Optimizer {
         s.learning_rate * warm * fall
     }
 
-    /// One step: clips the gradients by their global norm and moves the weights.
+    /// One step: clips the gradients by their global norm and moves the weights. With AdamW nothing waits for a GPU.
     pub fn step(
         &mut self,
         model: LanguageModel,
         gradients: GradientMap,
     ) -> (LanguageModel, StepInfo) {
-        let grad_norm = gradients.norm();
+        let clip = gradients.clip(self.settings.max_grad_norm);
         let learning_rate = self.learning_rate(self.step);
         self.step += 1;
-        let clip = (self.settings.max_grad_norm / (grad_norm + 1e-6)).min(1.0);
-        let mut take = Take { path: Vec::new(), gradients, taken: Vec::new() };
+        let mut take = Take { gradients, ..Take::default() };
         let model = model.map(&mut take);
-        let moved = self.update(take.taken, clip, learning_rate);
+        let moved = self.update(take.taken, &clip, learning_rate);
         let model = model.map(&mut Put { path: Vec::new(), moved });
-        (model, StepInfo { grad_norm, learning_rate })
+        (model, StepInfo { clip, learning_rate })
     }
 
-    /// Moves parameters by their gradients times `grad_scale`. Returns them by their names.
-    fn update(
-        &mut self,
-        parameters: Vec<Taken>,
-        grad_scale: f64,
-        lr: f64,
-    ) -> BTreeMap<String, Moved> {
+    /// Moves parameters by their clipped gradients. Returns them by their names.
+    fn update(&mut self, parameters: Vec<Taken>, clip: &Clip, lr: f64) -> BTreeMap<String, Moved> {
         let weight_decay = self.settings.weight_decay;
         let (mut names, mut tensors) = (Vec::new(), Vec::new());
         for Taken { name, shape, weights, gradient } in parameters {
@@ -251,14 +255,15 @@ impl Optimizer {
                     [w, g, m, v]
                 });
                 let [beta1, beta2] = self.settings.betas;
-                let options = AdamW { lr, beta1, beta2, eps: 1e-8, weight_decay, grad_scale };
-                let moved = adamw_steps(states.collect(), self.step, &options).into_iter();
+                let options = AdamW { lr, beta1, beta2, eps: 1e-8, weight_decay, grad_scale: 1.0 };
+                let moved = adamw_steps(states.collect(), self.step, &options, clip).into_iter();
                 moved.map(|[w, m, v]| (w, Moments { first: Some(m), second: v })).collect()
             }
             OptimizerKind::Rmsprop => {
+                let factor = clip.factor();
                 let moved = tensors.into_iter().map(|(w, g, moments)| {
                     // v ← 0.99 v + 0.01 g², w ← w − lr · g / (√v + 1e-8): torch.optim.RMSprop's defaults.
-                    let g = g * grad_scale;
+                    let g = g * factor;
                     let v = moments.map_or_else(|| g.zeros_like(), |m| m.second);
                     let v = v * 0.99 + g.clone().square() * 0.01;
                     let w = w * (1.0 - lr * weight_decay) - g / (v.clone().sqrt() + 1e-8) * lr;

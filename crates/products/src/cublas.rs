@@ -27,17 +27,19 @@ use cudarc::{
         result::{
             create_handle, create_matmul_desc, create_matmul_pref, create_matrix_layout,
             destroy_matmul_pref, matmul, set_matmul_desc_attribute, set_matmul_pref_attribute,
+            set_matrix_layout_attribute,
         },
         sys::{
             self, cublasComputeType_t, cublasLtMatmulDescAttributes_t as DescriptionKey,
-            cublasLtMatmulPreferenceAttributes_t as PreferenceKey, cudaDataType,
+            cublasLtMatmulPreferenceAttributes_t as PreferenceKey,
+            cublasLtMatrixLayoutAttribute_t as LayoutKey, cudaDataType,
         },
     },
     driver::result::malloc_sync,
 };
 
 use crate::{
-    ProductError, ProductStrategy,
+    ProductError, ProductStrategy, Write,
     operand::{Layout, Layouts},
     refused, stream,
 };
@@ -62,16 +64,27 @@ thread_local! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Key {
     layouts: Layouts,
-    proposal: u8,
+    algorithm: Algorithm,
+}
+
+/// Which of the library's algorithms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Algorithm {
+    /// Its rank in the library's heuristic.
+    pub proposal: u8,
+    /// Whether float32 operands may be rounded to TF32.
+    pub tf32: bool,
 }
 
 /// Queues a product. The first one of each key waits until the library is loaded and has chosen an algorithm.
 pub(super) fn launch(
     layouts: Layouts,
-    proposal: u8,
+    algorithm: Algorithm,
+    write: Write,
     [lhs, rhs, output]: [&CubeTensor; 3],
 ) -> Result<(), ProductError> {
-    let strategy = ProductStrategy::CublasLt { proposal };
+    let Algorithm { proposal, tf32 } = algorithm;
+    let strategy = ProductStrategy::CublasLt { proposal, tf32 };
     let service = lhs.client.service_id();
     if lhs.client.name() != "cuda" {
         return Err(refused(strategy, format!("the device runs {}, not CUDA", lhs.client.name())));
@@ -79,23 +92,24 @@ pub(super) fn launch(
     if let Some(error) = failed().as_deref() {
         return Err(ProductError::Device(format!("an earlier product of cuBLASLt: {error}")));
     }
-    if layouts.m == 0 || layouts.n == 0 || layouts.k == 0 {
+    let Layouts { batch, m, n, k, .. } = layouts;
+    if [batch, m, n, k].contains(&0) {
         return Err(refused(strategy, "the product is empty"));
     }
-    let key = Key { layouts, proposal };
+    let key = Key { layouts, algorithm };
     let device = DeviceHandle::<Server>::new(service.device);
     let bindings = [lhs, rhs, output].map(|x| x.handle.clone().binding());
     let stream = StreamId::current();
     if known(|known| known.contains(&(service.device, key))) {
         device.submit(move |server| {
-            if let Err(error) = enqueue(server, key, bindings, stream) {
+            if let Err(error) = enqueue(server, key, write, bindings, stream) {
                 failed().get_or_insert(error);
             }
         });
         return Ok(());
     }
     device
-        .submit_blocking(move |server| enqueue(server, key, bindings, stream))
+        .submit_blocking(move |server| enqueue(server, key, write, bindings, stream))
         .map_err(|error| refused(strategy, format!("{error:?}")))?
         .map_err(|reason| refused(strategy, reason))?;
     known(|known| known.insert((service.device, key)));
@@ -115,6 +129,7 @@ fn failed() -> std::sync::MutexGuard<'static, Option<String>> {
 fn enqueue(
     server: &mut Server,
     key: Key,
+    write: Write,
     bindings: [BufferBinding; 3],
     stream: StreamId,
 ) -> Result<(), String> {
@@ -130,7 +145,7 @@ fn enqueue(
             Some(library) => library,
             None => library.insert(Library::open()?),
         };
-        library.multiply(server, stream, key, pointers)
+        library.multiply(server, stream, key, write, pointers)
     })?;
     // Resolving a buffer of another stream once more keeps it allocated until the product is done.
     for binding in bindings.into_iter().filter(|binding| binding.stream != stream) {
@@ -168,6 +183,7 @@ impl Library {
         server: &Server,
         id: StreamId,
         key: Key,
+        write: Write,
         [lhs, rhs, output]: [u64; 3],
     ) -> Result<(), String> {
         let stream = match self.streams.get(&id) {
@@ -191,7 +207,11 @@ impl Library {
                 plan
             }
         };
-        let (alpha, beta) = (1.0f32, 0.0f32);
+        let alpha = 1.0f32;
+        let beta = match write {
+            Write::Over => 0.0f32,
+            Write::Add => 1.0,
+        };
         // SAFETY: the pointers are of live buffers of the shapes in the plan, whose writers are ahead in the stream.
         unsafe {
             matmul(
@@ -232,12 +252,12 @@ struct Plan {
 impl Plan {
     fn new(
         handle: sys::cublasLtHandle_t,
-        Key { layouts, proposal }: Key,
+        Key { layouts, algorithm: Algorithm { proposal, tf32 } }: Key,
         alignments: [u32; 3],
     ) -> Result<Self, String> {
-        let Layouts { m, n, k, lhs, rhs, output, factors, result } = layouts;
+        let Layouts { batch, m, n, k, lhs, rhs, output, factors, result } = layouts;
         let compute = match factors {
-            DType::F32 => cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
+            DType::F32 if tf32 => cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
             _ => cublasComputeType_t::CUBLAS_COMPUTE_32F,
         };
         let named = |error| format!("cuBLASLt's descriptors: {error}");
@@ -260,8 +280,32 @@ impl Plan {
         }
         let stored = |dtype, layout: Layout, [rows, columns]: [usize; 2]| {
             let [across, down] = if layout.transposed { [rows, columns] } else { [columns, rows] };
-            create_matrix_layout(data_type(dtype), across as u64, down as u64, layout.stride as i64)
-                .map_err(named)
+            let stored = create_matrix_layout(
+                data_type(dtype),
+                across as u64,
+                down as u64,
+                layout.stride as i64,
+            )
+            .map_err(named)?;
+            let (count, distance) = (batch as i32, layout.batch_stride as i64);
+            // SAFETY: the first attribute is an int32, the second an int64.
+            unsafe {
+                set_matrix_layout_attribute(
+                    stored,
+                    LayoutKey::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT,
+                    from_ref(&count).cast(),
+                    size_of::<i32>(),
+                )
+                .map_err(named)?;
+                set_matrix_layout_attribute(
+                    stored,
+                    LayoutKey::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                    from_ref(&distance).cast(),
+                    size_of::<i64>(),
+                )
+                .map_err(named)?;
+            }
+            Ok::<_, String>(stored)
         };
         let lhs = stored(factors, lhs, [m, k])?;
         let rhs = stored(factors, rhs, [k, n])?;

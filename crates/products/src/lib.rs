@@ -36,7 +36,18 @@ pub enum ProductStrategy {
     CublasLt {
         /// Rank in the library's heuristic for the shape; 0 is the algorithm it expects to be fastest.
         proposal: u8,
+        /// Whether float32 operands may be rounded to TF32.
+        tf32: bool,
     },
+}
+
+/// What becomes of the output's values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// They are overwritten.
+    Over,
+    /// The product is added to them.
+    Add,
 }
 
 /// How many algorithms of cuBLASLt's heuristic are named.
@@ -45,9 +56,10 @@ const PROPOSALS: u8 = 8;
 impl ProductStrategy {
     /// All strategies, the most promising first.
     pub fn all() -> Vec<Self> {
-        let cublas = (0..PROPOSALS).map(|proposal| Self::CublasLt { proposal });
+        let cublas = (0..PROPOSALS).map(|proposal| Self::CublasLt { proposal, tf32: true });
+        let exact = Self::CublasLt { proposal: 0, tf32: false };
         let cubek = CubeK::all().into_iter().map(Self::CubeK);
-        cublas.chain([Self::Burn]).chain(cubek).collect()
+        cublas.chain([exact, Self::Burn]).chain(cubek).collect()
     }
 }
 
@@ -56,8 +68,13 @@ impl fmt::Display for ProductStrategy {
         match self {
             Self::Burn => f.write_str("burn"),
             Self::CubeK(kernel) => kernel.fmt(f),
-            Self::CublasLt { proposal: 0 } => f.write_str("cublaslt"),
-            Self::CublasLt { proposal } => write!(f, "cublaslt-{proposal}"),
+            Self::CublasLt { proposal, tf32 } => {
+                f.write_str("cublaslt")?;
+                if *proposal > 0 {
+                    write!(f, "-{proposal}")?;
+                }
+                f.write_str(if *tf32 { "" } else { "-float32" })
+            }
         }
     }
 }
@@ -109,36 +126,44 @@ pub enum ProductError {
     Device(String),
 }
 
-/// Queues `output = lhs·rhs`. Accumulates in float32; float32 operands may be rounded to TF32 where the device supports it.
+/// Queues `output = lhs·rhs`, or `output += lhs·rhs`. Accumulates in float32; float32 operands may be rounded to TF32 where the device
+/// supports it.
 ///
 /// # Shapes
-/// * `lhs`: `[m, k]`
-/// * `rhs`: `[k, n]`, of the same type as `lhs`
-/// * `output`: `[m, n]`, overwritten; of the same type or float32
+/// * `lhs`: `[m, k]`, or `[batch, m, k]`
+/// * `rhs`: `[k, n]` or `[batch, k, n]`, of the same type as `lhs`
+/// * `output`: `[m, n]` or `[batch, m, n]`; of the same type or float32
 ///
 /// Transposed operands are passed as views, by their strides.
 ///
 /// # Errors
-/// If the strategy doesn't support the operands. A kernel that fails to compile is an error when the output is read.
+/// If the strategy doesn't support the operands; cuBLASLt alone adds to an output. A kernel that fails to compile is an error when the
+/// output is read.
 pub fn product(
     strategy: ProductStrategy,
     lhs: &CubeTensor,
     rhs: &CubeTensor,
     output: &CubeTensor,
+    write: Write,
 ) -> Result<(), ProductError> {
     let layouts = operand::layouts(lhs, rhs, output)?;
-    match strategy {
-        ProductStrategy::Burn => kernels::launch(None, lhs, rhs, output),
-        ProductStrategy::CubeK(kernel) => kernels::launch(Some(kernel), lhs, rhs, output),
+    let kernel = match strategy {
+        ProductStrategy::Burn => None,
+        ProductStrategy::CubeK(kernel) => Some(kernel),
         #[cfg(feature = "cuda")]
-        ProductStrategy::CublasLt { proposal } => {
-            cublas::launch(layouts, proposal, [lhs, rhs, output])
+        ProductStrategy::CublasLt { proposal, tf32 } => {
+            let algorithm = cublas::Algorithm { proposal, tf32 };
+            return cublas::launch(layouts, algorithm, write, [lhs, rhs, output]);
         }
         #[cfg(not(feature = "cuda"))]
         ProductStrategy::CublasLt { .. } => {
             let _ = layouts;
-            Err(refused(strategy, "this build has no CUDA"))
+            return Err(refused(strategy, "this build has no CUDA"));
         }
+    };
+    match write {
+        Write::Over => kernels::launch(kernel, lhs, rhs, output),
+        Write::Add => Err(refused(strategy, "it doesn't add to an output")),
     }
 }
 

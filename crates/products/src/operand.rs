@@ -1,11 +1,11 @@
-//! Memory layouts of a product's operands.
+//! Memory layouts of a product's operands: matrices, or batches of them.
 
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::ProductError;
 
-/// A matrix in memory: contiguous rows at equal distances.
+/// Matrices in memory: contiguous rows at equal distances, and equal distances between matrices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
 pub(super) struct Layout {
@@ -13,12 +13,16 @@ pub(super) struct Layout {
     pub transposed: bool,
     /// Elements from the start of one row in memory to the start of the next.
     pub stride: usize,
+    /// Elements from the start of one matrix to the start of the next; 0 if there is one.
+    pub batch_stride: usize,
 }
 
 /// Shapes, strides and types of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
 pub(super) struct Layouts {
+    /// Number of products.
+    pub batch: usize,
     pub m: usize,
     pub n: usize,
     pub k: usize,
@@ -42,8 +46,8 @@ pub(super) fn layouts(
             shapes[0], lhs.dtype, shapes[1], rhs.dtype, shapes[2], output.dtype
         ))
     };
-    let [Ok([m, k]), Ok([rows, n]), Ok(result)] =
-        shapes.each_ref().map(|shape| <[usize; 2]>::try_from(shape.as_slice()))
+    let [Some((batch, [m, k])), Some((rhs_batch, [rows, n])), Some((output_batch, result))] =
+        shapes.each_ref().map(|shape| matrices(shape))
     else {
         return Err(no_product());
     };
@@ -54,10 +58,12 @@ pub(super) fn layouts(
     else {
         return Err(no_product());
     };
-    if k != rows || result != [m, n] || !types || output_layout.transposed {
+    let fit = k == rows && result == [m, n] && [rhs_batch, output_batch] == [batch; 2];
+    if !fit || !types || output_layout.transposed {
         return Err(no_product());
     }
     Ok(Layouts {
+        batch,
         m,
         n,
         k,
@@ -69,16 +75,31 @@ pub(super) fn layouts(
     })
 }
 
-/// None if neither rows nor columns are contiguous.
-fn layout(matrix: &CubeTensor) -> Option<Layout> {
-    let [rows, columns] = <[usize; 2]>::try_from(matrix.meta.shape().to_vec()).ok()?;
-    let [down, across] = <[usize; 2]>::try_from(matrix.meta.strides().to_vec()).ok()?;
-    if matrix.meta.is_tiled() {
+/// The number of matrices in a tensor of this shape, and their shape.
+fn matrices(shape: &[usize]) -> Option<(usize, [usize; 2])> {
+    match *shape {
+        [rows, columns] => Some((1, [rows, columns])),
+        [batch, rows, columns] => Some((batch, [rows, columns])),
+        _ => None,
+    }
+}
+
+/// None if neither rows nor columns are contiguous, or if the matrices of a batch overlap.
+fn layout(tensor: &CubeTensor) -> Option<Layout> {
+    let (batch, [rows, columns]) = matrices(tensor.meta.shape())?;
+    let (batch_stride, [down, across]) = matrices(tensor.meta.strides())?;
+    let batch_stride = if batch > 1 { batch_stride } else { 0 };
+    let layout = |transposed, inner: usize, outer: usize, distance: usize| {
+        let stride = distance.max(inner).max(1);
+        let apart = batch <= 1 || batch_stride >= outer.saturating_sub(1) * stride + inner;
+        apart.then_some(Layout { transposed, stride, batch_stride })
+    };
+    if tensor.meta.is_tiled() {
         None
     } else if (across == 1 || columns <= 1) && (rows <= 1 || down >= columns) {
-        Some(Layout { transposed: false, stride: down.max(columns).max(1) })
+        layout(false, columns, rows, down)
     } else if (down == 1 || rows <= 1) && (columns <= 1 || across >= rows) {
-        Some(Layout { transposed: true, stride: across.max(rows).max(1) })
+        layout(true, rows, columns, across)
     } else {
         None
     }

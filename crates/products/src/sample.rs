@@ -10,11 +10,13 @@ use burn_cubecl::{
     tensor::CubeTensor,
 };
 
-use crate::{ProductError, ProductStrategy, product};
+use crate::{ProductError, ProductStrategy, Write, product};
 
 /// Shape, layouts and types of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Case {
+    /// How many products of this shape at once.
+    pub batch: usize,
     /// Rows of the left factor and of the result.
     pub m: usize,
     /// Columns of the right factor and of the result.
@@ -34,7 +36,7 @@ pub struct Case {
 impl Case {
     /// Multiplications and additions.
     pub fn operations(&self) -> f64 {
-        2.0 * self.m as f64 * self.n as f64 * self.k as f64
+        2.0 * self.batch as f64 * self.m as f64 * self.n as f64 * self.k as f64
     }
 
     /// Largest error that rounding can explain, over the root mean square of the elements.
@@ -46,10 +48,13 @@ impl Case {
     }
 }
 
-/// Like `1024×2304·(9216×2304)ᵀ bf16`.
+/// Like `1024×2304·(9216×2304)ᵀ bf16`, after the number of products if there are several.
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { m, n, k, .. } = self;
+        let Self { batch, m, n, k, .. } = self;
+        if *batch > 1 {
+            write!(f, "{batch} of ")?;
+        }
         let factor = |rows: &usize, columns: &usize, transposed| match transposed {
             true => format!("({columns}×{rows})ᵀ"),
             false => format!("{rows}×{columns}"),
@@ -67,11 +72,11 @@ impl fmt::Display for Case {
 #[derive(Clone, Debug)]
 pub struct Sample {
     case: Case,
-    /// `[m, k]`
+    /// `[m, k]`, or `[batch, m, k]`
     pub lhs: CubeTensor,
-    /// `[k, n]`
+    /// `[k, n]`, or `[batch, k, n]`
     pub rhs: CubeTensor,
-    /// `[m, n]`, uninitialised.
+    /// `[m, n]` or `[batch, m, n]`, uninitialised.
     pub output: CubeTensor,
 }
 
@@ -80,29 +85,34 @@ const SEEDS: [u32; 2] = [0x51ed_270b, 0xb529_7a4d];
 impl Sample {
     /// Generates the operands on the device.
     pub fn new(case: Case, device: &CubeDevice) -> Self {
-        let Case { m, n, k, .. } = case;
+        let Case { batch, m, n, k, .. } = case;
         let [lhs, rhs] =
             [([m, k], case.lhs_transposed, SEEDS[0]), ([k, n], case.rhs_transposed, SEEDS[1])].map(
                 |([rows, columns], transposed, seed)| {
                     let stored = if transposed { [columns, rows] } else { [rows, columns] };
-                    let mut matrix = draw(stored, case.factors, seed, device);
+                    let mut matrix = draw(shape(batch, stored), case.factors, seed, device);
                     if transposed {
-                        matrix.meta.swap(0, 1);
+                        let rank = matrix.meta.shape().len();
+                        matrix.meta.swap(rank - 2, rank - 1);
                     }
                     matrix
                 },
             );
         let output =
-            empty_device_dtype(device.client(), device.clone(), Shape::new([m, n]), case.result);
+            empty_device_dtype(device.client(), device.clone(), shape(batch, [m, n]), case.result);
         Self { case, lhs, rhs, output }
     }
 
-    /// Queues the product.
+    /// Queues the product, over the output.
     ///
     /// # Errors
     /// See [`product`].
     pub fn compute(&self, strategy: ProductStrategy) -> Result<(), ProductError> {
-        product(strategy, &self.lhs, &self.rhs, &self.output)
+        self.write(strategy, Write::Over)
+    }
+
+    fn write(&self, strategy: ProductStrategy, write: Write) -> Result<(), ProductError> {
+        product(strategy, &self.lhs, &self.rhs, &self.output, write)
     }
 
     /// Waits for the device.
@@ -115,23 +125,25 @@ impl Sample {
             .map_err(|error| ProductError::Device(error.to_string()))
     }
 
-    /// Largest absolute difference to the float64 product, over the root mean square of its elements. Large outputs are compared
-    /// at sampled elements, including the corners.
+    /// Largest absolute difference to so many times the float64 product, over the root mean square of its elements. Large outputs are
+    /// compared at sampled elements, including the corners.
     ///
     /// # Errors
     /// If the output can't be read.
-    pub fn error(&self) -> Result<f64, ProductError> {
-        let Case { m, n, k, .. } = self.case;
-        let whole = m * n * k <= 1 << 23;
+    fn error(&self, times: f64) -> Result<f64, ProductError> {
+        let Case { batch, m, n, k, .. } = self.case;
+        let whole = batch * m * n * k <= 1 << 23;
         let rows = if whole { spread(m, m) } else { spread(m, 5) };
         let columns = if whole { spread(n, n) } else { spread(n, (1 << 19) / k) };
         let mut largest = 0.0f64;
-        for row in rows {
-            let values = self.row(row)?;
+        for (matrix, row) in
+            spread(batch, 5).into_iter().flat_map(|i| rows.iter().map(move |row| (i, *row)))
+        {
+            let values = self.row(matrix, row)?;
             for column in &columns {
-                let expected =
-                    (0..k).map(|i| self.lhs_at(row, i) * self.rhs_at(i, *column)).sum::<f64>();
-                let difference = (values[*column] - expected).abs();
+                let terms =
+                    (0..k).map(|i| self.lhs_at(matrix, row, i) * self.rhs_at(matrix, i, *column));
+                let difference = (values[*column] - times * terms.sum::<f64>()).abs();
                 // NaN must not pass.
                 largest = if difference.is_nan() { f64::INFINITY } else { largest.max(difference) };
             }
@@ -139,12 +151,17 @@ impl Sample {
         Ok(largest / ((k as f64).sqrt() / 3.0))
     }
 
-    /// [`error`](Self::error), checked against [`Case::allowed`].
+    /// The largest absolute difference of the output to the float64 product, over the root mean square of its elements, at sampled
+    /// elements if it is large.
     ///
     /// # Errors
-    /// If it is larger, or if the output can't be read.
+    /// If it is larger than [`Case::allowed`], or if the output can't be read.
     pub fn verify(&self, strategy: ProductStrategy) -> Result<f64, ProductError> {
-        let (error, allowed) = (self.error()?, self.case.allowed());
+        self.verify_times(1.0, strategy)
+    }
+
+    fn verify_times(&self, times: f64, strategy: ProductStrategy) -> Result<f64, ProductError> {
+        let (error, allowed) = (self.error(times)?, self.case.allowed());
         if error > allowed {
             let (strategy, case) = (strategy.to_string(), self.case.to_string());
             return Err(ProductError::Wrong { strategy, case, error, allowed });
@@ -152,20 +169,25 @@ impl Sample {
         Ok(error)
     }
 
-    fn lhs_at(&self, row: usize, column: usize) -> f64 {
+    fn lhs_at(&self, matrix: usize, row: usize, column: usize) -> f64 {
         let Case { m, k, lhs_transposed, .. } = self.case;
-        value(if lhs_transposed { column * m + row } else { row * k + column }, SEEDS[0])
+        let at = if lhs_transposed { column * m + row } else { row * k + column };
+        value(matrix * m * k + at, SEEDS[0])
     }
 
-    fn rhs_at(&self, row: usize, column: usize) -> f64 {
+    fn rhs_at(&self, matrix: usize, row: usize, column: usize) -> f64 {
         let Case { n, k, rhs_transposed, .. } = self.case;
-        value(if rhs_transposed { column * k + row } else { row * n + column }, SEEDS[1])
+        let at = if rhs_transposed { column * k + row } else { row * n + column };
+        value(matrix * k * n + at, SEEDS[1])
     }
 
-    /// Reads one row of the output.
-    fn row(&self, row: usize) -> Result<Vec<f64>, ProductError> {
+    /// Reads one row of a matrix of the output.
+    fn row(&self, matrix: usize, row: usize) -> Result<Vec<f64>, ProductError> {
         let (width, size) = (self.case.n, self.case.result.size());
-        let first = (row * self.output.meta.strides()[0] * size) as u64;
+        let strides = self.output.meta.strides();
+        let rows = strides[strides.len() - 2];
+        let matrices = if self.case.batch > 1 { strides[0] } else { 0 };
+        let first = ((matrix * matrices + row * rows) * size) as u64;
         let handle = &self.output.handle;
         let behind = handle.size_in_used() - first - (width * size) as u64;
         let bytes = self
@@ -191,18 +213,21 @@ impl Sample {
 /// Small products of awkward shapes (one row, odd sizes, sizes next to tile sizes) in the three layouts of a linear map's
 /// forward and backward passes.
 pub fn awkward([factors, result]: [DType; 2]) -> Vec<Case> {
-    const SHAPES: [[usize; 3]; 7] = [
-        [128, 128, 64],
-        [257, 96, 40],
-        [33, 65, 129],
-        [64, 1000, 72],
-        [128, 8, 512],
-        [5, 640, 256],
-        [1, 7, 5],
+    const SHAPES: [[usize; 4]; 9] = [
+        [1, 128, 128, 64],
+        [1, 257, 96, 40],
+        [1, 33, 65, 129],
+        [1, 64, 1000, 72],
+        [1, 128, 8, 512],
+        [1, 5, 640, 256],
+        [1, 1, 7, 5],
+        [3, 33, 65, 24],
+        [8, 128, 48, 64],
     ];
     let layouts = [(false, true), (false, false), (true, false)];
-    let cases = SHAPES.into_iter().flat_map(|[m, n, k]| {
+    let cases = SHAPES.into_iter().flat_map(|[batch, m, n, k]| {
         layouts.map(|(lhs_transposed, rhs_transposed)| Case {
+            batch,
             m,
             n,
             k,
@@ -215,10 +240,11 @@ pub fn awkward([factors, result]: [DType; 2]) -> Vec<Case> {
     cases.collect()
 }
 
-/// Computes a product and verifies it; see [`Sample::verify`].
+/// Computes a product and verifies it (see [`Sample::verify`]); adds it to itself and verifies that, if the result is float32 and the
+/// strategy adds.
 ///
 /// # Errors
-/// If the strategy doesn't support it, fails or is wrong.
+/// If the strategy doesn't support the product, fails or is wrong.
 pub fn check(
     strategy: ProductStrategy,
     case: Case,
@@ -227,7 +253,18 @@ pub fn check(
     let sample = Sample::new(case, device);
     sample.compute(strategy)?;
     sample.wait()?;
-    sample.verify(strategy)
+    let error = sample.verify(strategy)?;
+    if case.result != DType::F32 {
+        return Ok(error);
+    }
+    match sample.write(strategy, Write::Add) {
+        Ok(()) => {
+            sample.wait()?;
+            Ok(error.max(sample.verify_times(2.0, strategy)?))
+        }
+        Err(ProductError::Refused { .. }) => Ok(error),
+        Err(other) => Err(other),
+    }
 }
 
 /// Up to `most` of `0..count` at about equal distances, including the first and the last.
@@ -247,13 +284,22 @@ fn value(i: usize, seed: u32) -> f64 {
     (f64::from(bits >> 24) * 2.0 - 255.0) / 256.0
 }
 
-fn draw([rows, width]: [usize; 2], dtype: DType, seed: u32, device: &CubeDevice) -> CubeTensor {
+fn shape(batch: usize, [rows, columns]: [usize; 2]) -> Shape {
+    match batch {
+        1 => Shape::new([rows, columns]),
+        _ => Shape::new([batch, rows, columns]),
+    }
+}
+
+fn draw(shape: Shape, dtype: DType, seed: u32, device: &CubeDevice) -> CubeTensor {
     let client = device.client();
-    let matrix =
-        empty_device_dtype(client.clone(), device.clone(), Shape::new([rows, width]), dtype);
+    let rank = shape.num_dims();
+    let width = shape[rank - 1];
+    let rows = shape.num_elements() / width;
+    let matrix = empty_device_dtype(client.clone(), device.clone(), shape, dtype);
     let dim = CubeDim::new_1d(256);
     let count = calculate_cube_count_elemwise(&client, rows * width, dim);
-    // SAFETY: the kernel keeps to `rows` rows of `width` elements, which the matrix has.
+    // SAFETY: the kernel keeps to `rows` rows of `width` elements, which the matrices have together.
     unsafe {
         draw_kernel::launch_unchecked(
             &client,
@@ -263,7 +309,7 @@ fn draw([rows, width]: [usize; 2], dtype: DType, seed: u32, device: &CubeDevice)
             matrix.clone().into_buffer_arg(),
             rows * width,
             width,
-            matrix.meta.strides()[0],
+            matrix.meta.strides()[rank - 2],
             seed,
             burn::backend::cubecl::dtype_to_storage_type(dtype),
         );

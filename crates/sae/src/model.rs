@@ -54,7 +54,8 @@ impl Sae {
     /// Features `[tokens, d_sae]` of activations `x` `[tokens, d_in]` → reconstruction `[tokens, d_in]`. `x` matters only where
     /// activations are normalised: it gives the reconstruction its scale.
     pub fn decode(&self, features: Tensor<2>, x: Tensor<2>) -> Tensor<2> {
-        let output = features.matmul(self.w_dec.clone()) + self.b_dec.clone().unsqueeze::<2>();
+        let output = fpo_ops::matmul(features, self.w_dec.clone());
+        let output = output + self.b_dec.clone().unsqueeze::<2>();
         self.encoder.normalization.undo(output, x)
     }
 

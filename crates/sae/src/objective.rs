@@ -4,7 +4,7 @@
 //! SAELens 6, for the tanh penalty and the pre-activation loss; arXiv 2406.04093, appendix A.2, for TopK and its auxiliary loss;
 //! arXiv 2412.06410 for BatchTopK.
 
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::Tensor;
 use fpo_ops::{among_largest, heaviside, jump_relu};
 
 /// The activation function in training.
@@ -57,11 +57,8 @@ impl Compute {
     /// `a · b`, and its gradients in the same precision.
     fn product(self, a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
         match self {
-            Self::Float32 => a.matmul(b),
-            Self::Bfloat16 => {
-                let dtype = FloatDType::from(a.dtype());
-                a.cast(FloatDType::BF16).matmul(b.cast(FloatDType::BF16)).cast(dtype)
-            }
+            Self::Float32 => fpo_ops::matmul(a, b),
+            Self::Bfloat16 => fpo_ops::matmul_bf16(a, b),
         }
     }
 }

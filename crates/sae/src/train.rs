@@ -325,13 +325,13 @@ impl SaeTrainer {
         }
         let fired = losses.firing.greater_scalar(0.0);
         self.silent = (self.silent.clone() + 1.0).mask_fill(fired, 0.0);
-        SaeStep {
-            loss: losses.total.into_scalar::<f64>(),
-            mse: losses.mse.into_scalar::<f64>(),
-            l0: losses.l0.into_scalar::<f64>(),
-            dead: dead.mean().into_scalar::<f64>(),
-            learning_rate,
-        }
+        // In one transfer: each waits for the device.
+        let parts = [losses.total, losses.mse, losses.l0, dead.mean()];
+        let parts = Tensor::cat(parts.map(Tensor::without_autodiff).to_vec(), 0).into_data();
+        let mut parts = parts.iter::<f64>();
+        let mut next = || parts.next().expect("as many as there were");
+        let [loss, mse, l0, dead] = [(); 4].map(|()| next());
+        SaeStep { loss, mse, l0, dead, learning_rate }
     }
 
     /// Adam with β (0, 0.999) on every parameter. The gradient of a decoder row loses its part parallel to the row, which keeps

@@ -1,9 +1,9 @@
 //! From a batch in host memory to the tensors that losses take.
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor};
 use fpo_data::TokenBatch;
 use fpo_interp::reader::{FeatureReader, indices, input};
-use fpo_ops::profile;
+use fpo_ops::{profile, segment_sums, select_rows};
 use fpo_transformer::{ForwardOutput, Head, Input, LanguageModel, Site, Tape};
 
 /// A batch on a device, with the positions that losses are about. n is the number of response tokens.
@@ -43,18 +43,12 @@ impl DeviceBatch {
     }
 
     fn sum_first_by_row(&self, values: Tensor<1>, first: &[usize]) -> Tensor<1> {
-        let [n] = values.dims();
-        let rows = self.counts.len();
-        // A product with a matrix of zeros and ones: differentiable, and summed in the same order on every device.
-        let mut members = vec![0f32; rows * n];
         let mut start = 0;
-        for (row, (&count, &first)) in self.counts.iter().zip(first).enumerate() {
-            members[row * n + start..][..first].fill(1.0);
+        let segments = self.counts.iter().zip(first).map(|(&count, &first)| {
             start += count;
-        }
-        let members = TensorData::new(members, [rows, n]);
-        let members = Tensor::from_data(members, (&values.device(), values.dtype()));
-        members.matmul(values.unsqueeze_dim::<2>(1)).squeeze_dim(1)
+            start - count..start - count + first
+        });
+        segment_sums(values, &segments.collect::<Vec<_>>())
     }
 }
 
@@ -118,7 +112,7 @@ impl Forward {
         let hidden = hidden_states.squeeze_dim::<2>(0);
         Self {
             head: model.head(),
-            hidden: hidden.select(0, on_device.predicting.clone()),
+            hidden: select_rows(hidden, on_device.predicting.clone()),
             targets: on_device.targets.clone(),
             pooled: reader.map_or(Vec::new(), |reader| reader.pool(batch, sites)),
             tape,

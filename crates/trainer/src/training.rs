@@ -77,12 +77,10 @@ pub type Measure<'a> = Box<dyn Fn(&LanguageModel) -> Result<Map<String, Value>> 
 /// Checkpoints beside a result, as models.
 const CHECKPOINTS_FOLDER: &str = "checkpoints";
 
-/// What one step found, before the weights move.
+/// What one step found beside the gradients.
 pub struct StepResult {
     /// What is minimised.
     pub loss: f64,
-    /// Its gradients.
-    pub gradients: GradientMap,
     /// Real tokens that went through the model.
     pub tokens: usize,
     /// Ids of the examples or pairs.
@@ -184,22 +182,27 @@ impl<'a> Training<'a> {
         self.model.as_ref().expect("apply puts the moved model back")
     }
 
-    /// Moves the weights by a step's gradients, logs it, evaluates the model and writes a checkpoint where that is due.
+    /// Moves the weights by a step's gradients, logs it, evaluates the model and writes a checkpoint where that is due. `read` says
+    /// what is logged, and is called once the weights' move is queued: what it reads from a GPU waits for the whole step, once.
     ///
     /// # Errors
     /// A loss or a gradient that isn't finite, a device that failed, an interruption, or those of evaluation and disk.
-    pub fn apply(&mut self, result: StepResult) -> Result<()> {
-        let StepResult { loss, gradients, tokens, ids, metrics } = result;
+    pub fn apply(
+        &mut self,
+        gradients: GradientMap,
+        read: impl FnOnce() -> StepResult,
+    ) -> Result<()> {
         let model = self.model.take().context("a training whose last step failed")?;
         let (model, info) = self.optimizer.step(model, gradients);
         self.model = Some(model);
+        let StepResult { loss, tokens, ids, metrics } = read();
+        let grad_norm = info.grad_norm();
         // A device's failure that surfaced on its own thread.
         fpo_device::check()?;
         let step = self.state.step + 1;
-        if !(loss.is_finite() && info.grad_norm.is_finite()) {
+        if !(loss.is_finite() && grad_norm.is_finite()) {
             return Err(Diverged(format!(
-                "loss {loss}, gradient norm {}; pair ids of the batch: {ids:?}; last good checkpoint: {}",
-                info.grad_norm,
+                "loss {loss}, gradient norm {grad_norm}; pair ids of the batch: {ids:?}; last good checkpoint: {}",
                 self.last_checkpoint.as_deref().map_or("none yet".into(), Path::to_string_lossy),
             ))
             .into());
@@ -212,7 +215,7 @@ impl<'a> Training<'a> {
             ("step".to_owned(), json!(step)),
             ("loss".to_owned(), json!(loss)),
             ("learning_rate".to_owned(), json!(info.learning_rate)),
-            ("grad_norm".to_owned(), json!(info.grad_norm)),
+            ("grad_norm".to_owned(), json!(grad_norm)),
             ("num_tokens".to_owned(), json!(self.state.tokens)),
         ]);
         line.extend(metrics);

@@ -4,10 +4,13 @@
 //! The forward pass runs outside any graph. Its outputs are leaves of a new graph, on which the caller computes a loss. From the
 //! gradients of these leaves a [`Tape`] continues the backward pass down to the embedding.
 
+use std::collections::BTreeMap;
+
 use burn::{
     module::Module,
     tensor::{Gradients, Int, Tensor},
 };
+use fpo_ops::{add_rows, at_least_f32, seed};
 
 use crate::{
     ForwardOutput, LanguageModel, Site,
@@ -60,14 +63,15 @@ impl LanguageModel {
 
 impl Tape {
     /// The backward pass from the gradients of the outputs through `model`, which must be the one of the forward pass. `found`
-    /// is called with the gradients of the final norm, of each block from the last to the first, and of the embedding. The
-    /// gradient of a parameter that is used in several places (a tied embedding is also the head) is the sum of its parts.
+    /// is called with the gradients of the final norm and of each block from the last to the first. Returns the gradient of the
+    /// embedding's rows, if it is trained. The gradient of a parameter that is used in several places (a tied embedding is also the
+    /// head) is the sum of its parts.
     pub fn backward(
         mut self,
         model: &LanguageModel,
         gradients: &mut Gradients,
         mut found: impl FnMut(Gradients),
-    ) {
+    ) -> Option<EmbeddedRows> {
         let backbone = &model.model;
         let mut site_gradients: Vec<Option<Tensor<3>>> =
             self.activations.drain(..).map(|x| x.grad_remove(gradients)).collect();
@@ -88,11 +92,44 @@ impl Tape {
             }
         }
 
-        if let Some(gradient) = gradient
-            && model.model.embed_tokens.rows().is_require_grad()
-        {
-            let product = model.embed(self.tokens) * gradient;
-            found(product.sum().backward());
+        let trained = backbone.embed_tokens.rows().is_require_grad();
+        let gradient = gradient.filter(|_| trained)?;
+        let [batch, length, d_model] = gradient.dims();
+        let of_rows = model.precision().factor(gradient * model.config().embedding_scale);
+        Some(EmbeddedRows {
+            tokens: self.tokens.reshape([batch * length]),
+            gradient: of_rows.reshape([batch * length, d_model]),
+            parts: backbone.embed_tokens.parts(),
+        })
+    }
+}
+
+/// The gradient of the token embeddings of a batch: that of all other rows of the table is zero.
+#[derive(Clone, Debug)]
+pub struct EmbeddedRows {
+    /// `[batch · tokens]`
+    tokens: Tensor<1, Int>,
+    /// `[batch · tokens, d_model]`
+    gradient: Tensor<2>,
+    /// The path in the model and the number of rows of each part of the table.
+    parts: Vec<(String, usize)>,
+}
+
+impl EmbeddedRows {
+    /// Adds it to the gradient of each part of the table, which is flattened and under the part's path; one that isn't there is zero.
+    pub fn add_to(self, gradients: &mut BTreeMap<String, Tensor<1>>) {
+        let [_, d_model] = self.gradient.dims();
+        let place = (&self.gradient.device(), at_least_f32(self.gradient.clone()).dtype());
+        let mut first = 0;
+        for (path, rows) in self.parts {
+            let shape = [rows, d_model];
+            let table = match gradients.remove(&path) {
+                Some(before) => before.reshape(shape),
+                None => Tensor::zeros(shape, place),
+            };
+            let sum = add_rows(table, first, self.tokens.clone(), self.gradient.clone());
+            gradients.insert(path, sum.reshape([rows * d_model]));
+            first += rows;
         }
     }
 }
@@ -119,9 +156,8 @@ fn back(
     ends: Vec<(Tensor<3>, Tensor<3>)>,
     found: &mut impl FnMut(Gradients),
 ) -> Option<Tensor<3>> {
-    // The gradient of Σ output · g with respect to the output is g.
-    let products = ends.into_iter().map(|(output, gradient)| (output * gradient).sum());
-    let mut gradients = products.reduce(|a, b| a + b)?.backward();
+    let seeds = ends.into_iter().map(|(output, gradient)| seed(output, gradient));
+    let mut gradients = seeds.reduce(|a, b| a + b)?.backward();
     let gradient = x.grad_remove(&mut gradients);
     found(gradients);
     gradient

@@ -54,6 +54,14 @@ impl Embedding {
         Ok(Self { weight: parts.remove(0), weight_rest })
     }
 
+    /// The path in a model of each part of the embedding, and its number of rows.
+    pub(crate) fn parts(&self) -> Vec<(String, usize)> {
+        let rows = |part: &Param<Tensor<2>>| part.val().dims()[0];
+        let rest = self.weight_rest.iter().enumerate();
+        let rest = rest.map(|(i, part)| (format!("{EMBEDDING}{REST}{i}"), rows(part)));
+        std::iter::once((EMBEDDING.to_owned(), rows(&self.weight))).chain(rest).collect()
+    }
+
     /// All rows, whatever tensors they are in.
     pub(crate) fn rows(&self) -> Rows {
         let parts = std::iter::once(&self.weight).chain(&self.weight_rest);

@@ -169,8 +169,8 @@ impl Run {
             let batch: PairBatch = self.world.batch(&[step, step + 1]);
             let (gradients, pairs) = step_gradients(&aligner, model, &[batch]).unwrap();
             let loss = logged_losses(&pairs).iter().sum::<f64>() / 2.0;
-            let step = StepResult { loss, gradients, tokens: 1, ids: vec![], metrics: Map::new() };
-            training.apply(step).unwrap();
+            let step = StepResult { loss, tokens: 1, ids: vec![], metrics: Map::new() };
+            training.apply(gradients, || step).unwrap();
         }
         let model = training.finish().unwrap();
         all.finish(&model, &output, drop).unwrap();

@@ -51,6 +51,8 @@ fn operations_with_kernels() {
             fpo_ops::rms_norm(x, w.squeeze_dim(0), gain, 1e-6)
         });
     }
+    same("geglu", [[7, 33]; 2], |[gate, up], _| fpo_ops::geglu(gate, up));
+    same("swiglu", [[7, 33]; 2], |[gate, up], _| fpo_ops::swiglu(gate, up));
     let options = AttentionOptions { scale: 0.4, softcap: Some(2.0), window: Some(5) };
     same("causal_attention", [[2, 9, 4, 8], [2, 9, 2, 8], [2, 9, 2, 8]], |[q, k, v], _| {
         fpo_ops::causal_attention(q, k, v, &options)

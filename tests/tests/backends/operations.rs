@@ -1,8 +1,10 @@
 //! Each operation, forward and backward.
 
+use std::{env, process::Command};
+
 use burn::tensor::{Device, Tensor};
 use fpo_ops::{
-    Activation, AdamW, AttentionOptions, Dropout, Encoder, FlatRows, Gain, Normalization,
+    Activation, AdamW, AttentionOptions, Clip, Dropout, Encoder, FlatRows, Gain, Normalization,
     TextStarts,
 };
 
@@ -42,11 +44,17 @@ fn pointwise_and_rowwise() {
         let row = [1, shape[1]];
         same("geglu", [shape, shape], |[gate, up], _| fpo_ops::geglu(gate, up));
         same("swiglu", [shape, shape], |[gate, up], _| fpo_ops::swiglu(gate, up));
+        same("seed", [shape, shape], |[x, g], _| {
+            let zero = fpo_ops::seed(fpo_ops::softcap(x.clone(), 2.0), g.clone().detach());
+            // Of the zero alone the gradients would be compared as what they are multiplied with.
+            (x * g).sum() + zero
+        });
         same("softcap", [shape], |[x], _| fpo_ops::softcap(x, 2.0));
         same("jump_relu", [shape, row], |[z, theta], _| {
             fpo_ops::jump_relu(z, theta.squeeze_dim::<1>(0).abs(), 0.5)
         });
         same("linear", [shape, [7, shape[1]]], |[x, w], _| fpo_ops::linear(x, w));
+        same("matmul", [shape, [shape[1], 9]], |[a, b], _| fpo_ops::matmul(a, b));
         same("linear of what is computed again", [shape, [7, shape[1]]], |[x, w], _| {
             let plain = x.clone().without_autodiff();
             fpo_ops::linear_of(
@@ -276,6 +284,83 @@ fn pooled_features_of_every_kind() {
     }
 }
 
+/// Rows of one element, fewer than a cube and more; the largest, the smallest and some between; equal elements and both zeros.
+#[test]
+fn kth_largest() {
+    let Some(devices) = devices() else { return };
+    for shape in [[1, 1], [3, 40], [5, 300], [2, 5000]] {
+        let [n, m] = shape;
+        for k in [1, 2, m / 2, m].into_iter().filter(|k| (1..=m).contains(k)) {
+            let [expected, found] = devices.clone().map(|device| {
+                let x = random(1, shape, 2.0, &device);
+                let equal = (x.clone() * 2.0).round();
+                [x.clone(), equal, x * -1e-30].map(|x| values(&fpo_ops::kth_largest(x, k)))
+            });
+            assert_eq!(found, expected, "{k} of {n} rows of {m}");
+        }
+    }
+}
+
+/// Indices that repeat, within a cube and in others; a table in one part and in several; rows that someone else still holds.
+#[test]
+fn rows_of_a_table() {
+    let Some(devices) = devices() else { return };
+    for (n, d, count) in [(1, 1, 1), (9, 300, 4), (700, 5, 37), (700, 3, 2000)] {
+        let [expected, found] = devices.clone().map(|device| {
+            let (table, rows) =
+                (random(1, [count, d], 1.0, &device), random(2, [n, d], 1.0, &device));
+            let at = indices(3, n, count, &device);
+            let half = count.div_ceil(2);
+            let parts =
+                [0..count, 0..half, half..count].into_iter().filter(|part| !part.is_empty());
+            let sums = parts.map(|part| {
+                let of_part = table.clone().narrow(0, part.start, part.len());
+                values(&fpo_ops::add_rows(of_part, part.start, at.clone(), rows.clone()))
+            });
+            let sums = sums.collect::<Vec<_>>();
+            (sums, values(&table))
+        });
+        assert_eq!(found.1, expected.1, "the table that is held");
+        for (found, expected) in found.0.iter().zip(&expected.0) {
+            close(&format!("{n} rows to {count} of {d}"), found, expected, TOLERANCE);
+        }
+    }
+}
+
+/// Indices that repeat, more than a cube of them; segments of no value, of one, of fewer than a cube and of more, with gaps.
+#[test]
+fn rows_and_segments_that_are_picked() {
+    for (n, d, count) in [(1, 1, 1), (9, 300, 4), (700, 5, 37)] {
+        same(&format!("{n} of {count} rows of {d}"), [[count, d]], |[table], device| {
+            fpo_ops::select_rows(table, indices(3, n, count, device))
+        });
+    }
+    for segments in [vec![0..1], vec![0..0, 2..3, 3..60, 64..900]] {
+        same(&format!("sums of {segments:?}"), [[1, 901]], |[values], _| {
+            fpo_ops::segment_sums(values.squeeze_dim::<1>(0), &segments)
+        });
+    }
+}
+
+/// Products by a strategy of CubeK's, where [`fpo_ops`] doesn't leave them to Burn: written into place, and added there by a kernel
+/// of our own, because CubeK adds to nothing. In a process of its own: the strategy is one for the whole process.
+#[test]
+fn products_by_a_strategy_that_is_named() {
+    if devices().is_none() {
+        return;
+    }
+    for test in ["operations::vocabulary", "operations::attention", "operations::pooled_features"] {
+        let output = Command::new(env::current_exe().unwrap())
+            .args(["--exact", test, "--test-threads", "1"])
+            .env("FPO_PRODUCTS", "simple-unit")
+            .output()
+            .unwrap();
+        let printed = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{test}: {printed}");
+        assert!(printed.contains("1 passed"), "{test}: {printed}");
+    }
+}
+
 /// One element, fewer than a cube, more than one, no multiple of what a unit does; in two dimensions; and a state that someone
 /// else still holds, which has to stay as it was.
 #[test]
@@ -320,7 +405,7 @@ fn many_parameters_at_once() {
     let mut all = states();
     let held = random(1, [1, counts[7]], 1.0, &device).squeeze_dim::<1>(0);
     all[7][2] = held.clone();
-    let together = fpo_ops::adamw_steps(all, 3, &options);
+    let together = fpo_ops::adamw_steps(all, 3, &options, &Clip::NONE);
     assert_eq!(together.len(), counts.len());
     let before = random(1, [1, counts[7]], 1.0, &device).squeeze_dim::<1>(0);
     assert_eq!(values(&held), values(&before));
@@ -336,6 +421,27 @@ fn many_parameters_at_once() {
     }
     let found = values(&fpo_ops::sums_of_squares(tensors)).iter().sum::<f64>();
     close("squares of many", &[found], &[squares], TOLERANCE);
+}
+
+/// Norms below the largest and above it; the factor is applied as the number is.
+#[test]
+fn clipping() {
+    let Some(devices) = devices() else { return };
+    let options =
+        AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, grad_scale: 0.5 };
+    for largest in [1.0, 1e6] {
+        let [expected, found] = devices.clone().map(|device| {
+            let new = |seed, count| random(seed, [1, count], 1.0, &device).squeeze_dim::<1>(0);
+            let clip = Clip::of(vec![new(1, 70_001), new(2, 3)], largest);
+            let state = [1023, 7].map(|n| [new(3, n), new(4, n), new(5, n), new(6, n).abs()]);
+            let moved = fpo_ops::adamw_steps(state.to_vec(), 3, &options, &clip);
+            let moved = moved.iter().flatten().flat_map(values);
+            [clip.norm(), clip.factor()].into_iter().chain(moved).collect::<Vec<_>>()
+        });
+        for (found, expected) in found.iter().zip(&expected) {
+            close(&format!("clipped to {largest}"), &[*found], &[*expected], TOLERANCE);
+        }
+    }
 }
 
 #[test]

@@ -69,7 +69,7 @@ fn check(
     assert_eq!(values(loss.clone()), plain_values, "{what}");
     let mut gradients = loss.backward();
     Named::add(model, &gradients, &mut found);
-    tape.backward(model, &mut gradients, |part| Named::add(model, &part, &mut found));
+    Named::add_of_tape(tape, model, &mut gradients, &mut found);
     assert_equal_gradients(what, &found, &expected, 0.0);
     found
 }

@@ -9,7 +9,7 @@ use burn::{
     module::{Module, ModuleVisitor, Param},
     tensor::{Device, Gradients, Int, Tensor, TensorData},
 };
-use fpo_transformer::{LanguageModel, Site, SiteKind, weights};
+use fpo_transformer::{LanguageModel, Site, SiteKind, Tape, weights};
 
 /// Gemma-2 with grouped, full and single key-value heads, one to six layers, with and without soft-caps, windows of three to seven
 /// tokens; and the other families.
@@ -92,6 +92,24 @@ impl Named<'_> {
         found: &mut BTreeMap<String, Vec<f32>>,
     ) {
         model.visit(&mut Named { path: Vec::new(), gradients, found });
+    }
+
+    /// The same with those of a tape, from the gradients of its outputs.
+    pub fn add_of_tape(
+        tape: Tape,
+        model: &LanguageModel,
+        outputs: &mut Gradients,
+        found: &mut BTreeMap<String, Vec<f32>>,
+    ) {
+        let embedded = tape.backward(model, outputs, |part| Named::add(model, &part, found));
+        let mut tables = BTreeMap::new();
+        embedded.into_iter().for_each(|rows| rows.add_to(&mut tables));
+        for (name, table) in tables {
+            let sum =
+                found.remove(&name).map(|before| before.into_iter().zip(values(table.clone())));
+            let sum = sum.map(|pairs| pairs.map(|(a, b)| a + b).collect());
+            found.insert(name, sum.unwrap_or_else(|| values(table)));
+        }
     }
 }
 

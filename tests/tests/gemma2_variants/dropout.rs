@@ -82,7 +82,7 @@ fn recomputed_blocks_have_the_same_mask() {
     Named::add(&model, &(kept * weights.clone()).sum().backward(), &mut expected);
     let mut found = BTreeMap::new();
     let mut gradients = (output.hidden_states * weights).sum().backward();
-    tape.backward(&model, &mut gradients, |part| Named::add(&model, &part, &mut found));
+    Named::add_of_tape(tape, &model, &mut gradients, &mut found);
     assert_equal_gradients("recomputed", &found, &expected, 1e-6);
 
     let without = adapted(0.0, &Device::flex().autodiff());

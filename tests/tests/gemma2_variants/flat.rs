@@ -181,7 +181,7 @@ fn gradients(what: &str, model: &LanguageModel, rows: &Rows, of_outputs: f32) ->
     Named::add(model, &gradients(&flat), &mut by_name[1]);
     let mut from_outputs = gradients(&recomputed);
     Named::add(model, &from_outputs, &mut by_name[2]);
-    tape.backward(model, &mut from_outputs, |part| Named::add(model, &part, &mut by_name[2]));
+    Named::add_of_tape(tape, model, &mut from_outputs, &mut by_name[2]);
     by_name
 }
 

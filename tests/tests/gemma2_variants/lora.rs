@@ -98,7 +98,7 @@ fn adapters_alone_have_gradients_and_they_are_pefts() {
         let (output, tape) = model.forward_checkpointed(expected.tokens(), &[]);
         let mut recomputed = BTreeMap::new();
         let mut gradients = expected.mean_log_prob(&model, output.hidden_states).backward();
-        tape.backward(&model, &mut gradients, |part| Named::add(&model, &part, &mut recomputed));
+        Named::add_of_tape(tape, &model, &mut gradients, &mut recomputed);
         assert_equal_gradients(&format!("{case}, recomputed"), &recomputed, &plain, 1e-6);
     }
 }

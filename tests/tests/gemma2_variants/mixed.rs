@@ -79,7 +79,7 @@ fn recomputed_activations_give_the_same_gradients() {
             let (output, tape) = model.forward_checkpointed(tokens, sites);
             let mut gradients = loss(&output).backward();
             Named::add(&model, &gradients, &mut found);
-            tape.backward(&model, &mut gradients, |part| Named::add(&model, &part, &mut found));
+            Named::add_of_tape(tape, &model, &mut gradients, &mut found);
             assert_equal_gradients(&format!("{case}, {what}"), &found, &expected, 0.0);
         };
         let sites = all_sites(&model);

@@ -161,8 +161,10 @@ fn a_step_takes_its_pairs_lengths_from_a_file() {
 
 #[test]
 fn sizes_beyond_any_model_are_refused() {
-    let message = fail(&["bench", "step", "--pairs", "100000000000"]);
-    assert!(message.contains("--pairs") && message.contains("1048576"), "{message}");
+    for size in ["--pairs", "--lora-rank"] {
+        let message = fail(&["bench", "step", size, "100000000000"]);
+        assert!(message.contains(size) && message.contains("1048576"), "{message}");
+    }
     let message = fail(&["bench", "step", "--pairs", "1048576", "--tokens", "1048576"]);
     assert!(message.contains("lower --pairs"), "{message}");
 }

@@ -9,6 +9,8 @@ use super::{AttentionOptions, TextStarts};
 use crate::{
     blocked::{add, ranges},
     graph::{Operation, Plain},
+    joined,
+    product::{Factor, product},
     rms_norm::at_least_f32,
 };
 
@@ -21,6 +23,8 @@ pub(super) struct Blocked {
     pub texts: Option<TextStarts>,
     /// Queries per block.
     pub queries: usize,
+    /// Any integers on the device, for kernels that would read none: uploading some takes time.
+    pub unread: Option<Tensor<1, Int>>,
 }
 
 /// The sizes of a call.
@@ -111,7 +115,7 @@ struct Weights {
 /// How products become attention weights.
 enum Path {
     Operations,
-    /// The first position of each position's text, `[batch · tokens]`, or `[1]` if each row is one text.
+    /// The first position of each position's text, `[batch · tokens]`; unread if each row is one text.
     #[cfg(feature = "cube")]
     Kernels(Box<Tensor<1, Int>>),
 }
@@ -120,13 +124,17 @@ impl Blocked {
     /// With as many queries per block as a block of scores has room for; `per_query` are the scores of a query, over all heads and
     /// rows.
     pub fn new(options: &AttentionOptions, texts: Option<TextStarts>, per_query: usize) -> Self {
-        Self { options: *options, texts, queries: (BLOCK / per_query.max(1)).max(16) }
+        let queries = (BLOCK / per_query.max(1)).max(16);
+        Self { options: *options, texts, queries, unread: None }
     }
 
     #[cfg_attr(not(feature = "cube"), allow(unused_variables))]
     fn path(&self, q: &Tensor<4>) -> Path {
         #[cfg(feature = "cube")]
         if crate::cube::takes(q) {
+            if let (None, Some(unread)) = (&self.texts, &self.unread) {
+                return Path::Kernels(Box::new(unread.clone()));
+            }
             let starts: Vec<i32> = match &self.texts {
                 None => vec![0],
                 Some(texts) => texts.starts.iter().map(|&start| start as i32).collect(),
@@ -263,11 +271,12 @@ impl Blocked {
         let (sizes, path) = (Sizes::of([&q, &k]), self.path(&q));
         let (k, v) = (sizes.keys(k), sizes.keys(v));
         let blocks = self.blocks(&sizes).map(|block| {
-            let products = sizes.queries(&q, &block.queries).matmul(block.of_keys(&k).transpose());
+            let products =
+                product(sizes.queries(&q, &block.queries), Factor::transposed(block.of_keys(&k)));
             let weights = self.weights(&path, &sizes, &block, products);
-            sizes.ungrouped_queries(weights.matmul(block.of_keys(&v)), &block.queries)
+            sizes.ungrouped_queries(product(weights, block.of_keys(&v)), &block.queries)
         });
-        Tensor::cat(blocks.collect(), 2)
+        joined(blocks.collect(), 2)
     }
 
     /// The wanted gradients, given that of the outputs. With p the weights, g the gradient of a block, `dp = g·vᵀ` and `ds` from
@@ -293,28 +302,28 @@ impl Blocked {
             };
             let (q, g) =
                 (sizes.queries(&q, &block.queries), sizes.queries(gradient, &block.queries));
-            let products = q.clone().matmul(block.of_keys(&k).transpose());
+            let products = product(q.clone(), Factor::transposed(block.of_keys(&k)));
             let (p, d_s) = match wanted[0] || wanted[1] {
                 true => {
-                    let d_p = g.clone().matmul(block.of_keys(&v).transpose());
+                    let d_p = product(g.clone(), Factor::transposed(block.of_keys(&v)));
                     let [p, d_s] = self.differentiate(&path, &sizes, &block, products, d_p);
                     (p, Some(d_s))
                 }
                 false => (self.weights(&path, &sizes, &block, products), None),
             };
             if wanted[2] {
-                d_v = Some(add(d_v, among_all(p.transpose().matmul(g))));
+                d_v = Some(add(d_v, among_all(product(Factor::transposed(p), g))));
             }
             if let (Some(d_s), true) = (&d_s, wanted[0]) {
-                let d_block = d_s.clone().matmul(block.of_keys(&k));
+                let d_block = product(d_s.clone(), block.of_keys(&k));
                 d_q.push(sizes.ungrouped_queries(d_block, &block.queries));
             }
             if let (Some(d_s), true) = (d_s, wanted[1]) {
-                d_k = Some(add(d_k, among_all(d_s.transpose().matmul(q))));
+                d_k = Some(add(d_k, among_all(product(Factor::transposed(d_s), q))));
             }
         }
         let [d_k, d_v] = [d_k, d_v].map(|sum| sum.map(|x| sizes.ungrouped_keys(x.cast(dtype))));
-        [wanted[0].then(|| Tensor::cat(d_q, 2)), d_k, d_v]
+        [wanted[0].then(|| joined(d_q, 2)), d_k, d_v]
     }
 }
 
@@ -358,7 +367,7 @@ mod tests {
                     for queries in [1, 2, 100] {
                         let options = AttentionOptions { scale: 0.7, softcap, window };
                         check(
-                            Blocked { options, texts: None, queries },
+                            Blocked { options, texts: None, queries, unread: None },
                             [[b, t, h, d], [b, kt, kh, d], [b, kt, kh, d]],
                             |[q, k, v]| super::super::by_definition(q, k, v, &options, None),
                         );
@@ -375,7 +384,7 @@ mod tests {
             for queries in [1, 3, 100] {
                 let options = AttentionOptions { scale: 0.7, softcap: Some(2.0), window };
                 check(
-                    Blocked { options, texts: Some(texts.clone()), queries },
+                    Blocked { options, texts: Some(texts.clone()), queries, unread: None },
                     [[2, 8, 4, 3], [2, 8, 2, 3], [2, 8, 2, 3]],
                     |[q, k, v]| super::super::by_definition(q, k, v, &options, Some(&texts)),
                 );

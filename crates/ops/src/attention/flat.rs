@@ -11,6 +11,8 @@ use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 #[cfg(feature = "flex")]
 use super::fast;
 use super::{AttentionOptions, blocked::Blocked, masked};
+#[cfg(feature = "cube")]
+use crate::cube::array;
 use crate::{
     graph::{self, Operation, Plain},
     profile,
@@ -183,7 +185,8 @@ pub fn flat_attention(
     ) {
         return Tensor::from_dispatch(output);
     }
-    let inner = Blocked::new(options, None, rows.cells() * heads);
+    let mut inner = Blocked::new(options, None, rows.cells() * heads);
+    inner.unread = Some(rows.copies.cell.clone());
     let inputs = [&q, &k, &v].map(|x| x.clone().into_dispatch());
     match graph::apply(Flat { inner, rows: rows.clone() }, inputs) {
         Some(output) => Tensor::from_dispatch(output),
@@ -213,46 +216,61 @@ struct Flat {
 
 impl Flat {
     /// Copies tokens to the cells that have one in `tokens`, and zero to others.
-    fn to_heads(&self, x: Plain, tokens: &Tensor<1, Int>) -> Tensor<4> {
+    fn to_heads<const N: usize>(&self, xs: [Plain; N], tokens: &Tensor<1, Int>) -> [Tensor<4>; N] {
         #[cfg(feature = "cube")]
-        if crate::cube::takes(&Tensor::<4>::from(x.clone())) {
-            return self.shape().heads(x, tokens);
+        if takes_together(xs.each_ref().map(|x| Tensor::<4>::from(x.clone()))) {
+            return array(self.shape().heads(xs.into(), tokens));
         }
-        let x: Tensor<3> = Tensor::<4>::from(x).squeeze_dim(0);
-        let [_, heads, head_dim] = x.dims();
-        let cells = select_or_zero(x, tokens);
-        cells.reshape([self.rows.rows.len(), self.rows.width, heads, head_dim]).swap_dims(1, 2)
+        xs.map(|x| {
+            let x: Tensor<3> = Tensor::<4>::from(x).squeeze_dim(0);
+            let [_, heads, head_dim] = x.dims();
+            let cells = select_or_zero(x, tokens);
+            cells.reshape([self.rows.rows.len(), self.rows.width, heads, head_dim]).swap_dims(1, 2)
+        })
     }
 
     /// Copies each token's cell in the first of its rows.
     fn to_tokens(&self, x: Tensor<4>) -> Plain {
-        self.tokens_of(x, None)
+        let [x] = self.tokens_of([x], None);
+        x
     }
 
     /// The sum of each token's cells.
-    fn sum_to_tokens(&self, x: Tensor<4>) -> Plain {
-        self.tokens_of(x, self.rows.copies.second.as_ref())
+    fn sum_to_tokens<const N: usize>(&self, xs: [Tensor<4>; N]) -> [Plain; N] {
+        self.tokens_of(xs, self.rows.copies.second.as_ref())
     }
 
-    fn tokens_of(&self, x: Tensor<4>, second: Option<&Tensor<1, Int>>) -> Plain {
+    fn tokens_of<const N: usize>(
+        &self,
+        xs: [Tensor<4>; N],
+        second: Option<&Tensor<1, Int>>,
+    ) -> [Plain; N] {
         let cell = &self.rows.copies.cell;
         #[cfg(feature = "cube")]
-        if crate::cube::takes(&x) {
-            return self.shape().tokens(x, cell, second);
+        if takes_together(xs.clone()) {
+            return array(self.shape().tokens(xs.into(), cell, second));
         }
-        let cells: Tensor<3> = x.swap_dims(1, 2).flatten(0, 1);
-        let first = cells.clone().select(0, cell.clone());
-        let sum = match second {
-            Some(second) => first + select_or_zero(cells, second),
-            None => first,
-        };
-        sum.unsqueeze::<4>().into()
+        xs.map(|x| {
+            let cells: Tensor<3> = x.swap_dims(1, 2).flatten(0, 1);
+            let first = cells.clone().select(0, cell.clone());
+            let sum = match second {
+                Some(second) => first + select_or_zero(cells, second),
+                None => first,
+            };
+            sum.unsqueeze::<4>().into()
+        })
     }
 
     #[cfg(feature = "cube")]
     fn shape(&self) -> crate::cube::rows::PaddedRows {
         crate::cube::rows::PaddedRows { rows: self.rows.rows.len(), width: self.rows.width }
     }
+}
+
+/// Whether one kernel takes all of them.
+#[cfg(feature = "cube")]
+fn takes_together<const N: usize>(xs: [Tensor<4>; N]) -> bool {
+    xs.iter().all(|x| crate::cube::takes(x) && x.dtype() == xs[0].dtype())
 }
 
 /// Rows of x, and zero where the place is -1.
@@ -268,7 +286,7 @@ impl Operation<3> for Flat {
     type Saved = ();
 
     fn forward(&self, inputs: [Plain; 3]) -> (Plain, ()) {
-        let heads = inputs.map(|x| self.to_heads(x, &self.rows.copies.token));
+        let heads = self.to_heads(inputs, &self.rows.copies.token);
         (self.to_tokens(self.inner.of_heads(heads)), ())
     }
 
@@ -280,14 +298,12 @@ impl Operation<3> for Flat {
         gradient: Plain,
         wanted: [bool; 3],
     ) -> [Option<Plain>; 3] {
-        let gradient = self.to_heads(gradient, &self.rows.copies.own_token);
-        let heads = inputs.map(|x| self.to_heads(x, &self.rows.copies.token));
-        let [q, k, v] = self.inner.backward_of_heads(heads, &gradient, wanted);
-        [
-            q.map(|q| self.to_tokens(q)),
-            k.map(|k| self.sum_to_tokens(k)),
-            v.map(|v| self.sum_to_tokens(v)),
-        ]
+        let [gradient] = self.to_heads([gradient], &self.rows.copies.own_token);
+        let heads = self.to_heads(inputs, &self.rows.copies.token);
+        match self.inner.backward_of_heads(heads, &gradient, wanted) {
+            [Some(q), Some(k), Some(v)] => self.sum_to_tokens([q, k, v]).map(Some),
+            some => some.map(|x| x.and_then(|x| self.sum_to_tokens([x]).into_iter().next())),
+        }
     }
 }
 
@@ -320,7 +336,7 @@ mod tests {
             let count = rows.tokens();
             for options in options() {
                 for queries in [1, 4, 100] {
-                    let inner = Blocked { options, texts: None, queries };
+                    let inner = Blocked { options, texts: None, queries, unread: None };
                     check(
                         Flat { inner, rows: rows.clone() },
                         [[1, count, 4, 3], [1, count, 2, 3], [1, count, 2, 3]],

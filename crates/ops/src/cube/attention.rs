@@ -33,8 +33,8 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    /// `softmax(mask(softcap(scale · products)))`, in the type of the products. `starts` `[batch · positions]`, or `[1]`, has the
-    /// first position of each position's text.
+    /// `softmax(mask(softcap(scale · products)))`, in the type of the products. `starts` `[batch · positions]` has the first
+    /// position of each position's text; with no positions it isn't read.
     pub fn weights(self, products: Tensor<3>, starts: &Tensor<1, Int>) -> Tensor<3> {
         let [weights] = run(Weights(self), [products.into(), starts.clone().into()]);
         weights.into()
@@ -86,7 +86,7 @@ impl Seen {
     fn columns<I: Numeric>(&self, row: usize, starts: &[I]) -> (usize, usize) {
         let query = self.first_query + row % self.queries;
         let text = row / self.rows_of_text;
-        let mut first = usize::cast_from(starts[0]);
+        let mut first = 0usize;
         if self.positions > 0 {
             first = usize::cast_from(starts[text * self.positions + query]);
         }

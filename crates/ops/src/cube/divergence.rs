@@ -1,8 +1,6 @@
 //! The Kullback-Leibler divergence of two models from blocks of their products `h·Wᵀ`, in one pass over each pair of blocks; a
 //! second kernel computes the gradient of the policy's products.
 
-use std::ops::Range;
-
 use burn::{
     backend::fusion::custom::TensorSpec,
     tensor::{DType, Device, Tensor, TensorData},
@@ -23,7 +21,8 @@ pub(crate) fn summaries(reference: &Head, policy: &Head) -> impl Iterator<Item =
     policy.row_blocks().map(move |rows| {
         let none = Summary::new(rows.len(), &policy.hidden.device());
         policy.token_blocks().fold(none, |summary, tokens| {
-            summary.update(Blocks::of(reference, policy, &rows, &tokens))
+            let products = [reference, policy].map(|head| head.products(&rows, &tokens));
+            summary.update(Blocks::new(products, policy.softcap))
         })
     })
 }
@@ -74,9 +73,9 @@ impl Summary {
 }
 
 impl Blocks {
-    pub fn of(reference: &Head, policy: &Head, rows: &Range<usize>, tokens: &Range<usize>) -> Self {
-        let [reference, products] = [reference, policy].map(|head| head.products(rows, tokens));
-        Self { reference, policy: products, softcap: policy.softcap }
+    /// Of the products of reference and policy.
+    pub fn new([reference, policy]: [Tensor<2>; 2], softcap: Option<f64>) -> Self {
+        Self { reference, policy, softcap }
     }
 
     /// The gradient of the policy's products: `g·(p_v − r_v)·(1 − tanh²)`, with the log Σ exp of reference and policy and the

@@ -23,8 +23,10 @@ pub(crate) fn summaries(head: &Head, targets: &Tensor<1, Int>) -> impl Iterator<
     head.row_blocks().map(move |rows| {
         let targets = targets.clone().narrow(0, rows.start, rows.len());
         let none = Summary::new(rows.len(), &targets.device());
-        head.token_blocks()
-            .fold(none, |summary, tokens| summary.update(Block::of(head, &rows, &tokens), &targets))
+        head.token_blocks().fold(none, |summary, tokens| {
+            let block = Block::new(head.products(&rows, &tokens), head.softcap, &tokens);
+            summary.update(block, &targets)
+        })
     })
 }
 
@@ -84,9 +86,9 @@ impl Summary {
 }
 
 impl Block {
-    pub fn of(head: &Head, rows: &Range<usize>, tokens: &Range<usize>) -> Self {
-        let products = head.products(rows, tokens);
-        Self { products, softcap: head.softcap, first_token: tokens.start }
+    /// Products `[rows, tokens]` for these tokens.
+    pub fn new(products: Tensor<2>, softcap: Option<f64>, tokens: &Range<usize>) -> Self {
+        Self { products, softcap, first_token: tokens.start }
     }
 
     /// The gradient of the products, given that of the rows' log-probabilities: `g·(1[v = target] − p_v)·(1 − tanh²)`. `targets`,

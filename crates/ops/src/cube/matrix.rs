@@ -1,11 +1,14 @@
 //! Tensors as matrices for the kernels: rows along the last dimension.
 
+use std::ops::Range;
+
 use burn::backend::ir::TensorIr;
 use burn_cubecl::{
     cubecl::{
         client::Client,
         ir::{AddressType, ElemType},
         prelude::*,
+        zspace::metadata::Metadata,
     },
     kernel::into_contiguous,
     ops::numeric::empty_device_dtype,
@@ -70,6 +73,16 @@ impl Matrix {
     /// Number of rows.
     pub fn count(&self) -> usize {
         self.tensor.meta.num_elements() / self.width().max(1)
+    }
+
+    /// Some of the rows, in the same memory. `[rows, width]`
+    pub fn rows(&self, rows: Range<usize>) -> CubeTensor {
+        let bytes = |rows: usize| (rows * self.stride * self.tensor.dtype.size()) as u64;
+        let mut view = self.tensor.clone();
+        view.handle = view.handle.offset_start(bytes(rows.start));
+        view.handle = view.handle.offset_end(bytes(self.count() - rows.end));
+        *view.meta = Metadata::new([rows.len(), self.width()], [self.stride, 1]);
+        view
     }
 
     pub fn element(&self) -> ElemType {

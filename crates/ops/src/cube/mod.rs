@@ -6,6 +6,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod divergence;
+pub(crate) mod gated;
 pub(crate) mod head;
 mod matrix;
 mod place;
@@ -14,7 +15,10 @@ pub(crate) mod products;
 pub(crate) mod rms_norm;
 pub(crate) mod rotary;
 pub(crate) mod rows;
+pub(crate) mod segments;
+pub(crate) mod select;
 mod softcap;
+pub(crate) mod table;
 pub(crate) mod update;
 
 use burn::{
@@ -81,7 +85,8 @@ impl<K: Kernel<N, M>, const N: usize, const M: usize> KernelOfMany for Fixed<K, 
     }
 }
 
-fn array<T, const N: usize>(items: Vec<T>) -> [T; N] {
+/// As many items as an array has.
+pub(crate) fn array<T, const N: usize>(items: Vec<T>) -> [T; N] {
     let Ok(items) = items.try_into() else { unreachable!("as many as the kernel has") };
     items
 }

@@ -42,10 +42,11 @@ pub(crate) fn groups<T, K: PartialEq>(items: Vec<T>, key: impl Fn(&T) -> K) -> V
 /// How many parameters a kernel takes, each of which takes some buffers. Arguments that aren't tensors may take buffers as well.
 fn at_once(tensor: &Matrix, buffers_of_each: usize) -> usize {
     let bound = tensor.client().properties().hardware.max_bindings as usize;
-    (bound.saturating_sub(3) / buffers_of_each).clamp(1, AT_ONCE)
+    (bound.saturating_sub(4) / buffers_of_each).clamp(1, AT_ONCE)
 }
 
-/// Parameters, first and second moments, gradients, `[n]` each and as many of each → the first three, in place.
+/// Parameters, first and second moments, gradients, `[n]` each and as many of each, and perhaps the factor of a
+/// [`Clip`](crate::Clip), `[1]` → the first three, in place.
 #[derive(Clone, Debug)]
 pub(crate) struct AdamWSteps(pub Coefficients);
 
@@ -59,18 +60,18 @@ impl KernelOfMany for AdamWSteps {
 
     fn launch(&self, inputs: Vec<Matrix>, outputs: Vec<Matrix>) {
         let count = inputs.len() / 4;
-        let grads = &inputs[3 * count..];
+        let (grads, clip) = inputs[3 * count..].split_at(count);
         let at_once = at_once(&grads[0], 4);
         for first in (0..count).step_by(at_once) {
             let some = first..(first + at_once).min(count);
             let state = [0, 1, 2].map(|kind| &outputs[kind * count..][some.clone()]);
-            self.launch_some(state, &grads[some]);
+            self.launch_some(state, &grads[some], clip);
         }
     }
 }
 
 impl AdamWSteps {
-    fn launch_some(&self, [params, m, v]: [&[Matrix]; 3], grads: &[Matrix]) {
+    fn launch_some(&self, [params, m, v]: [&[Matrix]; 3], grads: &[Matrix], clip: &[Matrix]) {
         let cubes = params.iter().map(|param| param.width().div_ceil(UNITS * ELEMENTS));
         let plan = Plan { group: UNITS, cubes: cubes.sum() };
         let address = address([params, m, v, grads].into_iter().flatten());
@@ -92,6 +93,7 @@ impl AdamWSteps {
                 plan.cube_dim(),
                 address,
                 parameters.collect(),
+                clip.iter().map(|x| x.clone().argument()).collect(),
                 shrink,
                 rate,
                 inverse,
@@ -120,6 +122,7 @@ struct Parameter<P: Float, G: Float, M: Float> {
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn adamw<P: Float, G: Float, M: Float>(
     parameters: &mut Sequence<Parameter<P, G, M>>,
+    clip: &Sequence<Box<[f32]>>,
     shrink: f32,
     rate: f32,
     inverse: f32,
@@ -130,6 +133,11 @@ fn adamw<P: Float, G: Float, M: Float>(
     scale: f32,
     #[define(P, G, M)] _types: [ElemType; 3],
 ) {
+    let mut scale = scale;
+    #[unroll]
+    for which in 0..clip.len() {
+        scale *= clip[which][0];
+    }
     let mut before = 0usize;
     #[unroll]
     for which in 0..parameters.len() {

@@ -87,6 +87,6 @@ fn named(
     };
     Named {
         name: format!("{name}, {tokens} tokens, {pass}"),
-        case: Case { m, n, k, lhs_transposed, rhs_transposed, factors, result },
+        case: Case { batch: 1, m, n, k, lhs_transposed, rhs_transposed, factors, result },
     }
 }

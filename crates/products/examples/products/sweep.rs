@@ -27,7 +27,7 @@ struct Sweep<'a> {
 pub fn run(device: &CubeDevice, strategies: &[ProductStrategy], deadline: Instant) {
     let sweep = Sweep { device, deadline };
     let has = |strategy| strategies.contains(&strategy);
-    let library = ProductStrategy::CublasLt { proposal: 0 };
+    let library = ProductStrategy::CublasLt { proposal: 0, tf32: true };
     let (step, other_types) = (shapes::step(), shapes::other_types());
 
     if has(library) {
@@ -62,7 +62,7 @@ fn is_cubek(strategy: &ProductStrategy) -> bool {
 }
 
 fn is_other_proposal(strategy: &ProductStrategy) -> bool {
-    matches!(strategy, ProductStrategy::CublasLt { proposal } if *proposal > 0)
+    matches!(strategy, ProductStrategy::CublasLt { proposal, tf32: true } if *proposal > 0)
 }
 
 fn names(strategies: &[ProductStrategy]) -> Vec<String> {

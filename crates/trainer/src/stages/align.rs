@@ -72,13 +72,15 @@ fn train(run: &Run, base: &Base, workspace: &Workspace) -> Result<()> {
         let seed = run.settings.seed;
         let (gradients, measured) =
             step_gradients(&aligner, &training.model().dropping(seed, step), &micro_batches)?;
-        let (loss, mut metrics) = fpo_metrics::log(&measured.read());
-        metrics.insert("beta".into(), json!(aligner.objective.beta));
-        metrics.insert("pairs/clipped".into(), json!(prepared.train_summary.clipped_share()));
-        metrics.insert("pairs/dropped".into(), json!(prepared.train_summary.dropped_share()));
-        let tokens = micro_batches.iter().map(|pairs| pairs.batch.real_tokens()).sum();
-        let ids = pairs.iter().map(|pair| pair.id).collect();
-        training.apply(StepResult { loss, gradients, tokens, ids, metrics })?;
+        training.apply(gradients, || {
+            let (loss, mut metrics) = fpo_metrics::log(&measured.read());
+            metrics.insert("beta".into(), json!(aligner.objective.beta));
+            metrics.insert("pairs/clipped".into(), json!(prepared.train_summary.clipped_share()));
+            metrics.insert("pairs/dropped".into(), json!(prepared.train_summary.dropped_share()));
+            let tokens = micro_batches.iter().map(|pairs| pairs.batch.real_tokens()).sum();
+            let ids = pairs.iter().map(|pair| pair.id).collect();
+            StepResult { loss, tokens, ids, metrics }
+        })?;
     }
     let policy = training.finish()?;
     let note = |text| run.reporter.note("align", text);

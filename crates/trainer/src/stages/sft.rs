@@ -1,6 +1,7 @@
 //! Supervised fine-tuning: the model that alignment starts from, which is the reference too.
 
 use anyhow::{Result, anyhow, bail};
+use burn::tensor::Tensor;
 use fpo_data::{Epochs, SequenceBatch};
 use fpo_transformer::{Family, ModelConfig, Sizes};
 use serde_json::Map;
@@ -68,7 +69,7 @@ fn train(run: &Run, prepared: &Prepared, workspace: &Workspace) -> Result<()> {
         let examples = prepared.sft.views(epochs.batch(step)?)?;
         let response_tokens: usize = examples.iter().map(|example| example.learned()).sum();
         let mut gradients = GradientMap::default();
-        let (mut loss, mut tokens) = (0.0, 0);
+        let (mut shares, mut tokens) = (Vec::new(), 0);
         for micro_batch in examples.chunks(s.micro_batch_size.get()) {
             let sequences = SequenceBatch::new(micro_batch)?;
             let batch = &sequences.batch;
@@ -79,11 +80,14 @@ fn train(run: &Run, prepared: &Prepared, workspace: &Workspace) -> Result<()> {
             // The mean over all response tokens of the step, whichever micro-batch they are in.
             let share = -forward.token_log_probs().sum() / response_tokens as f64;
             gradients.add_of(&share, model, forward.tape.take());
-            loss += share.into_scalar::<f64>();
+            shares.push(share.without_autodiff());
             tokens += batch.real_tokens();
         }
-        let ids = examples.iter().map(|example| example.id).collect();
-        training.apply(StepResult { loss, gradients, tokens, ids, metrics: Map::new() })?;
+        training.apply(gradients, || {
+            let loss = Tensor::cat(shares, 0).into_data().iter::<f64>().sum();
+            let ids = examples.iter().map(|example| example.id).collect();
+            StepResult { loss, tokens, ids, metrics: Map::new() }
+        })?;
     }
     let model = training.finish()?;
     let note = |text| run.reporter.note("sft", text);
