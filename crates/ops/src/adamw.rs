@@ -82,7 +82,7 @@ pub fn adamw_steps(
     if parameters.iter().flatten().all(crate::cube::takes) {
         return kernels(parameters, step, options, clip);
     }
-    let options = &AdamW { grad_scale: options.grad_scale * clip.factor(), ..*options };
+    let options = &options.clipped(clip);
     let one = |of_one: [Tensor<1>; 4]| {
         let _within = watched(std::slice::from_ref(&of_one));
         #[cfg(feature = "flex")]
@@ -121,10 +121,7 @@ fn kernels(
 
     let types = |of_one: &[Tensor<1>; 4]| of_one.each_ref().map(|x| x.dtype());
     let on_device = clip.on_device().cloned();
-    let options = match on_device {
-        None => &AdamW { grad_scale: options.grad_scale * clip.factor(), ..*options },
-        Some(_) => options,
-    };
+    let options = if on_device.is_some() { *options } else { options.clipped(clip) };
     let groups = update::groups(parameters, types);
     let moved = groups.into_iter().flat_map(|group| {
         let _within = watched(&group);
@@ -165,6 +162,11 @@ pub fn definition<const D: usize>(
 }
 
 impl AdamW {
+    /// With the clip's factor in the gradient's, read if it is on a device.
+    fn clipped(&self, clip: &Clip) -> Self {
+        Self { grad_scale: self.grad_scale * clip.factor(), ..*self }
+    }
+
     /// `1 − β₁ᵗ` and `1 − β₂ᵗ`.
     fn bias_corrections(&self, step: usize) -> (f64, f64) {
         let t = step as f64;

@@ -95,7 +95,7 @@ pub use linear::{linear, linear_bf16, linear_of, linear_of_bf16};
 pub use log_probs::linear_log_probs;
 pub use matmul::{matmul, matmul_bf16};
 pub use pooled::pooled_features;
-pub use rms_norm::{Gain, at_least_f32, rms_norm};
+pub use rms_norm::{Gain, at_least_f32, at_least_f32_type, rms_norm};
 pub use rotary::rotary;
 pub use rows::Rows;
 pub use seed::seed;

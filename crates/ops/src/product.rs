@@ -93,6 +93,7 @@ impl Sums {
         lhs: impl Into<Factor<2>>,
         rhs: impl Into<Factor<2>>,
     ) {
+        debug_assert!(rows.end <= self.rows);
         let (lhs, rhs) = (lhs.into(), rhs.into());
         #[cfg(feature = "cube")]
         if let Some(strategy) = library::strategy([&lhs, &rhs]) {
@@ -105,7 +106,6 @@ impl Sums {
             self.blocks.insert(0, library::product_into(strategy, whole, rows, lhs, rhs, write));
             return;
         }
-        debug_assert!(rows.end <= self.rows);
         let more = product_f32(lhs, rhs);
         let sum = match self.blocks.remove(&rows.start) {
             Some(before) => before + more,

@@ -98,6 +98,14 @@ pub fn at_least_f32<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     }
 }
 
+/// The type that [`at_least_f32`] gives a tensor of this one.
+pub fn at_least_f32_type(dtype: DType) -> DType {
+    match dtype {
+        DType::F16 | DType::BF16 => DType::F32,
+        other => other,
+    }
+}
+
 /// The definition with a backward pass that only saves the inputs.
 mod recomputed {
     use burn::tensor::{FloatDType, Tensor};

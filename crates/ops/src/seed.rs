@@ -1,6 +1,6 @@
 //! Where a backward pass starts from the gradient of a tensor rather than from a loss.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 
 use crate::{graph, profile};
 
@@ -25,8 +25,11 @@ pub fn definition<const D: usize>(output: Tensor<D>, gradient: Tensor<D>) -> Ten
 }
 
 mod known {
-    use super::{DType, Tensor};
-    use crate::graph::{Operation, Plain};
+    use super::Tensor;
+    use crate::{
+        at_least_f32_type,
+        graph::{Operation, Plain},
+    };
 
     #[derive(Clone, Debug)]
     pub(super) struct Seed<const D: usize> {
@@ -38,10 +41,7 @@ mod known {
 
         fn forward(&self, _: [Plain; 1]) -> (Plain, ()) {
             // Outputs of different types have zeros of one, so that these can be added.
-            let dtype = match self.gradient.dtype() {
-                DType::F64 => DType::F64,
-                _ => DType::F32,
-            };
+            let dtype = at_least_f32_type(self.gradient.dtype());
             (Tensor::<1>::zeros([1], (&self.gradient.device(), dtype)).into(), ())
         }
 

@@ -2,7 +2,7 @@
 
 use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 
-use crate::{profile, rms_norm::at_least_f32};
+use crate::profile;
 
 /// The rows of `table` that `indices` name.
 ///
@@ -103,7 +103,7 @@ pub fn definition(
     let outside =
         places.clone().lower_elem(0).bool_or(places.clone().greater_elem(count as i64 - 1));
     let outside = outside.unsqueeze_dim::<2>(1).expand(shape);
-    let rows = at_least_f32(rows).cast(table.dtype()).mask_fill(outside, 0.0);
+    let rows = rows.cast(table.dtype()).mask_fill(outside, 0.0);
     table.select_assign(0, places.clamp(0, count as i64 - 1), rows, IndexingUpdateOp::Add)
 }
 

@@ -10,7 +10,7 @@ use burn::{
     module::Module,
     tensor::{Gradients, Int, Tensor},
 };
-use fpo_ops::{add_rows, at_least_f32, seed};
+use fpo_ops::{add_rows, at_least_f32_type, seed};
 
 use crate::{
     ForwardOutput, LanguageModel, Site,
@@ -119,7 +119,7 @@ impl EmbeddedRows {
     /// Adds it to the gradient of each part of the table, which is flattened and under the part's path; one that isn't there is zero.
     pub fn add_to(self, gradients: &mut BTreeMap<String, Tensor<1>>) {
         let [_, d_model] = self.gradient.dims();
-        let place = (&self.gradient.device(), at_least_f32(self.gradient.clone()).dtype());
+        let place = (&self.gradient.device(), at_least_f32_type(self.gradient.dtype()));
         let mut first = 0;
         for (path, rows) in self.parts {
             let shape = [rows, d_model];

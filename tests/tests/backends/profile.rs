@@ -1,4 +1,4 @@
-//! How many kernels a step launches and how many bytes its operations move: counts, so that any device can check them.
+//! How many kernels a step launches and how many bytes its operations move. Both are counts, which a slow device gets right too.
 
 use std::process::Command;
 

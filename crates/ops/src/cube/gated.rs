@@ -8,6 +8,7 @@ use super::{
     matrix::{Matrix, address},
     place::{Plan, UNITS},
     run,
+    softcap::tanh,
 };
 use crate::{gated::Gate, graph::Plain};
 
@@ -132,14 +133,7 @@ fn factor_and_slope(x: f32, #[comptime] by: Gate) -> (f32, f32) {
         let cubic = f32::new(comptime!(crate::gated::CUBIC as f32));
         let root = f32::new(comptime!(crate::gated::SQRT_2_OVER_PI as f32));
         let square = x * x;
-        let mut inner = x * (square * cubic + 1.0f32) * root;
-        // Some drivers compute tanh from exponentials that overflow. Beyond 15 it is ±1 in float32. NaN stays NaN.
-        if inner > 15.0f32 {
-            inner = f32::new(15.0);
-        } else if inner < -15.0f32 {
-            inner = f32::new(-15.0);
-        }
-        let t = inner.tanh();
+        let t = tanh(x * (square * cubic + 1.0f32) * root);
         let half = (t + 1.0f32) * 0.5f32;
         let slope = (square * (cubic * 3.0f32) + 1.0f32) * (root * 0.5f32);
         (half, half + x * (1.0f32 - t * t) * slope)

@@ -1,4 +1,4 @@
-//! From a product to the argument of the softmax, and the derivative.
+//! From a product to the argument of the softmax, and the derivative; and the tanh of these kernels.
 
 use burn_cubecl::cubecl::{self, prelude::*};
 
@@ -6,18 +6,19 @@ use burn_cubecl::cubecl::{self, prelude::*};
 #[cube]
 pub(super) fn score(product: f32, scale: f32, cap: f32, #[comptime] capped: bool) -> f32 {
     let score = product * scale;
-    if capped {
-        // Some drivers compute tanh from exponentials that overflow. Beyond 15 it is ±1 in float32. NaN stays NaN.
-        let mut x = score / cap;
-        if x > 15.0f32 {
-            x = f32::new(15.0);
-        } else if x < -15.0f32 {
-            x = f32::new(-15.0);
-        }
-        x.tanh() * cap
-    } else {
-        score
+    if capped { tanh(score / cap) * cap } else { score }
+}
+
+/// Some drivers compute tanh from exponentials that overflow. Beyond 15 it is ±1 in float32. NaN stays NaN.
+#[cube]
+pub(super) fn tanh(x: f32) -> f32 {
+    let mut x = x;
+    if x > 15.0f32 {
+        x = f32::new(15.0);
+    } else if x < -15.0f32 {
+        x = f32::new(-15.0);
     }
+    x.tanh()
 }
 
 /// The derivative with respect to the product, given the result `score`.
