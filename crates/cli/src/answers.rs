@@ -10,14 +10,12 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use fpo_benchmarks::{Answer, AnswerFile, Benchmark, Maker, Question, read_questions};
 use fpo_data::{Fingerprint, Message, Preparer, Prompt, Rendering};
-use fpo_transformer::{
-    Generation, GenerationOptions, LanguageModel, Precision, Request, hash_model,
-};
+use fpo_transformer::{Generation, GenerationOptions, LanguageModel, Precision, Request};
 
 use crate::{
     interrupt,
     loaded::{ModelFolder, PlacementArgs},
-    sampling::Sampling,
+    sampling::{Sampling, fingerprint},
     streams::{self, out},
     terminal::reporter,
 };
@@ -89,25 +87,13 @@ impl Job<'_> {
             Some(temperature) => temperature.to_string(),
             None => format!("{}'s", benchmark.title()),
         };
-        let or_none = |value: Option<String>| value.unwrap_or_else(|| "none".into());
-        let mut stop_tokens = options.stop_tokens.clone();
-        stop_tokens.sort_unstable();
-        stop_tokens.dedup();
         let precision: Precision = self.placement.precision();
-        Ok(Fingerprint::default()
+        let settings = folder
+            .fingerprint(precision)?
             .with("benchmark", benchmark)
-            .with("model weights", hash_model(self.model)?)
-            .with("tokenizer", folder.tokenizer.hash())
-            .with("chat template", folder.template.hash())
-            .with("precision", precision)
             .with("choices", self.choices)
-            .with("max_new_tokens", options.max_new_tokens)
-            .with("temperature", temperature)
-            .with("top_k", or_none(options.top_k.map(|k| k.to_string())))
-            .with("top_p", or_none(options.top_p.map(|p| p.to_string())))
-            .with("repetition_penalty", options.repetition_penalty)
-            .with("seed", options.seed)
-            .with("stop tokens", format!("{stop_tokens:?}")))
+            .with("temperature", temperature);
+        Ok(fingerprint(settings, options))
     }
 }
 

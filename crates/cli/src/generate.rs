@@ -14,9 +14,9 @@ use serde::Serialize;
 
 use crate::{
     answers::Job,
-    json_lines,
+    kept::{Kept, hash_of_tokens},
     loaded::{ModelFolder, PlacementArgs},
-    sampling::Sampling,
+    sampling::{Sampling, fingerprint},
     streams::{self, out},
     terminal::reporter,
 };
@@ -27,7 +27,7 @@ use crate::{
 /// order of the file:
 ///   {"prompt": …, "response": "…", "tokens": …, "stopped": …}
 /// `tokens` is the number of generated tokens; `stopped` is true if a stop token ended the response, false if
-/// --max-new-tokens did.
+/// --max-new-tokens did. With --out, a call that was interrupted keeps what it has in OUT.part, and the same call goes on.
 ///
 /// With --for, --prompts is the benchmark's own file of questions and --out the file of answers that the benchmark judges.
 ///
@@ -172,12 +172,21 @@ impl Generate {
         let prompts = self.prompts.read()?;
         let tokens = self.tokenize(&folder, &prompts)?;
         check_prompts(&folder.config, &tokens, options.max_new_tokens)?;
-        let model = folder.load(&placement)?;
-        let tokenizer = &folder.tokenizer;
-        match &self.prompts.prompt {
-            Some(_) => stream(&model, tokenizer, &tokens, &options),
-            None => self.respond_to_all(&model, tokenizer, &prompts, &tokens, &options),
+        if self.prompts.prompt.is_some() {
+            let model = folder.load(&placement)?;
+            return stream(&model, &folder.tokenizer, &tokens, &options);
         }
+        let kept = match &self.out {
+            None => None,
+            Some(out) => Some(Kept::open(out, "generate", prompts.len(), || {
+                let settings = folder.fingerprint(self.placement.precision())?;
+                Ok(fingerprint(settings, &options)
+                    .with("temperature", options.temperature)
+                    .with("prompts", hash_of_tokens(tokens.iter().map(Vec::as_slice))))
+            })?),
+        };
+        let model = folder.load(&placement)?;
+        self.respond_to_all(&model, &folder.tokenizer, kept, &prompts, &tokens, &options)
     }
 
     fn tokenize(&self, folder: &ModelFolder, prompts: &[Prompt]) -> Result<Vec<Vec<u32>>> {
@@ -196,31 +205,38 @@ impl Generate {
         &self,
         model: &LanguageModel,
         tokenizer: &Tokenizer,
+        mut kept: Option<Kept>,
         prompts: &[Prompt],
         tokens: &[Vec<u32>],
         options: &GenerationOptions,
     ) -> Result<()> {
-        let mut progress = reporter().begin("generate", "prompts", prompts.len(), 0);
-        let mut lines = Vec::with_capacity(prompts.len());
+        let done = kept.as_ref().map_or(0, Kept::count);
+        let mut progress = reporter().begin("generate", "prompts", prompts.len(), done);
         let size = self.batch_size.get();
         for (batch, (prompts, tokens)) in prompts.chunks(size).zip(tokens.chunks(size)).enumerate()
         {
-            let first_prompt = (batch * size) as u64;
-            let options = GenerationOptions { first_prompt, ..options.clone() };
-            for (prompt, answer) in prompts.iter().zip(generate(model, tokens, &options)?) {
-                let line = line(tokenizer, prompt, &answer)?;
-                match &self.out {
-                    Some(_) => lines.push(line),
-                    None => out!("{}", serde_json::to_string(&line)?)?,
+            let first = batch * size;
+            let is_kept = |kept: &Kept| (first..first + prompts.len()).all(|row| kept.has(row));
+            if kept.as_ref().is_some_and(is_kept) {
+                continue;
+            }
+            let options = GenerationOptions { first_prompt: first as u64, ..options.clone() };
+            let answers = generate(model, tokens, &options)?;
+            let lines = prompts.iter().zip(&answers);
+            let lines = lines.map(|(prompt, answer)| line(tokenizer, prompt, answer));
+            let lines: Vec<Line> = lines.collect::<Result<_>>()?;
+            match &mut kept {
+                Some(kept) => kept.add((first..).zip(lines))?,
+                None => {
+                    for line in lines {
+                        out!("{}", serde_json::to_string(&line)?)?;
+                    }
                 }
             }
             progress.advance(prompts.len(), "");
         }
         progress.finish(&format!("{} prompts", prompts.len()));
-        match &self.out {
-            Some(path) => json_lines::write(path, &lines),
-            None => Ok(()),
-        }
+        kept.map_or(Ok(()), Kept::finish)
     }
 }
 

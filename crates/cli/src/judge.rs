@@ -15,7 +15,7 @@ use fpo_data::atomic;
 use fpo_device::interrupt::{Interrupted, Listener, requested};
 use fpo_judge::{
     Answers, Control, Endpoint, Error, Gamed, Journal, Key, Missing, Pair, Patience, Questions,
-    Summary, Template, Usage, Verdict, Wording,
+    Summary, Template, Usage, VERDICTS, Verdict, Wording,
     annotations::{self, Annotations},
     estimate::{self, Prices},
     judgments::{self, Scored},
@@ -194,7 +194,8 @@ impl Judge {
         else {
             bail!("--baseline, --answers and --judge are needed");
         };
-        let (baseline, model) = (Answers::read(baseline)?, Answers::read(answers)?);
+        let (mut baseline, mut model) = (Answers::read(baseline)?, Answers::read(answers)?);
+        baseline.tell_apart(&mut model);
         let questions = self.questions.as_deref().map(Questions::read).transpose()?;
         let missing = if self.common { Missing::LeaveOut } else { Missing::Refuse };
         let mut pairs = pairs(&baseline, &model, questions.as_ref(), missing)?;
@@ -215,7 +216,7 @@ impl Judge {
         };
         let endpoint = self.endpoint()?;
         let settings = judge.settings(endpoint.url(), &baseline.generator, &model.generator);
-        let (mut journal, kept) = Journal::open(verdicts, &settings)?;
+        let (mut journal, kept) = Journal::open(verdicts, VERDICTS, &settings)?;
         self.keep_inputs()?;
         let outcome = self.ask(&endpoint, &judge, &pairs, &mut journal, kept)?;
 

@@ -18,6 +18,7 @@ mod interrupt;
 mod json_lines;
 #[cfg(feature = "judge")]
 mod judge;
+mod kept;
 mod loaded;
 mod merge;
 mod plan;

@@ -8,10 +8,12 @@ use std::{
 use anyhow::Result;
 use burn::tensor::Device;
 use clap::Args;
-use fpo_data::{Preparer, Rendering, System, TemplateChoice, Tokenizer, Truncation};
+use fpo_data::{Fingerprint, Preparer, Rendering, System, TemplateChoice, Tokenizer, Truncation};
 use fpo_interp::autoencoder;
 use fpo_sae::Sae;
-use fpo_transformer::{LanguageModel, ModelConfig, Placement, Precision, Site, weights};
+use fpo_transformer::{
+    LanguageModel, ModelConfig, Placement, Precision, Site, hash_model, weights,
+};
 
 use crate::terminal::reporter;
 
@@ -68,6 +70,18 @@ impl ModelFolder {
         let tokenizer = Tokenizer::load(path)?.for_table(config.vocab_size)?;
         let template = TemplateChoice::from(tokenizer.chat_template()?);
         Ok(Self { path: path.to_owned(), config, tokenizer, template })
+    }
+
+    /// What the outputs of the model depend on, in this precision.
+    ///
+    /// # Errors
+    /// Weights that can't be read.
+    pub fn fingerprint(&self, precision: Precision) -> Result<Fingerprint> {
+        Ok(Fingerprint::default()
+            .with("model weights", hash_model(&self.path)?)
+            .with("tokenizer", self.tokenizer.hash())
+            .with("chat template", self.template.hash())
+            .with("precision", precision))
     }
 
     /// The same folder, with system messages treated like this.

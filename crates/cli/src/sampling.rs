@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::Args;
+use fpo_data::Fingerprint;
 use fpo_transformer::GenerationOptions;
 
 use crate::loaded::ModelFolder;
@@ -31,6 +32,21 @@ pub struct Sampling {
     /// An additional stop token, as written in the vocabulary; can be repeated.
     #[arg(long, value_name = "TOKEN")]
     pub stop: Vec<String>,
+}
+
+/// What responses depend on beside the model and the temperature.
+pub fn fingerprint(settings: Fingerprint, options: &GenerationOptions) -> Fingerprint {
+    let or_none = |value: Option<String>| value.unwrap_or_else(|| "none".into());
+    let mut stop_tokens = options.stop_tokens.clone();
+    stop_tokens.sort_unstable();
+    stop_tokens.dedup();
+    settings
+        .with("max_new_tokens", options.max_new_tokens)
+        .with("top_k", or_none(options.top_k.map(|k| k.to_string())))
+        .with("top_p", or_none(options.top_p.map(|p| p.to_string())))
+        .with("repetition_penalty", options.repetition_penalty)
+        .with("seed", options.seed)
+        .with("stop tokens", format!("{stop_tokens:?}"))
 }
 
 impl Sampling {

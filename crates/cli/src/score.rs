@@ -10,7 +10,7 @@ use fpo_transformer::LanguageModel;
 use serde::Serialize;
 
 use crate::{
-    json_lines,
+    kept::{Kept, hash_of_tokens},
     loaded::{ModelFolder, PlacementArgs},
     streams,
     terminal::reporter,
@@ -21,7 +21,8 @@ use crate::{
 ///
 /// Writes JSON lines, one object per pair in the order of the data:
 ///   {"chosen_log_prob": …, "chosen_tokens": …, "rejected_log_prob": …, "rejected_tokens": …}
-/// Log-probabilities are in nats, summed over the tokens of the response; `tokens` is the number of those tokens.
+/// Log-probabilities are in nats, summed over the tokens of the response; `tokens` is the number of those tokens. A call that was
+/// interrupted keeps what it has in OUT.part, and the same call goes on.
 ///
 /// Example:
 ///   fpo score --model gemma-2-2b --data pairs.jsonl --out scores.jsonl
@@ -62,25 +63,39 @@ impl Score {
         let placement = self.placement.open()?;
         let folder = ModelFolder::open(&self.model)?.with_system(self.tokens.system);
         let pairs = self.tokens.read_pairs(&folder, &self.data)?;
+        let views = pairs.views();
+        let kept = Kept::open(&self.out, "score", views.len(), || {
+            let rows = views.iter().flat_map(|pair| [pair.chosen.tokens, pair.rejected.tokens]);
+            let prompts: Vec<u32> =
+                views.iter().map(|pair| pair.chosen.prompt_len as u32).collect();
+            let settings = folder.fingerprint(self.placement.precision())?;
+            Ok(settings.with("pairs", hash_of_tokens(rows.chain([prompts.as_slice()]))))
+        })?;
         let model = folder.load(&placement)?;
-        let lines = score(&model, &pairs.views(), self.batch_size)?;
-        json_lines::write(&self.out, &lines)
+        score(&model, &views, self.batch_size, kept)
     }
 }
 
-fn score(model: &LanguageModel, pairs: &[PairView], size: NonZeroUsize) -> Result<Vec<Line>> {
+/// Scores the pairs that aren't kept, in the batches of an undisturbed call.
+fn score(
+    model: &LanguageModel,
+    pairs: &[PairView],
+    size: NonZeroUsize,
+    mut kept: Kept,
+) -> Result<()> {
     let lengths: Vec<usize> = pairs.iter().map(PairView::longest).collect();
-    let mut lines: Vec<Option<Line>> = vec![None; pairs.len()];
-    let mut progress = reporter().begin("score", "pairs", pairs.len(), 0);
+    let mut progress = reporter().begin("score", "pairs", pairs.len(), kept.count());
     for indices in Batches::by_length(&lengths, size).iter() {
-        let batch: Vec<PairView> = indices.iter().map(|&i| pairs[i]).collect();
-        for (&index, line) in indices.iter().zip(score_batch(model, &PairBatch::new(&batch)?)?) {
-            lines[index] = Some(line);
+        if indices.iter().all(|&index| kept.has(index)) {
+            continue;
         }
+        let batch: Vec<PairView> = indices.iter().map(|&i| pairs[i]).collect();
+        let lines = score_batch(model, &PairBatch::new(&batch)?)?;
+        kept.add(indices.iter().copied().zip(lines))?;
         progress.advance(indices.len(), "");
     }
     progress.finish(&format!("{} pairs", pairs.len()));
-    Ok(lines.into_iter().flatten().collect())
+    kept.finish()
 }
 
 fn score_batch(model: &LanguageModel, PairBatch { ids, batch }: &PairBatch) -> Result<Vec<Line>> {

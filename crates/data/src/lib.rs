@@ -44,7 +44,7 @@ pub mod tokenizer;
 pub mod tokens;
 
 pub use batch::{Batches, Epochs, PairBatch, Pooling, Positions, SequenceBatch, TokenBatch};
-pub use fpo_files::{Fingerprint, atomic, checkpoints, fingerprint, hash, read_at_most};
+pub use fpo_files::{Fingerprint, atomic, checkpoints, fingerprint, hash, journal, read_at_most};
 pub use reference::{ReferenceCache, ReferenceRow, ReferenceWriter, SparseFeatures};
 pub use rendering::{Rendering, Turns};
 pub use source::{

@@ -93,6 +93,20 @@ impl Answers {
         let stem = || path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         Ok(Self { path: path.to_owned(), generator: generator.unwrap_or_else(stem), rows })
     }
+
+    /// Statistics know models by their names: two of one name, such as two checkpoints, get those of their files too.
+    pub fn tell_apart(&mut self, other: &mut Self) {
+        if self.generator != other.generator {
+            return;
+        }
+        let stem = |path: &Path| path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        let same = stem(&self.path) == stem(&other.path);
+        for answers in [self, other] {
+            let whole = || answers.path.display().to_string();
+            let file = stem(&answers.path).filter(|_| !same).unwrap_or_else(whole);
+            answers.generator = format!("{} ({file})", answers.generator);
+        }
+    }
 }
 
 impl Answer {

@@ -1,7 +1,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use fpo_files::atomic::AtomicError;
+use fpo_files::{atomic::AtomicError, journal::JournalError};
 
 use crate::endpoint::EndpointError;
 
@@ -43,23 +43,9 @@ pub enum Error {
         /// What differs, and what to do.
         problem: String,
     },
-    /// The verdict file was begun with other settings.
-    #[error(
-        "{}: its verdicts were given with other settings ({changed}): use those again, or another --out; nothing was changed",
-        path.display()
-    )]
-    SettingsChanged {
-        /// The verdict file.
-        path: PathBuf,
-        /// Each setting with its old and its new value.
-        changed: String,
-    },
-    /// Another process writes to the verdict file.
-    #[error("{}: another fpo judge is writing to it", path.display())]
-    Busy {
-        /// The verdict file.
-        path: PathBuf,
-    },
+    /// The verdict file.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// The endpoint could not be asked.
     #[error(transparent)]
     Endpoint(#[from] EndpointError),

@@ -5,13 +5,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc;
 
-use fpo_files::Fingerprint;
+use fpo_files::{Fingerprint, journal::Journal};
 use serde_json::{Map, Value, json};
 
 use crate::Error;
 use crate::answers::Pair;
 use crate::endpoint::{Endpoint, EndpointError, Usage};
-use crate::journal::Journal;
 use crate::prompt::{self, Wording};
 use crate::verdict::{self, Order, Verdict};
 
@@ -186,10 +185,10 @@ pub fn run(
         }
         drop(sender);
         // After the first failure, what is still on its way is waited for and kept.
-        let mut failure = None;
+        let mut failure: Option<Error> = None;
         for (comparison, answer) in receiver {
-            let failed = match answer {
-                Ok(verdict) => match journal.add(&verdict) {
+            let failed: Option<Error> = match answer {
+                Ok(verdict) => match journal.add(&[&verdict]) {
                     Ok(()) => {
                         spent = sum(Some(spent), verdict.usage).unwrap_or_default();
                         outcome.verdicts.push(verdict);
@@ -197,7 +196,7 @@ pub fn run(
                         (control.progress)(Progress { done, total, usage: spent });
                         None
                     }
-                    Err(error) => Some(error),
+                    Err(error) => Some(error.into()),
                 },
                 Err(error @ EndpointError::Rejected { .. }) => {
                     let question = comparison.pair.question.clone();

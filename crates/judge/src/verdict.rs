@@ -1,8 +1,12 @@
 //! What a reply says: which answer is better, or nothing. It is never guessed.
 
+use fpo_files::journal::Kind;
 use serde::{Deserialize, Serialize};
 
 use crate::endpoint::{Reply, Token, Usage};
+
+/// The file of verdicts, as a [`Journal`](crate::Journal).
+pub const VERDICTS: Kind = Kind { name: "fpo_judge", version: 1, entries: "verdicts" };
 
 /// Whose answer the judge sees first. Both orders are asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

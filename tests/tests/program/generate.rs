@@ -112,3 +112,46 @@ fn prompts_and_options_that_cannot_be_are_refused() {
         }
     }
 }
+
+/// Killed on the way, `generate` and `score` go on with what they have, and refuse it for other settings.
+#[test]
+fn rows_that_were_made_outlast_a_kill() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let model = fixture("score/chat");
+    let words = |i: usize| format!("One {} three {}", "two ".repeat(i % 5), i);
+    let prompts = (0..400).map(|i| json!({ "prompt": words(i) }).to_string() + "\n");
+    fs::write(path("prompts.jsonl"), prompts.collect::<String>()).unwrap();
+    let pair = |i| json!({ "prompt": words(i), "chosen": words(i + 1), "rejected": "No." });
+    let pairs = (0..400).map(|i| pair(i).to_string() + "\n");
+    fs::write(path("pairs.jsonl"), pairs.collect::<String>()).unwrap();
+    let (prompts, pairs) = (path("prompts.jsonl"), path("pairs.jsonl"));
+    let sampled = ["--temperature", "1", "--max-new-tokens", "40", "--batch-size", "2"];
+    let generate = [&["generate", "--prompts", arg(&prompts)][..], &sampled].concat();
+    let score = vec!["score", "--data", arg(&pairs)];
+    for (command, other) in [(generate, ["--seed", "1"]), (score, ["--rendering", "none"])] {
+        let name = command[0];
+        let (whole, out) = (path(&format!("{name}-whole.jsonl")), path(&format!("{name}.jsonl")));
+        let to_whole = [&command[..], &["--model", arg(&model), "--out", arg(&whole)]].concat();
+        let call = [&command[..], &["--model", arg(&model), "--out", arg(&out)]].concat();
+        succeed(&to_whole);
+        let part = path(&format!("{name}.jsonl.part"));
+        let made = || fs::read_to_string(&part).map_or(0, |text| text.lines().count());
+        let mut child = fpo(&call).spawn().unwrap();
+        while made() < 6 {
+            assert!(child.try_wait().unwrap().is_none(), "{name} ended before it was killed");
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!out.exists() && made() >= 6, "{name}");
+        // A row that was on its way to the disk.
+        let kept = fs::read_to_string(&part).unwrap();
+        fs::write(&part, kept + "{\"row\":7,\"val").unwrap();
+        let refused = fail(&[&call[..], &other].concat());
+        assert!(refused.contains("its rows were made with other settings"), "{refused}");
+        let printed = succeed(&call);
+        assert!(printed.contains("rows of an earlier call are kept"), "{printed}");
+        assert!(!part.exists(), "{name}");
+        assert!(fs::read(&out).unwrap() == fs::read(&whole).unwrap(), "{name}: other rows");
+    }
+}

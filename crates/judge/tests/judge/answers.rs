@@ -28,6 +28,29 @@ fn put_together(
     pairs(&Answers::read(baseline)?, &Answers::read(model)?, questions.as_ref(), missing)
 }
 
+/// Two checkpoints of one name get those of their files, or of their folders where these are alike.
+#[test]
+fn models_of_one_name_are_told_apart() {
+    let files = Files::new();
+    let answers = |file: &str, generator: &str| {
+        let row = format!(r#"{{"instruction": "Q", "output": "x", "generator": "{generator}"}}"#);
+        Answers::read(&files.write(file, &row)).unwrap()
+    };
+    for folder in ["a", "b"] {
+        std::fs::create_dir(files.0.path().join(folder)).unwrap();
+    }
+    let names = |mut first: Answers, mut second: Answers| {
+        first.tell_apart(&mut second);
+        [first.generator, second.generator]
+    };
+    let found = names(answers("step-50.jsonl", "mine"), answers("step-100.jsonl", "mine"));
+    assert_eq!(found, ["mine (step-50)", "mine (step-100)"]);
+    let found = names(answers("step-50.jsonl", "mine"), answers("step-100.jsonl", "yours"));
+    assert_eq!(found, ["mine", "yours"]);
+    let [first, second] = names(answers("a/x.jsonl", "mine"), answers("b/x.jsonl", "mine"));
+    assert!(first.ends_with("a/x.jsonl)") && second.ends_with("b/x.jsonl)"), "{first}, {second}");
+}
+
 #[test]
 fn every_format_is_read() {
     let files = Files::new();

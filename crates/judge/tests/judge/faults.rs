@@ -10,7 +10,8 @@ use fpo_judge::session::{self, Outcome};
 use fpo_judge::summary;
 use fpo_judge::verdict::{NoVerdict, Order, ReadFrom};
 use fpo_judge::{
-    Control, Endpoint, EndpointError, Error, Journal, Judge, Key, Pair, Patience, Template, Wording,
+    Control, Endpoint, EndpointError, Error, Journal, JournalError, Judge, Key, Pair, Patience,
+    Template, VERDICTS, Verdict, Wording,
 };
 use serde_json::{Map, json};
 
@@ -73,7 +74,7 @@ fn run_until(
 ) -> Result<Outcome, Error> {
     let endpoint = Endpoint::new(&server.url(), Key::new(KEY)?, quick())?;
     let settings = judge.settings(endpoint.url(), "base", "model");
-    let (mut journal, kept) = Journal::open(file, &settings)?;
+    let (mut journal, kept) = Journal::open(file, VERDICTS, &settings)?;
     let stopped = AtomicBool::new(false);
     let stop = || stopped.load(Ordering::SeqCst);
     let mut progress =
@@ -374,8 +375,8 @@ fn a_verdict_file_with_other_settings_is_refused_by_name_and_kept() {
     assert_eq!(std::fs::read(&file).unwrap(), before);
     assert_eq!(server.requests().len(), 4);
     for (content, part) in [
-        ("{\"instruction\": \"x\"}\n", "isn't a verdict file"),
-        ("some notes", "isn't a verdict file"),
+        ("{\"instruction\": \"x\"}\n", "isn't a file of verdicts"),
+        ("some notes", "isn't a file of verdicts"),
         ("{\"fpo_judge\":2,\"settings\":{}}\n", "of this version"),
     ] {
         std::fs::write(&file, content).unwrap();
@@ -386,15 +387,16 @@ fn a_verdict_file_with_other_settings_is_refused_by_name_and_kept() {
     let head = String::from_utf8(before).unwrap().lines().next().unwrap().to_owned();
     std::fs::write(&file, format!("{head}\n{{\"question\": 1}}\n")).unwrap();
     let error = run(&server, &file, &pairs, &judge(), 1).unwrap_err().to_string();
-    assert!(error.contains("row 2: isn't a verdict"), "{error}");
+    assert!(error.contains("row 2: isn't one of its verdicts"), "{error}");
 }
 
 #[test]
 fn two_processes_dont_write_into_one_file() {
     let (_folder, file) = scratch();
     let settings = judge().settings("http://x", "a", "b");
-    let (_open, _) = Journal::open(&file, &settings).unwrap();
-    assert!(matches!(Journal::open(&file, &settings), Err(Error::Busy { .. })));
+    let open = || Journal::open::<Verdict>(&file, VERDICTS, &settings);
+    let _open = open().unwrap();
+    assert!(matches!(open(), Err(JournalError::Busy { .. })));
 }
 
 /// Fields over those of the request, for endpoints that know others.
