@@ -29,6 +29,8 @@ fn main() -> Result<()> {
         k: 50,
         precision: Precision::Float32,
         checkpoint_activations: false,
+        optimizer_in_backward: false,
+        max_grad_norm: 1.0,
         lora_rank: None,
         steps: 3,
         profile: false,

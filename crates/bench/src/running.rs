@@ -18,7 +18,7 @@ use fpo_sae::{Provenance, Sae};
 use fpo_trainer::{
     aligner::{Aligner, FeatureConstraint},
     forward::Keep,
-    optim::{GradientMap, Optimizer},
+    optim::{Optimizer, StepGradients},
     reference::Reference,
 };
 use fpo_transformer::{LanguageModel, Placement, Site, weights};
@@ -33,6 +33,7 @@ pub(crate) struct Running {
     batches: Vec<PairBatch>,
     aligner: Aligner,
     optimizer: Optimizer,
+    optimizer_in_backward: bool,
 }
 
 /// A step that was done.
@@ -97,7 +98,9 @@ impl Running {
         };
         let aligner = aligner(sizes, reference, &batches, views[0].chosen)?;
         let optimizer = Optimizer::new(&sizes.optimizer(), usize::MAX);
-        Ok((Self { device: device.clone(), batches, aligner, optimizer }, policy))
+        let device = device.clone();
+        let optimizer_in_backward = sizes.optimizer_in_backward;
+        Ok((Self { device, batches, aligner, optimizer, optimizer_in_backward }, policy))
     }
 
     /// One step of the policy, on the batch that is the step's in turn.
@@ -123,7 +126,8 @@ impl Running {
         let forward = begun.elapsed().as_secs_f64();
 
         let phase = profile::phase("backward");
-        let gradients = GradientMap::of(&loss, &policy, comparison.tape);
+        let mut gradients = StepGradients::new(self.optimizer_in_backward);
+        gradients.add_of(&loss, &policy, comparison.tape);
         waits.after_phase(&self.device)?;
         drop(phase);
         let backward = begun.elapsed().as_secs_f64();

@@ -81,6 +81,13 @@ pub struct StepSizes {
     /// Recomputes each block in the backward pass instead of storing its activations.
     #[arg(long)]
     pub checkpoint_activations: bool,
+    /// Moves each block as soon as the backward pass has its gradients, which then counts to the optimiser's time; the backward pass
+    /// goes through the blocks twice if gradients are clipped.
+    #[arg(long, requires = "checkpoint_activations", conflicts_with = "lora_rank")]
+    pub optimizer_in_backward: bool,
+    /// The norm to which gradients are clipped, 0 for none.
+    #[arg(long, default_value_t = 1.0, value_parser = norm)]
+    pub max_grad_norm: f64,
     /// Trains LoRA adapters of this rank on all linear layers instead of the full model.
     #[arg(long, value_parser = size())]
     pub lora_rank: Option<usize>,
@@ -144,6 +151,13 @@ const PHASED: u64 = 5;
 const LARGEST: u64 = 1 << 20;
 /// The most tokens of a step.
 const MOST_TOKENS: usize = 1 << 24;
+
+/// Parses a norm.
+fn norm(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    let is_norm = number >= 0.0 && number.is_finite();
+    is_norm.then_some(number).ok_or_else(|| "must be at least 0 and finite".to_owned())
+}
 
 /// Parses a number of pairs, tokens, blocks and so on.
 fn size() -> RangedU64ValueParser<usize> {
@@ -220,6 +234,7 @@ impl StepSizes {
             lora: self.lora_rank.map(|rank| LoraConfig { rank, ..LoraConfig::default() }),
             optimizer: self.optimizer().kind,
             accumulates: false,
+            waiting: self.optimizer_in_backward.then_some(tokens),
             gpu: facts(device).is_some(),
             second_model: needs.token_kl,
             d_sae: needs.features.then_some(self.d_sae),
@@ -233,7 +248,7 @@ impl StepSizes {
             warmup_steps: 0,
             schedule: Schedule::Constant,
             weight_decay: 0.0,
-            max_grad_norm: 1.0,
+            max_grad_norm: self.max_grad_norm,
             warmup_ratio: None,
             betas: [0.9, 0.999],
         }

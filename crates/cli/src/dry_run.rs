@@ -38,7 +38,7 @@ pub fn describe(settings: &Settings, device: &Device) -> Result<String> {
         prepared.sft.len(),
         prepared.train.len(),
         prepared.held_out.len(),
-        counts.prompts
+        counts.prompts.min(s.evaluate.prompts)
     );
     writeln!(
         text,

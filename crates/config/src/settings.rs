@@ -178,7 +178,7 @@ pub struct OptimizerSettings {
     pub schedule: Schedule,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Gradients are scaled down to this global L2 norm if they exceed it.
+    /// Gradients are scaled down to this global L2 norm if they exceed it; 0 leaves them as they are.
     pub max_grad_norm: f64,
     /// β₁ and β₂ of AdamW.
     #[serde(default = "adam_betas")]
@@ -256,6 +256,9 @@ pub struct SftSettings {
     pub checkpoint_every: NonZeroUsize,
     /// Recomputes each block in the backward pass instead of storing its activations.
     pub checkpoint_activations: bool,
+    /// Moves each block as soon as the backward pass has its gradients, so that those of all don't exist together.
+    #[serde(default)]
+    pub optimizer_in_backward: bool,
     /// LoRA adapters to train instead of the full model; the full model if not set.
     pub lora: Option<LoraConfig>,
     /// Optimiser and learning-rate schedule.
@@ -369,6 +372,9 @@ pub struct AlignSettings {
     pub early_stopping: Option<EarlyStopping>,
     /// Recomputes each block in the backward pass instead of storing its activations.
     pub checkpoint_activations: bool,
+    /// Moves each block as soon as the backward pass has its gradients, so that those of all don't exist together.
+    #[serde(default)]
+    pub optimizer_in_backward: bool,
     /// LoRA adapters to train instead of the full model; the full model if not set.
     pub lora: Option<LoraConfig>,
     /// Optimiser and learning-rate schedule.

@@ -2,6 +2,8 @@
 
 use burn::tensor::Tensor;
 
+#[cfg(feature = "cube")]
+use crate::joined;
 use crate::sums_of_squares;
 
 /// The Euclidean norm of all gradients together, and the factor `min(1, largest / (norm + 1e-6))` of
@@ -24,20 +26,27 @@ impl Clip {
     /// Changes nothing.
     pub const NONE: Self = Self(Norm::Host { norm: f64::NAN, factor: 1.0 });
 
-    /// Of gradients `[n]` each, outside autodiff.
-    pub fn of(gradients: Vec<Tensor<1>>, largest: f64) -> Self {
-        if gradients.is_empty() {
-            return Self(Norm::Host { norm: 0.0, factor: 1.0 });
-        }
+    /// Of gradients `[n]` each, outside autodiff. Without a largest norm, the factor is 1.
+    pub fn of(gradients: Vec<Tensor<1>>, largest: Option<f64>) -> Self {
+        let sums = if gradients.is_empty() { Vec::new() } else { vec![sums_of_squares(gradients)] };
+        Self::of_squares(sums, largest)
+    }
+
+    /// Of the gradients whose [sums of squares](sums_of_squares) these are, `[pieces]` each.
+    pub fn of_squares(sums: Vec<Tensor<1>>, largest: Option<f64>) -> Self {
         #[cfg(feature = "cube")]
-        if gradients.iter().all(crate::cube::takes_outside_graph) {
-            let norm = sums_of_squares(gradients).sum().sqrt();
-            let factor = ((norm.clone() + 1e-6).recip() * largest).clamp_max(1.0);
+        if !sums.is_empty() && sums.iter().all(crate::cube::takes_outside_graph) {
+            let norm = joined(sums, 0).sum().sqrt();
+            let factor = match largest {
+                Some(largest) => ((norm.clone() + 1e-6).recip() * largest).clamp_max(1.0),
+                None => norm.ones_like(),
+            };
             return Self(Norm::Device(Box::new([norm, factor])));
         }
-        let squares = sums_of_squares(gradients).into_data();
-        let norm = squares.iter::<f64>().sum::<f64>().sqrt();
-        Self(Norm::Host { norm, factor: (largest / (norm + 1e-6)).min(1.0) })
+        let squares = sums.into_iter().map(|sums| sums.into_data().iter::<f64>().sum::<f64>());
+        let norm = squares.sum::<f64>().sqrt();
+        let factor = largest.map_or(1.0, |largest| (largest / (norm + 1e-6)).min(1.0));
+        Self(Norm::Host { norm, factor })
     }
 
     /// The norm; on a GPU this waits for the device.

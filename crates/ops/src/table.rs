@@ -1,5 +1,7 @@
 //! Some rows of a table by their indices, and adding to them: an embedding and its gradient, which has few rows that aren't zero.
 
+#[cfg(feature = "flex")]
+use burn::tensor::FloatDType;
 use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 
 use crate::profile;
@@ -87,7 +89,35 @@ pub fn add_rows(
     if [&table, &rows].into_iter().all(crate::cube::takes_outside_graph) {
         return crate::cube::table::add_rows(table, first, indices, rows);
     }
+    #[cfg(feature = "flex")]
+    if crate::flex::is_plain(&table) {
+        let rows = rows.clone().cast(FloatDType::from(table.dtype()));
+        if crate::flex::is_plain(&rows)
+            && let Some(indices) = crate::flex::indices(&indices, usize::MAX, "add_rows")
+        {
+            return fast(table, first, &indices, rows);
+        }
+    }
     definition(table, first, indices, rows)
+}
+
+/// One row after the other, in place if the table's buffer has no other owner.
+#[cfg(feature = "flex")]
+fn fast(table: Tensor<2>, first: usize, indices: &[usize], rows: Tensor<2>) -> Tensor<2> {
+    use crate::flex::{plain, take, values};
+
+    let [_, d] = table.dims();
+    let (mut table, rows) = (take(table), take(rows));
+    if d > 0 {
+        let sums = table.storage_mut::<f32>();
+        for (&index, row) in indices.iter().zip(values(&rows).chunks_exact(d)) {
+            let at = index.checked_sub(first).map(|place| place * d);
+            if let Some(sum) = at.and_then(|at| sums.get_mut(at..at + d)) {
+                sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+            }
+        }
+    }
+    Tensor::from_dispatch(plain(table))
 }
 
 /// [`add_rows`] in plain tensor operations.
@@ -109,31 +139,42 @@ pub fn definition(
 
 #[cfg(all(test, feature = "flex"))]
 mod tests {
-    use super::*;
-    use crate::testing::{close, random, targets};
+    use burn::tensor::{DType, TensorData};
 
-    /// Oracle: a loop over the rows. Indices repeat, and the table is whole or a part.
+    use super::*;
+    use crate::{
+        numbers::close,
+        testing::{random, targets},
+    };
+
+    /// Oracle: a loop over the rows. Indices repeat, the table is whole or a part, and another owner of it sees no change.
     #[test]
     fn rows_are_added_where_their_indices_say() {
         let (n, d, vocabulary) = (11, 3, 6);
-        let (whole, rows) = (random(1, [vocabulary, d]), random(2, [n, d]));
         let indices = targets(n, vocabulary);
-        for part in [0..vocabulary, 0..2, 2..5, 5..6] {
-            let table = whole.clone().narrow(0, part.start, part.len());
-            let found = add_rows(table.clone(), part.start, indices.clone(), rows.clone());
-            let mut expected = table.into_data().try_to_vec::<f64>().unwrap();
-            let (rows, indices) = (rows.to_data(), indices.to_data());
-            for (index, row) in
-                indices.iter::<i64>().zip(rows.try_to_vec::<f64>().unwrap().chunks(d))
-            {
-                if part.contains(&(index as usize)) {
-                    let at = (index as usize - part.start) * d;
-                    expected[at..at + d].iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+        for (of_table, of_rows, tolerance) in [
+            (DType::F64, DType::F64, 1e-12),
+            (DType::F32, DType::F32, 1e-6),
+            (DType::F32, DType::BF16, 1e-6),
+        ] {
+            let whole = random(1, [vocabulary, d]).cast(of_table);
+            let rows = random(2, [n, d]).cast(of_rows);
+            for part in [0..vocabulary, 0..2, 2..5, 5..6] {
+                let table = whole.clone().narrow(0, part.start, part.len());
+                let found = add_rows(table.clone(), part.start, indices.clone(), rows.clone());
+                let mut expected: Vec<f64> = table.into_data().iter().collect();
+                let rows: Vec<f64> = rows.to_data().iter().collect();
+                for (index, row) in indices.to_data().iter::<i64>().zip(rows.chunks(d)) {
+                    if part.contains(&(index as usize)) {
+                        let at = (index as usize - part.start) * d;
+                        expected[at..at + d].iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+                    }
                 }
+                let expected = TensorData::new(expected, [part.len(), d]);
+                let expected = Tensor::from_data(expected, (&found.device(), DType::F64));
+                let what = format!("{part:?} of {of_table:?}, rows of {of_rows:?}");
+                close(&what, &found.cast(DType::F64), &expected, tolerance);
             }
-            let expected = burn::tensor::TensorData::new(expected, [part.len(), d]);
-            let expected = Tensor::from_data(expected, (&found.device(), burn::tensor::DType::F64));
-            close(&format!("{part:?}"), &found, &expected);
         }
     }
 }

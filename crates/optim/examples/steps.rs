@@ -4,7 +4,7 @@
 
 use burn::tensor::{Device, Int, Tensor};
 use fpo_config::Settings;
-use fpo_optim::{GradientMap, Optimizer};
+use fpo_optim::{Optimizer, StepGradients};
 use fpo_transformer::{Family, Sizes, weights};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let hidden = hidden.narrow(1, 0, n).squeeze_dim::<2>(0);
         let targets = Tensor::<1, Int>::from_ints(&text[1..], &device);
         let loss = -model.head().log_probs(hidden, targets).mean();
-        let gradients = GradientMap::of(&loss, &model, None);
+        let gradients = StepGradients::of(&loss, &model, None);
         let info;
         (model, info) = optimizer.step(model, gradients);
         let loss: f32 = loss.into_scalar();

@@ -4,106 +4,39 @@
 //! * Knows a model's parameters by their paths alone, and no data, loss or stage.
 //! * Its state is the number of steps done and the moments; saved and restored, it goes on bit for bit.
 
+mod gradients;
+
 use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Result, anyhow, bail};
 use burn::{
     backend::DispatchTensor,
     module::{Module, ModuleMapper, ModuleVisitor, Param},
-    tensor::{Gradients, Shape, Tensor, TensorData},
+    tensor::{Shape, Tensor, TensorData},
 };
-use fpo_ops::{AdamW, Clip, adamw_steps, profile};
+use fpo_ops::{AdamW, Clip, adamw_steps, profile, sums_of_squares};
 use fpo_transformer::{
-    LanguageModel, Tape,
+    BackwardPass, LanguageModel,
     tensor_file::{self, Files, Stored},
     weights::stored_name,
 };
 
 use fpo_config::{OptimizerKind, OptimizerSettings, Schedule};
 
-/// The gradients of a model's parameters by name, flattened.
-#[derive(Default)]
-pub struct GradientMap(BTreeMap<String, Tensor<1>>);
-
-impl GradientMap {
-    /// The backward pass from a loss, and through the blocks of a tape if the forward pass left one.
-    pub fn of(loss: &Tensor<1>, model: &LanguageModel, tape: Option<Tape>) -> Self {
-        let mut gradients = Self::default();
-        gradients.add_of(loss, model, tape);
-        gradients
-    }
-
-    /// Adds the gradients of [`Self::of`]; those of a tape block by block, so that no second copy of all of them exists.
-    pub fn add_of(&mut self, loss: &Tensor<1>, model: &LanguageModel, tape: Option<Tape>) {
-        let mut gradients = loss.backward();
-        self.add(Self::collect(model, &mut gradients));
-        if let Some(tape) = tape {
-            let embedded = tape.backward(model, &mut gradients, |mut part| {
-                self.add(Self::collect(model, &mut part));
-            });
-            if let Some(embedded) = embedded {
-                embedded.add_to(&mut self.0);
-            }
-        }
-    }
-
-    /// Takes the gradients of every parameter that has one.
-    fn collect(model: &LanguageModel, gradients: &mut Gradients) -> Self {
-        struct Collect<'a> {
-            path: Vec<String>,
-            gradients: &'a mut Gradients,
-            found: BTreeMap<String, Tensor<1>>,
-        }
-        impl ModuleVisitor for Collect<'_> {
-            fn enter_module(&mut self, name: &str, _container: &str) {
-                self.path.push(name.to_owned());
-            }
-            fn exit_module(&mut self, _name: &str, _container: &str) {
-                self.path.pop();
-            }
-            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-                if let Some(gradient) = param.val().grad_remove(self.gradients) {
-                    self.found.insert(self.path.join("."), flat(gradient));
-                }
-            }
-        }
-        let mut collect = Collect { path: Vec::new(), gradients, found: BTreeMap::new() };
-        model.visit(&mut collect);
-        Self(collect.found)
-    }
-
-    /// Names and gradients.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor<1>)> {
-        self.0.iter().map(|(name, gradient)| (name.as_str(), gradient))
-    }
-
-    /// Adds gradients of the same step.
-    fn add(&mut self, other: Self) {
-        for (name, gradient) in other.0 {
-            let sum = match self.0.remove(&name) {
-                Some(sum) => sum + gradient,
-                None => gradient,
-            };
-            self.0.insert(name, sum);
-        }
-    }
-
-    /// Their norm, and the factor that clips it to the largest.
-    fn clip(&self, largest: f64) -> Clip {
-        let _clipping = profile::part("clipping");
-        Clip::of(self.0.values().cloned().collect(), largest)
-    }
-}
-
-fn flat<const D: usize>(x: Tensor<D>) -> Tensor<1> {
-    let count = x.dims().iter().product::<usize>();
-    x.reshape([count])
-}
+pub use gradients::StepGradients;
+use gradients::{add_embedded, flat, next_part};
 
 /// The first (AdamW alone) and second moments of a parameter, flattened.
 struct Moments {
     first: Option<Tensor<1>>,
     second: Tensor<1>,
+}
+
+/// Their sums of squares, for the norm.
+fn squares(gradients: &BTreeMap<String, Tensor<1>>) -> Option<Tensor<1>> {
+    let _clipping = profile::part("clipping");
+    let gradients: Vec<_> = gradients.values().cloned().collect();
+    (!gradients.is_empty()).then(|| sums_of_squares(gradients))
 }
 
 /// Moves a model's weights; its state is the moments and the number of steps done.
@@ -128,7 +61,7 @@ struct Taken {
 #[derive(Default)]
 struct Take {
     path: Vec<String>,
-    gradients: GradientMap,
+    gradients: BTreeMap<String, Tensor<1>>,
     taken: Vec<Taken>,
     /// One for each number of dimensions.
     placeholders: BTreeMap<usize, DispatchTensor>,
@@ -143,7 +76,7 @@ impl ModuleMapper for Take {
     }
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let name = self.path.join(".");
-        let Some(gradient) = self.gradients.0.remove(&name) else { return param };
+        let Some(gradient) = self.gradients.remove(&name) else { return param };
         param.map(|weights| {
             let (shape, device) = (weights.shape(), weights.device());
             let weights = flat(weights.without_autodiff());
@@ -221,19 +154,81 @@ impl Optimizer {
     }
 
     /// One step: clips the gradients by their global norm and moves the weights. With AdamW nothing waits for a GPU.
+    ///
+    /// Backward passes that wait are taken through the model here, and each part of it moves as soon as its gradients are known. The
+    /// norm is that of all gradients, so if they are clipped, a pass before that finds it, and the passes go through the model twice.
     pub fn step(
         &mut self,
         model: LanguageModel,
-        gradients: GradientMap,
+        gradients: StepGradients,
     ) -> (LanguageModel, StepInfo) {
-        let clip = gradients.clip(self.settings.max_grad_norm);
         let learning_rate = self.learning_rate(self.step);
         self.step += 1;
+        let (model, clip) = match gradients.waiting {
+            None => {
+                let clip = Clip::of_squares(
+                    Vec::from_iter(squares(&gradients.found)),
+                    self.largest_norm(),
+                );
+                (self.move_by(model, gradients.found, &clip, learning_rate), clip)
+            }
+            Some(passes) => self.step_by_parts(model, gradients.found, passes, learning_rate),
+        };
+        (model, StepInfo { clip, learning_rate })
+    }
+
+    /// The norm to which gradients are clipped, if they are.
+    fn largest_norm(&self) -> Option<f64> {
+        Some(self.settings.max_grad_norm).filter(|&norm| norm > 0.0)
+    }
+
+    /// A step in which the gradients of the final norm and of each block exist one after the other. Those `found` at the head are
+    /// there from the beginning, with a tied embedding's, which the end of the passes adds to.
+    fn step_by_parts(
+        &mut self,
+        mut model: LanguageModel,
+        mut found: BTreeMap<String, Tensor<1>>,
+        mut passes: Vec<BackwardPass>,
+        learning_rate: f64,
+    ) -> (LanguageModel, Clip) {
+        let mut sums = Vec::new();
+        let Some(largest) = self.largest_norm() else {
+            while let Some(part) = next_part(&mut passes, &model) {
+                sums.extend(squares(&part));
+                model = self.move_by(model, part, &Clip::NONE, learning_rate);
+            }
+            add_embedded(&mut found, &model, passes);
+            sums.extend(squares(&found));
+            model = self.move_by(model, found, &Clip::NONE, learning_rate);
+            return (model, Clip::of_squares(sums, None));
+        };
+        let mut ahead = passes.clone();
+        while let Some(part) = next_part(&mut ahead, &model) {
+            sums.extend(squares(&part));
+        }
+        add_embedded(&mut found, &model, ahead);
+        sums.extend(squares(&found));
+        let clip = Clip::of_squares(sums, Some(largest));
+        // The passes need the weights of the parts that they haven't come to, and no others.
+        model = self.move_by(model, found, &clip, learning_rate);
+        while let Some(part) = next_part(&mut passes, &model) {
+            model = self.move_by(model, part, &clip, learning_rate);
+        }
+        (model, clip)
+    }
+
+    /// Moves the parameters that have a gradient here.
+    fn move_by(
+        &mut self,
+        model: LanguageModel,
+        gradients: BTreeMap<String, Tensor<1>>,
+        clip: &Clip,
+        learning_rate: f64,
+    ) -> LanguageModel {
         let mut take = Take { gradients, ..Take::default() };
         let model = model.map(&mut take);
-        let moved = self.update(take.taken, &clip, learning_rate);
-        let model = model.map(&mut Put { path: Vec::new(), moved });
-        (model, StepInfo { clip, learning_rate })
+        let moved = self.update(take.taken, clip, learning_rate);
+        model.map(&mut Put { path: Vec::new(), moved })
     }
 
     /// Moves parameters by their clipped gradients. Returns them by their names.

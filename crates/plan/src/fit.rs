@@ -57,15 +57,25 @@ const ALIGN: Reach = Reach::Stage(Stage::Align);
 const EVALUATE: Reach = Reach::Stage(Stage::Evaluate);
 
 /// Changes that only cost time come first, a change of method last.
-const CANDIDATES: [Candidate; 11] = [
+const CANDIDATES: [Candidate; 13] = [
     candidate(EVALUATE, |s| one("evaluate.batch_size", &mut s.evaluate.batch_size)),
     candidate(ALIGN, |s| yes("align.checkpoint_activations", &mut s.align.checkpoint_activations)),
     candidate(SFT, |s| yes("sft.checkpoint_activations", &mut s.sft.checkpoint_activations)),
     candidate(Reach::All, bfloat16),
     candidate(ALIGN, |s| one("align.micro_batch_size", &mut s.align.micro_batch_size)),
     candidate(SFT, |s| one("sft.micro_batch_size", &mut s.sft.micro_batch_size)),
-    candidate(ALIGN, |s| adapters("align.lora", &mut s.align.lora)),
-    candidate(SFT, |s| adapters("sft.lora", &mut s.sft.lora)),
+    candidate(ALIGN, |s| {
+        let a = &mut s.align;
+        let applies = a.checkpoint_activations && a.lora.is_none();
+        in_backward("align", applies, &mut a.optimizer_in_backward)
+    }),
+    candidate(SFT, |s| {
+        let sft = &mut s.sft;
+        let applies = sft.checkpoint_activations && sft.lora.is_none();
+        in_backward("sft", applies, &mut sft.optimizer_in_backward)
+    }),
+    candidate(ALIGN, |s| adapters("align", &mut s.align.lora, &mut s.align.optimizer_in_backward)),
+    candidate(SFT, |s| adapters("sft", &mut s.sft.lora, &mut s.sft.optimizer_in_backward)),
     candidate(EVALUATE, shorter_answers),
     candidate(Reach::All, shorter_texts),
     candidate(Reach::Method, without_second_model),
@@ -75,19 +85,26 @@ fn yes(key: &str, value: &mut bool) -> Option<String> {
     (!replace(value, true)).then(|| format!("--set {key}=true"))
 }
 
+fn in_backward(stage: &str, applies: bool, value: &mut bool) -> Option<String> {
+    if applies { yes(&format!("{stage}.optimizer_in_backward"), value) } else { None }
+}
+
 fn one(key: &str, value: &mut NonZeroUsize) -> Option<String> {
     let before = replace(value, NonZeroUsize::MIN);
     (before != *value).then(|| format!("--set {key}=1"))
 }
 
-fn adapters(key: &str, value: &mut Option<LoraConfig>) -> Option<String> {
-    match value {
-        Some(_) => None,
-        None => {
-            let lora = value.insert(LoraConfig::default());
-            Some(format!("--set {key}.rank={}", lora.rank))
-        }
+/// Adapters, of which the optimiser moves none within the backward pass.
+fn adapters(stage: &str, value: &mut Option<LoraConfig>, in_backward: &mut bool) -> Option<String> {
+    if value.is_some() {
+        return None;
     }
+    let lora = value.insert(LoraConfig::default());
+    let set = format!("--set {stage}.lora.rank={}", lora.rank);
+    Some(match replace(in_backward, false) {
+        true => format!("{set} --set {stage}.optimizer_in_backward=false"),
+        false => set,
+    })
 }
 
 fn bfloat16(s: &mut Settings) -> Option<String> {

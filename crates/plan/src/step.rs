@@ -26,6 +26,8 @@ pub struct Step {
     pub optimizer: OptimizerKind,
     /// Gradients of several micro-batches are accumulated.
     pub accumulates: bool,
+    /// The tokens of all micro-batches of a step, if their backward passes wait in front of the blocks for the optimiser.
+    pub waiting: Option<usize>,
     /// On a GPU, logits are computed in blocks, and the embedding's gradient is concatenated from the blocks' gradients.
     pub gpu: bool,
     /// The reference model is loaded beside the policy.
@@ -63,7 +65,16 @@ impl Step {
 
     /// Elements of the gradients accumulated over earlier micro-batches.
     fn of_earlier_passes(&self) -> u64 {
-        if self.accumulates { self.trained() } else { 0 }
+        match (self.accumulates, self.waiting) {
+            (false, _) => 0,
+            (true, None) => self.trained(),
+            (true, Some(_)) => self.table(),
+        }
+    }
+
+    /// Tokens whose saved activations exist together.
+    fn kept_tokens(&self) -> u64 {
+        self.waiting.unwrap_or(self.tokens) as u64
     }
 
     /// Elements of this micro-batch's gradients after the backward pass through all blocks. With checkpointing they are accumulated
@@ -99,7 +110,7 @@ impl Step {
         let (copies, logits) = if self.gpu { (2, BLOCKS) } else { (1, KEPT_LOGITS) };
         Moment {
             gradients: self.of_earlier_passes() + copies * self.table(),
-            activations: tokens * (self.kept() + self.passing()),
+            activations: self.kept_tokens() * self.kept() + tokens * self.passing(),
             logits: logits.min(BYTES * tokens * self.config.vocab_size as u64),
         }
     }
@@ -112,18 +123,28 @@ impl Step {
             (true, None) => (block_parameters(c), self.kept()),
             (true, Some(_)) => (self.trained() / c.num_hidden_layers.max(1) as u64, self.kept()),
         };
-        let of_token = inputs + self.kept_by_blocks().max().unwrap_or(0) + self.passing();
+        let of_token = self.kept_by_blocks().max().unwrap_or(0) + self.passing();
+        let others = match self.waiting {
+            None => self.of_earlier_passes() + self.of_pass(),
+            // The head's, and the block's of earlier micro-batches.
+            Some(_) => self.table() + if self.accumulates { block } else { 0 },
+        };
         Moment {
-            gradients: self.of_earlier_passes() + self.of_pass() + block,
-            activations: self.tokens as u64 * of_token,
+            gradients: others + block,
+            activations: self.kept_tokens() * inputs + self.tokens as u64 * of_token,
             logits: 0,
         }
     }
 
-    /// End of the backward pass: the lookup's part of a tied embedding's gradient is added to the head's, not always in place.
+    /// End of the backward pass, at the lookup. With checkpointing its rows are added to the table in place; without, the gradients of
+    /// a tied table's two uses are added, not always in place.
     fn at_lookup(&self) -> Moment {
-        let copies = if self.config.tie_word_embeddings { 2 } else { 1 };
-        let gradients = self.of_earlier_passes() + self.of_pass() + copies * self.table();
+        let (summed, tables) = if self.config.tie_word_embeddings { (2, 1) } else { (1, 2) };
+        let gradients = match (self.waiting, self.checkpointed) {
+            (None, true) => self.of_earlier_passes() + self.of_pass(),
+            (None, false) => self.of_earlier_passes() + self.of_pass() + summed * self.table(),
+            (Some(_), _) => tables * self.table(),
+        };
         Moment { gradients, activations: 0, logits: 0 }
     }
 
@@ -178,6 +199,7 @@ pub fn alignment(settings: &Settings) -> Result<Step> {
         lora: s.lora.clone(),
         optimizer: s.optimizer.kind,
         accumulates: micro_batch < s.batch_size.get(),
+        waiting: s.optimizer_in_backward.then(|| 2 * s.batch_size.get() * settings.data.max_length),
         gpu: true,
         second_model: needs.token_kl,
         d_sae: needs.features.then(|| d_sae(settings)),
@@ -202,6 +224,7 @@ pub fn fine_tuning(settings: &Settings) -> Result<Option<Step>> {
         lora: s.lora.clone(),
         optimizer: s.optimizer.kind,
         accumulates: micro_batch < s.batch_size.get(),
+        waiting: s.optimizer_in_backward.then(|| s.batch_size.get() * settings.data.max_length),
         gpu: true,
         second_model: false,
         d_sae: None,
@@ -221,11 +244,16 @@ mod tests {
         let gradients = |step: &Step| step.memory().gradients;
         let in_parts = BYTES * (whole + 2 * table);
         assert_eq!(gradients(&step), in_parts);
-        assert_eq!(gradients(&Step { accumulates: false, ..step.clone() }), in_parts);
+        let one_pass = Step { accumulates: false, ..step.clone() };
+        let block = block_parameters(&step.config);
+        assert_eq!(gradients(&one_pass), BYTES * (whole + block));
         let kept = Step { checkpointed: false, tokens: 1, ..step.clone() };
         assert_eq!(gradients(&kept), in_parts + BYTES * whole);
         let lora = Some(LoraConfig::default());
-        assert!(gradients(&Step { lora, ..step }) < BYTES * table / 10);
+        assert!(gradients(&Step { lora, ..step.clone() }) < BYTES * table / 10);
+        // Of the blocks' gradients, one block's exist.
+        let waiting = Step { waiting: Some(step.tokens), accumulates: false, ..step };
+        assert_eq!(gradients(&waiting), BYTES * 2 * table);
     }
 
     /// Oracle: the parts counted by hand. Of 26 blocks, those with adapters keep the inputs of their projections (of q and v the

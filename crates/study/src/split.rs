@@ -40,12 +40,16 @@ impl Split {
     ///
     /// # Errors
     /// Too few held-out prompts for two halves.
-    pub fn of(prepared: &Prepared, share: f64) -> std::result::Result<Self, TooFew> {
+    pub fn of(
+        prepared: &Prepared,
+        prompts: &[EvalPrompt],
+        share: f64,
+    ) -> std::result::Result<Self, TooFew> {
         let pairs = prompts_of(&prepared.held_out);
         let of_pairs: BTreeSet<&Vec<u32>> = pairs.iter().collect();
         let is_validation = first(of_pairs.iter().map(|prompt| prompt.as_slice()), share);
         // Prompts that no pair has are split among themselves, so that both halves have their share.
-        let others = prepared.prompts.iter().map(|prompt| &prompt.tokens);
+        let others = prompts.iter().map(|prompt| &prompt.tokens);
         let others: BTreeSet<&Vec<u32>> =
             others.filter(|prompt| !of_pairs.contains(prompt)).collect();
         let others = first(others.iter().map(|prompt| prompt.as_slice()), share);
@@ -53,7 +57,7 @@ impl Split {
         let half = |validation: bool| Half {
             pairs: (0..pairs.len()).filter(|&at| decides(&pairs[at]) == validation).collect(),
             prompts: {
-                let all = prepared.prompts.iter();
+                let all = prompts.iter();
                 all.filter(|prompt| decides(&prompt.tokens) == validation).cloned().collect()
             },
         };

@@ -146,7 +146,8 @@ impl Study {
     }
 
     pub(crate) fn keep(&self, run: Run, base: Base) -> Result<Rc<Opened>> {
-        let split = Split::of(&base.prepared, self.plan.validation)?;
+        let prompts = base.prepared.asked(&run);
+        let split = Split::of(&base.prepared, prompts, self.plan.validation)?;
         let kinds = Kind::all(&base.prepared, &self.plan.kinds)?;
         let folder = run.folder.clone();
         let opened = Rc::new(Opened { run, base, split, kinds });

@@ -7,9 +7,10 @@ use fpo_losses::{PerResponse, mean_loss};
 use fpo_metrics::Pairs;
 use fpo_transformer::LanguageModel;
 
-use crate::{aligner::Aligner, optim::GradientMap};
+use crate::{aligner::Aligner, optim::StepGradients};
 
-/// The gradients of the mean loss over all pairs, and what was measured on the way. The logged loss is the differentiated one.
+/// The gradients of the mean loss over all pairs, added to those that are there (of a step, none), and what was measured on the way.
+/// The logged loss is the differentiated one.
 ///
 /// The result doesn't depend on how the pairs are cut into micro-batches, whatever the method.
 ///
@@ -19,10 +20,11 @@ pub fn step_gradients(
     aligner: &Aligner,
     policy: &LanguageModel,
     micro_batches: &[PairBatch],
-) -> Result<(GradientMap, Pairs)> {
+    gradients: StepGradients,
+) -> Result<(StepGradients, Pairs)> {
     match aligner.objective.needs().whole_step && micro_batches.len() > 1 {
-        true => in_two_passes(aligner, policy, micro_batches),
-        false => in_one_pass(aligner, policy, micro_batches),
+        true => in_two_passes(aligner, policy, micro_batches, gradients),
+        false => in_one_pass(aligner, policy, micro_batches, gradients),
     }
 }
 
@@ -30,9 +32,10 @@ fn in_one_pass(
     aligner: &Aligner,
     policy: &LanguageModel,
     micro_batches: &[PairBatch],
-) -> Result<(GradientMap, Pairs)> {
+    mut gradients: StepGradients,
+) -> Result<(StepGradients, Pairs)> {
     let pairs: usize = micro_batches.iter().map(PairBatch::pairs).sum();
-    let (mut gradients, mut measured) = (GradientMap::default(), Pairs::default());
+    let mut measured = Pairs::default();
     for batch in micro_batches {
         let policy = &policy.for_tokens(batch.token_keys());
         let comparison = aligner.compare(policy, batch)?;
@@ -52,7 +55,8 @@ fn in_two_passes(
     aligner: &Aligner,
     policy: &LanguageModel,
     micro_batches: &[PairBatch],
-) -> Result<(GradientMap, Pairs)> {
+    mut gradients: StepGradients,
+) -> Result<(StepGradients, Pairs)> {
     let mut measured = Pairs::default();
     let frozen = policy.valid();
     for batch in micro_batches {
@@ -71,7 +75,6 @@ fn in_two_passes(
         |x: PerResponse| PerResponse { chosen: slope(&x.chosen), rejected: slope(&x.rejected) };
     let (full, shared) = (slopes(full), shared.map(slopes));
 
-    let mut gradients = GradientMap::default();
     let mut start = 0;
     for batch in micro_batches {
         let range = start..start + batch.pairs();

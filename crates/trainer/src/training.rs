@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    optim::{GradientMap, Optimizer},
+    optim::{Optimizer, StepGradients},
     run::Workspace,
     trained::Trained,
 };
@@ -137,7 +137,16 @@ impl<'a> Training<'a> {
         let checkpoints = Checkpoints::new(&workspace.checkpoints);
         let mut optimizer = Optimizer::new(frame.optimizer, frame.total_steps);
         let (model, state, last_checkpoint) = match checkpoints.latest::<State>()? {
-            None => (trained.start(frame.seed, placement)?, State::default(), None),
+            None => {
+                let warmup = frame.optimizer.warmup(frame.total_steps);
+                if warmup > frame.total_steps {
+                    workspace.reporter.warn(format!(
+                        "{}: a warm-up of {warmup} steps in a training of {}: the learning rate never reaches its peak",
+                        frame.stage, frame.total_steps
+                    ));
+                }
+                (trained.start(frame.seed, placement)?, State::default(), None)
+            }
             Some((folder, state)) => {
                 let model = trained.load(&folder, placement)?;
                 optimizer.restore(&optimizer_file(&folder), state.step, &model)?;
@@ -189,7 +198,7 @@ impl<'a> Training<'a> {
     /// A loss or a gradient that isn't finite, a device that failed, an interruption, or those of evaluation and disk.
     pub fn apply(
         &mut self,
-        gradients: GradientMap,
+        gradients: StepGradients,
         read: impl FnOnce() -> StepResult,
     ) -> Result<()> {
         let model = self.model.take().context("a training whose last step failed")?;

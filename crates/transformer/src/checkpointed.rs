@@ -2,7 +2,7 @@
 //! the rest block by block.
 //!
 //! The forward pass runs outside any graph. Its outputs are leaves of a new graph, on which the caller computes a loss. From the
-//! gradients of these leaves a [`Tape`] continues the backward pass down to the embedding.
+//! gradients of these leaves a [`BackwardPass`] continues down to the embedding, one part of the model after the other.
 
 use std::collections::BTreeMap;
 
@@ -34,7 +34,7 @@ pub struct Tape {
 }
 
 impl LanguageModel {
-    /// [`LanguageModel::forward`] in less memory. The outputs are leaves; [`Tape::backward`] takes their gradients to the
+    /// [`LanguageModel::forward`] in less memory. The outputs are leaves; [`Tape::begin`] takes their gradients to the
     /// parameters.
     ///
     /// # Panics
@@ -62,44 +62,72 @@ impl LanguageModel {
 }
 
 impl Tape {
-    /// The backward pass from the gradients of the outputs through `model`, which must be the one of the forward pass. `found`
-    /// is called with the gradients of the final norm and of each block from the last to the first. Returns the gradient of the
-    /// embedding's rows, if it is trained. The gradient of a parameter that is used in several places (a tied embedding is also the
-    /// head) is the sum of its parts.
-    pub fn backward(
-        mut self,
-        model: &LanguageModel,
-        gradients: &mut Gradients,
-        mut found: impl FnMut(Gradients),
-    ) -> Option<EmbeddedRows> {
-        let backbone = &model.model;
-        let mut site_gradients: Vec<Option<Tensor<3>>> =
-            self.activations.drain(..).map(|x| x.grad_remove(gradients)).collect();
-        let mut gradient = self.hidden_states.grad_remove(gradients).and_then(|gradient| {
-            let x = leaf(self.last);
-            back(&x, vec![(model.final_norm(x.clone()), gradient)], &mut found)
-        });
-
-        let blocks = backbone.layers.iter().enumerate().rev();
-        for ((layer, block), x) in blocks.zip(self.inputs.into_iter().rev()) {
-            let x = leaf(x);
-            let at_sites = self.sites.iter().zip(&mut site_gradients);
-            let at_sites = at_sites.filter(|(site, _)| site.layer == layer);
-            let at_sites: Vec<_> =
-                at_sites.filter_map(|(site, slot)| Some((*site, slot.take()?))).collect();
-            if gradient.is_some() || !at_sites.is_empty() {
-                gradient = through_block(block, x, &self.layout, gradient, at_sites, &mut found);
-            }
+    /// The rest of the backward pass, from the gradients of the outputs.
+    pub fn begin(self, gradients: &mut Gradients) -> BackwardPass {
+        let Self { tokens, layout, inputs, last, sites, hidden_states, activations } = self;
+        let at_sites = sites.into_iter().zip(activations);
+        let at_sites = at_sites.filter_map(|(site, x)| Some((site, x.grad_remove(gradients)?)));
+        BackwardPass {
+            tokens,
+            layout,
+            inputs,
+            last: Some(last),
+            at_sites: at_sites.collect(),
+            gradient: hidden_states.grad_remove(gradients),
         }
+    }
+}
 
-        let trained = backbone.embed_tokens.rows().is_require_grad();
-        let gradient = gradient.filter(|_| trained)?;
+/// A backward pass on its way from the outputs of a forward pass to the embedding. Where it has been, nothing of it is left.
+#[derive(Clone, Debug)]
+pub struct BackwardPass {
+    tokens: Tensor<2, Int>,
+    layout: Layout,
+    /// The inputs of the blocks that it hasn't come to, `[batch, tokens, d_model]`.
+    inputs: Vec<Tensor<3>>,
+    /// The input of the final norm, until it has been there.
+    last: Option<Tensor<3>>,
+    /// The gradients of the activations at the sites.
+    at_sites: Vec<(Site, Tensor<3>)>,
+    /// The gradient of the residual stream where it is; at first, that of the final hidden states.
+    gradient: Option<Tensor<3>>,
+}
+
+impl BackwardPass {
+    /// Goes through the next part of `model`, which must have there the weights of the forward pass: the final norm, then each block
+    /// from the last to the first. `found` is called with the gradients of the part's parameters, if it has any. False at the
+    /// embedding, where there is no next part.
+    pub fn step(&mut self, model: &LanguageModel, found: impl FnOnce(Gradients)) -> bool {
+        if let Some(x) = self.last.take() {
+            self.gradient = self.gradient.take().and_then(|gradient| {
+                let x = leaf(x);
+                back(&x, vec![(model.final_norm(x.clone()), gradient)], found)
+            });
+            return true;
+        }
+        let Some(x) = self.inputs.pop() else { return false };
+        let layer = self.inputs.len();
+        let here =
+            self.at_sites.extract_if(.., |(site, _)| site.layer == layer).collect::<Vec<_>>();
+        let gradient = self.gradient.take();
+        if gradient.is_some() || !here.is_empty() {
+            let block = &model.model.layers[layer];
+            self.gradient = through_block(block, leaf(x), &self.layout, gradient, here, found);
+        }
+        true
+    }
+
+    /// At the embedding, the gradient of its rows, if it is trained. The gradient of a parameter that is used in several places (a
+    /// tied embedding is also the head) is the sum of its parts.
+    pub fn embedded(self, model: &LanguageModel) -> Option<EmbeddedRows> {
+        let embedding = &model.model.embed_tokens;
+        let gradient = self.gradient.filter(|_| embedding.rows().is_require_grad())?;
         let [batch, length, d_model] = gradient.dims();
         let of_rows = model.precision().factor(gradient * model.config().embedding_scale);
         Some(EmbeddedRows {
             tokens: self.tokens.reshape([batch * length]),
             gradient: of_rows.reshape([batch * length, d_model]),
-            parts: backbone.embed_tokens.parts(),
+            parts: embedding.parts(),
         })
     }
 }
@@ -141,7 +169,7 @@ fn through_block(
     layout: &Layout,
     gradient: Option<Tensor<3>>,
     at_sites: Vec<(Site, Tensor<3>)>,
-    found: &mut impl FnMut(Gradients),
+    found: impl FnOnce(Gradients),
 ) -> Option<Tensor<3>> {
     let output: BlockOutput = block.forward(x.clone(), layout);
     let mut ends: Vec<_> =
@@ -154,7 +182,7 @@ fn through_block(
 fn back(
     x: &Tensor<3>,
     ends: Vec<(Tensor<3>, Tensor<3>)>,
-    found: &mut impl FnMut(Gradients),
+    found: impl FnOnce(Gradients),
 ) -> Option<Tensor<3>> {
     let seeds = ends.into_iter().map(|(output, gradient)| seed(output, gradient));
     let mut gradients = seeds.reduce(|a, b| a + b)?.backward();

@@ -71,7 +71,7 @@ mod weight_type;
 pub mod weights;
 
 pub use builder::{Piece, Provider};
-pub use checkpointed::{EmbeddedRows, Tape};
+pub use checkpointed::{BackwardPass, EmbeddedRows, Tape};
 pub use config::{BlockNorms, LayerType, MlpActivation, ModelConfig};
 pub use content::hash_model;
 pub use embedding::Embedding;

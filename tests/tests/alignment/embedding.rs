@@ -14,7 +14,7 @@ use fpo_trainer::{
     aligner::Aligner,
     alignment_step::step_gradients,
     forward::Keep,
-    optim::GradientMap,
+    optim::StepGradients,
     run::Workspace,
     trained::{Initial, Trained},
     training::{Frame, StepResult, Training},
@@ -28,7 +28,7 @@ use serde_json::Map;
 use crate::world::{World, cast, logged_losses, numbers, objectives, trained};
 
 /// The same model, its table of 31 rows in parts of these.
-fn in_parts(model: &LanguageModel, sizes: &[usize]) -> LanguageModel {
+pub fn in_parts(model: &LanguageModel, sizes: &[usize]) -> LanguageModel {
     let mut model = model.clone();
     let table = model.unembedding().joined();
     let parts = table.split_with_sizes(sizes.to_vec(), 0).into_iter();
@@ -40,7 +40,7 @@ fn in_parts(model: &LanguageModel, sizes: &[usize]) -> LanguageModel {
 }
 
 /// By name in a checkpoint, in order.
-fn joined(gradients: &GradientMap) -> Vec<(String, Vec<f64>)> {
+fn joined(gradients: &StepGradients) -> Vec<(String, Vec<f64>)> {
     let mut found: Vec<(String, Vec<f64>)> = Vec::new();
     for (path, gradient) in gradients.iter() {
         let (name, values) = (stored_name(path), numbers(gradient.clone()));
@@ -52,7 +52,7 @@ fn joined(gradients: &GradientMap) -> Vec<(String, Vec<f64>)> {
     found
 }
 
-fn differ(a: &GradientMap, b: &GradientMap) -> f64 {
+fn differ(a: &StepGradients, b: &StepGradients) -> f64 {
     let (mut difference, mut largest) = (0.0_f64, 0.0_f64);
     let (a, b) = (joined(a), joined(b));
     assert_eq!(a.len(), b.len());
@@ -77,7 +77,9 @@ fn a_step_with_tables_in_parts_is_the_step() {
         for objective in objectives() {
             let aligner = Aligner { token_statistics: true, ..world.aligner(objective, dtype) };
             let batches = std::slice::from_ref(&batch);
-            let (expected, log) = step_gradients(&aligner, &trained(&policy), batches).unwrap();
+            let (expected, log) =
+                step_gradients(&aligner, &trained(&policy), batches, StepGradients::default())
+                    .unwrap();
             let losses = logged_losses(&log);
             for (sizes, reference, keep) in [
                 (&[30, 1][..], &[31][..], Keep::All),
@@ -94,7 +96,8 @@ fn a_step_with_tables_in_parts_is_the_step() {
                     ..world.aligner(objective, dtype)
                 };
                 let policy = trained(&in_parts(&policy, sizes));
-                let (found, log) = step_gradients(&aligner, &policy, batches).unwrap();
+                let (found, log) =
+                    step_gradients(&aligner, &policy, batches, StepGradients::default()).unwrap();
                 let difference = differ(&found, &expected);
                 assert!(difference < tolerance, "{objective:?}, {sizes:?}: {difference}");
                 for (a, b) in logged_losses(&log).iter().zip(&losses) {
@@ -167,7 +170,8 @@ impl Run {
             let parts = if largest_tensor.is_some() { 2 } else { 1 };
             assert_eq!(model.unembedding().parts().len(), parts, "step {step}");
             let batch: PairBatch = self.world.batch(&[step, step + 1]);
-            let (gradients, pairs) = step_gradients(&aligner, model, &[batch]).unwrap();
+            let (gradients, pairs) =
+                step_gradients(&aligner, model, &[batch], StepGradients::default()).unwrap();
             let loss = logged_losses(&pairs).iter().sum::<f64>() / 2.0;
             let step = StepResult { loss, tokens: 1, ids: vec![], metrics: Map::new() };
             training.apply(gradients, || step).unwrap();

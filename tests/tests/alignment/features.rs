@@ -4,7 +4,7 @@ use burn::tensor::{DType, Device, Int, Tensor};
 use fpo_device::progress::Reporter;
 use fpo_interp::features::{FindOptions, TextFeatures, find};
 use fpo_losses::{Method, Objective, PerResponse};
-use fpo_trainer::{aligner::Aligner, alignment_step::step_gradients};
+use fpo_trainer::{aligner::Aligner, alignment_step::step_gradients, optim::StepGradients};
 use fpo_transformer::Site;
 
 use crate::{
@@ -120,7 +120,9 @@ fn weights_choose_what_is_held_in_place() {
     let policy = trained(&world.policy);
     let batch = world.all();
     let gradients = |aligner: &Aligner| {
-        step_gradients(aligner, &policy, std::slice::from_ref(&batch)).unwrap().0
+        step_gradients(aligner, &policy, std::slice::from_ref(&batch), StepGradients::default())
+            .unwrap()
+            .0
     };
     let all = gradients(&with(None));
     assert!(differ(&gradients(&with(Some([1.0; D_SAE]))), &all) < 1e-6);

@@ -3,13 +3,13 @@
 use burn::tensor::{DType, Tensor};
 use fpo_data::PairBatch;
 use fpo_losses::{Method, Objective, PerResponse, Quantities};
-use fpo_trainer::{aligner::Aligner, alignment_step::step_gradients, optim::GradientMap};
+use fpo_trainer::{aligner::Aligner, alignment_step::step_gradients, optim::StepGradients};
 use fpo_transformer::LanguageModel;
 
 use crate::world::{World, cast, direction, numbers, objectives, shifted, trained};
 
 /// The slope of the loss along a direction, from the gradients of a step.
-fn slope(gradients: &GradientMap, seed: u64) -> f64 {
+fn slope(gradients: &StepGradients, seed: u64) -> f64 {
     let direction = direction(seed);
     let product = |(name, gradient): (&str, &Tensor<1>)| {
         let along = direction(name, gradient.dims()[0]);
@@ -54,7 +54,9 @@ fn a_step_goes_down_its_finite_difference() {
             }
             let aligner = world.aligner(objective, DType::F64);
             let parts = std::slice::from_ref(&batch);
-            let (gradients, log) = step_gradients(&aligner, &trained(&policy), parts).unwrap();
+            let (gradients, log) =
+                step_gradients(&aligner, &trained(&policy), parts, StepGradients::default())
+                    .unwrap();
             let fixed = log.quantities();
             for seed in [5, 6] {
                 let size = 1e-6;
@@ -81,7 +83,7 @@ fn the_constraint_is_at_rest_at_the_start() {
         let aligner =
             world.aligner(Objective { beta: 0.3, ..Objective::paper(method) }, DType::F64);
         let parts = std::slice::from_ref(&batch);
-        step_gradients(&aligner, &trained(policy), parts).unwrap()
+        step_gradients(&aligner, &trained(policy), parts, StepGradients::default()).unwrap()
     };
     let sigmoid_norm: Method = "sigmoid-norm".parse().unwrap();
     let (with, log) = gradients(Method::FPO, &reference);
@@ -108,7 +110,9 @@ fn without_alpha_the_constraint_is_gone() {
     let gradients = |method| {
         let objective = Objective { alpha: 0.0, beta: 0.3, ..Objective::paper(method) };
         let aligner = world.aligner(objective, DType::F64);
-        step_gradients(&aligner, &policy, std::slice::from_ref(&batch)).unwrap().0
+        step_gradients(&aligner, &policy, std::slice::from_ref(&batch), StepGradients::default())
+            .unwrap()
+            .0
     };
     let sigmoid_norm: Method = "sigmoid-norm".parse().unwrap();
     for (with, without) in [(Method::FPO, sigmoid_norm), (Method::TDPO2, Method::DPO)] {
@@ -118,7 +122,7 @@ fn without_alpha_the_constraint_is_gone() {
 }
 
 /// The largest difference of two gradients, of all that is largest in them.
-pub fn differ(a: &GradientMap, b: &GradientMap) -> f64 {
+pub fn differ(a: &StepGradients, b: &StepGradients) -> f64 {
     assert!(a.iter().map(|(name, _)| name).eq(b.iter().map(|(name, _)| name)));
     let (mut difference, mut largest) = (0.0_f64, 0.0_f64);
     for ((_, a), (_, b)) in a.iter().zip(b.iter()) {

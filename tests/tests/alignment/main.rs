@@ -5,6 +5,7 @@ mod drift;
 mod embedding;
 mod features;
 mod gradients;
+mod in_backward;
 mod parts;
 mod second_model;
 mod sites;

@@ -3,7 +3,9 @@
 use burn::tensor::{DType, Device};
 use fpo_data::PairBatch;
 use fpo_losses::{Method, Objective};
-use fpo_trainer::{aligner::Aligner, alignment_step::step_gradients, forward::Keep};
+use fpo_trainer::{
+    aligner::Aligner, alignment_step::step_gradients, forward::Keep, optim::StepGradients,
+};
 use fpo_transformer::{LanguageModel, LoraConfig};
 
 use crate::{
@@ -20,7 +22,7 @@ fn micro_batches_add_up_to_the_batch() {
             let aligner = world.aligner(objective, dtype);
             let step = |parts: &[&[usize]]| {
                 let parts: Vec<PairBatch> = parts.iter().map(|p| world.batch(p)).collect();
-                step_gradients(&aligner, &policy, &parts).unwrap()
+                step_gradients(&aligner, &policy, &parts, StepGradients::default()).unwrap()
             };
             let (whole, log) = step(&[&[0, 1, 2, 3, 4, 5]]);
             let losses = logged_losses(&log);
@@ -48,7 +50,7 @@ fn micro_batches_have_the_masks_of_the_batch() {
         let aligner = world.aligner(objective, DType::F64);
         let step = |parts: &[&[usize]], policy: &LanguageModel| {
             let parts: Vec<PairBatch> = parts.iter().map(|p| world.batch(p)).collect();
-            step_gradients(&aligner, policy, &parts).unwrap()
+            step_gradients(&aligner, policy, &parts, StepGradients::default()).unwrap()
         };
         let (whole, log) = step(&[&[0, 1, 2, 3, 4, 5]], &policy);
         let (parts, log_of_parts) = step(&[&[0], &[1, 2, 3], &[4, 5]], &policy);
@@ -72,7 +74,7 @@ fn recomputed_activations_are_the_same_step() {
             let parts: Vec<PairBatch> = parts.iter().map(|p| world.batch(p)).collect();
             let step = |keep| {
                 let aligner = Aligner { keep, ..world.aligner(objective, DType::F64) };
-                step_gradients(&aligner, &policy, &parts).unwrap().0
+                step_gradients(&aligner, &policy, &parts, StepGradients::default()).unwrap().0
             };
             let difference = differ(&step(Keep::BlockInputs), &step(Keep::All));
             assert!(difference < 1e-12, "{objective:?} in {} parts: {difference}", parts.len());

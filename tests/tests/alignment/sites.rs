@@ -6,7 +6,7 @@ use fpo_interp::reader::FeatureReader;
 use fpo_losses::{Method, Objective, PerResponse};
 use fpo_ops::{Encoder, Normalization};
 use fpo_sae::Sae;
-use fpo_trainer::{aligner::Aligner, alignment_step::step_gradients};
+use fpo_trainer::{aligner::Aligner, alignment_step::step_gradients, optim::StepGradients};
 use fpo_transformer::Site;
 
 use crate::{
@@ -59,7 +59,14 @@ fn distances_of_sites_add_up() {
     let policy = trained(&cast(&world.policy, DType::F32));
     let batch = world.all();
     let gradients = |reader: &FeatureReader| {
-        step_gradients(&aligner(reader), &policy, std::slice::from_ref(&batch)).unwrap().0
+        step_gradients(
+            &aligner(reader),
+            &policy,
+            std::slice::from_ref(&batch),
+            StepGradients::default(),
+        )
+        .unwrap()
+        .0
     };
     let with_both = gradients(&both);
     for reader in &alone {
@@ -69,7 +76,13 @@ fn distances_of_sites_add_up() {
     let weights = vec![Tensor::ones([D_SAE], &device), Tensor::zeros([D_SAE - 5], &device)];
     let mut first_only = aligner(&both);
     first_only.features.as_mut().unwrap().weights = Some(weights);
-    let (found, _) = step_gradients(&first_only, &policy, std::slice::from_ref(&batch)).unwrap();
+    let (found, _) = step_gradients(
+        &first_only,
+        &policy,
+        std::slice::from_ref(&batch),
+        StepGradients::default(),
+    )
+    .unwrap();
     assert!(differ(&found, &gradients(&alone[0])) < 1e-5);
 }
 

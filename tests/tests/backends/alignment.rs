@@ -15,7 +15,7 @@ use fpo_plan::check_precision;
 use fpo_sae::{Provenance, Sae, SaeTrainer, SaeTraining};
 use fpo_trainer::{
     forward::{DeviceBatch, Forward},
-    optim::{GradientMap, Optimizer},
+    optim::{Optimizer, StepGradients},
 };
 use fpo_transformer::{LanguageModel, ModelConfig, Placement, Precision, Site, weights};
 
@@ -66,6 +66,19 @@ fn batch() -> PairBatch {
     PairBatch::new(&pairs.each_ref().map(TokenizedPair::view)).unwrap()
 }
 
+fn settings(kind: OptimizerKind, max_grad_norm: f64) -> OptimizerSettings {
+    OptimizerSettings {
+        kind,
+        learning_rate: 1e-2,
+        warmup_steps: 0,
+        schedule: Schedule::Constant,
+        weight_decay: 0.1,
+        max_grad_norm,
+        warmup_ratio: None,
+        betas: [0.9, 0.999],
+    }
+}
+
 /// What a step leaves behind.
 struct Step {
     forward: [Vec<f64>; 5],
@@ -88,21 +101,11 @@ impl Step {
         let of_reference = log_probs.clone().map(|x| x.inner().autodiff() * 0.9);
         let preference = fpo(log_probs.clone(), of_reference, distance.clone(), 0.1, 0.5, true);
         let loss = mean_loss(preference);
-        let gradients = GradientMap::of(&loss, &policy, None);
+        let gradients = StepGradients::of(&loss, &policy, None);
         let found = BTreeMap::from_iter(
             gradients.iter().map(|(name, gradient)| (name.to_owned(), values(gradient))),
         );
-        let settings = OptimizerSettings {
-            kind,
-            learning_rate: 1e-2,
-            warmup_steps: 0,
-            schedule: Schedule::Constant,
-            weight_decay: 0.1,
-            max_grad_norm: 1.0,
-            warmup_ratio: None,
-            betas: [0.9, 0.999],
-        };
-        let (moved, _) = Optimizer::new(&settings, 10).step(policy, gradients);
+        let (moved, _) = Optimizer::new(&settings(kind, 1.0), 10).step(policy, gradients);
         let numbers = [
             values(&log_probs.chosen),
             values(&log_probs.rejected),
@@ -156,7 +159,7 @@ fn an_embedding_table_in_parts() {
         let device_batch = DeviceBatch::new(&batch.batch, &policy.device());
         let forward = Forward::new(&policy, &batch.batch, &device_batch, None);
         let log_probs = device_batch.sum_by_row(forward.token_log_probs());
-        let gradients = GradientMap::of(&log_probs.clone().sum(), &policy, None);
+        let gradients = StepGradients::of(&log_probs.clone().sum(), &policy, None);
         let mut of_table = Vec::new();
         for (path, gradient) in gradients.iter().filter(|(path, _)| path.contains("embed_tokens")) {
             assert_eq!(weights::stored_name(path), "model.embed_tokens.weight");
@@ -222,11 +225,46 @@ fn recomputed_activations() {
     let tokens = Tensor::<2, Int>::from_data(TensorData::new(tokens, [2, 6]), &policy.device());
     let loss = |hidden: Tensor<3>| hidden.square().sum();
     let plain =
-        GradientMap::of(&loss(policy.forward(tokens.clone(), &[]).hidden_states), &policy, None);
+        StepGradients::of(&loss(policy.forward(tokens.clone(), &[]).hidden_states), &policy, None);
     let (output, tape) = policy.forward_checkpointed(tokens, &[]);
-    let recomputed = GradientMap::of(&loss(output.hidden_states), &policy, Some(tape));
+    let recomputed = StepGradients::of(&loss(output.hidden_states), &policy, Some(tape));
     for ((name, found), (_, expected)) in recomputed.iter().zip(plain.iter()) {
         close(name, &values(found), &values(expected), tolerance());
+    }
+}
+
+/// Oracle: the steps of an optimiser that has all gradients first, on the same device.
+#[test]
+fn the_optimiser_within_the_backward_pass() {
+    let Some([_, device]) = devices() else { return };
+    let device = device.autodiff();
+    let tokens: Vec<i32> = (0..12).map(|i| i * 7 % 90).collect();
+    let tokens = Tensor::<2, Int>::from_data(TensorData::new(tokens, [2, 6]), &device);
+    for largest in [0.0, 0.1, 1e6] {
+        let steps = |wait| {
+            let mut policy = model(&device);
+            let settings = settings(OptimizerKind::Adamw, largest);
+            let mut optimizer = Optimizer::new(&settings, 10);
+            let mut norms = Vec::new();
+            for _ in 0..2 {
+                let (output, tape) = policy.forward_checkpointed(tokens.clone(), &[]);
+                let loss = output.hidden_states.square().mean();
+                let mut gradients = StepGradients::new(wait);
+                gradients.add_of(&loss, &policy, Some(tape));
+                let (moved, info) = optimizer.step(policy, gradients);
+                norms.push(info.grad_norm());
+                policy = moved;
+            }
+            (norms, parameters(&policy))
+        };
+        let ((norms, expected), (found_norms, found)) = (steps(false), steps(true));
+        close(&format!("norms, {largest}"), &found_norms, &norms, tolerance());
+        assert!(norms[0] > 0.1, "nothing is clipped: {norms:?}");
+        for (name, expected) in expected {
+            let apart = found[&name].iter().zip(&expected).filter(|(f, e)| (*f - *e).abs() > 1e-4);
+            let (apart, all) = (apart.count(), expected.len());
+            assert!(apart * 200 <= all, "{largest}, {name}: {apart} of {all} weights differ");
+        }
     }
 }
 

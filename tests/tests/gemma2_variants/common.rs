@@ -101,9 +101,10 @@ impl Named<'_> {
         outputs: &mut Gradients,
         found: &mut BTreeMap<String, Vec<f32>>,
     ) {
-        let embedded = tape.backward(model, outputs, |part| Named::add(model, &part, found));
+        let mut pass = tape.begin(outputs);
+        while pass.step(model, |part| Named::add(model, &part, found)) {}
         let mut tables = BTreeMap::new();
-        embedded.into_iter().for_each(|rows| rows.add_to(&mut tables));
+        pass.embedded(model).into_iter().for_each(|rows| rows.add_to(&mut tables));
         for (name, table) in tables {
             let sum =
                 found.remove(&name).map(|before| before.into_iter().zip(values(table.clone())));

@@ -8,7 +8,7 @@ use burn::{
     tensor::{Device, Int, Tensor, TensorData},
 };
 use fpo_config::{OptimizerKind, OptimizerSettings, Schedule};
-use fpo_trainer::optim::{GradientMap, Optimizer};
+use fpo_trainer::optim::{Optimizer, StepGradients};
 use fpo_transformer::{
     Error, GenerationOptions, LanguageModel, LoraConfig, ModelConfig, Placement, Precision, Sizes,
     generate, weights,
@@ -133,7 +133,7 @@ fn hidden_states_logits_and_answers() {
 fn gradients(
     model: &LanguageModel,
     checkpointed: bool,
-) -> (GradientMap, BTreeMap<String, Vec<f32>>) {
+) -> (StepGradients, BTreeMap<String, Vec<f32>>) {
     let rows =
         [text(5, 14), vec![402, 0, 401, 202, 201, 100, 101, 302, 303, 134, 135, 269, 270, 7]];
     let tokens = padded(&rows, &model.device());
@@ -149,7 +149,7 @@ fn gradients(
     };
     let hidden = output.hidden_states.flatten::<2>(0, 1);
     let loss = -fpo_ops::linear_log_probs(hidden, model.unembedding(), targets, Some(30.0)).mean();
-    let map = GradientMap::of(&loss, model, tape);
+    let map = StepGradients::of(&loss, model, tape);
     let mut found: BTreeMap<String, Vec<f32>> = BTreeMap::new();
     for (path, gradient) in map.iter() {
         let name = weights::stored_name(path).to_owned();

@@ -50,7 +50,7 @@ fn found<'a>(lines: &'a [Value], row: &str) -> &'a Value {
 fn every_figure_comes_from_the_program() {
     let folder = tempfile::tempdir().unwrap();
     symlink(env!("CARGO_BIN_EXE_fpo-under-test"), folder.path().join("fpo")).unwrap();
-    let parts = "step,profile,whole,load,devices";
+    let parts = "step,profile,whole,in-backward,load,devices";
     let Some(lines) = check(folder.path(), &["--parts", parts]) else { return };
     for name in parts.split(',') {
         assert_eq!(part(&lines, name)["ok"], true, "{lines:#?}");

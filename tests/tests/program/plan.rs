@@ -25,7 +25,9 @@ fn step(args: &[&str]) -> (f64, f64) {
 #[cfg(target_os = "linux")]
 #[test]
 fn planned_memory_is_what_a_step_takes() {
-    let cases: [&[&str]; 7] = [
+    // Where the gradients of blocks are a good part.
+    let deep = ["--tokens", "64", "--d-model", "512", "--ffn", "2048", "--layers", "16"];
+    let cases: [&[&str]; 9] = [
         &["--tokens", "256"],
         &["--tokens", "256", "--checkpoint-activations"],
         &["--tokens", "64", "--vocab", "65536"],
@@ -34,6 +36,8 @@ fn planned_memory_is_what_a_step_takes() {
         // The table's gradient in several parts is most of it.
         &["--tokens", "64", "--vocab", "262144"],
         &["--tokens", "128", "--d-model", "512", "--ffn", "2048", "--lora-rank", "8"],
+        &[&deep[..], &["--checkpoint-activations"]].concat(),
+        &[&deep[..], &["--checkpoint-activations", "--optimizer-in-backward"]].concat(),
     ];
     // What the program takes for itself.
     let (peak, planned) = step(&[

@@ -200,8 +200,12 @@ fn a_resumed_run_may_compute_in_smaller_pieces() {
     {
         assert!(message.contains(part), "{message}");
     }
-    let pieces =
-        ["align.micro_batch_size=1", "align.checkpoint_activations=true", "sft.micro_batch_size=1"];
+    let pieces = [
+        "align.micro_batch_size=1",
+        "align.checkpoint_activations=true",
+        "align.optimizer_in_backward=true",
+        "sft.micro_batch_size=1",
+    ];
     let settings: Vec<&str> = pieces.iter().flat_map(|piece| ["--set", piece]).collect();
     let printed = succeed(&train(&run, &[&["--resume"], &settings[..]].concat()));
     assert!(printed.contains("sft  up to date"), "{printed}");

@@ -95,7 +95,14 @@ fn a_call_goes_on_with_the_folders_own_settings() {
     }
 
     // Settings that no finished stage depends on are taken over; what only says how to compute discards nothing.
-    let free = ["--set", "evaluate.max_new_tokens=3", "--set", "align.micro_batch_size=4"];
+    let free = [
+        "--set",
+        "evaluate.max_new_tokens=3",
+        "--set",
+        "evaluate.prompts=5",
+        "--set",
+        "align.micro_batch_size=4",
+    ];
     let printed = succeed(&[&train[..], &free].concat());
     assert_eq!(printed.matches("up to date").count(), 5, "{printed}");
     assert!(printed.contains("evaluate.max_new_tokens is 3, was 16"), "{printed}");

@@ -378,3 +378,25 @@ fn an_empty_response_names_its_setting() {
     let printed = fail(&["train", "--recipe", "smoke", "--run", arg(&run), "--set", &set]);
     assert!(printed.contains("data.on_empty"), "{printed}");
 }
+
+/// What runs all the same, but hardly as it was meant.
+#[test]
+fn data_and_settings_that_teach_little_are_said() {
+    let world = World::new(file("reference"));
+    let pairs = fs::read_to_string(world.path("train.jsonl")).unwrap();
+    let same = "{\"prompt\": \"look up\", \"chosen\": \"it\", \"rejected\": \"it\"}\n";
+    fs::write(world.path("train.jsonl"), pairs + same).unwrap();
+    fs::copy(world.path("train.jsonl"), world.path("held_out.jsonl")).unwrap();
+    let set = ["align.method=dpo", "align.optimizer.warmup_steps=1000", "sft.epochs=0"];
+    let (_, printed) = world.train("run", &set);
+    let pairs = TRAINING + 1;
+    for says in [
+        format!("1 of {pairs} training pairs have the same tokens twice"),
+        format!("{pairs} of {pairs} held-out pairs are training pairs too"),
+        "align: a warm-up of 1000 steps".to_owned(),
+    ] {
+        assert!(printed.contains(&says), "no {says:?} in:\n{printed}");
+    }
+    let (_, printed) = World::new(file("reference")).train("other", &set[..1]);
+    assert!(!printed.contains("warning"), "{printed}");
+}

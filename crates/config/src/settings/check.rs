@@ -74,11 +74,8 @@ impl Settings {
             }
         }
         for (name, o) in [("sft", &self.sft.optimizer), ("align", &self.align.optimizer)] {
-            let positive = [("learning_rate", o.learning_rate), ("max_grad_norm", o.max_grad_norm)];
-            for (key, value) in positive {
-                if !(value > 0.0 && value.is_finite()) {
-                    bail!("{name}.optimizer.{key} = {value} must be positive");
-                }
+            if !(o.learning_rate > 0.0 && o.learning_rate.is_finite()) {
+                bail!("{name}.optimizer.learning_rate = {} must be positive", o.learning_rate);
             }
             if let Some(ratio) = o.warmup_ratio
                 && !(0.0..=1.0).contains(&ratio)
@@ -88,8 +85,28 @@ impl Settings {
             if !o.betas.iter().all(|beta| (0.0..1.0).contains(beta)) {
                 bail!("{name}.optimizer.betas = {:?} must be in [0, 1)", o.betas);
             }
-            if !(o.weight_decay >= 0.0 && o.weight_decay.is_finite()) {
-                bail!("{name}.optimizer.weight_decay = {} must not be negative", o.weight_decay);
+            let at_least_zero =
+                [("weight_decay", o.weight_decay), ("max_grad_norm", o.max_grad_norm)];
+            for (key, value) in at_least_zero {
+                if !(value >= 0.0 && value.is_finite()) {
+                    bail!("{name}.optimizer.{key} = {value} must be at least 0 and finite");
+                }
+            }
+        }
+        let (sft, align) = (&self.sft, &self.align);
+        for (name, in_backward, checkpointed, lora) in [
+            ("sft", sft.optimizer_in_backward, sft.checkpoint_activations, &sft.lora),
+            ("align", align.optimizer_in_backward, align.checkpoint_activations, &align.lora),
+        ] {
+            if in_backward && !checkpointed {
+                bail!(
+                    "{name}.optimizer_in_backward = true goes through the model block by block, as {name}.checkpoint_activations = true does: set both"
+                );
+            }
+            if in_backward && lora.is_some() {
+                bail!(
+                    "{name}.optimizer_in_backward = true is for full training: the gradients of {name}.lora are small; set it to false"
+                );
             }
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! What a mistyped key may have meant.
 
 /// Keys of other trainers, by ours or its last part.
-const ELSEWHERE: [(&str, &str); 35] = [
+const ELSEWHERE: [(&str, &str); 36] = [
     ("adam_beta1", "align.optimizer.betas"),
     ("adam_beta2", "align.optimizer.betas"),
     ("base_model", "model.path"),
@@ -33,6 +33,7 @@ const ELSEWHERE: [(&str, &str); 35] = [
     ("num_epochs", "epochs"),
     ("per_device_train_batch_size", "micro_batch_size"),
     ("gradient_checkpointing", "checkpoint_activations"),
+    ("optimizer_in_bwd", "optimizer_in_backward"),
     ("save_steps", "checkpoint_every"),
     ("sequence_len", "max_length"),
     ("loss_type", "method"),

@@ -17,8 +17,14 @@ use crate::{
     rms_norm::Gain,
 };
 
-/// Partial sums of the weight's gradient, each over a piece of the rows.
+/// Rows over which the weight's gradient is summed by one kernel; those of more are cut into pieces, whose sums another one adds.
+const WHOLE: usize = 2048;
+/// Pieces of the rows, at most.
 const PIECES: usize = 64;
+/// Columns that a cube sums.
+const COLUMNS: usize = 32;
+/// Units that share a column.
+const LANES: usize = UNITS / COLUMNS;
 
 #[derive(Clone, Debug)]
 pub(crate) struct RmsNorm {
@@ -46,8 +52,9 @@ impl Operation<2> for RmsNorm {
         let d_weight = weight_wanted.then(|| {
             let inputs = [x.clone(), scales.clone(), gradient.clone()];
             let [sums] = run(SumProducts, inputs);
-            let sums = Tensor::<2>::from(sums).sum_dim(0).squeeze_dim::<1>(0);
-            sums.cast(FloatDType::from(dtype)).into()
+            let sums = Tensor::<2>::from(sums);
+            let sum = if sums.dims()[0] == 1 { sums } else { sums.sum_dim(0) };
+            sum.squeeze_dim::<1>(0).cast(FloatDType::from(dtype)).into()
         });
         let d_x = x_wanted.then(|| {
             let differentiate = Differentiate { offset: self.gain.offset() };
@@ -232,14 +239,14 @@ fn differentiate<F: Float, W: Float, G: Float>(
     }
 }
 
-/// x, scales and the gradient g of the output → `Σ g·x·r` over each of at most [`PIECES`] pieces of the rows, `[pieces, d]`.
+/// x, scales and the gradient g of the output → `Σ g·x·r` over each piece of the rows, `[pieces, d]`; see [`WHOLE`].
 #[derive(Clone, Debug)]
 struct SumProducts;
 
 impl SumProducts {
     /// Rows per piece.
     fn length(rows: usize) -> usize {
-        rows.div_ceil(PIECES).max(PIECES)
+        if rows <= WHOLE { rows.max(1) } else { rows.div_ceil(PIECES) }
     }
 }
 
@@ -255,8 +262,8 @@ impl Kernel<3, 1> for SumProducts {
 
     fn launch(&self, [x, scales, gradient]: [Matrix; 3], [output]: [Matrix; 1]) {
         let (rows, width) = (x.count(), x.width());
-        let across = width.div_ceil(UNITS);
-        let plan = Plan { group: UNITS, cubes: output.count() * across };
+        let across = width.div_ceil(COLUMNS);
+        let plan = Plan { group: COLUMNS, cubes: output.count() * across };
         let address = address([&x, &gradient]);
         let strides = [x.stride, gradient.stride, output.stride];
         let types = [x.element(), gradient.element()];
@@ -284,7 +291,7 @@ impl Kernel<3, 1> for SumProducts {
     }
 }
 
-/// Each unit sums a column of a piece.
+/// The units of a column sum every [`LANES`]th row of a piece each.
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn sum_products<F: Float, G: Float>(
     x: &[F],
@@ -300,15 +307,26 @@ fn sum_products<F: Float, G: Float>(
     output_stride: usize,
     #[define(F, G)] _types: [ElemType; 2],
 ) {
+    let mut scratch = Shared::<[f32]>::new_slice(UNITS);
     let piece = CUBE_POS / across;
-    let column = CUBE_POS % across * UNITS + UNIT_POS_X as usize;
+    let (within, lane) = (UNIT_POS_X as usize, UNIT_POS_Y as usize);
+    let column = CUBE_POS % across * COLUMNS + within;
     let first = piece * length;
+    let mut sum = 0.0f32;
     if first < rows && column < width {
-        let mut sum = 0.0f32;
-        for row in first..min(first + length, rows) {
+        for row in range_stepped(first + lane, min(first + length, rows), LANES) {
             let normal = f32::cast_from(x[row * x_stride + column]) * scales[row];
             sum += f32::cast_from(gradient[row * gradient_stride + column]) * normal;
         }
-        output[piece * output_stride + column] = sum;
+    }
+    scratch[lane * COLUMNS + within] = sum;
+    sync_cube();
+    if lane == 0 && first < rows && column < width {
+        let mut total = 0.0f32;
+        #[unroll]
+        for lane in 0..LANES {
+            total += scratch[lane * COLUMNS + within];
+        }
+        output[piece * output_stride + column] = total;
     }
 }

@@ -12,6 +12,7 @@ use crate::{
     aligner::{Aligner, FeatureConstraint},
     alignment_step::step_gradients,
     forward::Keep,
+    optim::StepGradients,
     run::{Run, Stage, Workspace},
     trained::{Initial, Trained},
     training::{Frame, StepResult, Training, kept_checkpoints},
@@ -70,8 +71,11 @@ fn train(run: &Run, base: &Base, workspace: &Workspace) -> Result<()> {
             .map(PairBatch::new)
             .collect::<Result<Vec<_>, _>>()?;
         let seed = run.settings.seed;
-        let (gradients, measured) =
-            step_gradients(&aligner, &training.model().dropping(seed, step), &micro_batches)?;
+        let none = StepGradients::new(s.optimizer_in_backward);
+        let policy = training.model().dropping(seed, step);
+        let (gradients, measured) = step_gradients(&aligner, &policy, &micro_batches, none)?;
+        // The optimiser moves weights in place where nothing else has them.
+        drop(policy);
         training.apply(gradients, || {
             let (loss, mut metrics) = fpo_metrics::log(&measured.read());
             metrics.insert("beta".into(), json!(aligner.objective.beta));

@@ -52,8 +52,7 @@ pub fn evaluate(run: &Run, base: &Base, align: &Stage) -> Result<Evaluation> {
 
 fn fill(run: &Run, base: &Base, align: &Stage, workspace: &Workspace) -> Result<()> {
     let aligner = measuring_aligner(run, base, Split::HeldOut)?;
-    let prompts = &base.prepared.prompts;
-    let prompts = &prompts[..prompts.len().min(run.settings.evaluate.prompts)];
+    let prompts = base.prepared.asked(run);
     let total = 2 * (base.prepared.held_out.len() + prompts.len());
     let mut progress = run.reporter.begin("evaluate", "items", total, 0);
     // The model before is the reference, which is loaded once.

@@ -170,8 +170,14 @@ impl Base {
 
 /// Settings that change how a stage computes but not what, apart from rounding: an interrupted stage may resume with others. What
 /// `turns` changes is in the hash of the prepared examples.
-const MAY_CHANGE: [&str; 5] =
-    ["micro_batch_size", "checkpoint_every", "checkpoint_activations", "keep_last", "turns"];
+const MAY_CHANGE: [&str; 6] = [
+    "micro_batch_size",
+    "checkpoint_every",
+    "checkpoint_activations",
+    "optimizer_in_backward",
+    "keep_last",
+    "turns",
+];
 
 /// Settings of `evaluate` that concern alignment alone, which notes them itself.
 const DURING: [&str; 3] = ["every", "subset", "samples"];

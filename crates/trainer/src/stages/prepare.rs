@@ -1,11 +1,12 @@
 //! Data and tokenizer: sources → pairs → tokens, in memory-mapped stores.
 
-use std::path::Path;
+use std::{collections::HashSet, path::Path};
 
 use anyhow::{Context, Result, bail};
 use fpo_data::{
     Pair, PairStore, PrepareSummary, Preparer, Prompt, ReadSummary, SequenceStore, SftExample,
-    TemplateChoice, Tokenizer, Truncation, Turns, hold_out, read_held_out, read_pairs, read_sft,
+    TemplateChoice, TokenizedPair, Tokenizer, Truncation, Turns, hold_out, read_held_out,
+    read_pairs, read_sft,
 };
 use fpo_datasets::{Sizes, Task, generate};
 use fpo_plan::Counts;
@@ -51,17 +52,28 @@ pub struct Prepared {
     pub train: PairStore,
     /// Held-out pairs.
     pub held_out: PairStore,
-    /// Held-out prompts, at most `evaluate.prompts`.
+    /// All held-out prompts.
     pub prompts: Vec<EvalPrompt>,
     /// How many training pairs were clipped or dropped.
     pub train_summary: PrepareSummary,
 }
 
 impl Prepared {
+    /// The held-out prompts that are answered: the first, at most `evaluate.prompts`.
+    pub fn asked(&self, run: &Run) -> &[EvalPrompt] {
+        &self.prompts[..self.prompts.len().min(run.settings.evaluate.prompts)]
+    }
+
     /// The largest token id of pairs and examples.
     pub(super) fn largest_token(&self) -> Option<u32> {
         let pairs = self.train.largest_token().max(self.held_out.largest_token());
         pairs.max(self.sft.largest_token())
+    }
+
+    /// Tokens of the longest text of pairs and examples.
+    pub(super) fn longest(&self) -> usize {
+        let lengths = [self.train.lengths(), self.held_out.lengths(), self.sft.lengths()];
+        lengths.into_iter().flatten().max().unwrap_or(0)
     }
 }
 
@@ -83,8 +95,7 @@ pub fn prepare(run: &Run) -> Result<Prepared> {
     let mut fingerprint = super::fingerprint(run)
         .with("data", super::section(&s.data)?)
         .with("boundary", "shared by a pair")
-        .with("vocab_size", s.model.sizes.vocab_size)
-        .with("prompts", s.evaluate.prompts);
+        .with("vocab_size", s.model.sizes.vocab_size);
     let sources = [("train", &s.data.train), ("eval", &s.data.eval), ("sft", &s.data.sft)];
     for (name, path) in sources {
         if let Some(path) = path {
@@ -149,6 +160,9 @@ fn fill(run: &Run, given: Option<Tokenizer>, workspace: &Workspace) -> Result<()
             bail!("nothing is left for `{name}` after truncation to {} tokens", s.data.max_length);
         }
     }
+    for warning in warnings(&train, &held_out) {
+        run.reporter.warn(warning);
+    }
     let file = |name: &str| workspace.output.join(name);
     let fingerprint = preparer.fingerprint_of_examples(&raw.sft, &examples);
     SequenceStore::write_with_context(&file("sft.arrow"), &fingerprint, examples)?;
@@ -180,7 +194,7 @@ fn fill(run: &Run, given: Option<Tokenizer>, workspace: &Workspace) -> Result<()
     for (name, rows) in [("examples", summary.sft), ("pairs", pairs)] {
         run.reporter.note("prepared", format!("{name}: {} (data.rendering)", rows.ways()));
     }
-    let note = format!(
+    let mut note = format!(
         "done in {:.1} s  {} examples, {} pairs, {} held out, {} prompts; {} pairs dropped, {} prompts and {} responses clipped",
         begun.elapsed().as_secs_f64(),
         summary.sft.kept,
@@ -191,8 +205,36 @@ fn fill(run: &Run, given: Option<Tokenizer>, workspace: &Workspace) -> Result<()
         pairs.clipped_prompts,
         pairs.clipped_responses,
     );
+    let (prompts, responses) = (summary.sft.clipped_prompts, summary.sft.clipped_responses);
+    if prompts + responses > 0 {
+        note += &format!(", {prompts} prompts and {responses} responses of examples too");
+    }
     run.reporter.note("prepared", note);
     Ok(())
+}
+
+/// What is said of pairs that teach nothing, and of held-out ones that aren't.
+fn warnings(train: &[TokenizedPair], held_out: &[TokenizedPair]) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let same = train.iter().filter(|pair| pair.chosen.tokens == pair.rejected.tokens).count();
+    if same > 0 {
+        warnings.push(format!(
+            "{same} of {} training pairs have the same tokens twice, and teach nothing",
+            train.len()
+        ));
+    }
+    fn tokens(pair: &TokenizedPair) -> [&[u32]; 2] {
+        [&pair.chosen.tokens, &pair.rejected.tokens]
+    }
+    let trained: HashSet<[&[u32]; 2]> = train.iter().map(tokens).collect();
+    let seen = held_out.iter().filter(|pair| trained.contains(&tokens(pair))).count();
+    if seen > 0 {
+        warnings.push(format!(
+            "{seen} of {} held-out pairs are training pairs too: what is measured on them isn't held out (data.eval)",
+            held_out.len()
+        ));
+    }
+    warnings
 }
 
 /// Generates the built-in dataset.
@@ -222,7 +264,7 @@ fn built_in(run: &Run) -> Raw {
         prompt: Prompt::Text(e.prompt),
         response: e.response.into(),
     });
-    let prompts = data.held_out_prompts.into_iter().take(run.settings.evaluate.prompts);
+    let prompts = data.held_out_prompts.into_iter();
     Raw {
         sft: sft.collect(),
         train: pairs(data.pairs),
@@ -263,11 +305,9 @@ fn external(run: &Run, path: &Path) -> Result<Raw> {
             .map(|p| SftExample { id: p.id, prompt: p.prompt.clone(), response: p.chosen.clone() })
             .collect(),
     };
-    let prompts = held_out
-        .iter()
-        .take(run.settings.evaluate.prompts)
-        .map(|p| (p.prompt.clone(), p.chosen.to_text().into_owned(), None))
-        .collect();
+    let prompts =
+        held_out.iter().map(|p| (p.prompt.clone(), p.chosen.to_text().into_owned(), None));
+    let prompts = prompts.collect();
     Ok(Raw { sft, train, held_out, prompts, summary: Some(summary) })
 }
 

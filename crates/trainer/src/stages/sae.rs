@@ -7,7 +7,7 @@ use fpo_interp::{
     autoencoder::open,
     training::{SaeTrainingRun, quality},
 };
-use fpo_sae::{Sae, save_sae_lens};
+use fpo_sae::{Quality, Sae, save_sae_lens};
 use fpo_transformer::{LanguageModel, Site, weights};
 
 use super::prepare::Prepared;
@@ -15,6 +15,9 @@ use crate::run::{Run, Stage, Workspace};
 
 /// Tokens kept for measuring, at most.
 const HELD_OUT: usize = 100_000;
+
+/// The share of the variance that any autoencoder should explain.
+const MUCH: f64 = 0.2;
 
 /// Trains an autoencoder, or reads the one that the settings name, and measures it.
 ///
@@ -58,8 +61,27 @@ fn fill(run: &Run, prepared: &Prepared, sft: &Stage, workspace: &Workspace) -> R
         quality.tokens
     );
     run.reporter.note("sae", summary);
+    if let Some(warning) = warning(&quality) {
+        run.reporter.warn(warning);
+    }
     super::write_json(&workspace.output.join("quality.json"), &quality)?;
     Ok(save_sae_lens(&sae, &workspace.output)?)
+}
+
+/// What is said of an autoencoder whose features tell next to nothing of the model.
+fn warning(quality: &Quality) -> Option<String> {
+    let Quality { l0, explained_variance, .. } = *quality;
+    if l0 < 1.0 {
+        return Some(format!(
+            "the autoencoder's features are hardly ever active (L0 {l0:.2}): what is made of them, FPO's constraint too, is close to nothing"
+        ));
+    }
+    (explained_variance.is_nan() || explained_variance < MUCH).then(|| {
+        format!(
+            "the autoencoder explains {:.0} % of the activations' variance: has it been trained on this model and site?",
+            100.0 * explained_variance
+        )
+    })
 }
 
 /// Refuses a run whose examples leave nothing to train an autoencoder on.

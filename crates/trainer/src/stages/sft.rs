@@ -1,15 +1,15 @@
 //! Supervised fine-tuning: the model that alignment starts from, which is the reference too.
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use burn::tensor::Tensor;
 use fpo_data::{Epochs, SequenceBatch};
-use fpo_transformer::{Family, ModelConfig, Sizes};
+use fpo_transformer::{Family, ModelConfig, Sizes, generate::check_prompts};
 use serde_json::Map;
 
 use super::{StageName, card, prepare::Prepared};
 use crate::{
     forward::{DeviceBatch, Forward, Keep},
-    optim::GradientMap,
+    optim::StepGradients,
     run::{Run, Stage, Workspace},
     trained::{Initial, Trained},
     training::{Frame, StepResult, Training},
@@ -26,11 +26,22 @@ pub fn sft(run: &Run, prepared: &Prepared) -> Result<Stage> {
         .with("model", super::section(&s.model)?)
         .with("sft", super::section(&s.sft)?);
     if let Some(path) = &s.model.path {
-        let rows = ModelConfig::load(path)?.vocab_size;
+        let config = ModelConfig::load(path)?;
+        let rows = config.vocab_size;
         // A tokenizer may have more tokens than the model: Gemma-3's has one for images.
         if let Some(id) = prepared.largest_token().filter(|&id| id as usize >= rows) {
             bail!("the data has token {id}, the model of {} only {rows} tokens", path.display());
         }
+        let (longest, positions) = (prepared.longest(), config.max_position_embeddings);
+        if longest > positions {
+            bail!(
+                "the data has a text of {longest} tokens, the model of {} only {positions} positions: lower data.max_length",
+                path.display()
+            );
+        }
+        let prompts: Vec<_> = prepared.asked(run).iter().map(|p| p.tokens.clone()).collect();
+        check_prompts(&config, &prompts, s.evaluate.max_new_tokens)
+            .context("evaluate.max_new_tokens")?;
         let hash = super::content(path)?;
         if s.sft.epochs == 0.0 {
             return Ok(Stage { folder: path.clone(), hash });
@@ -68,7 +79,7 @@ fn train(run: &Run, prepared: &Prepared, workspace: &Workspace) -> Result<()> {
     while let Some(step) = training.next_step() {
         let examples = prepared.sft.views(epochs.batch(step)?)?;
         let response_tokens: usize = examples.iter().map(|example| example.learned()).sum();
-        let mut gradients = GradientMap::default();
+        let mut gradients = StepGradients::new(s.optimizer_in_backward);
         let (mut shares, mut tokens) = (Vec::new(), 0);
         for micro_batch in examples.chunks(s.micro_batch_size.get()) {
             let sequences = SequenceBatch::new(micro_batch)?;
