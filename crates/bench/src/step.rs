@@ -81,7 +81,7 @@ pub struct StepSizes {
     /// Recomputes each block in the backward pass instead of storing its activations.
     #[arg(long)]
     pub checkpoint_activations: bool,
-    /// Moves each block as soon as the backward pass has its gradients, which then counts to the optimiser's time; the backward pass
+    /// Updates each block as soon as the backward pass has its gradients, which then counts to the optimiser's time; the backward pass
     /// goes through the blocks twice if gradients are clipped.
     #[arg(long, requires = "checkpoint_activations", conflicts_with = "lora_rank")]
     pub optimizer_in_backward: bool,

@@ -256,7 +256,7 @@ pub struct SftSettings {
     pub checkpoint_every: NonZeroUsize,
     /// Recomputes each block in the backward pass instead of storing its activations.
     pub checkpoint_activations: bool,
-    /// Moves each block as soon as the backward pass has its gradients, so that those of all don't exist together.
+    /// Updates each block as soon as the backward pass has its gradients, so that those of all don't exist together.
     #[serde(default)]
     pub optimizer_in_backward: bool,
     /// LoRA adapters to train instead of the full model; the full model if not set.
@@ -372,7 +372,7 @@ pub struct AlignSettings {
     pub early_stopping: Option<EarlyStopping>,
     /// Recomputes each block in the backward pass instead of storing its activations.
     pub checkpoint_activations: bool,
-    /// Moves each block as soon as the backward pass has its gradients, so that those of all don't exist together.
+    /// Updates each block as soon as the backward pass has its gradients, so that those of all don't exist together.
     #[serde(default)]
     pub optimizer_in_backward: bool,
     /// LoRA adapters to train instead of the full model; the full model if not set.

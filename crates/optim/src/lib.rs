@@ -155,7 +155,7 @@ impl Optimizer {
 
     /// One step: clips the gradients by their global norm and moves the weights. With AdamW nothing waits for a GPU.
     ///
-    /// Backward passes that wait are taken through the model here, and each part of it moves as soon as its gradients are known. The
+    /// Backward passes that wait are taken through the model here, and each part of it is updated as soon as its gradients are known. The
     /// norm is that of all gradients, so if they are clipped, a pass before that finds it, and the passes go through the model twice.
     pub fn step(
         &mut self,

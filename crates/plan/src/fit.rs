@@ -94,7 +94,7 @@ fn one(key: &str, value: &mut NonZeroUsize) -> Option<String> {
     (before != *value).then(|| format!("--set {key}=1"))
 }
 
-/// Adapters, of which the optimiser moves none within the backward pass.
+/// Adapters, which the optimiser never updates within the backward pass.
 fn adapters(stage: &str, value: &mut Option<LoraConfig>, in_backward: &mut bool) -> Option<String> {
     if value.is_some() {
         return None;
