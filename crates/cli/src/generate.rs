@@ -5,7 +5,9 @@ use std::{num::NonZeroUsize, path::PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use fpo_benchmarks::Benchmark;
-use fpo_data::{Message, Prompt, Rendering, System, Tokenizer, read_prompts};
+use fpo_data::{
+    Message, Prompt, Rendering, System, Tokenizer, binding::hash_prompts, read_prompts,
+};
 use fpo_transformer::{
     Generated, GenerationOptions, LanguageModel, generate,
     generate::{check_prompts, generate_with},
@@ -14,7 +16,7 @@ use serde::Serialize;
 
 use crate::{
     answers::Job,
-    kept::{Kept, hash_of_tokens},
+    kept::Kept,
     loaded::{ModelFolder, PlacementArgs},
     sampling::{Sampling, fingerprint},
     streams::{self, out},
@@ -182,7 +184,7 @@ impl Generate {
                 let settings = folder.fingerprint(self.placement.precision())?;
                 Ok(fingerprint(settings, &options)
                     .with("temperature", options.temperature)
-                    .with("prompts", hash_of_tokens(tokens.iter().map(Vec::as_slice))))
+                    .with("prompts", hash_prompts(&tokens)))
             })?),
         };
         let model = folder.load(&placement)?;

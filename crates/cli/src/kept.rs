@@ -9,7 +9,6 @@ use std::{
 use anyhow::{Context, Result};
 use fpo_data::{
     Fingerprint,
-    hash::hash_bytes,
     journal::{Journal, Kind},
 };
 use serde::{Deserialize, Serialize};
@@ -105,14 +104,4 @@ impl Kept {
             _ => Ok(()),
         }
     }
-}
-
-/// A hash of sequences of tokens.
-pub fn hash_of_tokens<'a>(sequences: impl IntoIterator<Item = &'a [u32]>) -> String {
-    let mut bytes = Vec::new();
-    for tokens in sequences {
-        bytes.extend((tokens.len() as u64).to_le_bytes());
-        bytes.extend(tokens.iter().flat_map(|token| token.to_le_bytes()));
-    }
-    hash_bytes(&bytes)
 }

@@ -4,13 +4,13 @@ use std::{num::NonZeroUsize, path::PathBuf};
 
 use anyhow::{Result, ensure};
 use clap::Args;
-use fpo_data::{Batches, PairBatch, PairView};
+use fpo_data::{Batches, PairBatch, PairView, binding::hash_pairs};
 use fpo_trainer::forward::{DeviceBatch, Forward};
 use fpo_transformer::LanguageModel;
 use serde::Serialize;
 
 use crate::{
-    kept::{Kept, hash_of_tokens},
+    kept::Kept,
     loaded::{ModelFolder, PlacementArgs},
     streams,
     terminal::reporter,
@@ -65,11 +65,8 @@ impl Score {
         let pairs = self.tokens.read_pairs(&folder, &self.data)?;
         let views = pairs.views();
         let kept = Kept::open(&self.out, "score", views.len(), || {
-            let rows = views.iter().flat_map(|pair| [pair.chosen.tokens, pair.rejected.tokens]);
-            let prompts: Vec<u32> =
-                views.iter().map(|pair| pair.chosen.prompt_len as u32).collect();
             let settings = folder.fingerprint(self.placement.precision())?;
-            Ok(settings.with("pairs", hash_of_tokens(rows.chain([prompts.as_slice()]))))
+            Ok(settings.with("pairs", hash_pairs(views.iter().copied())))
         })?;
         let model = folder.load(&placement)?;
         score(&model, &views, self.batch_size, kept)

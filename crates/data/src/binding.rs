@@ -94,6 +94,12 @@ pub fn hash_pairs<'a>(pairs: impl IntoIterator<Item = PairView<'a>>) -> String {
     hash_tokens(pairs.into_iter().map(|pair| (pair.id, [pair.chosen, pair.rejected])))
 }
 
+/// Hash (hex) of tokenised prompts in their order.
+pub fn hash_prompts(prompts: &[Vec<u32>]) -> String {
+    let view = |tokens| ResponseView { tokens, prompt_len: tokens.len() };
+    hash_tokens((0..).zip(prompts.iter().map(|tokens| [view(tokens.as_slice())])))
+}
+
 /// Hash (hex) of tokenised examples; as of their responses alone where they have no context.
 fn hash_examples(examples: &[TokenizedExample]) -> String {
     let responses = hash_tokens(examples.iter().map(|e| (e.id, [e.response.view()])));

@@ -4,7 +4,6 @@ use burn::tensor::Tensor;
 
 #[cfg(feature = "cube")]
 use crate::joined;
-use crate::sums_of_squares;
 
 /// The Euclidean norm of all gradients together, and the factor `min(1, largest / (norm + 1e-6))` of
 /// `torch.nn.utils.clip_grad_norm_`. On GPUs both stay on the device until they are asked for, so that a step doesn't wait.
@@ -26,14 +25,9 @@ impl Clip {
     /// Changes nothing.
     pub const NONE: Self = Self(Norm::Host { norm: f64::NAN, factor: 1.0 });
 
-    /// Of gradients `[n]` each, outside autodiff. Without a largest norm, the factor is 1.
-    pub fn of(gradients: Vec<Tensor<1>>, largest: Option<f64>) -> Self {
-        let sums = if gradients.is_empty() { Vec::new() } else { vec![sums_of_squares(gradients)] };
-        Self::of_squares(sums, largest)
-    }
-
-    /// Of the gradients whose [sums of squares](sums_of_squares) these are, `[pieces]` each.
-    pub fn of_squares(sums: Vec<Tensor<1>>, largest: Option<f64>) -> Self {
+    /// Of all gradients, given their [sums of squares](crate::sums_of_squares), `[pieces]` each. Without a largest norm, the factor
+    /// is 1.
+    pub fn of(sums: Vec<Tensor<1>>, largest: Option<f64>) -> Self {
         #[cfg(feature = "cube")]
         if !sums.is_empty() && sums.iter().all(crate::cube::takes_outside_graph) {
             let norm = joined(sums, 0).sum().sqrt();

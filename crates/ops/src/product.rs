@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use burn::tensor::Tensor;
 #[cfg(feature = "cube")]
-use burn::tensor::{DType, FloatDType};
+use burn::tensor::FloatDType;
+use burn::tensor::{DType, Tensor};
 #[cfg(feature = "cube")]
 use fpo_products::Write;
 
@@ -43,13 +43,9 @@ pub(crate) fn product<const D: usize>(
     lhs: impl Into<Factor<D>>,
     rhs: impl Into<Factor<D>>,
 ) -> Tensor<D> {
-    let (lhs, rhs) = (lhs.into(), rhs.into());
-    #[cfg(feature = "cube")]
-    if let Some(strategy) = library::strategy([&lhs, &rhs]) {
-        let result = lhs.stored.dtype();
-        return library::product(strategy, lhs, rhs, result);
-    }
-    lhs.into_matrix().matmul(rhs.into_matrix())
+    let lhs = lhs.into();
+    let dtype = lhs.stored.dtype();
+    product_in(dtype, lhs, rhs.into())
 }
 
 /// `lhs·rhs` in float32 at least; where the device can, not even the sum is rounded to the type of the factors.
@@ -57,12 +53,17 @@ pub(crate) fn product_f32<const D: usize>(
     lhs: impl Into<Factor<D>>,
     rhs: impl Into<Factor<D>>,
 ) -> Tensor<D> {
-    let (lhs, rhs) = (lhs.into(), rhs.into());
+    at_least_f32(product_in(DType::F32, lhs.into(), rhs.into()))
+}
+
+/// `lhs·rhs` in a type where the device can, else in theirs.
+#[cfg_attr(not(feature = "cube"), expect(unused_variables, reason = "Flex multiplies in one type"))]
+fn product_in<const D: usize>(result: DType, lhs: Factor<D>, rhs: Factor<D>) -> Tensor<D> {
     #[cfg(feature = "cube")]
     if let Some(strategy) = library::strategy([&lhs, &rhs]) {
-        return library::product(strategy, lhs, rhs, DType::F32);
+        return library::product(strategy, lhs, rhs, result);
     }
-    at_least_f32(lhs.into_matrix().matmul(rhs.into_matrix()))
+    lhs.into_matrix().matmul(rhs.into_matrix())
 }
 
 /// A matrix that products are added to, some rows at a time; in float32 at least. Where the device can, they are added in place.

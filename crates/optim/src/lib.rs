@@ -166,10 +166,7 @@ impl Optimizer {
         self.step += 1;
         let (model, clip) = match gradients.waiting {
             None => {
-                let clip = Clip::of_squares(
-                    Vec::from_iter(squares(&gradients.found)),
-                    self.largest_norm(),
-                );
+                let clip = self.clip(squares(&gradients.found));
                 (self.move_by(model, gradients.found, &clip, learning_rate), clip)
             }
             Some(passes) => self.step_by_parts(model, gradients.found, passes, learning_rate),
@@ -182,6 +179,12 @@ impl Optimizer {
         Some(self.settings.max_grad_norm).filter(|&norm| norm > 0.0)
     }
 
+    /// Of the gradients with these sums of squares.
+    fn clip(&self, sums: impl IntoIterator<Item = Tensor<1>>) -> Clip {
+        let _clipping = profile::part("clipping");
+        Clip::of(sums.into_iter().collect(), self.largest_norm())
+    }
+
     /// A step in which the gradients of the final norm and of each block exist one after the other. Those `found` at the head are
     /// there from the beginning, with a tied embedding's, which the end of the passes adds to.
     fn step_by_parts(
@@ -192,7 +195,7 @@ impl Optimizer {
         learning_rate: f64,
     ) -> (LanguageModel, Clip) {
         let mut sums = Vec::new();
-        let Some(largest) = self.largest_norm() else {
+        if self.largest_norm().is_none() {
             while let Some(part) = next_part(&mut passes, &model) {
                 sums.extend(squares(&part));
                 model = self.move_by(model, part, &Clip::NONE, learning_rate);
@@ -200,15 +203,15 @@ impl Optimizer {
             add_embedded(&mut found, &model, passes);
             sums.extend(squares(&found));
             model = self.move_by(model, found, &Clip::NONE, learning_rate);
-            return (model, Clip::of_squares(sums, None));
-        };
+            return (model, self.clip(sums));
+        }
         let mut ahead = passes.clone();
         while let Some(part) = next_part(&mut ahead, &model) {
             sums.extend(squares(&part));
         }
         add_embedded(&mut found, &model, ahead);
         sums.extend(squares(&found));
-        let clip = Clip::of_squares(sums, Some(largest));
+        let clip = self.clip(sums);
         // The passes need the weights of the parts that they haven't come to, and no others.
         model = self.move_by(model, found, &clip, learning_rate);
         while let Some(part) = next_part(&mut passes, &model) {
